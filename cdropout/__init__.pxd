@@ -1,0 +1,24 @@
+"""The C interface for Cython: a mask by value, the kernels, and the table that holds them. Must match include/cdropout.h."""
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef extern from "cdropout.h" nogil:
+    ctypedef struct cdropout_mask:
+        uint64_t seed, call, threshold
+        double scale
+
+    ctypedef enum cdropout_dtype:
+        CDROPOUT_FLOAT32
+        CDROPOUT_FLOAT64
+
+    const int CDROPOUT_TABLE_VERSION
+
+    ctypedef struct cdropout_table:
+        uint32_t version
+        uint32_t size
+        int (*mask_init)(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil
+        int (*apply)(cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
+        int (*apply_bits)(cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale) noexcept nogil
+        int (*apply_bools)(cdropout_dtype dtype, const void* x, ptrdiff_t x_stride, void* y, ptrdiff_t y_stride, const uint8_t* keep, ptrdiff_t keep_stride, size_t n, double scale) noexcept nogil
+        void (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
+        void (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil

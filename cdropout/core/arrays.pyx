@@ -1,0 +1,255 @@
+"""Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
+from functools import partial
+
+cimport numpy as np
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint8_t, uint64_t, uintptr_t
+
+import numpy as np
+
+from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
+from cdropout.core import threads
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.strided cimport Box, apply_box, arrange, draw_box
+
+cdef extern from "numpy/arrayobject.h":
+    np.ndarray PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, np.PyArray_Descr*, int)
+
+np.import_array()
+
+cdef enum:
+    BLOCK = 8192                      # elements; must match core/stream.pxd
+    SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
+    SHARED = 1 << 20                  # elements from which a second thread pays
+
+
+# ---- what comes in ----------------------------------------------------------------------------
+
+
+cdef np.ndarray as_array(object x):
+    """x as an array of a type that the kernels know, without a copy; TypeError if it is none."""
+    cdef np.ndarray array
+    if type(x) is np.ndarray:
+        array = x
+    elif isinstance(x, np.ma.MaskedArray):
+        raise TypeError("x is a masked array, which has a mask of its own; pass x.data or x.filled()")
+    elif isinstance(x, (np.ndarray, np.generic)):
+        array = np.asarray(x)
+    else:
+        array = from_exporter(x)
+    if np.PyArray_TYPE(array) not in (np.NPY_FLOAT, np.NPY_DOUBLE):
+        raise TypeError(f"x has to be an array of float32 or float64, but got {array.dtype}")
+    if not np.PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"x has to be in this machine's byte order, but got {array.dtype.str}; x.astype('=f{array.itemsize}') is")
+    return array
+
+
+def from_exporter(x):
+    """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
+    if hasattr(x, "__dlpack__"):
+        return np.from_dlpack(x)
+    try:
+        view = memoryview(x)
+    except TypeError:
+        raise TypeError(
+            "x has to be a NumPy array, or have DLPack or the buffer protocol, "
+            f"with elements of float32 or float64, but got {type(x).__name__}"
+        ) from None
+    return np.asarray(view)
+
+
+cdef bint overlaps_itself(np.ndarray array):
+    """Whether two elements may share memory (0 strides, sliding windows); interleaved axes count as such."""
+    cdef size_t extent = np.PyArray_ITEMSIZE(array)
+    lengths = zip((<object>array).strides, shape_of(array))
+    for stride, length in sorted([(abs(stride), length) for stride, length in lengths if length > 1]):
+        if stride < extent:
+            return True
+        extent += (length - 1) * stride
+    return False
+
+
+cdef check_writable(np.ndarray array, name):
+    if not np.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name} is read-only")
+    if not np.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
+        raise ValueError(f"elements of {name} overlap in memory")
+
+
+cdef bint same_memory(np.ndarray a, np.ndarray b):
+    """Whether every element of the one lies where the other's does."""
+    cdef int i
+    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
+        return False
+    for i in range(np.PyArray_NDIM(a)):
+        if np.PyArray_STRIDE(a, i) != np.PyArray_STRIDE(b, i) and np.PyArray_DIM(a, i) > 1:
+            return False
+    return True
+
+
+cdef bint partly_overlap(np.ndarray a, np.ndarray b):
+    cdef const char* first = <const char*>np.PyArray_DATA(a)
+    cdef const char* second = <const char*>np.PyArray_DATA(b)
+    if np.PyArray_IS_C_CONTIGUOUS(a) and np.PyArray_IS_C_CONTIGUOUS(b):
+        return first != second and first < second + np.PyArray_NBYTES(b) and second < first + np.PyArray_NBYTES(a)
+    if same_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+cdef check_out(np.ndarray x, np.ndarray out):
+    if not np.PyArray_SAMESHAPE(x, out):
+        raise ValueError(f"out has to have the shape of x, {shape_of(x)}, but got {shape_of(out)}")
+    if np.PyArray_TYPE(out) != np.PyArray_TYPE(x) or not np.PyArray_ISNOTSWAPPED(out):
+        raise ValueError(f"out has to have the type and byte order of x, {x.dtype.str}, but got {out.dtype.str}")
+    check_writable(out, "out")
+    if partly_overlap(x, out):
+        raise ValueError("out partly overlaps x; it has to be x itself or lie apart")
+
+
+cdef np.ndarray destination(np.ndarray x, bint inplace, object out):
+    """The array that the result is written to: x, out, or a new one in the memory order of x."""
+    if inplace:
+        if out is not None:
+            raise ValueError("inplace=True writes to x: it excludes out")
+        check_writable(x, "x")
+        return x
+    if out is None:
+        return PyArray_NewLikeArray(x, np.NPY_KEEPORDER, NULL, 0)
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
+        raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
+    if out is not x:
+        check_out(x, out)
+    else:
+        check_writable(x, "out")
+    return out
+
+
+# ---- the kernels on whole arrays ----------------------------------------------------------------
+
+
+cdef inline cdropout_dtype code_of(np.ndarray array) noexcept:
+    return CDROPOUT_FLOAT32 if np.PyArray_TYPE(array) == np.NPY_FLOAT else CDROPOUT_FLOAT64
+
+
+cdef inline bint plain(np.ndarray x, np.ndarray y) noexcept:
+    return np.PyArray_IS_C_CONTIGUOUS(x) and np.PyArray_IS_C_CONTIGUOUS(y)
+
+
+cdef void fill_box(Box* box, np.ndarray x, np.ndarray y, tuple strides):
+    """The axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
+    cdef int ndim = np.PyArray_NDIM(y)
+    cdef ptrdiff_t step = 1
+    cdef int i
+    box.ndim = ndim
+    for i in range(ndim - 1, -1, -1):
+        box.axes[i].length = np.PyArray_DIM(y, i)
+        box.axes[i].x = np.PyArray_STRIDE(x, i) if x is not None else 0
+        box.axes[i].y = np.PyArray_STRIDE(y, i)
+        box.axes[i].keep = step if strides is None else strides[i]
+        step *= np.PyArray_DIM(y, i)
+    arrange(box)
+
+
+def apply_piece(int dtype, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece):
+    """Piece number `piece` of a contiguous array: `each` elements, fewer in the last."""
+    cdef size_t size = 4 if dtype == CDROPOUT_FLOAT32 else 8
+    cdef size_t first = piece * each
+    cdef size_t length = min(each, n - first)
+    with nogil:
+        kernels.apply(
+            <cdropout_dtype>dtype, <const char*>x + first * size, <char*>y + first * size, length,
+            <const cdropout_mask*>mask, start + first,
+        )
+
+
+cdef apply_shared(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t start):
+    """A contiguous array, cut at block borders into a piece a thread."""
+    cdef size_t n = np.PyArray_SIZE(x)
+    cdef size_t blocks = (n + BLOCK - 1) // BLOCK
+    cdef int pieces = min(threads.get_num_threads(), blocks)
+    cdef size_t each = (blocks + pieces - 1) // pieces * BLOCK
+    threads.share(
+        partial(
+            apply_piece, <int>code_of(x), <uintptr_t>np.PyArray_DATA(x), <uintptr_t>np.PyArray_DATA(y), n, each,
+            <uintptr_t>mask, start,
+        ),
+        <int>((n + each - 1) // each),
+    )
+
+
+cdef apply_mask(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
+    """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order."""
+    cdef size_t n = np.PyArray_SIZE(x)
+    cdef Box box
+    cdef const char* source = <const char*>np.PyArray_DATA(x)
+    cdef char* target = <char*>np.PyArray_DATA(y)
+    cdef cdropout_dtype dtype = code_of(x)
+    if n == 0:
+        return
+    if strides is not None or not plain(x, y):
+        fill_box(&box, x, y, strides)
+        box.dtype = dtype
+        box.scale = mask.scale
+        with nogil:
+            draw_box(&box, source, target, mask, start)
+    elif n < SHORT:
+        kernels.apply(dtype, source, target, n, mask, start)
+    elif n < SHARED or threads.get_num_threads() == 1:
+        with nogil:
+            kernels.apply(dtype, source, target, n, mask, start)
+    else:
+        apply_shared(x, y, mask, start)
+
+
+cdef apply_bools(np.ndarray x, np.ndarray y, np.ndarray keep, double scale):
+    """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
+    cdef Box box
+    if np.PyArray_SIZE(x) == 0:
+        return
+    fill_box(&box, x, y, (<object>keep).strides)
+    box.dtype = code_of(x)
+    box.scale = scale
+    with nogil:
+        apply_box(&box, <const char*>np.PyArray_DATA(x), <char*>np.PyArray_DATA(y), <const uint8_t*>np.PyArray_DATA(keep))
+
+
+cdef apply_bits(np.ndarray x, np.ndarray y, np.ndarray bits, double scale):
+    """y = x * scale where the packed bit (contiguous, in the C order of x) is set, else +0.0."""
+    cdef size_t n = np.PyArray_SIZE(x)
+    cdef const char* source = <const char*>np.PyArray_DATA(x)
+    cdef char* target = <char*>np.PyArray_DATA(y)
+    cdef const uint8_t* packed = <const uint8_t*>np.PyArray_DATA(bits)
+    cdef cdropout_dtype dtype = code_of(x)
+    if plain(x, y):
+        with nogil:
+            kernels.apply_bits(dtype, source, target, n, packed, 0, scale)
+    else:
+        apply_bools(x, y, np.unpackbits(bits, count=n, bitorder="little").reshape(shape_of(x)), scale)
+
+
+cdef draw_bools(np.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
+    """Fill out (C order, a byte an element) with 1 where the mask keeps, else 0."""
+    cdef size_t n = np.PyArray_SIZE(out)
+    cdef char* target = <char*>np.PyArray_DATA(out)
+    cdef Box box
+    if n == 0:
+        return
+    if strides is None:
+        with nogil:
+            kernels.bools(<uint8_t*>target, n, mask, start)
+        return
+    fill_box(&box, None, out, strides)
+    with nogil:
+        draw_box(&box, NULL, target, mask, start)
+
+
+cdef draw_bits(np.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start):
+    """Fill out (uint8, contiguous) with n keep bits, least significant first."""
+    cdef uint8_t* target = <uint8_t*>np.PyArray_DATA(out)
+    if n:
+        with nogil:
+            kernels.bits(target, n, mask, start)

@@ -1,0 +1,163 @@
+"""The calls that apply a new mask, or a given one, to an array. Compiled, since a call on a small array is mostly overhead."""
+cimport numpy as np
+
+import numpy as np
+
+from cdropout cimport cdropout_mask
+from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, shape_of
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.generators cimport as_generator, as_probability, check_rng
+from cdropout.core.masks cimport Mask, check_shape, new_mask, shared_strides
+
+np.import_array()
+
+
+def dropout(
+    x, p=0.5, bint training=True, bint inplace=False, *,
+    rng=None, broadcast_dims=(), mask=None, bint return_mask=False, out=None,
+):
+    """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, of any shape and strides
+        Or any object with DLPack or the buffer protocol over such elements; it is read without a copy.
+    p : float, default 0.5
+        The probability that an element is dropped, in [0, 1].
+    training : bool, default True
+        When false, `x` is returned as it is, and nothing is drawn.
+    inplace : bool, default False
+        Write the result to `x`.
+    rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
+        Where the mask comes from: the default generator (see `manual_seed`), another one, or an int, which names
+        the same mask in every call (that seed, call 0). From NumPy's generators one seed is drawn.
+    broadcast_dims : int or tuple of int
+        Axes along which one draw is shared: elements that differ only there are kept or dropped together.
+    mask : Mask or ndarray, optional
+        A mask to apply instead of a new one: a `Mask`, which knows its own p; packed bits (uint8) or bools, scaled
+        as `p` says; or an array of 0 and ``1 / (1 - p)``, of x's type.
+    return_mask : bool, default False
+        Return ``(y, mask)``: the mask is what `dropout_backward` needs.
+    out : ndarray, optional
+        Takes the result: an array of x's shape and type, x itself or one that does not overlap it.
+
+    Returns
+    -------
+    ndarray
+        In the memory order of `x`. With p = 0 or without training, `x` itself.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a type that is not taken; the message names it.
+    ValueError
+        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed.
+
+    Notes
+    -----
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014), in the
+    inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
+    """
+    if mask is None or not training:
+        return draw_and_apply(x, p, training, inplace, rng, broadcast_dims, out, return_mask)
+    y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
+    return (y, mask) if return_mask else y
+
+
+def dropout_backward(gy, mask, bint inplace=False, *, p=None, out=None):
+    """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
+
+    Parameters
+    ----------
+    gy : ndarray
+        The gradient of the output; what `dropout` takes as x.
+    mask : Mask or ndarray
+        What ``dropout(..., return_mask=True)`` returned; or packed bits (uint8) or bools, which need `p`; or an array
+        of 0 and ``1 / (1 - p)``, of gy's type.
+    inplace : bool, default False
+        Write the result to `gy`.
+    p : float, optional
+        The probability that an element was dropped, for masks that do not say it.
+    out : ndarray, optional
+        Takes the result, as in `dropout`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout`; ValueError if the mask has another shape, or needs p.
+    """
+    return apply_given(gy, mask, p, inplace, out)
+
+
+cdef bint empty(broadcast_dims):
+    return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
+
+
+cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out, bint return_mask):
+    """A dropout with a new mask; a call number is used up only if the mask is drawn."""
+    cdef cdropout_mask name
+    cdef double probability = as_probability(p)
+    cdef np.ndarray array = as_array(x)
+    cdef np.ndarray target
+    cdef tuple strides = None if empty(broadcast_dims) else shared_strides(shape_of(array), broadcast_dims)
+    if rng is not None:
+        check_rng(rng)
+    if not training:
+        probability = 0
+    kernels.mask_init(&name, 0, 0, probability)
+    if probability == 0 and out is None:
+        result = x
+    else:
+        target = destination(array, inplace, out)
+        if 0 < probability < 1 and np.PyArray_SIZE(array):
+            as_generator(rng).name_next(&name)
+        apply_mask(array, target, &name, 0, strides)
+        result = x if inplace else target
+    return (result, new_mask(name, shape_of(array), probability, strides)) if return_mask else result
+
+
+cdef apply_given(x, mask, p, bint inplace, out):
+    """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
+    cdef np.ndarray array = as_array(x)
+    cdef np.ndarray given
+    if isinstance(mask, Mask):
+        check_shape((<Mask>mask).shape, array)
+        if p is not None and as_probability(p) != (<Mask>mask).p:
+            raise ValueError(f"the mask has p={(<Mask>mask).p}, but p={p} was given")
+        target = destination(array, inplace, out)
+        apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
+        return x if inplace else target
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
+    given = mask
+    check_given(array, given, p)
+    target = destination(array, inplace, out)
+    if given.dtype == array.dtype:
+        with np.errstate(invalid="ignore"):      # a dropped infinity times 0, before it becomes 0
+            np.multiply(array, given, out=target)
+        np.copyto(target, 0, where=given == 0)
+    elif given.dtype == np.bool_:
+        apply_bools(array, target, given, scale_of(p))
+    else:
+        apply_bits(array, target, np.ascontiguousarray(given), scale_of(p))
+    return x if inplace else target
+
+
+cdef double scale_of(p) except -1:
+    cdef cdropout_mask name
+    kernels.mask_init(&name, 0, 0, as_probability(p))
+    return name.scale
+
+
+cdef check_given(np.ndarray x, np.ndarray mask, p):
+    shape = shape_of(x)
+    if mask.dtype == np.uint8:
+        shape = ((np.PyArray_SIZE(x) + 7) // 8,)
+        if shape_of(mask) != shape:
+            raise ValueError(f"packed bits for x of shape {shape_of(x)} have the shape {shape}, but got {shape_of(mask)}")
+    elif mask.dtype == np.bool_ or mask.dtype == x.dtype:
+        check_shape(shape_of(mask), x)
+    else:
+        raise TypeError(f"mask has to be a Mask, or an array of bool, uint8 (packed bits) or {x.dtype}, but got {mask.dtype}")
+    if mask.dtype != x.dtype and p is None:
+        raise ValueError(f"a mask of {'bools' if mask.dtype == np.bool_ else 'packed bits'} does not say p; pass p=")

@@ -1,0 +1,47 @@
+"""Picks the kernels of the widest instruction set that was built and that this CPU runs, once; CDROPOUT_ISA caps it."""
+import importlib
+import importlib.util
+import os
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+
+from cdropout cimport cdropout_table
+
+cdef extern from "simd.h" nogil:
+    bint cpu_has_avx2 "cd_cpu_has_avx2"()
+    bint cpu_has_avx512 "cd_cpu_has_avx512"()
+
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")    # the wider the later
+
+
+def module_of(isa):
+    return f"cdropout.core._kernels_{isa}"
+
+
+def built():
+    """The instruction sets that this package was built for."""
+    return tuple(isa for isa in INSTRUCTION_SETS if importlib.util.find_spec(module_of(isa)))
+
+
+def runnable():
+    """The instruction sets that this CPU has."""
+    has = {"baseline": True, "avx2": cpu_has_avx2(), "avx512": cpu_has_avx512()}
+    return tuple(isa for isa in INSTRUCTION_SETS if has[isa])
+
+
+def choose(wanted, built, runnable):
+    """The widest usable instruction set, or `wanted` (the value of CDROPOUT_ISA, or None); ValueError if that can't be had."""
+    if not wanted:
+        return [isa for isa in built if isa in runnable][-1]
+    if wanted not in INSTRUCTION_SETS:
+        raise ValueError(f"CDROPOUT_ISA has to be one of {', '.join(INSTRUCTION_SETS)}, but got {wanted!r}")
+    if wanted not in built:
+        raise ValueError(f"CDROPOUT_ISA={wanted}: cdropout was built without {wanted}; it has {', '.join(built)}")
+    if wanted not in runnable:
+        raise ValueError(f"CDROPOUT_ISA={wanted}: this CPU cannot run {wanted}; it runs {', '.join(runnable)}")
+    return wanted
+
+
+isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
+table = importlib.import_module(module_of(isa)).table
+kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout.core.table")

@@ -1,0 +1,216 @@
+"""Generator hands out the call numbers that, with its seed, name masks; the checks of p, seed and call are here too."""
+import operator
+import os
+
+cimport cython
+from cpython.float cimport PyFloat_CheckExact
+from libc.stdint cimport uint64_t
+
+import numpy as np
+
+from cdropout cimport cdropout_mask
+from cdropout.core.stream cimport GAMMA, mix
+
+cdef uint64_t LAST_CALL = <uint64_t>-1
+
+
+# ---- numbers from Python ------------------------------------------------------------------------
+
+
+cdef double as_probability(object p) except -1:
+    cdef double value
+    if PyFloat_CheckExact(p):
+        value = p
+    else:
+        numeric = getattr(getattr(p, "dtype", None), "kind", "f") not in "bSUOV"
+        scalar = getattr(p, "ndim", 0) == 0
+        if isinstance(p, bool) or not (hasattr(p, "__float__") and numeric and scalar):
+            raise TypeError(f"p has to be a number between 0 and 1, but got {type(p).__name__}")
+        value = float(p)
+    if not 0 <= value <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    return value
+
+
+def check_probability(p):
+    """Return p as a float; ValueError or TypeError if it is no probability."""
+    return as_probability(p)
+
+
+cdef object as_index(object value, name):
+    """value as a Python int; TypeError for a float, a bool, a str."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} has to be an int, but got {type(value).__name__}")
+    return operator.index(value)
+
+
+cdef uint64_t as_seed(object seed) except? 0:
+    seed = as_index(seed, "seed")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed has to be in [-2**63, 2**64), but got {seed}")
+    return seed & 0xFFFFFFFFFFFFFFFF
+
+
+cdef uint64_t as_count(object value, name) except? 0:
+    value = as_index(value, name)
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} has to be in [0, 2**64), but got {value}")
+    return value
+
+
+cdef uint64_t entropy():
+    return int.from_bytes(os.urandom(8), "little")
+
+
+# ---- Generator ----------------------------------------------------------------------------------
+
+cdef int forks = 0                    # of which this process is the outcome
+cdef enum:
+    SEEDED = -1
+
+
+def count_fork():
+    """Lets the unseeded generators of a forked child see that they have to seed themselves anew."""
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=count_fork)
+
+
+cdef class Generator:
+    """Hands out one call number a mask: with its seed, that names the mask.
+
+    Parameters
+    ----------
+    seed : int, optional
+        In [-2**63, 2**64); a negative one counts as its two's complement. Without one, the system's entropy is
+        asked, and asked again in a forked child. A generator that was given a seed goes on in both processes with
+        the same masks.
+
+    Notes
+    -----
+    Methods may be called from many threads at once; each call number is handed out once.
+    """
+
+    def __init__(self, seed=None):
+        self.restart(seed)
+
+    cdef restart(self, seed):
+        cdef uint64_t value = entropy() if seed is None else as_seed(seed)
+        self.seed_ = value
+        self.calls_ = 0
+        self.spawned = 0
+        self.born = forks if seed is None else SEEDED
+
+    cdef refresh(self):
+        """After a fork, an unseeded generator must not repeat its parent's masks."""
+        if self.born != forks and self.born != SEEDED:
+            self.restart(None)
+
+    cdef name_next(self, cdropout_mask* mask):
+        """Write the seed and the next call number into mask, and count it."""
+        with cython.critical_section(self):
+            self.refresh()
+            if self.calls_ == LAST_CALL:
+                raise OverflowError("this generator has handed out all its 2**64 - 1 call numbers; give it another seed")
+            mask.seed = self.seed_
+            mask.call = self.calls_
+            self.calls_ += 1
+
+    @property
+    def seed(self):
+        """The seed, as an int in [0, 2**64)."""
+        self.refresh()
+        return self.seed_
+
+    @property
+    def calls(self):
+        """How many call numbers were handed out: the number of the next one."""
+        self.refresh()
+        return self.calls_
+
+    @property
+    def state(self):
+        """Everything that decides what comes next, as a dict; assign it to go back there."""
+        with cython.critical_section(self):
+            self.refresh()
+            return {"seed": self.seed_, "calls": self.calls_, "spawned": self.spawned}
+
+    @state.setter
+    def state(self, state):
+        cdef uint64_t seed, calls, spawned
+        if not isinstance(state, dict) or state.keys() != {"seed", "calls", "spawned"}:
+            raise ValueError(f"state has to be a dict with the keys seed, calls and spawned, but got {state!r}")
+        seed = as_seed(state["seed"])
+        calls = as_count(state["calls"], "calls")
+        spawned = as_count(state["spawned"], "spawned")
+        with cython.critical_section(self):
+            self.seed_ = seed
+            self.calls_ = calls
+            self.spawned = spawned
+            self.born = SEEDED
+
+    def spawn(self, n):
+        """Return a list of `n` new generators, each with a seed of its own that follows from this one's.
+
+        The k-th child over the life of this generator has the seed mix(mix(seed + 2 * GAMMA) + GAMMA * (k + 1)).
+        """
+        cdef uint64_t first, count
+        count = as_count(n, "n")
+        with cython.critical_section(self):
+            self.refresh()
+            first = self.spawned
+            self.spawned += count
+        return [Generator(mix(mix(self.seed_ + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
+
+    def __reduce__(self):
+        return Generator, (self.seed_,), self.state
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __repr__(self):
+        return f"Generator(seed={self.seed}, calls={self.calls})"
+
+
+cdef Generator default = Generator()
+default_generator = default
+
+
+def manual_seed(seed):
+    """Seed the default generator, which every call without `rng` draws from; return it."""
+    default.restart(as_seed(seed))
+    return default
+
+
+cdef check_rng(rng):
+    """TypeError unless as_generator can make a generator of rng."""
+    if rng is None or isinstance(rng, (Generator, np.random.Generator, np.random.SeedSequence)):
+        return
+    if isinstance(rng, bool) or not hasattr(rng, "__index__"):
+        raise TypeError(
+            "rng has to be None, a cdropout.Generator, a numpy.random.Generator or SeedSequence, or an int, "
+            f"but got {type(rng).__name__}"
+        )
+    as_seed(rng)
+
+
+cdef Generator as_generator(rng):
+    """The generator that rng names; from NumPy's, one seed is drawn for a new one."""
+    if rng is None:
+        return default
+    if isinstance(rng, Generator):
+        return rng
+    if isinstance(rng, np.random.Generator):
+        return Generator(rng.integers(1 << 64, dtype=np.uint64))
+    if isinstance(rng, np.random.SeedSequence):
+        return Generator(rng.generate_state(1, np.uint64)[0])
+    return Generator(rng)
+
+
+def own_generator(rng):
+    """The generator of a module: None stays None, which is the default generator at the time of each call."""
+    check_rng(rng)
+    return None if rng is None else as_generator(rng)

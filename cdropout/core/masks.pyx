@@ -1,0 +1,280 @@
+"""Mask: which elements are kept, said by a few numbers, and drawn only when asked for."""
+import operator
+
+cimport numpy as np
+from libc.stdint cimport uint64_t
+
+import numpy as np
+
+from cdropout cimport cdropout_mask
+from cdropout.core.arrays cimport apply_mask, as_array, destination, draw_bits, draw_bools, shape_of
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.generators cimport as_count, as_index, as_probability, as_seed
+
+np.import_array()
+
+
+cdef tuple c_strides(tuple shape):
+    """Elements from one index to the next along each axis, in C order."""
+    step = 1
+    strides = []
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
+
+
+cdef tuple normal_strides(tuple shape, strides):
+    """None if the strides are those of C order wherever they matter; else with 0 wherever they do not."""
+    strides = tuple([0 if length == 1 else stride for length, stride in zip(shape, strides)])
+    plain = [0 if length == 1 else stride for length, stride in zip(shape, c_strides(shape))]
+    return None if list(strides) == plain or 0 in shape else strides
+
+
+cdef tuple shared_strides(tuple shape, broadcast_dims):
+    """The strides of a mask in which one draw is shared along broadcast_dims: drawn as if these had length 1."""
+    dims = broadcast_dims if isinstance(broadcast_dims, (tuple, list)) else (broadcast_dims,)
+    ndim = len(shape)
+    shared = set()
+    for dim in dims:
+        axis = as_index(dim, "each of broadcast_dims")
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"broadcast_dims has to be in [{-ndim}, {ndim}) for {ndim} dimensions, but got {axis}")
+        if axis % ndim in shared:
+            raise ValueError(f"broadcast_dims names dimension {axis % ndim} twice: {broadcast_dims}")
+        shared.add(axis % ndim)
+    drawn = c_strides(tuple([1 if i in shared else length for i, length in enumerate(shape)]))
+    return normal_strides(shape, [0 if i in shared else stride for i, stride in enumerate(drawn)])
+
+
+cdef class Mask:
+    """Which elements of an array are kept, as a value: nothing is stored for an element.
+
+    Two masks are equal if their numbers are. They can be dictionary keys, pickle to some hundred bytes, and draw the
+    same elements on every machine.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+    p : float
+        The probability that an element is dropped, in [0, 1].
+    seed : int
+        In [-2**63, 2**64), a negative one as its two's complement.
+    call : int
+        In [0, 2**64): tells the masks of one seed from each other.
+    start : int
+        The position in the stream of masks of the element with index 0, ..., 0.
+    strides : tuple of int, optional
+        How far the position moves from one index to the next along each axis; by default as in C order. With start
+        this is how a window (``mask[2:5, ::-1]``) or a shared draw (stride 0) is a mask again.
+
+    Attributes
+    ----------
+    shape, p, seed, call, start, strides
+        As given, seed in [0, 2**64).
+    ndim, size : int
+        The number of axes, and of elements.
+
+    Notes
+    -----
+    The element at position e is dropped if the number that (seed, call, e) draws is below p; see tests/reference.py.
+    """
+
+    def __init__(self, shape, p, seed=0, call=0, start=0, strides=None):
+        shape = shape if isinstance(shape, (tuple, list)) else (shape,)
+        shape = tuple([as_index(length, "each length in shape") for length in shape])
+        if any(length < 0 for length in shape):
+            raise ValueError(f"shape has to hold lengths of at least 0, but got {shape}")
+        if strides is not None:
+            strides = tuple([as_index(step, "each of strides") for step in strides])
+            if len(strides) != len(shape):
+                raise ValueError(f"strides has to have one number an axis of {shape}, but got {strides}")
+        self.name.seed = as_seed(seed)
+        self.name.call = as_count(call, "call")
+        self.become(shape, as_probability(p), as_count(start, "start"), strides)
+
+    cdef become(self, tuple shape, double p, start, strides):
+        """Set all but seed and call."""
+        full = c_strides(shape) if strides is None else strides
+        if 0 not in shape:
+            low = start + sum([min(0, (length - 1) * step) for length, step in zip(shape, full)])
+            high = start + sum([max(0, (length - 1) * step) for length, step in zip(shape, full)])
+            if low < 0 or high >= 1 << 64:
+                raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would reach from {low} to {high}")
+        kernels.mask_init(&self.name, self.name.seed, self.name.call, p)
+        self.shape = shape
+        self.p = p
+        self.first = start
+        self.steps = None if strides is None else normal_strides(shape, strides)
+
+    @property
+    def seed(self):
+        """The seed, as an int in [0, 2**64)."""
+        return self.name.seed
+
+    @property
+    def call(self):
+        """The call number."""
+        return self.name.call
+
+    @property
+    def start(self):
+        """The position of the element with index 0, ..., 0."""
+        return self.first
+
+    @property
+    def strides(self):
+        """How far the position moves from one index to the next along each axis."""
+        return c_strides(self.shape) if self.steps is None else self.steps
+
+    @property
+    def ndim(self):
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self):
+        """The number of elements."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+    # -- a value --
+
+    cdef tuple numbers(self):
+        return self.shape, self.p, self.name.seed, self.name.call, self.first, self.steps
+
+    def __reduce__(self):
+        return Mask, self.numbers()
+
+    def __eq__(self, other):
+        return self.numbers() == (<Mask>other).numbers() if isinstance(other, Mask) else NotImplemented
+
+    def __hash__(self):
+        return hash(self.numbers())
+
+    def __repr__(self):
+        text = f"Mask({self.shape}, p={self.p!r}, seed={self.name.seed}, call={self.name.call}"
+        if self.first or self.steps is not None:
+            text += f", start={self.first}"
+        if self.steps is not None:
+            text += f", strides={self.steps}"
+        return text + ")"
+
+    # -- windows --
+
+    def __len__(self):
+        if not self.shape:
+            raise TypeError("a mask of 0 dimensions has no length")
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        """A window, as a mask of its own: integers, slices, ... and None."""
+        cdef Mask window = Mask.__new__(Mask)
+        start = self.first
+        shape = []
+        strides = []
+        axes = iter(zip(self.shape, self.strides))
+        for item in full_index(index, len(self.shape)):
+            if item is None:
+                shape.append(1)
+                strides.append(0)
+                continue
+            length, stride = next(axes)
+            if isinstance(item, slice):
+                picked = range(*item.indices(length))
+                shape.append(len(picked))
+                strides.append(stride * picked.step)
+                start += picked.start * stride if picked else 0
+            else:
+                start += position(item, length) * stride
+        window.name = self.name
+        window.become(tuple(shape), self.p, start, strides)
+        return window
+
+    # -- what it says --
+
+    def __array__(self, dtype=None, copy=None):
+        """Kept as bool, in C order."""
+        if copy is False:
+            raise ValueError("a mask holds no array that could be shared: copy=False cannot be met")
+        out = np.empty(self.shape, np.bool_)
+        draw_bools(out, &self.name, self.first, self.steps)
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+    def bits(self):
+        """Kept as packed bits in C order: uint8 of length ceil(size / 8), least significant bit first."""
+        if self.steps is not None:
+            return np.packbits(self.__array__().reshape(-1), bitorder="little")
+        out = np.empty((self.size + 7) // 8, np.uint8)
+        draw_bits(out, self.size, &self.name, self.first)
+        return out
+
+    def scale(self, dtype=np.float32):
+        """1 / (1 - p) where kept, else 0, as an array of `dtype`, one of those that dropout takes."""
+        return self.apply(np.ones(self.shape, dtype))
+
+    def apply(self, x, out=None):
+        """Return x / (1 - p) where kept, else +0.0: dropout's forward, and its backward.
+
+        Parameters
+        ----------
+        x : array of the mask's shape
+        out : ndarray, optional
+            Takes the result: x itself, or an array of its shape and type that does not overlap it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `cdropout.dropout`; ValueError if x has another shape.
+        """
+        cdef np.ndarray array = as_array(x)
+        check_shape(self.shape, array)
+        target = destination(array, False, out)
+        apply_mask(array, target, &self.name, self.first, self.steps)
+        return target
+
+
+cdef list full_index(index, int ndim):
+    """One item an axis, and None where a new axis comes in."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    dots = [i for i, item in enumerate(items) if item is ...]
+    named = len([item for item in items if item is not None and item is not ...])
+    if len(dots) > 1:
+        raise IndexError("an index has at most one ellipsis ('...')")
+    if named > ndim:
+        raise IndexError(f"too many indices: the mask has {ndim} dimensions, but {named} were indexed")
+    at = dots[0] if dots else len(items)
+    items[at:at + 1] = [slice(None)] * (ndim - named)
+    return items
+
+
+cdef object position(item, length):
+    """The place that an integer index names."""
+    if isinstance(item, bool) or not hasattr(item, "__index__") or getattr(item, "ndim", 0):
+        raise IndexError(f"a mask takes integers, slices, ... and None as indices, but got {type(item).__name__}")
+    place = operator.index(item)
+    if not -length <= place < length:
+        raise IndexError(f"index {place} is out of bounds for an axis of length {length}")
+    return place % length
+
+
+cdef check_shape(tuple shape, np.ndarray array):
+    cdef int ndim = np.PyArray_NDIM(array)
+    cdef int i
+    cdef bint same = ndim == len(shape)
+    for i in range(ndim if same else 0):
+        same = same and np.PyArray_DIM(array, i) == <object>shape[i]
+    if not same:
+        raise ValueError(f"the mask has the shape {shape}, but x has {shape_of(array)}")
+
+
+cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides):
+    """A mask whose numbers are known to be good."""
+    cdef Mask mask = Mask.__new__(Mask)
+    mask.name = name
+    mask.shape = shape
+    mask.p = p
+    mask.steps = strides
+    return mask

@@ -1,0 +1,149 @@
+"""Boxes of elements at any strides: drawn piece by piece into bools, and walked in the order of memory."""
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint8_t, uint64_t
+
+from cdropout cimport CDROPOUT_FLOAT32, cdropout_mask
+from cdropout.core.dispatch cimport kernels
+
+cdef enum:
+    SPAN = 32768                      # elements of the mask that are drawn at once, a byte each, on the stack
+    LONG_ROW = 4096                   # elements from which entering the stream anew for each row costs little
+
+
+cdef inline size_t distance(ptrdiff_t stride) noexcept nogil:
+    return <size_t>(stride if stride >= 0 else -stride)
+
+
+cdef inline bint walks_before(const Axis* a, const Axis* b) noexcept nogil:
+    """Outer axes first: larger steps in y (or, where that says nothing, in x) lie further out."""
+    if distance(a.y) != distance(b.y):
+        return distance(a.y) > distance(b.y)
+    return distance(a.x) > distance(b.x)
+
+
+cdef void arrange(Box* box) noexcept nogil:
+    """Drop axes of length 1, sort the others into memory order, and join those that run on into each other."""
+    cdef Axis axis
+    cdef Axis* outer
+    cdef int kept = 0
+    cdef int i, j
+    for i in range(box.ndim):
+        axis = box.axes[i]
+        if axis.length == 1:
+            continue
+        j = kept
+        while j > 0 and walks_before(&axis, &box.axes[j - 1]):
+            box.axes[j] = box.axes[j - 1]
+            j -= 1
+        box.axes[j] = axis
+        kept += 1
+    box.ndim = 0
+    for i in range(kept):
+        axis = box.axes[i]
+        if box.ndim:
+            outer = &box.axes[box.ndim - 1]
+            if (outer.x == axis.x * <ptrdiff_t>axis.length and outer.y == axis.y * <ptrdiff_t>axis.length
+                    and outer.keep == axis.keep * <ptrdiff_t>axis.length):
+                axis.length *= outer.length
+                box.ndim -= 1
+        box.axes[box.ndim] = axis
+        box.ndim += 1
+    if box.ndim == 0:                 # a single element is a row of one
+        box.axes[0] = Axis(1, 0, 0, 0)
+        box.ndim = 1
+
+
+cdef inline void finish_row(
+    const Box* box, const Axis* row, const char* x, char* y, const uint8_t* keep
+) noexcept nogil:
+    cdef size_t i
+    if x != NULL:
+        kernels.apply_bools(box.dtype, x, row.x, y, row.y, keep, row.keep, row.length, box.scale)
+        return
+    for i in range(row.length):       # no x: y takes the bools themselves
+        y[<ptrdiff_t>i * row.y] = keep[<ptrdiff_t>i * row.keep]
+
+
+cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
+    cdef const Axis* step = &box.axes[axis]
+    cdef ptrdiff_t i
+    if axis == box.ndim - 1:
+        finish_row(box, step, x, y, keep)
+        return
+    for i in range(<ptrdiff_t>step.length):
+        apply_axes(box, axis + 1, x + i * step.x if x else NULL, y + i * step.y, keep + i * step.keep)
+
+
+cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep) noexcept nogil:
+    """y = x * scale where keep is 1, else +0.0; without x, y = keep. The box has been arranged."""
+    apply_axes(box, 0, x, y, keep)
+
+
+cdef bint has_long_rows(const Box* box) noexcept nogil:
+    cdef const Axis* row = &box.axes[box.ndim - 1]
+    cdef ptrdiff_t size = 4 if box.dtype == CDROPOUT_FLOAT32 else 8
+    return row.keep == 1 and row.x == size and row.y == size and row.length >= LONG_ROW
+
+
+cdef void draw_rows(
+    const Box* box, int axis, const char* x, char* y, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    """Each row by the fused kernel."""
+    cdef const Axis* step = &box.axes[axis]
+    cdef ptrdiff_t i
+    if axis == box.ndim - 1:
+        kernels.apply(box.dtype, x, y, step.length, mask, start)
+        return
+    for i in range(<ptrdiff_t>step.length):
+        draw_rows(box, axis + 1, x + i * step.x, y + i * step.y, mask, start + <uint64_t>(i * step.keep))
+
+
+cdef void draw_span(const Box* box, const char* x, char* y, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+    """A box whose elements lie within SPAN of the mask."""
+    cdef uint8_t drawn[SPAN]
+    cdef size_t before = 0            # elements of the mask that negative strides reach before start
+    cdef size_t after = 0
+    cdef size_t reach
+    cdef int i
+    for i in range(box.ndim):
+        reach = (box.axes[i].length - 1) * distance(box.axes[i].keep)
+        if box.axes[i].keep < 0:
+            before += reach
+        else:
+            after += reach
+    kernels.bools(drawn, before + 1 + after, mask, start - before)
+    apply_box(box, x, y, drawn + before)
+
+
+cdef void draw_pieces(Box* box, const char* x, char* y, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+    """Cut the axis that reaches furthest in the mask until a piece lies within SPAN."""
+    cdef size_t span = 1
+    cdef size_t length, step, part
+    cdef ptrdiff_t first
+    cdef Axis* widest = &box.axes[0]
+    cdef int i
+    for i in range(box.ndim):
+        span += (box.axes[i].length - 1) * distance(box.axes[i].keep)
+        if box.axes[i].length > 1 and (widest.length == 1 or distance(box.axes[i].keep) > distance(widest.keep)):
+            widest = &box.axes[i]
+    if span <= SPAN:
+        draw_span(box, x, y, mask, start)
+        return
+    length = widest.length
+    step = distance(widest.keep)
+    span -= (length - 1) * step       # of the other axes: what is left is for this one
+    part = 1 + (SPAN - span) // step if span < SPAN else 1
+    for i in range(<int>((length + part - 1) // part)):
+        first = i * <ptrdiff_t>part
+        widest.length = min(part, length - <size_t>first)
+        draw_pieces(box, x + first * widest.x if x else NULL, y + first * widest.y, mask, start + <uint64_t>(first * widest.keep))
+    widest.length = length
+
+
+cdef void draw_box(const Box* box, const char* x, char* y, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+    """y = x * scale where the mask keeps, else +0.0; without x, y = 1 or 0. The box has been arranged."""
+    cdef Box copy = box[0]
+    if x != NULL and has_long_rows(box):
+        draw_rows(box, 0, x, y, mask, start)
+    else:
+        draw_pieces(&copy, x, y, mask, start)
