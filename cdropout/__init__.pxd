@@ -10,6 +10,14 @@ cdef extern from "cdropout.h" nogil:
     ctypedef enum cdropout_dtype:
         CDROPOUT_FLOAT32
         CDROPOUT_FLOAT64
+        CDROPOUT_FLOAT16
+        CDROPOUT_BFLOAT16
+
+    ctypedef struct cdropout_plane:
+        size_t rows, columns
+        ptrdiff_t x[2]
+        ptrdiff_t y[2]
+        ptrdiff_t keep[2]
 
     const int CDROPOUT_TABLE_VERSION
 
@@ -19,6 +27,6 @@ cdef extern from "cdropout.h" nogil:
         int (*mask_init)(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil
         int (*apply)(cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         int (*apply_bits)(cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale) noexcept nogil
-        int (*apply_bools)(cdropout_dtype dtype, const void* x, ptrdiff_t x_stride, void* y, ptrdiff_t y_stride, const uint8_t* keep, ptrdiff_t keep_stride, size_t n, double scale) noexcept nogil
+        int (*apply_bools)(cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale) noexcept nogil
         void (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         void (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil

@@ -1,19 +1,19 @@
 """Arrays in, kernels called, arrays out: what core/masks.pyx calls."""
-cimport numpy as np
+cimport numpy as cnp
 from libc.stdint cimport uint8_t, uint64_t
 
 from cdropout cimport cdropout_mask
 
 cdef extern from "numpy/arrayobject.h":
-    tuple PyArray_IntTupleFromIntp(int, np.npy_intp*)
+    tuple PyArray_IntTupleFromIntp(int, cnp.npy_intp*)
 
-cdef inline tuple shape_of(np.ndarray array):
-    return PyArray_IntTupleFromIntp(np.PyArray_NDIM(array), np.PyArray_DIMS(array))
+cdef inline tuple shape_of(cnp.ndarray array):
+    return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
-cdef np.ndarray as_array(object x)
-cdef np.ndarray destination(np.ndarray x, bint inplace, object out)
-cdef apply_mask(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)
-cdef apply_bits(np.ndarray x, np.ndarray y, np.ndarray bits, double scale)
-cdef apply_bools(np.ndarray x, np.ndarray y, np.ndarray keep, double scale)
-cdef draw_bools(np.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides)
-cdef draw_bits(np.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start)
+cdef cnp.ndarray as_array(object x)
+cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
+cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)
+cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale)
+cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale)
+cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides)
+cdef draw_bits(cnp.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start)

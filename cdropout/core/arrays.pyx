@@ -1,21 +1,21 @@
 """Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
 from functools import partial
 
-cimport numpy as np
+cimport numpy as cnp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 
 import numpy as np
 
-from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
+from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core import threads
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.strided cimport Box, apply_box, arrange, draw_box
 
 cdef extern from "numpy/arrayobject.h":
-    np.ndarray PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, np.PyArray_Descr*, int)
+    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
 
-np.import_array()
+cnp.import_array()
 
 cdef enum:
     BLOCK = 8192                      # elements; must match core/stream.pxd
@@ -23,23 +23,36 @@ cdef enum:
     SHARED = 1 << 20                  # elements from which a second thread pays
 
 
+TYPES = "float16, bfloat16, float32 or float64"
+cdef int bfloat16 = -1                # NumPy's number for ml_dtypes.bfloat16, once such an array has come
+
+
 # ---- what comes in ----------------------------------------------------------------------------
 
 
-cdef np.ndarray as_array(object x):
+cdef bint takes(cnp.ndarray array):
+    """Whether the kernels know the type of the array's elements."""
+    global bfloat16
+    cdef int number = cnp.PyArray_TYPE(array)
+    if cnp.PyTypeNum_ISUSERDEF(number) and number != bfloat16 and array.dtype.name == "bfloat16":
+        bfloat16 = number
+    return number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16) or number == bfloat16
+
+
+cdef cnp.ndarray as_array(object x):
     """x as an array of a type that the kernels know, without a copy; TypeError if it is none."""
-    cdef np.ndarray array
-    if type(x) is np.ndarray:
+    cdef cnp.ndarray array
+    if type(x) is cnp.ndarray:
         array = x
     elif isinstance(x, np.ma.MaskedArray):
         raise TypeError("x is a masked array, which has a mask of its own; pass x.data or x.filled()")
-    elif isinstance(x, (np.ndarray, np.generic)):
+    elif isinstance(x, (cnp.ndarray, np.generic)):
         array = np.asarray(x)
     else:
         array = from_exporter(x)
-    if np.PyArray_TYPE(array) not in (np.NPY_FLOAT, np.NPY_DOUBLE):
-        raise TypeError(f"x has to be an array of float32 or float64, but got {array.dtype}")
-    if not np.PyArray_ISNOTSWAPPED(array):
+    if not takes(array):
+        raise TypeError(f"x has to be an array of {TYPES}, but got {array.dtype}")
+    if not cnp.PyArray_ISNOTSWAPPED(array):
         raise TypeError(f"x has to be in this machine's byte order, but got {array.dtype.str}; x.astype('=f{array.itemsize}') is")
     return array
 
@@ -53,14 +66,14 @@ def from_exporter(x):
     except TypeError:
         raise TypeError(
             "x has to be a NumPy array, or have DLPack or the buffer protocol, "
-            f"with elements of float32 or float64, but got {type(x).__name__}"
+            f"with elements of {TYPES}, but got {type(x).__name__}"
         ) from None
     return np.asarray(view)
 
 
-cdef bint overlaps_itself(np.ndarray array):
+cdef bint overlaps_itself(cnp.ndarray array):
     """Whether two elements may share memory (0 strides, sliding windows); interleaved axes count as such."""
-    cdef size_t extent = np.PyArray_ITEMSIZE(array)
+    cdef size_t extent = cnp.PyArray_ITEMSIZE(array)
     lengths = zip((<object>array).strides, shape_of(array))
     for stride, length in sorted([(abs(stride), length) for stride, length in lengths if length > 1]):
         if stride < extent:
@@ -69,29 +82,29 @@ cdef bint overlaps_itself(np.ndarray array):
     return False
 
 
-cdef check_writable(np.ndarray array, name):
-    if not np.PyArray_ISWRITEABLE(array):
+cdef check_writable(cnp.ndarray array, name):
+    if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
-    if not np.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
         raise ValueError(f"elements of {name} overlap in memory")
 
 
-cdef bint same_memory(np.ndarray a, np.ndarray b):
+cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
     """Whether every element of the one lies where the other's does."""
     cdef int i
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
         return False
-    for i in range(np.PyArray_NDIM(a)):
-        if np.PyArray_STRIDE(a, i) != np.PyArray_STRIDE(b, i) and np.PyArray_DIM(a, i) > 1:
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(a, i) > 1:
             return False
     return True
 
 
-cdef bint partly_overlap(np.ndarray a, np.ndarray b):
-    cdef const char* first = <const char*>np.PyArray_DATA(a)
-    cdef const char* second = <const char*>np.PyArray_DATA(b)
-    if np.PyArray_IS_C_CONTIGUOUS(a) and np.PyArray_IS_C_CONTIGUOUS(b):
-        return first != second and first < second + np.PyArray_NBYTES(b) and second < first + np.PyArray_NBYTES(a)
+cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
+    cdef const char* first = <const char*>cnp.PyArray_DATA(a)
+    cdef const char* second = <const char*>cnp.PyArray_DATA(b)
+    if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
+        return first != second and first < second + cnp.PyArray_NBYTES(b) and second < first + cnp.PyArray_NBYTES(a)
     if same_memory(a, b):
         return False
     try:
@@ -100,17 +113,17 @@ cdef bint partly_overlap(np.ndarray a, np.ndarray b):
         return True
 
 
-cdef check_out(np.ndarray x, np.ndarray out):
-    if not np.PyArray_SAMESHAPE(x, out):
+cdef check_out(cnp.ndarray x, cnp.ndarray out):
+    if not cnp.PyArray_SAMESHAPE(x, out):
         raise ValueError(f"out has to have the shape of x, {shape_of(x)}, but got {shape_of(out)}")
-    if np.PyArray_TYPE(out) != np.PyArray_TYPE(x) or not np.PyArray_ISNOTSWAPPED(out):
+    if cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(x) or not cnp.PyArray_ISNOTSWAPPED(out):
         raise ValueError(f"out has to have the type and byte order of x, {x.dtype.str}, but got {out.dtype.str}")
     check_writable(out, "out")
     if partly_overlap(x, out):
         raise ValueError("out partly overlaps x; it has to be x itself or lie apart")
 
 
-cdef np.ndarray destination(np.ndarray x, bint inplace, object out):
+cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
     """The array that the result is written to: x, out, or a new one in the memory order of x."""
     if inplace:
         if out is not None:
@@ -118,8 +131,8 @@ cdef np.ndarray destination(np.ndarray x, bint inplace, object out):
         check_writable(x, "x")
         return x
     if out is None:
-        return PyArray_NewLikeArray(x, np.NPY_KEEPORDER, NULL, 0)
-    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
     if out is not x:
         check_out(x, out)
@@ -131,32 +144,39 @@ cdef np.ndarray destination(np.ndarray x, bint inplace, object out):
 # ---- the kernels on whole arrays ----------------------------------------------------------------
 
 
-cdef inline cdropout_dtype code_of(np.ndarray array) noexcept:
-    return CDROPOUT_FLOAT32 if np.PyArray_TYPE(array) == np.NPY_FLOAT else CDROPOUT_FLOAT64
+cdef inline cdropout_dtype code_of(cnp.ndarray array) noexcept:
+    cdef int number = cnp.PyArray_TYPE(array)
+    if number == cnp.NPY_FLOAT:
+        return CDROPOUT_FLOAT32
+    if number == cnp.NPY_DOUBLE:
+        return CDROPOUT_FLOAT64
+    return CDROPOUT_FLOAT16 if number == cnp.NPY_FLOAT16 else CDROPOUT_BFLOAT16
 
 
-cdef inline bint plain(np.ndarray x, np.ndarray y) noexcept:
-    return np.PyArray_IS_C_CONTIGUOUS(x) and np.PyArray_IS_C_CONTIGUOUS(y)
+cdef inline bint plain(cnp.ndarray x, cnp.ndarray y) noexcept:
+    return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
 
 
-cdef void fill_box(Box* box, np.ndarray x, np.ndarray y, tuple strides):
+cdef void fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
     """The axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
-    cdef int ndim = np.PyArray_NDIM(y)
+    cdef int ndim = cnp.PyArray_NDIM(y)
     cdef ptrdiff_t step = 1
     cdef int i
     box.ndim = ndim
+    box.size = cnp.PyArray_ITEMSIZE(y)
+    if x is not None:
+        box.dtype = code_of(x)
     for i in range(ndim - 1, -1, -1):
-        box.axes[i].length = np.PyArray_DIM(y, i)
-        box.axes[i].x = np.PyArray_STRIDE(x, i) if x is not None else 0
-        box.axes[i].y = np.PyArray_STRIDE(y, i)
+        box.axes[i].length = cnp.PyArray_DIM(y, i)
+        box.axes[i].x = cnp.PyArray_STRIDE(x, i) if x is not None else 0
+        box.axes[i].y = cnp.PyArray_STRIDE(y, i)
         box.axes[i].keep = step if strides is None else strides[i]
-        step *= np.PyArray_DIM(y, i)
+        step *= cnp.PyArray_DIM(y, i)
     arrange(box)
 
 
-def apply_piece(int dtype, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece):
+def apply_piece(int dtype, size_t size, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece):
     """Piece number `piece` of a contiguous array: `each` elements, fewer in the last."""
-    cdef size_t size = 4 if dtype == CDROPOUT_FLOAT32 else 8
     cdef size_t first = piece * each
     cdef size_t length = min(each, n - first)
     with nogil:
@@ -166,33 +186,32 @@ def apply_piece(int dtype, uintptr_t x, uintptr_t y, size_t n, size_t each, uint
         )
 
 
-cdef apply_shared(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t start):
+cdef apply_shared(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start):
     """A contiguous array, cut at block borders into a piece a thread."""
-    cdef size_t n = np.PyArray_SIZE(x)
+    cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t blocks = (n + BLOCK - 1) // BLOCK
     cdef int pieces = min(threads.get_num_threads(), blocks)
     cdef size_t each = (blocks + pieces - 1) // pieces * BLOCK
     threads.share(
         partial(
-            apply_piece, <int>code_of(x), <uintptr_t>np.PyArray_DATA(x), <uintptr_t>np.PyArray_DATA(y), n, each,
+            apply_piece, <int>code_of(x), <size_t>cnp.PyArray_ITEMSIZE(x), <uintptr_t>cnp.PyArray_DATA(x), <uintptr_t>cnp.PyArray_DATA(y), n, each,
             <uintptr_t>mask, start,
         ),
         <int>((n + each - 1) // each),
     )
 
 
-cdef apply_mask(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
+cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
     """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order."""
-    cdef size_t n = np.PyArray_SIZE(x)
+    cdef size_t n = cnp.PyArray_SIZE(x)
     cdef Box box
-    cdef const char* source = <const char*>np.PyArray_DATA(x)
-    cdef char* target = <char*>np.PyArray_DATA(y)
+    cdef const char* source = <const char*>cnp.PyArray_DATA(x)
+    cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef cdropout_dtype dtype = code_of(x)
     if n == 0:
         return
     if strides is not None or not plain(x, y):
         fill_box(&box, x, y, strides)
-        box.dtype = dtype
         box.scale = mask.scale
         with nogil:
             draw_box(&box, source, target, mask, start)
@@ -205,24 +224,23 @@ cdef apply_mask(np.ndarray x, np.ndarray y, const cdropout_mask* mask, uint64_t 
         apply_shared(x, y, mask, start)
 
 
-cdef apply_bools(np.ndarray x, np.ndarray y, np.ndarray keep, double scale):
+cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
     cdef Box box
-    if np.PyArray_SIZE(x) == 0:
+    if cnp.PyArray_SIZE(x) == 0:
         return
     fill_box(&box, x, y, (<object>keep).strides)
-    box.dtype = code_of(x)
     box.scale = scale
     with nogil:
-        apply_box(&box, <const char*>np.PyArray_DATA(x), <char*>np.PyArray_DATA(y), <const uint8_t*>np.PyArray_DATA(keep))
+        apply_box(&box, <const char*>cnp.PyArray_DATA(x), <char*>cnp.PyArray_DATA(y), <const uint8_t*>cnp.PyArray_DATA(keep))
 
 
-cdef apply_bits(np.ndarray x, np.ndarray y, np.ndarray bits, double scale):
+cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     """y = x * scale where the packed bit (contiguous, in the C order of x) is set, else +0.0."""
-    cdef size_t n = np.PyArray_SIZE(x)
-    cdef const char* source = <const char*>np.PyArray_DATA(x)
-    cdef char* target = <char*>np.PyArray_DATA(y)
-    cdef const uint8_t* packed = <const uint8_t*>np.PyArray_DATA(bits)
+    cdef size_t n = cnp.PyArray_SIZE(x)
+    cdef const char* source = <const char*>cnp.PyArray_DATA(x)
+    cdef char* target = <char*>cnp.PyArray_DATA(y)
+    cdef const uint8_t* packed = <const uint8_t*>cnp.PyArray_DATA(bits)
     cdef cdropout_dtype dtype = code_of(x)
     if plain(x, y):
         with nogil:
@@ -231,10 +249,10 @@ cdef apply_bits(np.ndarray x, np.ndarray y, np.ndarray bits, double scale):
         apply_bools(x, y, np.unpackbits(bits, count=n, bitorder="little").reshape(shape_of(x)), scale)
 
 
-cdef draw_bools(np.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
+cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
     """Fill out (C order, a byte an element) with 1 where the mask keeps, else 0."""
-    cdef size_t n = np.PyArray_SIZE(out)
-    cdef char* target = <char*>np.PyArray_DATA(out)
+    cdef size_t n = cnp.PyArray_SIZE(out)
+    cdef char* target = <char*>cnp.PyArray_DATA(out)
     cdef Box box
     if n == 0:
         return
@@ -247,9 +265,9 @@ cdef draw_bools(np.ndarray out, const cdropout_mask* mask, uint64_t start, tuple
         draw_box(&box, NULL, target, mask, start)
 
 
-cdef draw_bits(np.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start):
+cdef draw_bits(cnp.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start):
     """Fill out (uint8, contiguous) with n keep bits, least significant first."""
-    cdef uint8_t* target = <uint8_t*>np.PyArray_DATA(out)
+    cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
     if n:
         with nogil:
             kernels.bits(target, n, mask, start)

@@ -1,5 +1,5 @@
 """The calls that apply a new mask, or a given one, to an array. Compiled, since a call on a small array is mostly overhead."""
-cimport numpy as np
+cimport numpy as cnp
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport as_generator, as_probability, check_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask, shared_strides
 
-np.import_array()
+cnp.import_array()
 
 
 def dropout(
@@ -97,8 +97,8 @@ cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out,
     """A dropout with a new mask; a call number is used up only if the mask is drawn."""
     cdef cdropout_mask name
     cdef double probability = as_probability(p)
-    cdef np.ndarray array = as_array(x)
-    cdef np.ndarray target
+    cdef cnp.ndarray array = as_array(x)
+    cdef cnp.ndarray target
     cdef tuple strides = None if empty(broadcast_dims) else shared_strides(shape_of(array), broadcast_dims)
     if rng is not None:
         check_rng(rng)
@@ -109,7 +109,7 @@ cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out,
         result = x
     else:
         target = destination(array, inplace, out)
-        if 0 < probability < 1 and np.PyArray_SIZE(array):
+        if 0 < probability < 1 and cnp.PyArray_SIZE(array):
             as_generator(rng).name_next(&name)
         apply_mask(array, target, &name, 0, strides)
         result = x if inplace else target
@@ -118,8 +118,8 @@ cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out,
 
 cdef apply_given(x, mask, p, bint inplace, out):
     """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
-    cdef np.ndarray array = as_array(x)
-    cdef np.ndarray given
+    cdef cnp.ndarray array = as_array(x)
+    cdef cnp.ndarray given
     if isinstance(mask, Mask):
         check_shape((<Mask>mask).shape, array)
         if p is not None and as_probability(p) != (<Mask>mask).p:
@@ -127,7 +127,7 @@ cdef apply_given(x, mask, p, bint inplace, out):
         target = destination(array, inplace, out)
         apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
         return x if inplace else target
-    if not isinstance(mask, np.ndarray):
+    if not isinstance(mask, cnp.ndarray):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
     given = mask
     check_given(array, given, p)
@@ -149,10 +149,10 @@ cdef double scale_of(p) except -1:
     return name.scale
 
 
-cdef check_given(np.ndarray x, np.ndarray mask, p):
+cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
     shape = shape_of(x)
     if mask.dtype == np.uint8:
-        shape = ((np.PyArray_SIZE(x) + 7) // 8,)
+        shape = ((cnp.PyArray_SIZE(x) + 7) // 8,)
         if shape_of(mask) != shape:
             raise ValueError(f"packed bits for x of shape {shape_of(x)} have the shape {shape}, but got {shape_of(mask)}")
     elif mask.dtype == np.bool_ or mask.dtype == x.dtype:

@@ -1,5 +1,5 @@
 """Mask, for core/calls.pyx."""
-cimport numpy as np
+cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask
@@ -16,4 +16,4 @@ cdef class Mask:
 
 cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides)
 cdef tuple shared_strides(tuple shape, broadcast_dims)
-cdef check_shape(tuple shape, np.ndarray array)
+cdef check_shape(tuple shape, cnp.ndarray array)

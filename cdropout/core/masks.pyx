@@ -1,7 +1,7 @@
 """Mask: which elements are kept, said by a few numbers, and drawn only when asked for."""
 import operator
 
-cimport numpy as np
+cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
 import numpy as np
@@ -11,7 +11,7 @@ from cdropout.core.arrays cimport apply_mask, as_array, destination, draw_bits, 
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport as_count, as_index, as_probability, as_seed
 
-np.import_array()
+cnp.import_array()
 
 
 cdef tuple c_strides(tuple shape):
@@ -229,7 +229,7 @@ cdef class Mask:
         TypeError, ValueError
             As `cdropout.dropout`; ValueError if x has another shape.
         """
-        cdef np.ndarray array = as_array(x)
+        cdef cnp.ndarray array = as_array(x)
         check_shape(self.shape, array)
         target = destination(array, False, out)
         apply_mask(array, target, &self.name, self.first, self.steps)
@@ -260,12 +260,12 @@ cdef object position(item, length):
     return place % length
 
 
-cdef check_shape(tuple shape, np.ndarray array):
-    cdef int ndim = np.PyArray_NDIM(array)
+cdef check_shape(tuple shape, cnp.ndarray array):
+    cdef int ndim = cnp.PyArray_NDIM(array)
     cdef int i
     cdef bint same = ndim == len(shape)
     for i in range(ndim if same else 0):
-        same = same and np.PyArray_DIM(array, i) == <object>shape[i]
+        same = same and cnp.PyArray_DIM(array, i) == <object>shape[i]
     if not same:
         raise ValueError(f"the mask has the shape {shape}, but x has {shape_of(array)}")
 

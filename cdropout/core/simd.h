@@ -47,98 +47,179 @@ static inline void cd_store_bits64(void *p, uint64_t v) {
 #define CD_VECTOR(type, name) typedef type name __attribute__((vector_size(CD_BYTES)))
 CD_VECTOR(uint64_t, cd_word);
 CD_VECTOR(uint32_t, cd_u32);
+CD_VECTOR(uint16_t, cd_u16);
 CD_VECTOR(float, cd_f32);
 CD_VECTOR(double, cd_f64);
 typedef cd_word cd_memory __attribute__((aligned(1), may_alias));
 
-static inline int cd_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
+#define CD_LANES(comparison) ((cd_u32)(comparison)) /* all ones where it holds */
+#define CD_FILL(type, value) ((type){0} + (value))
 static inline cd_word cd_load(const void *p) { return *(const cd_memory *)p; }
 static inline void cd_store(void *p, cd_word v) { *(cd_memory *)p = v; }
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-static inline void cd_store_bits(void *p, cd_word v) {
-  for (int i = 0; i < CD_BYTES / 8; i++) cd_store_bits64((char *)p + 8 * i, v[i]);
-}
-#else
-#define cd_store_bits cd_store
-#endif
-static inline cd_word cd_zero(void) { return (cd_word){0}; }
+static inline cd_u32 cd_load_u32(const void *p) { return (cd_u32)cd_load(p); }
 static inline cd_f32 cd_load_f32(const void *p) { return (cd_f32)cd_load(p); }
 static inline cd_f64 cd_load_f64(const void *p) { return (cd_f64)cd_load(p); }
+static inline void cd_store_u32(void *p, cd_u32 v) { cd_store(p, (cd_word)v); }
 static inline void cd_store_f32(void *p, cd_f32 v) { cd_store(p, (cd_word)v); }
 static inline void cd_store_f64(void *p, cd_f64 v) { cd_store(p, (cd_word)v); }
-static inline cd_f32 cd_fill_f32(float v) { return (cd_f32){0} + v; }
-static inline cd_f64 cd_fill_f64(double v) { return (cd_f64){0} + v; }
+static inline cd_u32 cd_bits_of(cd_f32 v) { return (cd_u32)v; }
+static inline cd_f32 cd_float_of(cd_u32 v) { return (cd_f32)v; }
+static inline int cd_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
+static inline void cd_store_bits(void *p, cd_word v) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  for (int i = 0; i < CD_BYTES / 8; i++) cd_store_bits64((char *)p + 8 * i, v[i]);
+#else
+  cd_store(p, v);
+#endif
+}
 
+/* kept_*(v, keep, i): v where the keep bit of its lane is set, else zero; v is vector number i of the 32 elements
+ * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
 #if CD_BYTES == 64
 /* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
-typedef uint32_t cd_keep;
 static inline int cd_any(cd_word v) { return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) != 0; }
-static inline cd_keep cd_load_keep(const void *bits) { return cd_load_bits32(bits); }
-static inline cd_f32 cd_kept_f32(cd_f32 v, cd_keep keep, size_t i) { return _mm512_maskz_mov_ps((__mmask16)(keep >> 16 * i), v); }
-static inline cd_f64 cd_kept_f64(cd_f64 v, cd_keep keep, size_t i) { return _mm512_maskz_mov_pd((__mmask8)(keep >> 8 * i), v); }
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
+  return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
+}
+static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
+static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
+  (void)i; /* all 32 are in one vector */
+  return (cd_u32)_mm512_maskz_mov_epi16(cd_load_bits32(keep), (__m512i)v);
+}
 #else
-/* Every lane holds the same 32 bits, looks at its own, and is all ones where that is set. */
-typedef cd_u32 cd_keep;
+/* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
 #if CD_BYTES == 32
-#define CD_LANES32 {1, 2, 4, 8, 16, 32, 64, 128}
-#define CD_LANES64 {1, 1, 2, 2, 4, 4, 8, 8}
+#define CD_OWN_16 {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
+#define CD_OWN_32 {1, 2, 4, 8, 16, 32, 64, 128}
+#define CD_OWN_64 {1, 1, 2, 2, 4, 4, 8, 8}
 #else
-#define CD_LANES32 {1, 2, 4, 8}
-#define CD_LANES64 {1, 1, 2, 2}
+#define CD_OWN_16 {1, 2, 4, 8, 16, 32, 64, 128}
+#define CD_OWN_32 {1, 2, 4, 8}
+#define CD_OWN_64 {1, 1, 2, 2}
 #endif
 static inline int cd_any(cd_word v) {
   uint64_t any = 0;
   for (int i = 0; i < CD_BYTES / 8; i++) any |= v[i];
   return any != 0;
 }
-static inline cd_keep cd_load_keep(const void *bits) { return (cd_keep){0} + cd_load_bits32(bits); }
-static inline cd_f32 cd_kept_f32(cd_f32 v, cd_keep keep, size_t i) {
-  cd_u32 bit = (cd_u32)CD_LANES32 << (uint32_t)(i * (CD_BYTES / 4));
-  return (cd_f32)((cd_u32)v & (cd_u32)((keep & bit) == bit));
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
+  cd_u32 own = (cd_u32)CD_OWN_32 << (uint32_t)(i * (CD_BYTES / 4));
+  return (cd_f32)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & own) == own));
 }
-static inline cd_f64 cd_kept_f64(cd_f64 v, cd_keep keep, size_t i) {
-  cd_u32 bit = (cd_u32)CD_LANES64 << (uint32_t)(i * (CD_BYTES / 8));
-  return (cd_f64)((cd_u32)v & (cd_u32)((keep & bit) == bit));
+static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
+  cd_u32 own = (cd_u32)CD_OWN_64 << (uint32_t)(i * (CD_BYTES / 8));
+  return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & own) == own));
+}
+static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
+  const cd_u16 own = CD_OWN_16;
+  uint16_t bits = (uint16_t)(cd_load_bits32(keep) >> i * (CD_BYTES / 2));
+  return v & (cd_u32)((CD_FILL(cd_u16, bits) & own) == own);
 }
 #endif
 
-#else /* no vector types: one word, one element */
+#else /* no vector types: one word, one element, two halves */
 
 typedef uint64_t cd_word;
+typedef uint32_t cd_u32;
 typedef float cd_f32;
 typedef double cd_f64;
-typedef uint32_t cd_keep;
 
+#define CD_LANES(comparison) (0 - (uint32_t)(comparison))
+#define CD_FILL(type, value) ((type)(value))
+static inline cd_word cd_load(const void *p) { return *(const cd_word *)p; }
+static inline void cd_store(void *p, cd_word v) { *(cd_word *)p = v; }
+static inline cd_u32 cd_load_u32(const void *p) { return *(const cd_u32 *)p; }
+static inline cd_f32 cd_load_f32(const void *p) { return *(const cd_f32 *)p; }
+static inline cd_f64 cd_load_f64(const void *p) { return *(const cd_f64 *)p; }
+static inline void cd_store_u32(void *p, cd_u32 v) { *(cd_u32 *)p = v; }
+static inline void cd_store_f32(void *p, cd_f32 v) { *(cd_f32 *)p = v; }
+static inline void cd_store_f64(void *p, cd_f64 v) { *(cd_f64 *)p = v; }
+static inline cd_u32 cd_bits_of(cd_f32 v) {
+  cd_u32 u;
+  memcpy(&u, &v, 4);
+  return u;
+}
+static inline cd_f32 cd_float_of(cd_u32 v) {
+  cd_f32 f;
+  memcpy(&f, &v, 4);
+  return f;
+}
 static inline int cd_lowest_bit(uint64_t v) {
   int i = 0;
   for (; !(v & 1); v >>= 1) i++;
   return i;
 }
-static inline cd_word cd_load(const void *p) { return *(const cd_word *)p; }
-static inline void cd_store(void *p, cd_word v) { *(cd_word *)p = v; }
 static inline void cd_store_bits(void *p, cd_word v) { cd_store_bits64(p, v); }
-static inline cd_word cd_zero(void) { return 0; }
 static inline int cd_any(cd_word v) { return v != 0; }
-static inline cd_f32 cd_load_f32(const void *p) { return *(const cd_f32 *)p; }
-static inline cd_f64 cd_load_f64(const void *p) { return *(const cd_f64 *)p; }
-static inline void cd_store_f32(void *p, cd_f32 v) { *(cd_f32 *)p = v; }
-static inline void cd_store_f64(void *p, cd_f64 v) { *(cd_f64 *)p = v; }
-static inline cd_f32 cd_fill_f32(float v) { return v; }
-static inline cd_f64 cd_fill_f64(double v) { return v; }
-static inline cd_keep cd_load_keep(const void *bits) { return cd_load_bits32(bits); }
-static inline cd_f32 cd_kept_f32(cd_f32 v, cd_keep keep, size_t i) {
-  uint32_t u;
-  memcpy(&u, &v, 4);
-  u &= 0 - (keep >> i & 1);
-  memcpy(&v, &u, 4);
-  return v;
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
+  return cd_float_of(cd_bits_of(v) & (0 - (cd_load_bits32(keep) >> i & 1)));
 }
-static inline cd_f64 cd_kept_f64(cd_f64 v, cd_keep keep, size_t i) {
+static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   uint64_t u;
   memcpy(&u, &v, 8);
-  u &= 0 - (uint64_t)(keep >> i & 1);
+  u &= 0 - (uint64_t)(cd_load_bits32(keep) >> i & 1);
   memcpy(&v, &u, 8);
   return v;
+}
+static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
+  uint32_t bits = cd_load_bits32(keep) >> 2 * i;
+  return v & ((0 - (bits & 1) & 0xFFFF) | (0 - (bits >> 1 & 1)) << 16);
+}
+#endif
+
+static inline cd_word cd_zero(void) { return CD_FILL(cd_word, 0); }
+static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
+static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
+
+/* Half types: a 32-bit lane holds two elements. Both are widened where they stand, which needs no shuffle, computed in
+ * float, rounded to nearest even and put back. */
+static inline cd_u32 cd_round_bf16(cd_f32 v) { /* in the upper 16 bits; what is below them means nothing */
+  cd_u32 u = cd_bits_of(v);
+  cd_u32 nan = CD_LANES(v != v); /* which a carry could turn into infinity */
+  return ((u + 0x7FFF + (u >> 16 & 1)) & ~nan) | (u & nan);
+}
+static inline cd_u32 cd_scale_bf16(cd_u32 v, cd_f32 scale) {
+  cd_u32 low = cd_round_bf16(cd_float_of(v << 16) * scale);
+  cd_u32 high = cd_round_bf16(cd_float_of(v & 0xFFFF0000) * scale);
+  return low >> 16 | (high & 0xFFFF0000);
+}
+
+#if CD_BYTES == 64 && defined(__GNUC__)
+static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
+  cd_f32 low = _mm512_cvtph_ps(_mm512_castsi512_si256((__m512i)v)) * scale;
+  cd_f32 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64((__m512i)v, 1)) * scale;
+  __m256i half = _mm512_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
+  return (cd_u32)_mm512_inserti64x4(_mm512_castsi256_si512(half), _mm512_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+#elif CD_BYTES == 32 && defined(__GNUC__)
+static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
+  cd_f32 low = _mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)) * scale;
+  cd_f32 high = _mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)) * scale;
+  __m128i half = _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
+  return (cd_u32)_mm256_inserti128_si256(_mm256_castsi128_si256(half), _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
+}
+#else
+static inline cd_f32 cd_widen_f16(cd_u32 h) { /* from the lower 16 bits; the others are 0 */
+  cd_u32 magnitude = (h & 0x7FFF) << 13;
+  cd_u32 special = CD_LANES((magnitude & 0x0F800000) == 0x0F800000) & 0x7F800000; /* infinity, NaN */
+  cd_f32 value = cd_float_of(magnitude) * 0x1p112f;                               /* exact, also for subnormals */
+  return cd_float_of(cd_bits_of(value) | special | (h & 0x8000) << 16);
+}
+static inline cd_u32 cd_round_f16(cd_f32 v) { /* to the lower 16 bits; the others are 0 */
+  cd_u32 u = cd_bits_of(v) & 0x7FFFFFFF;
+  cd_u32 normal = (u + 0xC8000FFF + (u >> 13 & 1)) >> 13; /* exponent - 112, and half a unit less or more */
+  cd_u32 tiny = cd_bits_of(cd_float_of(u) + 0.5f) - 0x3F000000; /* the sum's last bit is a subnormal's */
+  cd_u32 is_tiny = CD_LANES(cd_float_of(u) < 0x1p-14f);
+  cd_u32 is_large = CD_LANES(cd_float_of(u) >= 0x1p16f);
+  cd_u32 is_nan = CD_LANES(v != v);
+  cd_u32 large = 0x7C00 | (is_nan & (u >> 13 & 0x3FF));
+  cd_u32 half = (normal & ~(is_tiny | is_large | is_nan)) | (tiny & is_tiny) | (large & (is_large | is_nan));
+  return half | (cd_bits_of(v) >> 16 & 0x8000);
+}
+static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
+  cd_u32 low = cd_round_f16(cd_widen_f16(v & 0xFFFF) * scale);
+  cd_u32 high = cd_round_f16(cd_widen_f16(v >> 16) * scale);
+  return low | high << 16;
 }
 #endif
 

@@ -13,9 +13,10 @@ cdef struct Axis:
     ptrdiff_t keep                    # stride in elements of the mask, or in bytes of an array of bools
 
 cdef struct Box:
-    int ndim
+    int ndim                          # at least 2 once arranged
     Axis axes[MAX_DIMS]
     cdropout_dtype dtype
+    ptrdiff_t size                    # bytes an element
     double scale
 
 cdef void arrange(Box* box) noexcept nogil

@@ -2,7 +2,7 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from cdropout cimport CDROPOUT_FLOAT32, cdropout_mask
+from cdropout cimport cdropout_mask, cdropout_plane
 from cdropout.core.dispatch cimport kernels
 
 cdef enum:
@@ -48,30 +48,35 @@ cdef void arrange(Box* box) noexcept nogil:
                 box.ndim -= 1
         box.axes[box.ndim] = axis
         box.ndim += 1
-    if box.ndim == 0:                 # a single element is a row of one
+    while box.ndim < 2:               # a plane needs two axes
+        box.axes[box.ndim] = box.axes[0]
         box.axes[0] = Axis(1, 0, 0, 0)
-        box.ndim = 1
+        box.ndim += 1
 
 
-cdef inline void finish_row(
-    const Box* box, const Axis* row, const char* x, char* y, const uint8_t* keep
-) noexcept nogil:
-    cdef size_t i
-    if x != NULL:
-        kernels.apply_bools(box.dtype, x, row.x, y, row.y, keep, row.keep, row.length, box.scale)
-        return
-    for i in range(row.length):       # no x: y takes the bools themselves
-        y[<ptrdiff_t>i * row.y] = keep[<ptrdiff_t>i * row.keep]
+cdef void copy_plane(const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
+    cdef size_t i, j
+    for i in range(plane.rows):
+        for j in range(plane.columns):
+            y[<ptrdiff_t>i * plane.y[0] + <ptrdiff_t>j * plane.y[1]] = keep[<ptrdiff_t>i * plane.keep[0] + <ptrdiff_t>j * plane.keep[1]]
 
 
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
-    cdef const Axis* step = &box.axes[axis]
+    cdef const Axis* outer = &box.axes[axis]
+    cdef const Axis* inner = &box.axes[axis + 1]
+    cdef cdropout_plane plane
     cdef ptrdiff_t i
-    if axis == box.ndim - 1:
-        finish_row(box, step, x, y, keep)
+    if axis < box.ndim - 2:
+        for i in range(<ptrdiff_t>outer.length):
+            apply_axes(box, axis + 1, x + i * outer.x if x else NULL, y + i * outer.y, keep + i * outer.keep)
         return
-    for i in range(<ptrdiff_t>step.length):
-        apply_axes(box, axis + 1, x + i * step.x if x else NULL, y + i * step.y, keep + i * step.keep)
+    plane = cdropout_plane(
+        outer.length, inner.length, [outer.x, inner.x], [outer.y, inner.y], [outer.keep, inner.keep],
+    )
+    if x != NULL:
+        kernels.apply_bools(box.dtype, x, y, keep, &plane, box.scale)
+    else:
+        copy_plane(&plane, y, keep)
 
 
 cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep) noexcept nogil:
@@ -81,8 +86,7 @@ cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep)
 
 cdef bint has_long_rows(const Box* box) noexcept nogil:
     cdef const Axis* row = &box.axes[box.ndim - 1]
-    cdef ptrdiff_t size = 4 if box.dtype == CDROPOUT_FLOAT32 else 8
-    return row.keep == 1 and row.x == size and row.y == size and row.length >= LONG_ROW
+    return row.keep == 1 and row.x == box.size and row.y == box.size and row.length >= LONG_ROW
 
 
 cdef void draw_rows(

@@ -16,7 +16,14 @@ typedef struct {
   double scale;
 } cdropout_mask;
 
-typedef enum { CDROPOUT_FLOAT32 = 0, CDROPOUT_FLOAT64 = 1 } cdropout_dtype;
+typedef enum { CDROPOUT_FLOAT32 = 0, CDROPOUT_FLOAT64 = 1, CDROPOUT_FLOAT16 = 2, CDROPOUT_BFLOAT16 = 3 } cdropout_dtype;
+
+/* Rows and columns of elements, and of bytes that say which are kept, at any strides: [0] from row to row, [1] from column
+ * to column, in bytes. A stride of 0 in keep shares one decision, as between the elements of a channel. */
+typedef struct {
+  size_t rows, columns;
+  ptrdiff_t x[2], y[2], keep[2];
+} cdropout_plane;
 
 #define CDROPOUT_TABLE_VERSION 1
 
@@ -26,8 +33,7 @@ typedef struct {
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   int (*apply)(cdropout_dtype dtype, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*apply_bits)(cdropout_dtype dtype, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start, double scale);
-  int (*apply_bools)(cdropout_dtype dtype, const void *x, ptrdiff_t x_stride, void *y, ptrdiff_t y_stride, const uint8_t *keep,
-                     ptrdiff_t keep_stride, size_t n, double scale);
+  int (*apply_bools)(cdropout_dtype dtype, const void *x, void *y, const uint8_t *keep, const cdropout_plane *plane, double scale);
   void (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   void (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
 } cdropout_table;

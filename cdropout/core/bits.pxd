@@ -1,0 +1,63 @@
+"""Packed bits, least significant first: moved to another place in their bytes, appended, and turned into bytes and back."""
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cdef extern from "simd.h" nogil:
+    uint64_t load_bits64 "cd_load_bits64"(const void*)
+    void store_bits64 "cd_store_bits64"(void*, uint64_t)
+
+cdef enum:
+    MOST_WORDS = 9                                # what copy_bits reads for a group, one more than it writes
+
+
+cdef inline void copy_bits(uint8_t* to, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
+    """Bits first .. first + n - 1, n <= 512, to the start of `to`, in whole words of 8 bytes, with 0 after them.
+
+    Reads no byte that holds none of them; `to` may be `bits`.
+    """
+    cdef uint64_t source[MOST_WORDS]
+    cdef uint64_t word
+    cdef uint64_t shift = first % 8
+    cdef size_t i
+    memset(source, 0, sizeof(source))
+    memcpy(source, bits + first // 8, (shift + n + 7) // 8)
+    for i in range((n + 63) // 64):
+        word = load_bits64(&source[i]) >> shift
+        if shift:
+            word |= load_bits64(&source[i + 1]) << (64 - shift)
+        store_bits64(to + 8 * i, word)
+
+
+cdef struct Writer:                               # packed bits on their way to memory
+    uint8_t* to
+    uint64_t held                                 # those that do not fill a word yet
+    uint64_t count                                # how many, under 64
+
+
+cdef inline void write_bits(Writer* writer, uint64_t word, uint64_t count) noexcept nogil:
+    """Append the lowest `count` bits of word, 1 to 64."""
+    word &= ~<uint64_t>0 >> (64 - count)
+    writer.held |= word << writer.count
+    if writer.count + count < 64:
+        writer.count += count
+        return
+    store_bits64(writer.to, writer.held)
+    writer.to += 8
+    writer.held = word >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
+    writer.count += count - 64
+
+
+cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:
+    """A byte of 0 or 1 for each of n bits, n a multiple of 8."""
+    cdef uint64_t lanes
+    cdef size_t i
+    for i in range(n // 8):                       # each byte looks at its own bit; adding 127 carries any to the top
+        lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
+        store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
+
+
+cdef inline void pack_bools(uint8_t* bits, const uint8_t* bools, size_t n) noexcept nogil:
+    """The bits of n bytes of 0 or 1, n a multiple of 8."""
+    cdef size_t i
+    for i in range(n // 8):                       # the product gathers the lowest bits of 8 bytes in the highest byte
+        bits[i] = <uint8_t>(load_bits64(bools + 8 * i) * <uint64_t>0x0102040810204080 >> 56)
