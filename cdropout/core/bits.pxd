@@ -1,32 +1,10 @@
-"""Packed bits, least significant first: moved to another place in their bytes, appended, and turned into bytes and back."""
+"""Packed bits, least significant first: appended to others, and turned into bytes and back."""
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cdef extern from "simd.h" nogil:
     uint64_t load_bits64 "cd_load_bits64"(const void*)
     void store_bits64 "cd_store_bits64"(void*, uint64_t)
-
-cdef enum:
-    MOST_WORDS = 9                                # what copy_bits reads for a group, one more than it writes
-
-
-cdef inline void copy_bits(uint8_t* to, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
-    """Bits first .. first + n - 1, n <= 512, to the start of `to`, in whole words of 8 bytes, with 0 after them.
-
-    Reads no byte that holds none of them; `to` may be `bits`.
-    """
-    cdef uint64_t source[MOST_WORDS]
-    cdef uint64_t word
-    cdef uint64_t shift = first % 8
-    cdef size_t i
-    memset(source, 0, sizeof(source))
-    memcpy(source, bits + first // 8, (shift + n + 7) // 8)
-    for i in range((n + 63) // 64):
-        word = load_bits64(&source[i]) >> shift
-        if shift:
-            word |= load_bits64(&source[i + 1]) << (64 - shift)
-        store_bits64(to + 8 * i, word)
-
 
 cdef struct Writer:                               # packed bits on their way to memory
     uint8_t* to
@@ -45,6 +23,17 @@ cdef inline void write_bits(Writer* writer, uint64_t word, uint64_t count) noexc
     writer.to += 8
     writer.held = word >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
     writer.count += count - 64
+
+
+cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil:
+    """Append the 512 bits of a group."""
+    cdef int i
+    if writer.count == 0:
+        memcpy(writer.to, bits, 64)
+        writer.to += 64
+        return
+    for i in range(8):
+        write_bits(writer, load_bits64(bits + 8 * i), 64)
 
 
 cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:

@@ -1,8 +1,10 @@
 """What is done to the elements of each type: mask and scale, 32 of them at a time, in vectors as wide as a register."""
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "simd.h" nogil:
+    uint32_t load_bits32 "cd_load_bits32"(const void*)
+    void store_bits32 "cd_store_bits32"(void*, uint32_t)
     ctypedef float f32 "cd_f32"                   # vectors; cd_u32 holds two half-size elements in each lane
     ctypedef double f64 "cd_f64"
     ctypedef unsigned int u32 "cd_u32"
@@ -33,40 +35,87 @@ ctypedef fused element:
     bfloat
 
 cdef enum:
-    WORD = 32                                     # elements that one step takes, and 4 bytes of keep bits
+    WORD = 32                                     # elements that one step takes
+    LINE = 64                                     # bytes of a cache line, and of the widest register
 
 
-cdef inline void mask_and_scale(const element* x, element* y, const uint8_t* keep, size_t n, double scale) noexcept nogil:
-    """y = x * scale where the bit of keep is set, else +0.0; n a multiple of WORD. y is x, or lies apart."""
-    cdef size_t i, j
-    cdef f32 factor = fill_f32(<float>scale)
-    cdef f64 factor_f64 = fill_f64(scale)
-    for i in range(n // WORD):
-        if element is float:
-            for j in range(WORD * sizeof(float) // sizeof(f32)):
-                store_f32(<f32*>y + j, kept_f32(load_f32(<f32*>x + j) * factor, keep, j))
-        elif element is double:
-            for j in range(WORD * sizeof(double) // sizeof(f64)):
-                store_f64(<f64*>y + j, kept_f64(load_f64(<f64*>x + j) * factor_f64, keep, j))
-        elif element is half:
-            for j in range(WORD * sizeof(half) // sizeof(u32)):
-                store_u32(<u32*>y + j, kept_16(scale_f16(load_u32(<u32*>x + j), factor), keep, j))
-        else:
-            for j in range(WORD * sizeof(bfloat) // sizeof(u32)):
-                store_u32(<u32*>y + j, kept_16(scale_bf16(load_u32(<u32*>x + j), factor), keep, j))
-        x += WORD
-        y += WORD
-        keep += WORD // 8
+cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
+    """y = x * scale where the bit of keep (4 bytes) is set, else +0.0, for WORD elements; y is x, or lies apart."""
+    cdef size_t i
+    cdef f32 factor
+    cdef f64 factor_f64
+    if element is double:
+        factor_f64 = fill_f64(scale)
+        for i in range(WORD * sizeof(double) // sizeof(f64)):
+            store_f64(<f64*>y + i, kept_f64(load_f64(<f64*>x + i) * factor_f64, keep, i))
+        return
+    factor = fill_f32(<float>scale)
+    if element is float:
+        for i in range(WORD * sizeof(float) // sizeof(f32)):
+            store_f32(<f32*>y + i, kept_f32(load_f32(<f32*>x + i) * factor, keep, i))
+    elif element is half:
+        for i in range(WORD * sizeof(half) // sizeof(u32)):
+            store_u32(<u32*>y + i, kept_16(scale_f16(load_u32(<u32*>x + i), factor), keep, i))
+    elif element is bfloat:
+        for i in range(WORD * sizeof(bfloat) // sizeof(u32)):
+            store_u32(<u32*>y + i, kept_16(scale_bf16(load_u32(<u32*>x + i), factor), keep, i))
 
 
-cdef inline void mask_and_scale_any(const element* x, element* y, const uint8_t* keep, size_t n, double scale) noexcept nogil:
-    """mask_and_scale for any n; reads the 4 bytes of keep that the last element's bit is in."""
-    cdef size_t whole = n // WORD * WORD
-    cdef size_t rest = n - whole
-    cdef element end[WORD]                        # the last elements, padded to a whole step
-    mask_and_scale(x, y, keep, whole, scale)
-    if rest:
-        memset(end, 0, sizeof(end))
-        memcpy(end, x + whole, rest * sizeof(element))
-        mask_and_scale(<const element*>end, end, keep + whole // 8, WORD, scale)
-        memcpy(y + whole, end, rest * sizeof(element))
+cdef inline uint32_t bits_at(const uint8_t* keep, uint64_t first) noexcept nogil:
+    """WORD bits from bit `first` on; reads no byte that holds none of them."""
+    cdef const uint8_t* byte = keep + first // 8
+    cdef uint64_t shift = first % 8
+    return <uint32_t>((load_bits32(byte) | <uint64_t>byte[(shift + WORD - 1) // 8] << 32) >> shift)
+
+
+cdef inline uint32_t few_bits_at(const uint8_t* keep, uint64_t first, size_t n) noexcept nogil:
+    """n < WORD bits from bit `first` on, and others above them; reads no byte that holds none of them."""
+    cdef uint64_t bits = 0
+    cdef size_t i
+    for i in range((first % 8 + n + 7) // 8):
+        bits |= <uint64_t>keep[first // 8 + i] << 8 * i
+    return <uint32_t>(bits >> first % 8)
+
+
+cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n, double scale) noexcept nogil:
+    """step for n < WORD elements, in a buffer that holds a whole step."""
+    cdef element buffer[WORD]
+    cdef uint8_t bits[4]
+    store_bits32(bits, keep)
+    memset(buffer, 0, sizeof(buffer))
+    memcpy(buffer, x, n * sizeof(element))
+    step(<const element*>buffer, buffer, bits, scale)
+    memcpy(y, buffer, n * sizeof(element))
+
+
+cdef inline size_t up_to_line(const element* y, size_t n) noexcept nogil:
+    """How many elements lie before the next cache line: stores across lines cost double. 0 where it does not pay."""
+    cdef size_t before = <size_t>(-<uintptr_t>y) % LINE // sizeof(element)
+    return before if n > 4 * WORD and <uintptr_t>y % sizeof(element) == 0 else 0
+
+
+cdef inline void mask_and_scale(
+    const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale
+) noexcept nogil:
+    """y = x * scale where the bit of keep, from bit `first` on, is set, else +0.0."""
+    cdef size_t head = up_to_line(y, n)
+    cdef uint8_t bits[4]
+    cdef size_t i
+    if head:
+        step_few(x, y, few_bits_at(keep, first, head), head, scale)
+        x += head
+        y += head
+        n -= head
+        first += head
+    if first % 8 == 0:
+        for i in range(n // WORD):
+            step(x + WORD * i, y + WORD * i, keep + first // 8 + 4 * i, scale)
+    else:
+        for i in range(n // WORD):
+            store_bits32(bits, bits_at(keep, first + WORD * i))
+            step(x + WORD * i, y + WORD * i, bits, scale)
+    if n % WORD:
+        x += n // WORD * WORD
+        y += n // WORD * WORD
+        first += n // WORD * WORD
+        step_few(x, y, few_bits_at(keep, first, n % WORD), n % WORD, scale)

@@ -11,15 +11,13 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
-#if defined(__AVX512F__)
-#define CD_BYTES 64
-#elif defined(__AVX2__)
+#if defined(__AVX2__) /* with AVX-512 too: its rotates and masks pay, its wider registers do not (two chains hide more latency) */
 #define CD_BYTES 32
 #else
 #define CD_BYTES 16
 #endif
 
-/* Packed bits are bytes, least significant bit first, on every machine: only these four know the byte order. */
+/* Packed bits are bytes, least significant bit first, on every machine: only these five know the byte order. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 static inline uint32_t cd_order32(uint32_t v) { return __builtin_bswap32(v); }
 static inline uint64_t cd_order64(uint64_t v) { return __builtin_bswap64(v); }
@@ -36,6 +34,10 @@ static inline uint64_t cd_load_bits64(const void *p) {
   uint64_t v;
   memcpy(&v, p, 8);
   return cd_order64(v);
+}
+static inline void cd_store_bits32(void *p, uint32_t v) {
+  v = cd_order32(v);
+  memcpy(p, &v, 4);
 }
 static inline void cd_store_bits64(void *p, uint64_t v) {
   v = cd_order64(v);
@@ -75,16 +77,21 @@ static inline void cd_store_bits(void *p, cd_word v) {
 
 /* kept_*(v, keep, i): v where the keep bit of its lane is set, else zero; v is vector number i of the 32 elements
  * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
-#if CD_BYTES == 64
-/* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
-static inline int cd_any(cd_word v) { return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) != 0; }
-static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
-  return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
+static inline int cd_any(cd_word v) {
+#if defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)v, _mm_setzero_si128())) != 0xFFFF;
+#else
+  return (v[0] | v[1]) != 0;
+#endif
 }
-static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
+#if defined(__AVX512VL__)
+/* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_ps(keep[i], v); }
+static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_pd((__mmask8)(keep[i / 2] >> i % 2 * 4), v); }
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
-  (void)i; /* all 32 are in one vector */
-  return (cd_u32)_mm512_maskz_mov_epi16(cd_load_bits32(keep), (__m512i)v);
+  return (cd_u32)_mm256_maskz_mov_epi16((__mmask16)(keep[2 * i] | keep[2 * i + 1] << 8), (__m256i)v);
 }
 #else
 /* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
@@ -97,11 +104,6 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #define CD_OWN_32 {1, 2, 4, 8}
 #define CD_OWN_64 {1, 1, 2, 2}
 #endif
-static inline int cd_any(cd_word v) {
-  uint64_t any = 0;
-  for (int i = 0; i < CD_BYTES / 8; i++) any |= v[i];
-  return any != 0;
-}
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
   cd_u32 own = (cd_u32)CD_OWN_32 << (uint32_t)(i * (CD_BYTES / 4));
   return (cd_f32)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & own) == own));
@@ -184,14 +186,7 @@ static inline cd_u32 cd_scale_bf16(cd_u32 v, cd_f32 scale) {
   return low >> 16 | (high & 0xFFFF0000);
 }
 
-#if CD_BYTES == 64 && defined(__GNUC__)
-static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
-  cd_f32 low = _mm512_cvtph_ps(_mm512_castsi512_si256((__m512i)v)) * scale;
-  cd_f32 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64((__m512i)v, 1)) * scale;
-  __m256i half = _mm512_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
-  return (cd_u32)_mm512_inserti64x4(_mm512_castsi256_si512(half), _mm512_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
-}
-#elif CD_BYTES == 32 && defined(__GNUC__)
+#if defined(__F16C__) && defined(__AVX2__) && defined(__GNUC__)
 static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   cd_f32 low = _mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)) * scale;
   cd_f32 high = _mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)) * scale;
@@ -225,9 +220,7 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
 
 /* 64 bytes to an aligned line of memory, past the caches where the machine can. Follow the last one with cd_stream_end. */
 static inline void cd_stream_line(void *to, const void *from) {
-#if defined(__GNUC__) && CD_BYTES == 64
-  _mm512_stream_si512((__m512i *)to, (__m512i)cd_load(from));
-#elif defined(__GNUC__) && CD_BYTES == 32
+#if defined(__GNUC__) && CD_BYTES == 32
   for (int i = 0; i < 2; i++) _mm256_stream_si256((__m256i *)to + i, (__m256i)cd_load((const char *)from + 32 * i));
 #elif defined(__GNUC__) && defined(__SSE2__)
   for (int i = 0; i < 4; i++) _mm_stream_si128((__m128i *)to + i, (__m128i)cd_load((const char *)from + 16 * i));

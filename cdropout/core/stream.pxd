@@ -94,8 +94,8 @@ cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t
     stream.T = mask.threshold
     stream.rest = mask.threshold << ROUNDS
     stream.rounds = ROUNDS
-    if mask.threshold << (ROUNDS - 1) == 0:       # T ends within fewer bits: stop at its lowest
-        stream.rounds = 64 - lowest_bit(mask.threshold) if mask.threshold else 0
+    if mask.threshold and mask.threshold << (ROUNDS - 1) == 0:    # T ends within fewer bits: stop at its lowest
+        stream.rounds = 64 - lowest_bit(mask.threshold)
     stream.group = group
     seed_block(stream, group // BLOCK)
     for steps in range(group % BLOCK // GROUP * <uint64_t>stream.rounds):
@@ -126,32 +126,59 @@ cdef inline void drop_ties(const Stream* stream, const word* undecided, uint8_t*
             store_bits64(keep + 8 * lane, load_bits64(keep + 8 * lane) & ~left[lane])
 
 
-cdef inline void draw_group(Stream* stream, uint8_t* keep) noexcept nogil:
-    """The 512 keep bits of the next group, packed into 64 bytes."""
-    cdef word undecided[LANES]
-    cdef word a, b, r, dropped, left = zero()
-    cdef uint64_t T
-    cdef int v, j
+cdef struct Rounds:                               # a group on its way: the lanes, and what its elements have come to
+    word s0[LANES]
+    word s1[LANES]
+    word dropped[LANES]
+    word undecided[LANES]
+    uint64_t T                                    # the bit of p to compare with next is the highest
+
+
+cdef inline void begin_group(Rounds* rounds, const Stream* stream) noexcept nogil:
+    cdef int v
+    rounds.T = stream.T
     for v in range(WORDS):
-        a = stream.s0[v]                          # in registers for all rounds
-        b = stream.s1[v]
-        dropped = zero()
-        undecided[v] = ~zero()
-        T = stream.T
-        for j in range(stream.rounds):            # compare 64 uniform numbers a lane with p, bit by bit
-            r = draw(&a, &b)
-            if T >> 63:
-                dropped |= undecided[v] & ~r
-                undecided[v] &= r
-            else:
-                undecided[v] &= ~r
-            T <<= 1
-        stream.s0[v] = a
-        stream.s1[v] = b
-        left |= undecided[v]
-        store_bits(keep + 64 // WORDS * v, ~dropped)
+        rounds.s0[v] = stream.s0[v]
+        rounds.s1[v] = stream.s1[v]
+        rounds.dropped[v] = zero()
+        rounds.undecided[v] = ~zero()
+
+
+cdef inline void draw_round(Rounds* rounds) noexcept nogil:
+    """Compare one more bit of the 512 uniform numbers with that of p."""
+    cdef word r
+    cdef int v
+    for v in range(WORDS):
+        r = draw(&rounds.s0[v], &rounds.s1[v])
+        if rounds.T >> 63:
+            rounds.dropped[v] |= rounds.undecided[v] & ~r
+            rounds.undecided[v] &= r
+        else:
+            rounds.undecided[v] &= ~r
+    rounds.T <<= 1
+
+
+cdef inline void end_group(Rounds* rounds, Stream* stream, uint8_t* keep) noexcept nogil:
+    """Write the group's 512 keep bits, packed into 64 bytes, and go on to the next."""
+    cdef word left = zero()
+    cdef int v
+    for v in range(WORDS):
+        stream.s0[v] = rounds.s0[v]
+        stream.s1[v] = rounds.s1[v]
+        left |= rounds.undecided[v]
+        store_bits(keep + GROUP_BYTES // WORDS * v, ~rounds.dropped[v])
     if stream.rest and any_bit(left):
-        drop_ties(stream, undecided, keep)
+        drop_ties(stream, rounds.undecided, keep)
     stream.group += GROUP
     if stream.group % BLOCK == 0:
         seed_block(stream, stream.group // BLOCK)
+
+
+cdef inline void draw_group(Stream* stream, uint8_t* keep) noexcept nogil:
+    """The 512 keep bits of the next group, packed into 64 bytes."""
+    cdef Rounds rounds
+    cdef int j
+    begin_group(&rounds, stream)
+    for j in range(stream.rounds):
+        draw_round(&rounds)
+    end_group(&rounds, stream, keep)
