@@ -13,7 +13,7 @@ MODULES = ["dispatch", "threads", "strided", "arrays", "generators", "masks", "c
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "avx512": ["-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
 FLAGS = [
     "-O3",

@@ -50,6 +50,7 @@ static inline void cd_store_bits64(void *p, uint64_t v) {
 CD_VECTOR(uint64_t, cd_word);
 CD_VECTOR(uint32_t, cd_u32);
 CD_VECTOR(uint16_t, cd_u16);
+CD_VECTOR(int16_t, cd_i16);
 CD_VECTOR(float, cd_f32);
 CD_VECTOR(double, cd_f64);
 typedef cd_word cd_memory __attribute__((aligned(1), may_alias));
@@ -64,6 +65,10 @@ static inline cd_f64 cd_load_f64(const void *p) { return (cd_f64)cd_load(p); }
 static inline void cd_store_u32(void *p, cd_u32 v) { cd_store(p, (cd_word)v); }
 static inline void cd_store_f32(void *p, cd_f32 v) { cd_store(p, (cd_word)v); }
 static inline void cd_store_f64(void *p, cd_f64 v) { cd_store(p, (cd_word)v); }
+static inline cd_f32 cd_pick_f32(cd_u32 lanes, cd_f32 v, float other) {
+  return (cd_f32)(((cd_u32)v & lanes) | ((cd_u32)CD_FILL(cd_f32, other) & ~lanes));
+}
+static inline cd_u32 cd_at_least_16(cd_u32 v, int16_t bound) { return (cd_u32)((cd_i16)v > (int16_t)(bound - 1)); }
 static inline cd_u32 cd_bits_of(cd_f32 v) { return (cd_u32)v; }
 static inline cd_f32 cd_float_of(cd_u32 v) { return (cd_f32)v; }
 static inline int cd_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
@@ -91,7 +96,7 @@ static inline int cd_any(cd_word v) {
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_ps(keep[i], v); }
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_pd((__mmask8)(keep[i / 2] >> i % 2 * 4), v); }
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
-  return (cd_u32)_mm256_maskz_mov_epi16((__mmask16)(keep[2 * i] | keep[2 * i + 1] << 8), (__m256i)v);
+  return (cd_u32)_mm256_maskz_mov_epi16((__mmask16)(cd_load_bits32(keep) >> 16 * i), (__m256i)v);
 }
 #else
 /* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
@@ -136,6 +141,10 @@ static inline cd_f64 cd_load_f64(const void *p) { return *(const cd_f64 *)p; }
 static inline void cd_store_u32(void *p, cd_u32 v) { *(cd_u32 *)p = v; }
 static inline void cd_store_f32(void *p, cd_f32 v) { *(cd_f32 *)p = v; }
 static inline void cd_store_f64(void *p, cd_f64 v) { *(cd_f64 *)p = v; }
+static inline cd_f32 cd_pick_f32(cd_u32 lanes, cd_f32 v, float other) { return lanes ? v : other; }
+static inline cd_u32 cd_at_least_16(cd_u32 v, uint32_t bound) {
+  return ((v & 0xFFFF) >= bound ? 0xFFFF : 0) | (v >> 16 >= bound ? 0xFFFF0000 : 0);
+}
 static inline cd_u32 cd_bits_of(cd_f32 v) {
   cd_u32 u;
   memcpy(&u, &v, 4);
@@ -173,12 +182,11 @@ static inline cd_word cd_zero(void) { return CD_FILL(cd_word, 0); }
 static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
 static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
 
-/* Half types: a 32-bit lane holds two elements. Both are widened where they stand, which needs no shuffle, computed in
+/* Half types: a 32-bit lane holds two elements. Both are widened where they stand, which needs no shuffle, multiplied as
  * float, rounded to nearest even and put back. */
-static inline cd_u32 cd_round_bf16(cd_f32 v) { /* in the upper 16 bits; what is below them means nothing */
-  cd_u32 u = cd_bits_of(v);
-  cd_u32 nan = CD_LANES(v != v); /* which a carry could turn into infinity */
-  return ((u + 0x7FFF + (u >> 16 & 1)) & ~nan) | (u & nan);
+static inline cd_u32 cd_round_bf16(cd_f32 v) { /* to the upper 16 bits; what is below them means nothing */
+  cd_u32 u = cd_bits_of(v);                    /* the product of a NaN ends in 16 zeros: no carry makes it an infinity */
+  return u + 0x7FFF + (u >> 16 & 1);
 }
 static inline cd_u32 cd_scale_bf16(cd_u32 v, cd_f32 scale) {
   cd_u32 low = cd_round_bf16(cd_float_of(v << 16) * scale);
@@ -194,27 +202,28 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   return (cd_u32)_mm256_inserti128_si256(_mm256_castsi128_si256(half), _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
 }
 #else
-static inline cd_f32 cd_widen_f16(cd_u32 h) { /* from the lower 16 bits; the others are 0 */
-  cd_u32 magnitude = (h & 0x7FFF) << 13;
-  cd_u32 special = CD_LANES((magnitude & 0x0F800000) == 0x0F800000) & 0x7F800000; /* infinity, NaN */
-  cd_f32 value = cd_float_of(magnitude) * 0x1p112f;                               /* exact, also for subnormals */
-  return cd_float_of(cd_bits_of(value) | special | (h & 0x8000) << 16);
-}
-static inline cd_u32 cd_round_f16(cd_f32 v) { /* to the lower 16 bits; the others are 0 */
-  cd_u32 u = cd_bits_of(v) & 0x7FFFFFFF;
-  cd_u32 normal = (u + 0xC8000FFF + (u >> 13 & 1)) >> 13; /* exponent - 112, and half a unit less or more */
-  cd_u32 tiny = cd_bits_of(cd_float_of(u) + 0.5f) - 0x3F000000; /* the sum's last bit is a subnormal's */
-  cd_u32 is_tiny = CD_LANES(cd_float_of(u) < 0x1p-14f);
-  cd_u32 is_large = CD_LANES(cd_float_of(u) >= 0x1p16f);
-  cd_u32 is_nan = CD_LANES(v != v);
-  cd_u32 large = 0x7C00 | (is_nan & (u >> 13 & 0x3FF));
-  cd_u32 half = (normal & ~(is_tiny | is_large | is_nan)) | (tiny & is_tiny) | (large & (is_large | is_nan));
-  return half | (cd_bits_of(v) >> 16 & 0x8000);
+#if defined(__SSE2__)
+static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
+static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
+#else
+static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_pick_f32(CD_LANES(v < most), v, most); }
+static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_pick_f32(CD_LANES(v > least), v, least); }
+#endif
+static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) { /* finite, in bits 13 to 27, to bits 0 to 15 */
+  cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                         /* the first product is exact */
+  cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                /* 2^16 becomes infinity below */
+  cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* 2^-14: subnormals' too */
+  cd_u32 aligner = exponent + (13 << 23);                                       /* its last bit is the result's last */
+  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(aligner)) - aligner;  /* rounded by the sum */
+  return digits + ((exponent - (113u << 23)) >> 13);
 }
 static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
-  cd_u32 low = cd_round_f16(cd_widen_f16(v & 0xFFFF) * scale);
-  cd_u32 high = cd_round_f16(cd_widen_f16(v >> 16) * scale);
-  return low | high << 16;
+  cd_u32 low = cd_scale_magnitude_f16((v & 0x7FFF) << 13, scale);
+  cd_u32 high = cd_scale_magnitude_f16(v >> 3 & 0x0FFFE000, scale);
+  cd_u32 finite = low | high << 16;
+  cd_u32 special = cd_at_least_16(v & 0x7FFF7FFF, 0x7C00); /* infinity and NaN stay what they are, but for ... */
+  cd_u32 quiet = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01) & 0x02000200;
+  return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
 #endif
 
@@ -244,7 +253,7 @@ static inline int cd_cpu_has_avx2(void) {
 }
 static inline int cd_cpu_has_avx512(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+  return cd_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl");
 #else
   return 0;
