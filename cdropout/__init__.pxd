@@ -25,8 +25,22 @@ cdef extern from "cdropout.h" nogil:
         uint32_t version
         uint32_t size
         int (*mask_init)(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil
-        int (*apply)(cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
-        int (*apply_bits)(cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale) noexcept nogil
-        int (*apply_bools)(cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale) noexcept nogil
+        int (*apply)(
+            cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
+        ) noexcept nogil
+        int (*apply_bits)(
+            cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
+        ) noexcept nogil
+        int (*apply_bools)(
+            cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
+        ) noexcept nogil
         void (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         void (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
+        int (*bias_dropout_add)(
+            cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows,
+            size_t columns, const cdropout_mask* mask, uint64_t start
+        ) noexcept nogil
+        int (*bias_dropout_add_backward)(
+            cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
+            const cdropout_mask* mask, uint64_t start
+        ) noexcept nogil

@@ -9,19 +9,56 @@ except ModuleNotFoundError as error:
 
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads
-from cdropout.functional import dropout, dropout_backward
+from cdropout.functional import (
+    alpha_dropout,
+    bias_dropout_add,
+    bias_dropout_add_backward,
+    drop_path,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    dropout_backward,
+    feature_alpha_dropout,
+    mc_dropout,
+)
 from cdropout.include import get_include
-from cdropout.modules import Dropout
+from cdropout.modules import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    FeatureAlphaDropout,
+    always_on,
+)
 
 __all__ = [
+    "AlphaDropout",
+    "DropPath",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "Generator",
     "Mask",
+    "alpha_dropout",
+    "always_on",
+    "bias_dropout_add",
+    "bias_dropout_add_backward",
     "default_generator",
+    "drop_path",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "dropout_backward",
+    "feature_alpha_dropout",
     "get_include",
     "get_num_threads",
     "manual_seed",
+    "mc_dropout",
     "set_num_threads",
 ]

@@ -1,5 +1,260 @@
 """Dropout as functions of arrays: an array in, an array of the same kind out."""
 
-from cdropout.core.calls import dropout, dropout_backward
+import warnings
 
-__all__ = ["dropout", "dropout_backward"]
+import numpy as np
+
+from cdropout.core.calls import dimensions, dropout, dropout_axes, dropout_backward
+from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
+from cdropout.core.generators import check_probability
+
+__all__ = [
+    "alpha_dropout",
+    "bias_dropout_add",
+    "bias_dropout_add_backward",
+    "drop_path",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "dropout_backward",
+    "feature_alpha_dropout",
+    "mc_dropout",
+]
+
+
+def _drop_channels(x, ndim, batched, p, training, inplace, rng, return_mask, out):
+    """Drop whole channels of (N, C, ...), or without `batched` of (C, ...)."""
+    channels = 2 if batched else 1
+    if ndim < channels:
+        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
+    return dropout_axes(x, tuple(range(channels, ndim)), p, training, inplace, rng, return_mask, out)
+
+
+def _deprecated_dimensions(name, ndim, spatial):
+    """PyTorch's warning for a number of dimensions that it will refuse one day."""
+    warnings.warn(
+        f"{name}: Received a {ndim}-D input to {name}, which is deprecated "
+        "and will result in an error in a future release. To retain the behavior "
+        f"and silence this warning, please use dropout instead. Note that {name} "
+        f"exists to provide channel-wise dropout on inputs with {spatial} spatial dimensions, "
+        f"a channel dimension, and an optional batch dimension (i.e. {spatial + 1}D or {spatial + 2}D inputs).",
+        stacklevel=3,
+    )
+
+
+def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+    """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    x : array of shape (N, C, L) or (C, L)
+    p, training, inplace, rng, return_mask, out
+        As in `dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    RuntimeError
+        If x has another number of dimensions (PyTorch's rule and words).
+    TypeError, ValueError
+        As `dropout`.
+    """
+    ndim = dimensions(x)
+    if ndim not in (2, 3):
+        raise RuntimeError(
+            f"dropout1d: Expected 2D or 3D input, but received a {ndim}D input. "
+            "Note that dropout1d exists to provide channel-wise dropout on inputs with 1 "
+            "spatial dimension, a channel dimension, and an optional batch dimension "
+            "(i.e. 2D or 3D inputs)."
+        )
+    return _drop_channels(x, ndim, ndim == 3, p, training, inplace, rng, return_mask, out)
+
+
+def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+    """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    x : array of shape (N, C, H, W)
+        Three dimensions count as (N, C, L), with PyTorch's warning; other numbers are taken with a warning too.
+    p, training, inplace, rng, return_mask, out
+        As in `dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    RuntimeError
+        If x has fewer than two dimensions.
+    TypeError, ValueError
+        As `dropout`.
+    """
+    ndim = dimensions(x)
+    if ndim not in (3, 4):
+        _deprecated_dimensions("dropout2d", ndim, 2)
+    if ndim == 3:
+        warnings.warn(
+            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise "
+            "1D dropout behavior is desired - input is interpreted as shape (N, C, L), where C "
+            "is the channel dim. This behavior will change in a future release to interpret the "
+            "input as one without a batch dimension, i.e. shape (C, H, W). To maintain the 1D "
+            "channel-wise dropout behavior, please switch to using dropout1d instead.",
+            stacklevel=2,
+        )
+    return _drop_channels(x, ndim, True, p, training, inplace, rng, return_mask, out)
+
+
+def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+    """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    x : array of shape (N, C, D, H, W) or (C, D, H, W)
+        Other numbers of dimensions are taken as (C, ...), with PyTorch's warning.
+    p, training, inplace, rng, return_mask, out
+        As in `dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    RuntimeError
+        If x has no dimension.
+    TypeError, ValueError
+        As `dropout`.
+    """
+    ndim = dimensions(x)
+    if ndim not in (4, 5):
+        _deprecated_dimensions("dropout3d", ndim, 3)
+    return _drop_channels(x, ndim, ndim == 5, p, training, inplace, rng, return_mask, out)
+
+
+def drop_path(
+    x, p=0.5, training=True, inplace=False, *, scale_by_keep=True, rng=None, return_mask=False, out=None
+):
+    """Zero whole samples of `x` with probability `p` (stochastic depth).
+
+    Parameters
+    ----------
+    x : array of shape (N, ...)
+        One draw is made for each of the N samples.
+    scale_by_keep : bool, default True
+        Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are.
+    p, training, inplace, rng, return_mask, out
+        As in `dropout`; p is the probability that a sample is dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout`.
+
+    Notes
+    -----
+    Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
+    """
+    axes = tuple(range(1, dimensions(x)))
+    factor = None if scale_by_keep else 1.0
+    return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
+
+
+# SELU's value for an argument of minus infinity, -lambda * alpha: Klambauer et al., "Self-normalizing neural networks",
+# NIPS 2017, with the constants of its equation (14)
+SATURATION = -1.0507009873554805 * 1.6732632423543772
+
+
+def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
+    """Dropped elements become SATURATION; then all are moved so that mean 0 and variance 1 are kept."""
+    p = check_probability(p)
+    if not training or p in (0, 1):
+        return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    b = -a * p * SATURATION
+    y, mask = dropout_axes(x, axes, p, training, inplace, rng, True, out, a)
+    array, keep = np.asarray(y), np.asarray(mask)
+    np.add(array, array.dtype.type(b), out=array, where=keep)
+    np.copyto(array, array.dtype.type(a * SATURATION + b), where=~keep)
+    return (y, mask) if return_mask else y
+
+
+def alpha_dropout(
+    x, p=0.5, training=False, inplace=False, *, rng=None, return_mask=False, out=None
+):
+    """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
+
+    A dropped element becomes SELU's saturation value instead of 0, and then every element is scaled and shifted:
+    ``a * x + b`` where kept, ``a * SATURATION + b`` where dropped.
+
+    Parameters
+    ----------
+    training : bool, default False
+        PyTorch's default for this function: without it, `x` is returned as it is.
+    x, p, inplace, rng, return_mask, out
+        As in `dropout`. The mask has the factor a: it gives the backward too, as ``dropout_backward(gy, mask)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout`.
+
+    Notes
+    -----
+    Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in PyTorch.
+    """
+    return _alpha_dropout(x, (), p, training, inplace, rng, return_mask, out)
+
+
+def feature_alpha_dropout(
+    x, p=0.5, training=False, inplace=False, *, rng=None, return_mask=False, out=None
+):
+    """`alpha_dropout` of whole channels of `x`, an array of shape (N, C, ...).
+
+    Parameters
+    ----------
+    x, p, training, inplace, rng, return_mask, out
+        As in `alpha_dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    RuntimeError
+        If x has fewer than two dimensions.
+    TypeError, ValueError
+        As `dropout`.
+    """
+    ndim = dimensions(x)
+    if ndim < 2:
+        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
+    axes = tuple(range(2, ndim))
+    return _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out)
+
+
+def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
+    """Return `n` differently masked copies of `x`, for Monte-Carlo dropout.
+
+    Parameters
+    ----------
+    x : array
+    n : int
+        The number of copies, at least 0.
+    p, rng, return_mask
+        As in `dropout`. All copies come from one mask of shape (n, *x.shape), and so from one call number.
+    out : ndarray of shape (n, *x.shape), optional
+        Takes the result; it must not overlap x.
+
+    Returns
+    -------
+    ndarray of shape (n, *x.shape)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout`; ValueError if n is negative.
+
+    Notes
+    -----
+    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
+    """
+    dimensions(x)
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n has to be an int, but got {type(n).__name__}")
+    if n < 0:
+        raise ValueError(f"n has to be at least 0, but got {n}")
+    array = np.asarray(x)
+    copies = np.broadcast_to(array, (n, *array.shape))
+    out = np.empty(copies.shape, array.dtype) if out is None else out
+    return dropout(copies, p, rng=rng, return_mask=return_mask, out=out)

@@ -1,5 +1,8 @@
 """Dropout as modules: forward, backward, train and eval, as torch.nn has them, for networks of NumPy arrays."""
 
+import contextlib
+
+from cdropout import functional
 from cdropout.core.generators import check_probability, own_generator
 from cdropout.functional import dropout, dropout_backward
 
@@ -52,22 +55,37 @@ class Dropout:
 
     def forward(self, x):
         """Return x dropped and scaled; in evaluation x itself. Shapes, types and errors are those of `dropout`."""
-        y, self.mask = dropout(x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True)
+        y, self.mask = dropout(
+            x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
+        )
         return y
 
-    __call__ = forward
+    def __call__(self, x):
+        """The same as forward."""
+        return self.forward(x)
 
-    def backward(self, gy, *, out=None):
-        """Return the gradient with respect to the input of the last forward, from the gradient of its output.
+    def backward(self, gy, *, mask=None, out=None):
+        """Return the gradient with respect to the input of a forward, from the gradient of its output.
+
+        Parameters
+        ----------
+        gy : ndarray
+        mask : Mask, optional
+            The `mask` that the module had after that forward; by default that of the last one.
+        out : ndarray, optional
+            Takes the result, as in `dropout_backward`.
 
         Raises
         ------
         RuntimeError
-            If there was no forward yet.
+            If there was no forward yet, and no mask is given.
         """
-        if self.mask is None:
-            raise RuntimeError(f"{type(self).__name__}.backward was called before forward")
-        return dropout_backward(gy, self.mask, out=out)
+        if mask is None and self.mask is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward was called before forward: there is no mask; "
+                "call forward first, or pass mask="
+            )
+        return dropout_backward(gy, self.mask if mask is None else mask, out=out)
 
     def train(self, mode=True):
         """Drop from now on, or with ``mode=False`` stop dropping; return the module."""
@@ -84,3 +102,113 @@ class Dropout:
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class _Variant(Dropout):
+    """A module of another function with dropout's arguments."""
+
+    function = None
+
+    def forward(self, x):
+        """Return the function of x; shapes, types and errors are the function's."""
+        y, self.mask = self.function(
+            x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
+        )
+        return y
+
+
+class Dropout1d(_Variant):
+    """`dropout1d` as a module: whole channels of (N, C, L) or (C, L). Parameters and methods as in `Dropout`."""
+
+    function = staticmethod(functional.dropout1d)
+
+
+class Dropout2d(_Variant):
+    """`dropout2d` as a module: whole channels of (N, C, H, W). Parameters and methods as in `Dropout`."""
+
+    function = staticmethod(functional.dropout2d)
+
+
+class Dropout3d(_Variant):
+    """`dropout3d` as a module: whole channels of (N, C, D, H, W) or (C, D, H, W). Parameters and methods as in `Dropout`."""
+
+    function = staticmethod(functional.dropout3d)
+
+
+class AlphaDropout(_Variant):
+    """`alpha_dropout` as a module, for SELU networks. Parameters and methods as in `Dropout`."""
+
+    function = staticmethod(functional.alpha_dropout)
+
+
+class FeatureAlphaDropout(_Variant):
+    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Parameters and methods as in `Dropout`."""
+
+    function = staticmethod(functional.feature_alpha_dropout)
+
+
+class DropPath(_Variant):
+    """`drop_path` as a module: whole samples of (N, ...).
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`.
+    scale_by_keep : bool, default True
+        Scale the samples that are kept by ``1 / (1 - p)``.
+    """
+
+    def __init__(self, p=0.5, inplace=False, *, scale_by_keep=True, rng=None):
+        super().__init__(p, inplace, rng=rng)
+        self.scale_by_keep = scale_by_keep
+
+    def function(self, x, p, training, inplace, **options):
+        """The function of this module, with its option."""
+        return functional.drop_path(
+            x, p, training, inplace, scale_by_keep=self.scale_by_keep, **options
+        )
+
+    def extra_repr(self):
+        """What stands between the brackets of repr."""
+        return f"{super().extra_repr()}, scale_by_keep={self.scale_by_keep}"
+
+
+@contextlib.contextmanager
+def always_on(*modules):
+    """Hold modules in training mode for a while, as Monte-Carlo dropout needs them at prediction.
+
+    Parameters
+    ----------
+    *modules : modules, or lists, tuples, sets and dicts (their values) of modules, nested as one likes
+
+    Raises
+    ------
+    TypeError
+        If one of them is no module, that is, has no `train` method and `training` attribute.
+
+    Notes
+    -----
+    At the end, after an error too, each module is put back to the mode it had.
+    """
+    found = list(_all_modules(modules))
+    modes = [module.training for module in found]
+    try:
+        for module in found:
+            module.train(True)
+        yield
+    finally:
+        for module, mode in zip(found, modes, strict=True):
+            module.train(mode)
+
+
+def _all_modules(thing):
+    """Every module in nested containers."""
+    if isinstance(thing, dict):
+        thing = tuple(thing.values())
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        for item in thing:
+            yield from _all_modules(item)
+    elif hasattr(thing, "train") and hasattr(thing, "training"):
+        yield thing
+    else:
+        raise TypeError(f"always_on takes modules and containers of them, but got {type(thing).__name__}")

@@ -2,7 +2,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint8_t, uint64_t
 
-from cdropout cimport cdropout_mask
+from cdropout cimport cdropout_dtype, cdropout_mask
 
 cdef extern from "numpy/arrayobject.h":
     tuple PyArray_IntTupleFromIntp(int, cnp.npy_intp*)
@@ -10,7 +10,9 @@ cdef extern from "numpy/arrayobject.h":
 cdef inline tuple shape_of(cnp.ndarray array):
     return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
+cdef cdropout_dtype code_of(cnp.ndarray array) noexcept
 cdef cnp.ndarray as_array(object x)
+cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale)

@@ -53,7 +53,7 @@ cdef cnp.ndarray as_array(object x):
     if not takes(array):
         raise TypeError(f"x has to be an array of {TYPES}, but got {array.dtype}")
     if not cnp.PyArray_ISNOTSWAPPED(array):
-        raise TypeError(f"x has to be in this machine's byte order, but got {array.dtype.str}; x.astype('=f{array.itemsize}') is")
+        raise TypeError(f"x has to be in this machine's byte order, but got {array.dtype.str}")
     return array
 
 
@@ -144,7 +144,7 @@ cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
 # ---- the kernels on whole arrays ----------------------------------------------------------------
 
 
-cdef inline cdropout_dtype code_of(cnp.ndarray array) noexcept:
+cdef cdropout_dtype code_of(cnp.ndarray array) noexcept:
     cdef int number = cnp.PyArray_TYPE(array)
     if number == cnp.NPY_FLOAT:
         return CDROPOUT_FLOAT32
@@ -175,7 +175,9 @@ cdef void fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
     arrange(box)
 
 
-def apply_piece(int dtype, size_t size, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece):
+def apply_piece(
+    int dtype, size_t size, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece
+):
     """Piece number `piece` of a contiguous array: `each` elements, fewer in the last."""
     cdef size_t first = piece * each
     cdef size_t length = min(each, n - first)
@@ -194,8 +196,8 @@ cdef apply_shared(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint6
     cdef size_t each = (blocks + pieces - 1) // pieces * BLOCK
     threads.share(
         partial(
-            apply_piece, <int>code_of(x), <size_t>cnp.PyArray_ITEMSIZE(x), <uintptr_t>cnp.PyArray_DATA(x), <uintptr_t>cnp.PyArray_DATA(y), n, each,
-            <uintptr_t>mask, start,
+            apply_piece, <int>code_of(x), <size_t>cnp.PyArray_ITEMSIZE(x),
+            <uintptr_t>cnp.PyArray_DATA(x), <uintptr_t>cnp.PyArray_DATA(y), n, each, <uintptr_t>mask, start,
         ),
         <int>((n + each - 1) // each),
     )

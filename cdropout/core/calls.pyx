@@ -1,4 +1,4 @@
-"""The calls that apply a new mask, or a given one, to an array. Compiled, since a call on a small array is mostly overhead."""
+"""The calls that apply a new mask, or a given one, to an array; compiled, since small calls are mostly overhead."""
 cimport numpy as cnp
 
 import numpy as np
@@ -7,7 +7,7 @@ from cdropout cimport cdropout_mask
 from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, shape_of
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport as_generator, as_probability, check_rng
-from cdropout.core.masks cimport Mask, check_shape, new_mask, shared_strides
+from cdropout.core.masks cimport Mask, check_shape, new_mask, scale_of, shared_strides
 
 cnp.import_array()
 
@@ -89,11 +89,25 @@ def dropout_backward(gy, mask, bint inplace=False, *, p=None, out=None):
     return apply_given(gy, mask, p, inplace, out)
 
 
+def dropout_axes(
+    x, axes, p, bint training, bint inplace, rng, bint return_mask, out, factor=None,
+):
+    """dropout with one draw shared along axes; `factor` replaces 1 / (1 - p)."""
+    return draw_and_apply(x, p, training, inplace, rng, axes, out, return_mask, factor)
+
+
+def dimensions(x):
+    """How many dimensions x has; TypeError if dropout does not take it."""
+    return cnp.PyArray_NDIM(as_array(x))
+
+
 cdef bint empty(broadcast_dims):
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
-cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out, bint return_mask):
+cdef draw_and_apply(
+    x, p, bint training, bint inplace, rng, broadcast_dims, out, bint return_mask, factor=None,
+):
     """A dropout with a new mask; a call number is used up only if the mask is drawn."""
     cdef cdropout_mask name
     cdef double probability = as_probability(p)
@@ -105,6 +119,8 @@ cdef draw_and_apply(x, p, bint training, bint inplace, rng, broadcast_dims, out,
     if not training:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)
+    if factor is not None and 0 < probability < 1:
+        name.scale = factor
     if probability == 0 and out is None:
         result = x
     else:
@@ -137,16 +153,10 @@ cdef apply_given(x, mask, p, bint inplace, out):
             np.multiply(array, given, out=target)
         np.copyto(target, 0, where=given == 0)
     elif given.dtype == np.bool_:
-        apply_bools(array, target, given, scale_of(p))
+        apply_bools(array, target, given, scale_of(as_probability(p)))
     else:
-        apply_bits(array, target, np.ascontiguousarray(given), scale_of(p))
+        apply_bits(array, target, np.ascontiguousarray(given), scale_of(as_probability(p)))
     return x if inplace else target
-
-
-cdef double scale_of(p) except -1:
-    cdef cdropout_mask name
-    kernels.mask_init(&name, 0, 0, as_probability(p))
-    return name.scale
 
 
 cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
@@ -158,6 +168,8 @@ cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
     elif mask.dtype == np.bool_ or mask.dtype == x.dtype:
         check_shape(shape_of(mask), x)
     else:
-        raise TypeError(f"mask has to be a Mask, or an array of bool, uint8 (packed bits) or {x.dtype}, but got {mask.dtype}")
+        raise TypeError(
+            f"mask has to be a Mask, or an array of bool, uint8 (packed bits) or {x.dtype}, but got {mask.dtype}"
+        )
     if mask.dtype != x.dtype and p is None:
         raise ValueError(f"a mask of {'bools' if mask.dtype == np.bool_ else 'packed bits'} does not say p; pass p=")

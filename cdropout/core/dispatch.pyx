@@ -30,7 +30,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """The widest usable instruction set, or `wanted` (the value of CDROPOUT_ISA, or None); ValueError if that can't be had."""
+    """The widest usable instruction set, or `wanted` (CDROPOUT_ISA, or None); ValueError if that cannot be had."""
     if not wanted:
         return [isa for isa in built if isa in runnable][-1]
     if wanted not in INSTRUCTION_SETS:

@@ -119,3 +119,55 @@ cdef inline void mask_and_scale(
         y += n // WORD * WORD
         first += n // WORD * WORD
         step_few(x, y, few_bits_at(keep, first, n % WORD), n % WORD, scale)
+
+
+# ---- bias, dropout and residual in one pass -------------------------------------------------------
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void step_bias(
+    const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, double scale
+) noexcept nogil:
+    """y = residual + ((x + bias) * scale where the bit of keep is set, else +0.0), for WORD elements."""
+    cdef size_t i
+    cdef f32 factor
+    cdef f64 factor_f64
+    if real is double:
+        factor_f64 = fill_f64(scale)
+        for i in range(WORD * sizeof(double) // sizeof(f64)):
+            store_f64(<f64*>y + i, load_f64(<f64*>residual + i) + kept_f64(
+                (load_f64(<f64*>x + i) + load_f64(<f64*>bias + i)) * factor_f64, keep, i))
+    else:
+        factor = fill_f32(<float>scale)
+        for i in range(WORD * sizeof(float) // sizeof(f32)):
+            store_f32(<f32*>y + i, load_f32(<f32*>residual + i) + kept_f32(
+                (load_f32(<f32*>x + i) + load_f32(<f32*>bias + i)) * factor, keep, i))
+
+
+cdef inline void add_masked(
+    const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, uint64_t first, size_t n, double scale
+) noexcept nogil:
+    """step_bias for any n, with keep bits from bit `first` on."""
+    cdef real buffer[4][WORD]
+    cdef uint8_t bits[4]
+    cdef size_t i
+    cdef size_t rest = n % WORD
+    for i in range(n // WORD):
+        store_bits32(bits, bits_at(keep, first))
+        step_bias(x, bias, residual, y, bits, scale)
+        x += WORD
+        bias += WORD
+        residual += WORD
+        y += WORD
+        first += WORD
+    if rest:
+        memset(buffer, 0, sizeof(buffer))
+        memcpy(buffer[0], x, rest * sizeof(real))
+        memcpy(buffer[1], bias, rest * sizeof(real))
+        memcpy(buffer[2], residual, rest * sizeof(real))
+        store_bits32(bits, few_bits_at(keep, first, rest))
+        step_bias(<const real*>buffer[0], <const real*>buffer[1], <const real*>buffer[2], buffer[3], bits, scale)
+        memcpy(y, buffer[3], rest * sizeof(real))

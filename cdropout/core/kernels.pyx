@@ -1,19 +1,22 @@
-"""THE KERNELS: draw, mask and scale, fused. Built once for each instruction set (see setup.py); the capsule `table` holds them.
+"""THE KERNELS: draw, mask and scale, fused; built once for each instruction set (see setup.py).
 
-No Python object is touched, no memory allocated, no state kept: any number of threads may run any of these.
+The capsule `table` holds them. No Python object is touched, no memory allocated, no state kept: any number of threads
+may run any of these.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from cdropout cimport (
     CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_TABLE_VERSION,
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, pack_bools, spread_bits, store_bits64, write_bits, write_group
-from cdropout.core.elements cimport WORD, bfloat, element, half, mask_and_scale, step, up_to_line
+from cdropout.core.elements cimport (
+    WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line,
+)
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, Rounds, Stream, begin_group, draw_group, draw_round, end_group, open_stream,
 )
@@ -92,7 +95,9 @@ cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
     return 2 if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16) else 0
 
 
-cdef int apply(cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+cdef int apply(
+    cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
     if size_of(dtype) == 0:
         return -1
     if mask.scale == 0:
@@ -244,6 +249,86 @@ cdef void bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t star
         start += part
 
 
+cdef void add_rows(
+    const real* x, const real* bias, const real* residual, real* y, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start,
+) noexcept nogil:
+    cdef Stream stream
+    cdef uint8_t keep[GROUP_BYTES]
+    cdef uint64_t first = start % GROUP
+    cdef size_t _row, part, done
+    open_stream(&stream, mask, start - first)
+    draw_group(&stream, keep)
+    for _row in range(rows):
+        done = 0
+        while done < columns:
+            if first == GROUP:
+                draw_group(&stream, keep)
+                first = 0
+            part = min(columns - done, <size_t>(GROUP - first))
+            add_masked(x, bias + done, residual, y, keep, first, part, mask.scale)
+            x += part
+            residual += part
+            y += part
+            first += part
+            done += part
+
+
+cdef int bias_dropout_add(
+    cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+        return -1
+    if mask.scale == 0:
+        memmove(y, residual, rows * columns * size_of(dtype))
+    elif dtype == CDROPOUT_FLOAT32:
+        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
+    else:
+        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
+    return 0
+
+
+cdef void sum_rows(
+    const real* gy, real* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    cdef Stream stream
+    cdef uint8_t keep[GROUP_BYTES]
+    cdef uint64_t first = start % GROUP
+    cdef size_t _row, part, done, i
+    open_stream(&stream, mask, start - first)
+    draw_group(&stream, keep)
+    for _row in range(rows):
+        done = 0
+        while done < columns:
+            if first == GROUP:
+                draw_group(&stream, keep)
+                first = 0
+            part = min(columns - done, <size_t>(GROUP - first))
+            mask_and_scale(gy, gx, keep, first, part, mask.scale)
+            for i in range(part):
+                gbias[done + i] += gx[i]
+            gy += part
+            gx += part
+            first += part
+            done += part
+
+
+cdef int bias_dropout_add_backward(
+    cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+        return -1
+    if mask.scale == 0:
+        memset(gx, 0, rows * columns * size_of(dtype))
+    elif dtype == CDROPOUT_FLOAT32:
+        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
+    else:
+        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
+    return 0
+
+
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION
 kernels.size = sizeof(cdropout_table)
@@ -253,4 +338,6 @@ kernels.apply_bits = apply_bits
 kernels.apply_bools = apply_bools
 kernels.bits = bits
 kernels.bools = bools
+kernels.bias_dropout_add = bias_dropout_add
+kernels.bias_dropout_add_backward = bias_dropout_add_backward
 table = PyCapsule_New(&kernels, "cdropout.core.table", NULL)

@@ -11,9 +11,10 @@ cdef class Mask:
     cdef readonly double p
     cdef tuple steps                  # strides, or None for C order
 
-    cdef become(self, tuple shape, double p, start, strides)
+    cdef become(self, tuple shape, start, strides)
     cdef tuple numbers(self)
 
+cdef double scale_of(double p) noexcept
 cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides)
 cdef tuple shared_strides(tuple shape, broadcast_dims)
 cdef check_shape(tuple shape, cnp.ndarray array)

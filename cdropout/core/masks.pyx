@@ -2,7 +2,6 @@
 import operator
 
 cimport numpy as cnp
-from libc.stdint cimport uint64_t
 
 import numpy as np
 
@@ -67,10 +66,12 @@ cdef class Mask:
     strides : tuple of int, optional
         How far the position moves from one index to the next along each axis; by default as in C order. With start
         this is how a window (``mask[2:5, ::-1]``) or a shared draw (stride 0) is a mask again.
+    factor : float, optional
+        What kept elements are multiplied by: 1 / (1 - p) if not given, positive and finite otherwise.
 
     Attributes
     ----------
-    shape, p, seed, call, start, strides
+    shape, p, seed, call, start, strides, factor
         As given, seed in [0, 2**64).
     ndim, size : int
         The number of axes, and of elements.
@@ -80,7 +81,7 @@ cdef class Mask:
     The element at position e is dropped if the number that (seed, call, e) draws is below p; see tests/reference.py.
     """
 
-    def __init__(self, shape, p, seed=0, call=0, start=0, strides=None):
+    def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
         shape = shape if isinstance(shape, (tuple, list)) else (shape,)
         shape = tuple([as_index(length, "each length in shape") for length in shape])
         if any(length < 0 for length in shape):
@@ -91,19 +92,21 @@ cdef class Mask:
                 raise ValueError(f"strides has to have one number an axis of {shape}, but got {strides}")
         self.name.seed = as_seed(seed)
         self.name.call = as_count(call, "call")
-        self.become(shape, as_probability(p), as_count(start, "start"), strides)
+        self.p = as_probability(p)
+        kernels.mask_init(&self.name, self.name.seed, self.name.call, self.p)
+        if factor is not None and factor != self.name.scale:
+            self.name.scale = as_factor(factor, self.p)
+        self.become(shape, as_count(start, "start"), strides)
 
-    cdef become(self, tuple shape, double p, start, strides):
-        """Set all but seed and call."""
+    cdef become(self, tuple shape, start, strides):
+        """Set what says where the elements lie in the stream."""
         full = c_strides(shape) if strides is None else strides
         if 0 not in shape:
             low = start + sum([min(0, (length - 1) * step) for length, step in zip(shape, full)])
             high = start + sum([max(0, (length - 1) * step) for length, step in zip(shape, full)])
             if low < 0 or high >= 1 << 64:
                 raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would reach from {low} to {high}")
-        kernels.mask_init(&self.name, self.name.seed, self.name.call, p)
         self.shape = shape
-        self.p = p
         self.first = start
         self.steps = None if strides is None else normal_strides(shape, strides)
 
@@ -128,6 +131,11 @@ cdef class Mask:
         return c_strides(self.shape) if self.steps is None else self.steps
 
     @property
+    def factor(self):
+        """What kept elements are multiplied by; 0 for p = 1, which keeps none."""
+        return self.name.scale
+
+    @property
     def ndim(self):
         """The number of axes."""
         return len(self.shape)
@@ -143,7 +151,7 @@ cdef class Mask:
     # -- a value --
 
     cdef tuple numbers(self):
-        return self.shape, self.p, self.name.seed, self.name.call, self.first, self.steps
+        return self.shape, self.p, self.name.seed, self.name.call, self.first, self.steps, self.name.scale
 
     def __reduce__(self):
         return Mask, self.numbers()
@@ -160,6 +168,8 @@ cdef class Mask:
             text += f", start={self.first}"
         if self.steps is not None:
             text += f", strides={self.steps}"
+        if self.name.scale != scale_of(self.p):
+            text += f", factor={self.name.scale}"
         return text + ")"
 
     # -- windows --
@@ -190,7 +200,8 @@ cdef class Mask:
             else:
                 start += position(item, length) * stride
         window.name = self.name
-        window.become(tuple(shape), self.p, start, strides)
+        window.p = self.p
+        window.become(tuple(shape), start, strides)
         return window
 
     # -- what it says --
@@ -212,7 +223,7 @@ cdef class Mask:
         return out
 
     def scale(self, dtype=np.float32):
-        """1 / (1 - p) where kept, else 0, as an array of `dtype`, one of those that dropout takes."""
+        """The factor, 1 / (1 - p), where kept, else 0: an array of `dtype`, which is one that dropout takes."""
         return self.apply(np.ones(self.shape, dtype))
 
     def apply(self, x, out=None):
@@ -234,6 +245,20 @@ cdef class Mask:
         target = destination(array, False, out)
         apply_mask(array, target, &self.name, self.first, self.steps)
         return target
+
+
+cdef double scale_of(double p) noexcept:
+    cdef cdropout_mask name
+    kernels.mask_init(&name, 0, 0, p)
+    return name.scale
+
+
+cdef double as_factor(factor, double p) except -1:
+    """A factor other than 1 / (1 - p)."""
+    cdef double value = float(factor)
+    if p == 1 or not 0 < value < float("inf"):
+        raise ValueError(f"factor has to be positive and finite, and 0 for p = 1, but got {factor} for p={p}")
+    return value
 
 
 cdef list full_index(index, int ndim):

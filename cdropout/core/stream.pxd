@@ -84,7 +84,7 @@ cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:
     """Make ready to draw the group that begins at element `group`, a multiple of GROUP; 0 < p < 1."""
     cdef uint64_t key = mix(mask.seed + GAMMA)
-    cdef uint64_t steps
+    cdef uint64_t _step
     cdef int v
     stream.K = mix(key ^ mask.call * CALL)
     stream.c = key + mask.call + INCREMENT
@@ -98,7 +98,7 @@ cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t
         stream.rounds = 64 - lowest_bit(mask.threshold)
     stream.group = group
     seed_block(stream, group // BLOCK)
-    for steps in range(group % BLOCK // GROUP * <uint64_t>stream.rounds):
+    for _step in range(group % BLOCK // GROUP * <uint64_t>stream.rounds):
         for v in range(WORDS):
             draw(&stream.s0[v], &stream.s1[v])
 
@@ -177,8 +177,8 @@ cdef inline void end_group(Rounds* rounds, Stream* stream, uint8_t* keep) noexce
 cdef inline void draw_group(Stream* stream, uint8_t* keep) noexcept nogil:
     """The 512 keep bits of the next group, packed into 64 bytes."""
     cdef Rounds rounds
-    cdef int j
+    cdef int _round
     begin_group(&rounds, stream)
-    for j in range(stream.rounds):
+    for _round in range(stream.rounds):
         draw_round(&rounds)
     end_group(&rounds, stream, keep)

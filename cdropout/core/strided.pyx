@@ -55,10 +55,12 @@ cdef void arrange(Box* box) noexcept nogil:
 
 
 cdef void copy_plane(const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
-    cdef size_t i, j
-    for i in range(plane.rows):
+    cdef size_t _i, j
+    for _i in range(plane.rows):
         for j in range(plane.columns):
-            y[<ptrdiff_t>i * plane.y[0] + <ptrdiff_t>j * plane.y[1]] = keep[<ptrdiff_t>i * plane.keep[0] + <ptrdiff_t>j * plane.keep[1]]
+            y[<ptrdiff_t>j * plane.y[1]] = keep[<ptrdiff_t>j * plane.keep[1]]
+        y += plane.y[0]
+        keep += plane.keep[0]
 
 
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
@@ -140,7 +142,9 @@ cdef void draw_pieces(Box* box, const char* x, char* y, const cdropout_mask* mas
     for i in range(<int>((length + part - 1) // part)):
         first = i * <ptrdiff_t>part
         widest.length = min(part, length - <size_t>first)
-        draw_pieces(box, x + first * widest.x if x else NULL, y + first * widest.y, mask, start + <uint64_t>(first * widest.keep))
+        draw_pieces(
+            box, x + first * widest.x if x else NULL, y + first * widest.y, mask, start + <uint64_t>(first * widest.keep)
+        )
     widest.length = length
 
 

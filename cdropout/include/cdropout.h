@@ -36,6 +36,10 @@ typedef struct {
   int (*apply_bools)(cdropout_dtype dtype, const void *x, void *y, const uint8_t *keep, const cdropout_plane *plane, double scale);
   void (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   void (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
+  int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows,
+                          size_t columns, const cdropout_mask *mask, uint64_t start);
+  int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
+                                   const cdropout_mask *mask, uint64_t start);
 } cdropout_table;
 
 #ifdef __cplusplus

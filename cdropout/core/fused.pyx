@@ -1,0 +1,180 @@
+"""bias_dropout_add and its backward: three operations on one reading of their arrays."""
+cimport numpy as cnp
+from libc.stdint cimport uint64_t
+
+import numpy as np
+
+from cdropout cimport cdropout_dtype, cdropout_mask
+from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.generators cimport as_generator, as_probability, check_rng
+from cdropout.core.masks cimport Mask, check_shape, new_mask
+
+cnp.import_array()
+
+
+cdef cnp.ndarray as_real(cnp.ndarray array):
+    """In C order, as float32 or float64: what the kernels compute in."""
+    return np.ascontiguousarray(array, np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
+
+
+cdef Py_ssize_t columns_of(tuple shape, tuple bias):
+    """How many elements of x share none of bias: bias repeats after them. 0 if it does not repeat so."""
+    bias = trimmed(bias)
+    if bias == shape[len(shape) - len(bias):] and bias:
+        return np.prod(bias, dtype=np.intp)
+    return 0
+
+
+cdef tuple trimmed(tuple shape):
+    """Without leading axes of length 1."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, bint return_mask=False, out=None):
+    """Return ``residual + dropout(x + bias, p)``, in one pass.
+
+    Parameters
+    ----------
+    x : ndarray
+        What `dropout` takes.
+    bias : ndarray
+        Of x's type, and of a shape that broadcasts to x's; that of the last axes is fastest.
+    residual : ndarray
+        Of x's shape and type.
+    p, training, rng, return_mask, out
+        As in `dropout`; out may be x or residual.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout`; ValueError if bias does not broadcast to x, or residual has another shape or type.
+
+    Notes
+    -----
+    The operations are those of x's type, each rounded; float16 and bfloat16 are computed in float32 and rounded once.
+    """
+    cdef double probability = as_probability(p)
+    cdef cnp.ndarray array = as_array(x)
+    cdef cnp.ndarray bias_array = np.asarray(bias)
+    cdef cnp.ndarray residual_array = np.asarray(residual)
+    cdef tuple shape = shape_of(array)
+    cdef cdropout_mask name
+    check_operands(array, bias_array, residual_array)
+    if rng is not None:
+        check_rng(rng)
+    target = destination(array, False, out)
+    if out is not None and (np.may_share_memory(out, bias_array) or partly_overlap(out, residual_array)):
+        raise ValueError("out overlaps bias, or partly overlaps residual; it has to be residual itself or lie apart")
+    if not training:
+        probability = 0
+    kernels.mask_init(&name, 0, 0, probability)
+    sources = as_real(array), as_real(as_row(bias_array, shape)), as_real(residual_array)
+    direct = target.flags.c_contiguous and target.dtype == sources[0].dtype
+    result = target if direct else np.empty(shape, sources[0].dtype)
+    if 0 < probability < 1 and array.size:
+        as_generator(rng).name_next(&name)
+    run_forward(sources[0], sources[1], sources[2], result, &name)
+    if not direct:
+        np.copyto(target, result, casting="same_kind")
+    return (target, new_mask(name, shape, probability, None)) if return_mask else target
+
+
+cdef check_operands(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual):
+    if bias.dtype != x.dtype:
+        raise TypeError(f"bias has to be of the type of x, {x.dtype}, but got {bias.dtype}")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual has to be of the type of x, {x.dtype}, but got {residual.dtype}")
+    if shape_of(residual) != shape_of(x):
+        raise ValueError(f"residual has to have the shape of x, {shape_of(x)}, but got {shape_of(residual)}")
+    check_broadcast(shape_of(bias), shape_of(x))
+
+
+cdef check_broadcast(tuple bias, tuple shape):
+    lengths = zip(reversed(bias), reversed(shape))
+    if len(bias) > len(shape) or not all([a in (1, b) for a, b in lengths]):
+        raise ValueError(f"bias has to broadcast to the shape of x, {shape}, but got {bias}")
+
+
+cdef cnp.ndarray as_row(cnp.ndarray bias, tuple shape):
+    """bias in a form that repeats along x: itself if it has the last axes of x, else at x's full shape."""
+    return bias if columns_of(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
+
+
+cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, const cdropout_mask* name):
+    cdef size_t columns = cnp.PyArray_SIZE(bias)
+    cdef size_t rows = cnp.PyArray_SIZE(x) // columns if columns else 0
+    cdef cdropout_dtype dtype = code_of(x)
+    cdef const void* first = cnp.PyArray_DATA(x)
+    cdef const void* second = cnp.PyArray_DATA(bias)
+    cdef const void* third = cnp.PyArray_DATA(residual)
+    cdef void* target = cnp.PyArray_DATA(y)
+    with nogil:
+        kernels.bias_dropout_add(dtype, first, second, third, target, rows, columns, name, 0)
+
+
+def bias_dropout_add_backward(gy, mask, bias_shape=None):
+    """Return the gradients of `bias_dropout_add` with respect to x, bias and residual.
+
+    Parameters
+    ----------
+    gy : ndarray
+        The gradient of the output.
+    mask : Mask
+        What ``bias_dropout_add(..., return_mask=True)`` returned.
+    bias_shape : tuple of int, optional
+        The shape of bias; by default that of gy's last axis. Its gradient is summed over the other elements, in double
+        and in an order that never changes.
+
+    Returns
+    -------
+    (gx, gbias, gresidual) : of gy's type; gresidual is gy itself
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `dropout_backward`; ValueError if bias_shape does not broadcast to gy's shape.
+    """
+    cdef cnp.ndarray array = as_array(gy)
+    cdef tuple shape = shape_of(array)
+    cdef Mask given
+    if not isinstance(mask, Mask):
+        raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
+    given = mask
+    check_shape(given.shape, array)
+    bias_shape = shape[-1:] if bias_shape is None else tuple(bias_shape)
+    check_broadcast(bias_shape, shape)
+    columns = columns_of(shape, bias_shape)
+    if given.steps is not None or not columns:
+        gx = given.apply(array)
+        axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
+        gbias = gx.astype(np.float64).sum(axis=axes).reshape(bias_shape).astype(array.dtype)
+        return gx, gbias, gy
+    source = as_real(array)
+    gx = np.empty_like(source)
+    sums = np.zeros(columns)
+    run_backward(source, gx, sums, given)
+    return gx.astype(array.dtype, copy=False), sums.reshape(bias_shape).astype(array.dtype), gy
+
+
+cdef bint broadcast_at(i, tuple shape, tuple bias):
+    """Whether bias is the same along axis i of shape, so that its gradient is a sum."""
+    at = i - (len(shape) - len(bias))
+    return at < 0 or (bias[at] == 1 and shape[i] != 1)
+
+
+cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
+    cdef size_t columns = cnp.PyArray_SIZE(sums)
+    cdef size_t rows = cnp.PyArray_SIZE(gy) // columns if columns else 0
+    cdef cdropout_dtype dtype = code_of(gy)
+    cdef const void* source = cnp.PyArray_DATA(gy)
+    cdef void* target = cnp.PyArray_DATA(gx)
+    cdef double* total = <double*>cnp.PyArray_DATA(sums)
+    with nogil:
+        kernels.bias_dropout_add_backward(dtype, source, target, total, rows, columns, &mask.name, mask.first)
