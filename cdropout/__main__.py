@@ -97,6 +97,8 @@ def picture(text):
 def chosen_peers(options, error):
     """The names of the peers to race: all that are installed, unless some were named."""
     installed = peers.installed()
+    if options.kernels:
+        return []
     if not options.peer:
         return installed
     if "none" in options.peer:

@@ -18,10 +18,12 @@ import numpy as np
 import cdropout as cd
 from cdropout import peers
 from cdropout.core import dispatch
+from cdropout.selftest import FALSE_ALARM
 
 TURN = 1e-3  # seconds that a contestant's turn takes, in as many calls as that needs
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
 SLOW = 0.02  # seconds; such a call is past every cache and gains nothing from a call before it
+BUSY = 0.9  # of a CPU: with less, others have run in between
 MODES = ("forward", "forward+backward")
 KERNEL_SIZE = 1 << 20
 SMALL = 64
@@ -223,6 +225,12 @@ def gather(options):
     return contestants, left_out, loose
 
 
+def cpu_share():
+    """Return a function that says which share of one CPU this process has got since now."""
+    began, busy = time.perf_counter(), time.process_time()
+    return lambda: (time.process_time() - busy) / (time.perf_counter() - began)
+
+
 def environment(options):
     """What the numbers depend on."""
     return {
@@ -278,11 +286,15 @@ def heading(results):
     yield ", ".join(heading_words(about))
     yield f"{about['cpu']}; {about['platform']}; Python {about['python']}, NumPy {about['numpy']}"
     who = ", ".join(f"{name} {version}" for name, version in results["contestants"].items())
-    yield f"checked (keep rate of {peers.CHECKED} elements, scale, gradient): {who}"
+    bound = f"a {FALSE_ALARM:g} bound over {peers.CHECKED} elements"
+    yield f"checked (keep rate within {bound}, scale, gradient): {who}"
     for name, reason in results["left_out"].items():
         yield f"left out: {name}: {reason}"
     for name, used in results["not_held_to_threads"].items():
         yield f"not held to the threads: {name} kept {used:.1f} CPUs busy"
+    if about["cpu_share"] < BUSY:
+        share = f"{about['cpu_share']:.0%} of a CPU"
+        yield f"BUSY MACHINE: this process got only {share}; long calls look slower than they are"
 
 
 def columns(cell):
@@ -294,7 +306,7 @@ def columns(cell):
 def table(cells):
     """The lines of the table, one a size and contestant, with forward+backward on the right."""
     names = f"{'ns/element':>10} {'GB/s':>8} {'/memcpy':>8} {'/peer':>8}"
-    yield f"{'':18} | {'forward':^37} | {'forward + backward':^37}"
+    yield f"{'':18} | {'forward':^37} | {'':9} forward + backward"
     yield f"{'size':>6} {'':11} | {names} | {names}"
     for size, group in itertools.groupby(cells, key=lambda cell: cell.size):
         yield f"{'-' * 18}-+-{'-' * 37}-+-{'-' * 37}"
@@ -302,8 +314,8 @@ def table(cells):
         forward, both = ([cell for cell in group if cell.mode == mode] for mode in MODES)
         for left, right in zip(forward, both, strict=True):
             yield f"{size_name(size):>6} {left.contestant:11} | {columns(left)} | {columns(right)}"
-    yield "Medians of paired rounds. GB/s counts bytes read and written. /memcpy: time as a multiple"
-    yield "of that of a memcpy of the same bytes (np.copyto, 1 thread); /peer: of the fastest peer's."
+    yield "Medians of paired rounds. GB/s: bytes read and written. /memcpy: time divided by that of"
+    yield "a memcpy of the same bytes (np.copyto, 1 thread); /peer: by that of the fastest peer."
 
 
 def kernel_lines(results):
@@ -359,9 +371,11 @@ def run(options):
         "not_held_to_threads": loose,
         "cells": [],
     }
+    share = cpu_share()
     for size in [] if options.kernels else options.sizes:
         results["cells"] += race_at(size, contestants, options)
     results["kernels"] = race_kernels(options.seconds)
+    results["environment"]["cpu_share"] = share()
     show_progress("")
     print(*heading(results), "", sep="\n")
     if results["cells"]:

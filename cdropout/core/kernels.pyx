@@ -18,11 +18,12 @@ from cdropout.core.elements cimport (
     WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line,
 )
 from cdropout.core.stream cimport (
-    BLOCK, GROUP, GROUP_BYTES, Rounds, Stream, begin_group, draw_group, draw_round, end_group, open_stream,
+    BLOCK, GROUP, GROUP_BYTES, WORDS, Rounds, Stream, begin_group, draw_group, draw_round, end_group, open_stream,
 )
 
 cdef enum:
     BLOCK_BYTES = 1024                            # of a block's packed keep bits
+    MOST_WOVEN = 2                                # vectors of lanes: 4 of them, of SSE2, leave no registers for the elements
 
 
 cdef inline void apply_and_draw(
@@ -67,7 +68,11 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     y += part
     n -= part
     while n > GROUP:
-        apply_and_draw(x, y, keep, mask.scale, &stream, drawn)
+        if WORDS <= MOST_WOVEN:
+            apply_and_draw(x, y, keep, mask.scale, &stream, drawn)
+        else:
+            mask_and_scale(x, y, keep, 0, GROUP, mask.scale)
+            draw_group(&stream, drawn)
         writer.to = keep
         write_group(&writer, drawn)
         x += GROUP
