@@ -1,11 +1,16 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
+__version__ = "0.1.0.dev0"
+
 try:
     from cdropout.core.masks import Mask
 except ModuleNotFoundError as error:
     if error.name != "cdropout.core.masks":
         raise
-    raise ImportError("this checkout of cdropout has not been built: run `pip install .` in it and import elsewhere") from None
+    raise ImportError(
+        "this checkout of cdropout has not been built: "
+        "run `pip install .` in it, and import it from another folder"
+    ) from None
 
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads

@@ -20,6 +20,7 @@ class Dropout:
         Write the result of forward to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         Where masks come from: the default generator (see `manual_seed`), another one, or the seed of one of its own.
+        Two modules with the same int draw the same masks: give layers one Generator, or different seeds.
 
     Attributes
     ----------
@@ -28,7 +29,7 @@ class Dropout:
     training : bool
         True until `eval` is called.
     mask : Mask or None
-        That of the last forward; None before it.
+        That of the last forward, in evaluation one that keeps everything; None before the first.
 
     Raises
     ------
