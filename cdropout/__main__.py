@@ -171,7 +171,7 @@ def add_bench(commands):
     add("--threads", type=threads, default=1, metavar="N", help="of each contestant (default 1)")
     add("--peer", action="append", choices=names, help="only this one; repeatable (default: all)")
     add("--kernels", action="store_true", help="only the section on the kernels")
-    add("--seconds", type=duration, default=0.2, help="for each number printed (default 0.2)")
+    add("--seconds", type=duration, default=0.3, help="for each number printed (default 0.3)")
     add("--json", type=new_file, metavar="FILE", help="write all numbers to a file")
     add("--plot", type=picture, metavar="FILE.png", help="draw the table (needs matplotlib)")
     parser.set_defaults(run=run_bench, error=parser.error)

@@ -195,17 +195,64 @@ cdef void apply_rows(
         keep += GROUP * plane.keep[1]
 
 
+cdef bint is_dense(const cdropout_plane* plane, ptrdiff_t size) noexcept nogil:
+    """Whether the rows of x, and of y, lie side by side without gaps."""
+    cdef ptrdiff_t row = <ptrdiff_t>plane.columns * size
+    return plane.x[1] == size and plane.y[1] == size and plane.x[0] == row and plane.y[0] == row
+
+
+cdef void apply_dense(
+    const cdropout_plane* plane, const element* x, element* y, const uint8_t* keep, double scale
+) noexcept nogil:
+    """All rows as one: their bits are strung together, so that short rows cost no more than long ones."""
+    cdef uint8_t bits[3 * GROUP_BYTES]
+    cdef uint8_t row_bits[GROUP_BYTES]
+    cdef uint64_t skip = -up_to_line(y, plane.rows * plane.columns) % WORD    # bits of no element: y's lines end steps
+    cdef size_t row, first, n, i
+    cdef Writer writer
+    writer.to = bits
+    writer.held = 0
+    writer.count = skip
+    for row in range(plane.rows):
+        for first in range(0, plane.columns, 512):
+            n = min(plane.columns - first, <size_t>GROUP)
+            if row == 0 or plane.keep[0] != 0 or plane.columns > GROUP:
+                gather_bits(
+                    row_bits, keep + <ptrdiff_t>row * plane.keep[0] + <ptrdiff_t>first * plane.keep[1], plane.keep[1], n,
+                )
+            for i in range(0, n, 64):
+                write_bits(&writer, load_bits64(row_bits + i // 8), min(n - i, <size_t>64))
+            if writer.to >= bits + GROUP_BYTES:
+                mask_and_scale(x, y, bits, skip, GROUP - skip, scale)
+                x += GROUP - skip
+                y += GROUP - skip
+                skip = 0
+                memcpy(bits, bits + GROUP_BYTES, GROUP_BYTES)
+                writer.to -= GROUP_BYTES
+    store_bits64(writer.to, writer.held)
+    mask_and_scale(x, y, bits, skip, 8 * <size_t>(writer.to - bits) + writer.count - skip, scale)
+
+
+cdef inline void apply_plane(
+    const cdropout_plane* plane, const element* x, element* y, const uint8_t* keep, double scale
+) noexcept nogil:
+    if is_dense(plane, sizeof(element)):
+        apply_dense(plane, x, y, keep, scale)
+    else:
+        apply_rows(plane, <const char*>x, <char*>y, keep, scale, y)
+
+
 cdef int apply_bools(
     cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
 ) noexcept nogil:
     if dtype == CDROPOUT_FLOAT32:
-        apply_rows(plane, <const char*>x, <char*>y, keep, scale, <float*>NULL)
+        apply_plane(plane, <const float*>x, <float*>y, keep, scale)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_rows(plane, <const char*>x, <char*>y, keep, scale, <double*>NULL)
+        apply_plane(plane, <const double*>x, <double*>y, keep, scale)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_rows(plane, <const char*>x, <char*>y, keep, scale, <half*>NULL)
+        apply_plane(plane, <const half*>x, <half*>y, keep, scale)
     elif dtype == CDROPOUT_BFLOAT16:
-        apply_rows(plane, <const char*>x, <char*>y, keep, scale, <bfloat*>NULL)
+        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
     else:
         return -1
     return 0
