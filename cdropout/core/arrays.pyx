@@ -20,7 +20,7 @@ cnp.import_array()
 cdef enum:
     BLOCK = 8192                      # elements; must match core/stream.pxd
     SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
-    SHARED = 1 << 20                  # elements from which a second thread pays
+    SHARED = 1 << 22                  # elements from which a second thread pays
 
 
 TYPES = "float16, bfloat16, float32 or float64"
