@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: one kernel source is built once for each instruction set, each with its own flags."""
+"""What pyproject.toml cannot say: one kernel source, built once for each instruction set."""
 
 import os
 import platform
@@ -9,7 +9,8 @@ from setuptools import Extension, setup
 
 MODULES = ["dispatch", "threads", "strided", "arrays", "generators", "masks", "calls", "fused"]
 
-# Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all that its flags name.
+# Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all
+# that its flags name.
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
@@ -39,7 +40,8 @@ def compiled(name, source, flags=()):
         ],
         py_limited_api=True,
     )
-    # A folder each, and flags only afterwards: cythonize would write extensions that share a source to one C file,
+    # A folder each, and flags only afterwards: cythonize would write extensions that share a
+    # source to one C file,
     # and hand the flags of the one to the next.
     (extension,) = cythonize(
         extension,
@@ -58,5 +60,7 @@ def compiled(name, source, flags=()):
 
 
 extensions = [compiled(name, name) for name in MODULES]
-extensions += [compiled(f"_kernels_{isa}", "kernels", flags) for isa, flags in INSTRUCTION_SETS.items()]
+extensions += [
+    compiled(f"_kernels_{isa}", "kernels", flags) for isa, flags in INSTRUCTION_SETS.items()
+]
 setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"}})

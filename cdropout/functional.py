@@ -28,7 +28,9 @@ def _drop_channels(x, ndim, batched, p, training, inplace, rng, return_mask, out
     channels = 2 if batched else 1
     if ndim < channels:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-    return dropout_axes(x, tuple(range(channels, ndim)), p, training, inplace, rng, return_mask, out)
+    return dropout_axes(
+        x, tuple(range(channels, ndim)), p, training, inplace, rng, return_mask, out
+    )
 
 
 def _deprecated_dimensions(name, ndim, spatial):
@@ -38,7 +40,8 @@ def _deprecated_dimensions(name, ndim, spatial):
         "and will result in an error in a future release. To retain the behavior "
         f"and silence this warning, please use dropout instead. Note that {name} "
         f"exists to provide channel-wise dropout on inputs with {spatial} spatial dimensions, "
-        f"a channel dimension, and an optional batch dimension (i.e. {spatial + 1}D or {spatial + 2}D inputs).",
+        "a channel dimension, and an optional batch dimension "
+        f"(i.e. {spatial + 1}D or {spatial + 2}D inputs).",
         stacklevel=3,
     )
 
@@ -76,7 +79,8 @@ def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     Parameters
     ----------
     x : array of shape (N, C, H, W)
-        Three dimensions count as (N, C, L), with PyTorch's warning; other numbers are taken with a warning too.
+        Three dimensions count as (N, C, L), with PyTorch's warning; other numbers are taken with a
+        warning too.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
 
@@ -126,7 +130,15 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
 
 
 def drop_path(
-    x, p=0.5, training=True, inplace=False, *, scale_by_keep=True, rng=None, return_mask=False, out=None
+    x,
+    p=0.5,
+    training=True,
+    inplace=False,
+    *,
+    scale_by_keep=True,
+    rng=None,
+    return_mask=False,
+    out=None,
 ):
     """Zero whole samples of `x` with probability `p` (stochastic depth).
 
@@ -153,7 +165,8 @@ def drop_path(
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
 
 
-# SELU's value for an argument of minus infinity, -lambda * alpha: Klambauer et al., "Self-normalizing neural networks",
+# SELU's value for an argument of minus infinity, -lambda * alpha: Klambauer et al.,
+# "Self-normalizing neural networks",
 # NIPS 2017, with the constants of its equation (14)
 SATURATION = -1.0507009873554805 * 1.6732632423543772
 
@@ -177,7 +190,8 @@ def alpha_dropout(
 ):
     """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
 
-    A dropped element becomes SELU's saturation value instead of 0, and then every element is scaled and shifted:
+    A dropped element becomes SELU's saturation value instead of 0, and then every element is
+    scaled and shifted:
     ``a * x + b`` where kept, ``a * SATURATION + b`` where dropped.
 
     Parameters
@@ -185,7 +199,8 @@ def alpha_dropout(
     training : bool, default False
         PyTorch's default for this function: without it, `x` is returned as it is.
     x, p, inplace, rng, return_mask, out
-        As in `dropout`. The mask has the factor a: it gives the backward too, as ``dropout_backward(gy, mask)``.
+        As in `dropout`. The mask has the factor a: it gives the backward too, as
+        ``dropout_backward(gy, mask)``.
 
     Raises
     ------
@@ -194,7 +209,8 @@ def alpha_dropout(
 
     Notes
     -----
-    Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in PyTorch.
+    Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
+    PyTorch.
     """
     return _alpha_dropout(x, (), p, training, inplace, rng, return_mask, out)
 
@@ -232,7 +248,8 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     n : int
         The number of copies, at least 0.
     p, rng, return_mask
-        As in `dropout`. All copies come from one mask of shape (n, *x.shape), and so from one call number.
+        As in `dropout`. All copies come from one mask of shape (n, *x.shape), and so from one call
+        number.
     out : ndarray of shape (n, *x.shape), optional
         Takes the result; it must not overlap x.
 

@@ -1,4 +1,4 @@
-"""Dropout as modules: forward, backward, train and eval, as torch.nn has them, for networks of NumPy arrays."""
+"""Dropout as modules: forward, backward, train and eval, for networks of NumPy arrays."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from cdropout.functional import dropout, dropout_backward
 
 
 class Dropout:
-    """Zero each element with probability `p` during training, and scale the others by ``1 / (1 - p)``.
+    """Zero elements with probability `p` during training; scale the others by ``1 / (1 - p)``.
 
     Every forward call draws a new mask. In evaluation the input is returned as it is.
 
@@ -19,8 +19,10 @@ class Dropout:
     inplace : bool, default False
         Write the result of forward to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        Where masks come from: the default generator (see `manual_seed`), another one, or the seed of one of its own.
-        Two modules with the same int draw the same masks: give layers one Generator, or different seeds.
+        Where masks come from: the default generator (see `manual_seed`), another one, or the seed
+        of one of its own.
+        Two modules with the same int draw the same masks: give layers one Generator, or different
+        seeds.
 
     Attributes
     ----------
@@ -55,7 +57,7 @@ class Dropout:
         self._rng = own_generator(rng)
 
     def forward(self, x):
-        """Return x dropped and scaled; in evaluation x itself. Shapes, types and errors are those of `dropout`."""
+        """Return x dropped and scaled, as `dropout` does; in evaluation x itself."""
         y, self.mask = dropout(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
@@ -66,7 +68,7 @@ class Dropout:
         return self.forward(x)
 
     def backward(self, gy, *, mask=None, out=None):
-        """Return the gradient with respect to the input of a forward, from the gradient of its output.
+        """Return the gradient of a forward's input, given that of its output.
 
         Parameters
         ----------
@@ -119,31 +121,31 @@ class _Variant(Dropout):
 
 
 class Dropout1d(_Variant):
-    """`dropout1d` as a module: whole channels of (N, C, L) or (C, L). Parameters and methods as in `Dropout`."""
+    """`dropout1d` as a module: whole channels of (N, C, L) or (C, L). Otherwise as `Dropout`."""
 
     function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_Variant):
-    """`dropout2d` as a module: whole channels of (N, C, H, W). Parameters and methods as in `Dropout`."""
+    """`dropout2d` as a module: whole channels of (N, C, H, W). Otherwise as `Dropout`."""
 
     function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_Variant):
-    """`dropout3d` as a module: whole channels of (N, C, D, H, W) or (C, D, H, W). Parameters and methods as in `Dropout`."""
+    """`dropout3d` as a module: whole channels of (N, C, D, H, W) or (C, D, H, W)."""
 
     function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_Variant):
-    """`alpha_dropout` as a module, for SELU networks. Parameters and methods as in `Dropout`."""
+    """`alpha_dropout` as a module, for SELU networks. Otherwise as `Dropout`."""
 
     function = staticmethod(functional.alpha_dropout)
 
 
 class FeatureAlphaDropout(_Variant):
-    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Parameters and methods as in `Dropout`."""
+    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Otherwise as `Dropout`."""
 
     function = staticmethod(functional.feature_alpha_dropout)
 
@@ -180,7 +182,8 @@ def always_on(*modules):
 
     Parameters
     ----------
-    *modules : modules, or lists, tuples, sets and dicts (their values) of modules, nested as one likes
+    *modules : modules, or lists, tuples, sets and dicts (their values) of modules, nested as one
+    likes
 
     Raises
     ------
@@ -212,4 +215,6 @@ def _all_modules(thing):
     elif hasattr(thing, "train") and hasattr(thing, "training"):
         yield thing
     else:
-        raise TypeError(f"always_on takes modules and containers of them, but got {type(thing).__name__}")
+        raise TypeError(
+            f"always_on takes modules and containers of them, but got {type(thing).__name__}"
+        )

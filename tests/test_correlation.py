@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+
 import reference
 
 PROBABILITIES = [0.1, 0.25, 0.3, 0.0625, 0.9]

@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+
 import reference
 
 RECORDS = json.loads((Path(__file__).parents[1] / "cdropout" / "stream_v1.json").read_text())

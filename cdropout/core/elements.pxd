@@ -148,14 +148,15 @@ cdef inline void step_bias(
 
 
 cdef inline void add_masked(
-    const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, uint64_t first, size_t n, double scale
+    const real* x, const real* bias, const real* residual, real* y,
+    const uint8_t* keep, uint64_t first, size_t n, double scale,
 ) noexcept nogil:
     """step_bias for any n, with keep bits from bit `first` on."""
     cdef real buffer[4][WORD]
     cdef uint8_t bits[4]
-    cdef size_t i
+    cdef size_t _step
     cdef size_t rest = n % WORD
-    for i in range(n // WORD):
+    for _step in range(n // WORD):
         store_bits32(bits, bits_at(keep, first))
         step_bias(x, bias, residual, y, bits, scale)
         x += WORD

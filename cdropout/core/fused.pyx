@@ -1,6 +1,5 @@
 """bias_dropout_add and its backward: three operations on one reading of their arrays."""
 cimport numpy as cnp
-from libc.stdint cimport uint64_t
 
 import numpy as np
 
