@@ -172,7 +172,7 @@ SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
-    """Dropped elements become SATURATION; then all are moved so that mean 0 and variance 1 are kept."""
+    """Dropped elements become SATURATION; then all move, to keep mean 0 and variance 1."""
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
@@ -180,8 +180,9 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     b = -a * p * SATURATION
     y, mask = dropout_axes(x, axes, p, training, inplace, rng, True, out, a)
     array, keep = np.asarray(y), np.asarray(mask)
-    np.add(array, array.dtype.type(b), out=array, where=keep)
-    np.copyto(array, array.dtype.type(a * SATURATION + b), where=~keep)
+    with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for the half types
+        np.add(array, array.dtype.type(b), out=array, where=keep)
+        np.copyto(array, array.dtype.type(a * SATURATION + b), where=~keep)
     return (y, mask) if return_mask else y
 
 

@@ -145,7 +145,7 @@ class AlphaDropout(_Variant):
 
 
 class FeatureAlphaDropout(_Variant):
-    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Otherwise as `Dropout`."""
+    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Else as `Dropout`."""
 
     function = staticmethod(functional.feature_alpha_dropout)
 

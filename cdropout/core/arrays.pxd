@@ -11,7 +11,7 @@ cdef inline tuple shape_of(cnp.ndarray array):
     return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
 cdef cdropout_dtype code_of(cnp.ndarray array) noexcept
-cdef cnp.ndarray as_array(object x)
+cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)

@@ -39,25 +39,28 @@ cdef bint takes(cnp.ndarray array):
     return number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16) or number == bfloat16
 
 
-cdef cnp.ndarray as_array(object x):
-    """x as an array of a type that the kernels know, without a copy; TypeError if it is none."""
+cdef cnp.ndarray as_array(object x, name="x"):
+    """x as an array of a type that the kernels know, without a copy; TypeError, with its name, if it is none."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
     elif isinstance(x, np.ma.MaskedArray):
-        raise TypeError("x is a masked array, which has a mask of its own; pass x.data or x.filled()")
-    elif isinstance(x, (cnp.ndarray, np.generic)):
+        raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
+    elif isinstance(x, cnp.ndarray):
         array = np.asarray(x)
+    elif isinstance(x, np.generic):
+        array = np.asarray(x)
+        array.flags.writeable = False # a scalar's value cannot change
     else:
-        array = from_exporter(x)
+        array = from_exporter(x, name)
     if not takes(array):
-        raise TypeError(f"x has to be an array of {TYPES}, but got {array.dtype}")
+        raise TypeError(f"{name} has to be an array of {TYPES}, but got {array.dtype}")
     if not cnp.PyArray_ISNOTSWAPPED(array):
-        raise TypeError(f"x has to be in this machine's byte order, but got {array.dtype.str}")
+        raise TypeError(f"{name} has to be in this machine's byte order, but got {array.dtype.str}")
     return array
 
 
-def from_exporter(x):
+def from_exporter(x, name):
     """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
     if hasattr(x, "__dlpack__"):
         return np.from_dlpack(x)
@@ -65,7 +68,7 @@ def from_exporter(x):
         view = memoryview(x)
     except TypeError:
         raise TypeError(
-            "x has to be a NumPy array, or have DLPack or the buffer protocol, "
+            f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
             f"with elements of {TYPES}, but got {type(x).__name__}"
         ) from None
     return np.asarray(view)
@@ -170,7 +173,7 @@ cdef void fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
         box.axes[i].length = cnp.PyArray_DIM(y, i)
         box.axes[i].x = cnp.PyArray_STRIDE(x, i) if x is not None else 0
         box.axes[i].y = cnp.PyArray_STRIDE(y, i)
-        box.axes[i].keep = step if strides is None else strides[i]
+        box.axes[i].keep = step if strides is None else <ptrdiff_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
         step *= cnp.PyArray_DIM(y, i)
     arrange(box)
 

@@ -46,7 +46,11 @@ cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexce
 
 
 cdef inline void pack_bools(uint8_t* bits, const uint8_t* bools, size_t n) noexcept nogil:
-    """The bits of n bytes of 0 or 1, n a multiple of 8."""
+    """The bits of n bytes, 0 where they are 0; n a multiple of 8."""
+    cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # the product gathers the lowest bits of 8 bytes in the highest byte
-        bits[i] = <uint8_t>(load_bits64(bools + 8 * i) * <uint64_t>0x0102040810204080 >> 56)
+    for i in range(n // 8):                       # adding 127 carries any bit of a byte to its highest, ...
+        lanes = load_bits64(bools + 8 * i)
+        lanes = (lanes | (lanes & <uint64_t>0x7F7F7F7F7F7F7F7F) + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7
+        lanes &= <uint64_t>0x0101010101010101     # ... and the product gathers the 8 in one byte
+        bits[i] = <uint8_t>(lanes * <uint64_t>0x0102040810204080 >> 56)

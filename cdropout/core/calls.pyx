@@ -60,6 +60,7 @@ def dropout(
     """
     if mask is None or not training:
         return draw_and_apply(x, p, training, inplace, rng, broadcast_dims, out, return_mask)
+    as_probability(p)
     y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
     return (y, mask) if return_mask else y
 
@@ -127,7 +128,10 @@ cdef draw_and_apply(
         target = destination(array, inplace, out)
         if 0 < probability < 1 and cnp.PyArray_SIZE(array):
             as_generator(rng).name_next(&name)
-        apply_mask(array, target, &name, 0, strides)
+        if probability == 0:
+            np.copyto(target, array)
+        else:
+            apply_mask(array, target, &name, 0, strides)
         result = x if inplace else target
     return (result, new_mask(name, shape_of(array), probability, strides)) if return_mask else result
 
@@ -143,15 +147,17 @@ cdef apply_given(x, mask, p, bint inplace, out):
         target = destination(array, inplace, out)
         apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
         return x if inplace else target
-    if not isinstance(mask, cnp.ndarray):
+    if not isinstance(mask, cnp.ndarray) or isinstance(mask, np.ma.MaskedArray):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
     given = mask
     check_given(array, given, p)
     target = destination(array, inplace, out)
+    if np.may_share_memory(target, given):
+        given = given.copy()
     if given.dtype == array.dtype:
-        with np.errstate(invalid="ignore"):      # a dropped infinity times 0, before it becomes 0
-            np.multiply(array, given, out=target)
-        np.copyto(target, 0, where=given == 0)
+        apply_factors(array, target, given)
+    elif as_probability(p) == 1:
+        np.copyto(target, 0)
     elif given.dtype == np.bool_:
         apply_bools(array, target, given, scale_of(as_probability(p)))
     else:
@@ -159,8 +165,18 @@ cdef apply_given(x, mask, p, bint inplace, out):
     return x if inplace else target
 
 
+cdef apply_factors(cnp.ndarray x, cnp.ndarray y, cnp.ndarray factors):
+    """y = x * factors where they are not 0, else +0.0."""
+    dropped = factors == 0
+    with np.errstate(all="ignore"):   # a dropped infinity times 0, before it becomes 0; overflow, as in the kernels
+        np.multiply(x, factors, out=y)
+    np.copyto(y, 0, where=dropped)
+
+
 cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
     shape = shape_of(x)
+    if p is not None:
+        as_probability(p)
     if mask.dtype == np.uint8:
         shape = ((cnp.PyArray_SIZE(x) + 7) // 8,)
         if shape_of(mask) != shape:

@@ -14,7 +14,7 @@ cnp.import_array()
 
 cdef cnp.ndarray as_real(cnp.ndarray array):
     """In C order, as float32 or float64: what the kernels compute in."""
-    return np.ascontiguousarray(array, np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
+    return np.asarray(array, order="C", dtype=np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
 
 
 cdef Py_ssize_t columns_of(tuple shape, tuple bias):
@@ -61,8 +61,8 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
     """
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array = as_array(x)
-    cdef cnp.ndarray bias_array = np.asarray(bias)
-    cdef cnp.ndarray residual_array = np.asarray(residual)
+    cdef cnp.ndarray bias_array = as_array(bias, "bias")
+    cdef cnp.ndarray residual_array = as_array(residual, "residual")
     cdef tuple shape = shape_of(array)
     cdef cdropout_mask name
     check_operands(array, bias_array, residual_array)
@@ -81,8 +81,23 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
         as_generator(rng).name_next(&name)
     run_forward(sources[0], sources[1], sources[2], result, &name)
     if not direct:
-        np.copyto(target, result, casting="same_kind")
+        round_to(target, result)
     return (target, new_mask(name, shape, probability, None)) if return_mask else target
+
+
+cdef round_to(cnp.ndarray y, cnp.ndarray values):
+    """Fill y with values of a wider type; too large ones become infinite, as in the kernels, without a warning."""
+    with np.errstate(all="ignore"):
+        np.copyto(y, values, casting="same_kind")
+
+
+cdef cnp.ndarray rounded(cnp.ndarray values, cnp.ndarray like):
+    """values in the type of `like`."""
+    if values.dtype == like.dtype:
+        return values
+    y = np.empty(shape_of(values), like.dtype)
+    round_to(y, values)
+    return y
 
 
 cdef check_operands(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual):
@@ -153,13 +168,14 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     if given.steps is not None or not columns:
         gx = given.apply(array)
         axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
-        gbias = gx.astype(np.float64).sum(axis=axes).reshape(bias_shape).astype(array.dtype)
-        return gx, gbias, gy
+        with np.errstate(all="ignore"):
+            sums = np.asarray(gx.astype(np.float64).sum(axis=axes)).reshape(bias_shape)
+        return gx, rounded(sums, array), gy
     source = as_real(array)
     gx = np.empty_like(source)
     sums = np.zeros(columns)
     run_backward(source, gx, sums, given)
-    return gx.astype(array.dtype, copy=False), sums.reshape(bias_shape).astype(array.dtype), gy
+    return rounded(gx, array), rounded(sums.reshape(bias_shape), array), gy
 
 
 cdef bint broadcast_at(i, tuple shape, tuple bias):

@@ -22,11 +22,14 @@ cdef double as_probability(object p) except -1:
     if PyFloat_CheckExact(p):
         value = p
     else:
-        numeric = getattr(getattr(p, "dtype", None), "kind", "f") not in "bSUOV"
+        numeric = getattr(getattr(p, "dtype", None), "kind", "f") not in "bcmMSUO"
         scalar = getattr(p, "ndim", 0) == 0
         if isinstance(p, bool) or not (hasattr(p, "__float__") and numeric and scalar):
             raise TypeError(f"p has to be a number between 0 and 1, but got {type(p).__name__}")
-        value = float(p)
+        try:
+            value = float(p)
+        except OverflowError:         # an int beyond the floats is beyond 1 too
+            value = float("inf")
     if not 0 <= value <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return value
@@ -39,9 +42,12 @@ def check_probability(p):
 
 cdef object as_index(object value, name):
     """value as a Python int; TypeError for a float, a bool, a str."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} has to be an int, but got {type(value).__name__}")
-    return operator.index(value)
+    if not isinstance(value, (bool, np.bool_)):    # NumPy 1's has an __index__
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass                      # arrays have __index__, but not all can
+    raise TypeError(f"{name} has to be an int, but got {type(value).__name__}")
 
 
 cdef uint64_t as_seed(object seed) except? 0:
@@ -162,6 +168,8 @@ cdef class Generator:
         with cython.critical_section(self):
             self.refresh()
             first = self.spawned
+            if count > LAST_CALL - first:
+                raise OverflowError("a generator has 2**64 - 1 children at the most")
             self.spawned += count
         return [Generator(mix(mix(self.seed_ + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
 
@@ -189,12 +197,13 @@ cdef check_rng(rng):
     """TypeError unless as_generator can make a generator of rng."""
     if rng is None or isinstance(rng, (Generator, np.random.Generator, np.random.SeedSequence)):
         return
-    if isinstance(rng, bool) or not hasattr(rng, "__index__"):
+    try:
+        as_seed(rng)
+    except TypeError:
         raise TypeError(
             "rng has to be None, a cdropout.Generator, a numpy.random.Generator or SeedSequence, or an int, "
             f"but got {type(rng).__name__}"
-        )
-    as_seed(rng)
+        ) from None
 
 
 cdef Generator as_generator(rng):

@@ -7,7 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 from cdropout cimport (
     CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_TABLE_VERSION,
@@ -147,13 +147,13 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
 
 
 cdef inline void gather_bits(uint8_t* bits, const uint8_t* keep, ptrdiff_t stride, size_t n) noexcept nogil:
-    """The packed bits of n <= GROUP bytes of 0 or 1."""
+    """The packed bits of n <= GROUP bytes: 0 where they are 0."""
     cdef uint8_t bools[GROUP]
     cdef size_t i
     if stride == 1 and n % 8 == 0:
         pack_bools(bits, keep, n)
     elif stride == 0:
-        memset(bits, -<int>keep[0], GROUP_BYTES)
+        memset(bits, -<int>(keep[0] != 0), GROUP_BYTES)
     else:
         memset(bools, 0, sizeof(bools))
         for i in range(n):
@@ -301,6 +301,14 @@ cdef void bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t star
         start += part
 
 
+cdef inline void draw_unless_none(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
+    """The bits of the next group; p = 1, whose threshold cannot be written, keeps none."""
+    if mask.scale == 0:
+        memset(keep, 0, GROUP_BYTES)
+    else:
+        draw_group(stream, keep)
+
+
 cdef void add_rows(
     const real* x, const real* bias, const real* residual, real* y, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start,
@@ -310,12 +318,12 @@ cdef void add_rows(
     cdef uint64_t first = start % GROUP
     cdef size_t _row, part, done
     open_stream(&stream, mask, start - first)
-    draw_group(&stream, keep)
+    draw_unless_none(&stream, mask, keep)
     for _row in range(rows):
         done = 0
         while done < columns:
             if first == GROUP:
-                draw_group(&stream, keep)
+                draw_unless_none(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
             add_masked(x, bias + done, residual, y, keep, first, part, mask.scale)
@@ -332,9 +340,7 @@ cdef int bias_dropout_add(
 ) noexcept nogil:
     if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
         return -1
-    if mask.scale == 0:
-        memmove(y, residual, rows * columns * size_of(dtype))
-    elif dtype == CDROPOUT_FLOAT32:
+    if dtype == CDROPOUT_FLOAT32:
         add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
     else:
         add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)

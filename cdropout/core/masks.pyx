@@ -107,7 +107,7 @@ cdef class Mask:
             if low < 0 or high >= 1 << 64:
                 raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would reach from {low} to {high}")
         self.shape = shape
-        self.first = start
+        self.first = 0 if 0 in shape else start
         self.steps = None if strides is None else normal_strides(shape, strides)
 
     @property
@@ -178,6 +178,9 @@ cdef class Mask:
         if not self.shape:
             raise TypeError("a mask of 0 dimensions has no length")
         return self.shape[0]
+
+    def __iter__(self):
+        return iter([self[i] for i in range(len(self))])
 
     def __getitem__(self, index):
         """A window, as a mask of its own: integers, slices, ... and None."""

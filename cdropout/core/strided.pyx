@@ -125,13 +125,13 @@ cdef void draw_pieces(Box* box, const char* x, char* y, const cdropout_mask* mas
     """Cut the axis that reaches furthest in the mask until a piece lies within SPAN."""
     cdef size_t span = 1
     cdef size_t length, step, part
-    cdef ptrdiff_t first
+    cdef ptrdiff_t i, first
     cdef Axis* widest = &box.axes[0]
-    cdef int i
-    for i in range(box.ndim):
-        span += (box.axes[i].length - 1) * distance(box.axes[i].keep)
-        if box.axes[i].length > 1 and (widest.length == 1 or distance(box.axes[i].keep) > distance(widest.keep)):
-            widest = &box.axes[i]
+    cdef int axis
+    for axis in range(box.ndim):
+        span += (box.axes[axis].length - 1) * distance(box.axes[axis].keep)
+        if box.axes[axis].length > 1 and (widest.length == 1 or distance(box.axes[axis].keep) > distance(widest.keep)):
+            widest = &box.axes[axis]
     if span <= SPAN:
         draw_span(box, x, y, mask, start)
         return
@@ -139,7 +139,7 @@ cdef void draw_pieces(Box* box, const char* x, char* y, const cdropout_mask* mas
     step = distance(widest.keep)
     span -= (length - 1) * step       # of the other axes: what is left is for this one
     part = 1 + (SPAN - span) // step if span < SPAN else 1
-    for i in range(<int>((length + part - 1) // part)):
+    for i in range(<ptrdiff_t>((length + part - 1) // part)):
         first = i * <ptrdiff_t>part
         widest.length = min(part, length - <size_t>first)
         draw_pieces(

@@ -1,5 +1,7 @@
 """How many threads share a large array, and the small pool of Python threads that they come from."""
+import operator
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 pool = None
@@ -22,9 +24,10 @@ def set_num_threads(n):
     global number
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"the number of threads has to be an int, but got {type(n).__name__}")
+    n = operator.index(n)
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
-    number = int(n)
+    number = n
     forget_pool()
 
 
@@ -39,20 +42,65 @@ def forget_pool():
     pool = None
 
 
+class Share:
+    """The pieces of one call: each is claimed once, by the caller or by a thread of the pool."""
+
+    def __init__(self, work, pieces):
+        self.work = work
+        self.todo = list(range(pieces))
+        self.busy = 0                  # threads of the pool at work on a piece
+        self.idle = threading.Condition()
+
+    def help(self):
+        """What a thread of the pool does."""
+        while True:
+            with self.idle:
+                if not self.todo:
+                    return
+                piece = self.todo.pop()
+                self.busy += 1
+            self.work(piece)
+            with self.idle:
+                self.busy -= 1
+                self.idle.notify_all()
+
+    def stop(self):
+        """Let nobody claim another piece, and wait for those at work: their memory is the caller's."""
+        interrupt = None
+        self.todo.clear()
+        while True:
+            try:
+                with self.idle:
+                    while self.busy:
+                        self.idle.wait()
+                break
+            except BaseException as error:    # a second Ctrl-C must not leave threads behind that write
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
 def share(work, int pieces):
     """Call work(0), ..., work(pieces - 1), each once, on as many threads; return when all are done."""
     global pool
-    if pool is None:
-        pool = ThreadPoolExecutor(max(number - 1, 1), thread_name_prefix="cdropout")
-    others = []
-    for piece in range(1, pieces):
-        try:
-            others.append(pool.submit(work, piece))
-        except RuntimeError:           # the interpreter is on its way out and starts no more threads
+    executor = pool                    # another thread may set `pool` to None at any time
+    if executor is None:
+        executor = pool = ThreadPoolExecutor(max(number - 1, 1), thread_name_prefix="cdropout")
+    shared = Share(work, pieces)
+    try:
+        for _other in range(pieces - 1):
+            try:
+                executor.submit(shared.help)
+            except RuntimeError:       # no thread can be started: the caller does what is left
+                break
+        while True:
+            try:
+                piece = shared.todo.pop()
+            except IndexError:
+                break
             work(piece)
-    work(0)
-    for other in others:
-        other.result()
+    finally:
+        shared.stop()
 
 
 def from_environment(text):

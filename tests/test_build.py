@@ -1,0 +1,273 @@
+"""What was built: its instructions, which are chosen, what they draw; package data and memory."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cdropout
+from cdropout.core import dispatch
+
+import tables
+
+PACKAGE = Path(cdropout.__file__).parent
+ISAS = dispatch.INSTRUCTION_SETS
+
+
+def run(code, **environment):
+    """Run Python code by itself, without the current folder on its path."""
+    environment = {**os.environ, **environment}
+    command = [sys.executable, "-P", "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def module_file(isa):
+    return importlib.util.find_spec(dispatch.module_of(isa)).origin
+
+
+# ---- the instructions -------------------------------------------------------------------------
+
+
+needs_objdump = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64") or not shutil.which("objdump"),
+    reason="looks at x86-64 code with objdump",
+)
+
+
+def disassemble(path):
+    command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert code.count("\n") > 100
+    return code
+
+
+def wide_instructions(code):
+    """Return those of AVX and later: all their names begin with v, and hardly any others do."""
+    names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
+    return names - {"verr", "verw"}
+
+
+def registers(code, kind):
+    return set(re.findall(rf"%{kind}\d+", code))
+
+
+@needs_objdump
+def test_all_modules_but_the_wide_kernels_run_on_every_cpu():
+    wide = {module_file(isa) for isa in dispatch.built() if isa != "baseline"}
+    modules = [path for path in (PACKAGE / "core").glob("*.so") if str(path) not in wide]
+    assert module_file("baseline") in map(str, modules) and len(modules) > 2
+    for path in modules:
+        code = disassemble(path)
+        assert registers(code, "xmm"), path
+        assert not registers(code, "[yz]mm") and not wide_instructions(code), path
+
+
+@needs_objdump
+@pytest.mark.parametrize("isa, own, never", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "k", "tmm")])
+def test_wide_kernels_hold_their_own_registers_and_no_later_ones(isa, own, never):
+    """The mask registers k0 to k7 tell AVX-512; it may well use vectors that are no wider."""
+    if isa not in dispatch.built():
+        pytest.skip(f"built without {isa}")
+    code = disassemble(module_file(isa))
+    assert len(registers(code, own)) > 4 and not registers(code, never)
+
+
+# ---- the choice -------------------------------------------------------------------------------
+
+
+CHOSEN = """
+import importlib
+from cdropout.core import dispatch
+module = importlib.import_module(dispatch.module_of(dispatch.isa))
+print(dispatch.isa, dispatch.table is module.table)
+"""
+
+
+@pytest.mark.parametrize("isa", [*tables.tables(), ""])
+def test_the_environment_chooses(isa):
+    done = run(CHOSEN, CDROPOUT_ISA=isa)
+    widest = list(tables.tables())[-1]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [isa or widest, "True"]
+
+
+def test_a_wrong_choice_fails_at_import():
+    done = run("import cdropout", CDROPOUT_ISA="sse9")
+    assert done.returncode == 1
+    message = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got 'sse9'"
+    assert done.stderr.splitlines()[-1] == f"ValueError: {message}"
+
+
+@pytest.mark.parametrize(
+    "wanted, built, message",
+    [
+        ("sse9", ISAS, "has to be one of baseline, avx2, avx512, but got 'sse9'"),
+        ("AVX2", ISAS, "has to be one of baseline, avx2, avx512, but got 'AVX2'"),
+        ("avx2", ("baseline",), "=avx2: cdropout was built without avx2; it has baseline$"),
+        ("avx512", ISAS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2$"),
+    ],
+)
+def test_what_cannot_be_chosen(wanted, built, message):
+    with pytest.raises(ValueError, match=message):
+        dispatch.choose(wanted, built, ("baseline", "avx2"))
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_without_a_wish_the_widest_usable_is_chosen(nothing):
+    assert dispatch.choose(nothing, ISAS, ISAS) == "avx512"
+    assert dispatch.choose(nothing, ISAS, ("baseline", "avx2")) == "avx2"
+    assert dispatch.choose(nothing, ("baseline", "avx512"), ISAS) == "avx512"
+    assert dispatch.choose(nothing, ("baseline",), ISAS) == "baseline"
+    assert dispatch.choose("baseline", ISAS, ISAS) == "baseline"
+
+
+def test_baseline_is_always_there():
+    assert "baseline" in dispatch.built() and "baseline" in dispatch.runnable()
+    assert set(dispatch.built()) <= set(ISAS) and set(dispatch.runnable()) <= set(ISAS)
+
+
+# ---- what the kernels draw --------------------------------------------------------------------
+
+
+SIGMAS = 5.2  # two-sided normal tail 2e-7: the five rates tested together stay near 1e-6
+every_isa = pytest.mark.parametrize("isa", tables.tables())
+
+
+def pack(keep):
+    return np.packbits(keep, bitorder="little")
+
+
+@every_isa
+def test_recorded_hashes(isa):
+    table = tables.tables()[isa]
+    records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
+    assert len(records) == 220
+    for case in records:
+        n, start, p = case["n"], case["start"], float.fromhex(case["p"])
+        mask = tables.new_mask(table, p, case["seed"] % 2**64, case["call"])
+        bits, bools, y = tables.Room(-(-n // 8)), tables.Room(n), tables.room_of(np.ones(n))
+        table.bits(bits.address, n, mask, start)
+        table.bools(bools.address, n, mask, start)
+        table.apply(tables.DTYPES[np.float64], y.address, y.address, n, mask, start)
+        kept = y.inside.view(np.float64) != 0
+        for drawn in (bits.inside, pack(bools.inside), pack(kept)):
+            assert hashlib.sha256(drawn.tobytes()).hexdigest() == case["sha256"], case
+
+
+def count_ones(octets):
+    if hasattr(np, "bitwise_count"):  # since NumPy 2
+        return int(np.bitwise_count(octets).sum(dtype=np.int64))
+    ones = np.array([value.bit_count() for value in range(256)], np.uint8)
+    return int(ones[octets].sum(dtype=np.int64))
+
+
+@every_isa
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.25, 0.5, 0.9])
+def test_the_rate_of_drops(isa, p):
+    table, n = tables.tables()[isa], 1 << 27
+    mask = tables.new_mask(table, p)
+    drawn = np.empty(n // 8, np.uint8)
+    table.bits(drawn.ctypes.data, n, mask, 12345)
+    dropped = n - count_ones(drawn)
+    assert abs(dropped - n * p) < SIGMAS * math.sqrt(n * p * (1 - p))
+
+
+# ---- what is shipped --------------------------------------------------------------------------
+
+
+def test_package_data():
+    records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
+    assert len(records) == 220
+    for name in ("__init__.pxd", "core/stream.pxd", "core/dispatch.pxd", "core/simd.h"):
+        assert files("cdropout").joinpath(name).is_file(), name
+    assert (Path(cdropout.get_include()) / "cdropout.h").is_file()
+    assert not [*PACKAGE.rglob("*.c"), *PACKAGE.rglob("*.pyx")]
+
+
+def test_the_interfaces_name_the_same_kernels():
+    """The C header, the Cython declarations, and the mirror that these tests use."""
+    header = (Path(cdropout.get_include()) / "cdropout.h").read_text()
+    cython = files("cdropout").joinpath("__init__.pxd").read_text()
+    for text in (header, cython):
+        assert re.findall(r"\(\*(\w+)\)", text) == list(tables.KERNELS)
+        assert re.search(r"uint64_t seed, call, threshold;?\s+double scale", text)
+    assert re.search(rf"#define CDROPOUT_TABLE_VERSION {tables.VERSION}\n", header)
+    for dtype, code in tables.DTYPES.items():
+        assert f"CDROPOUT_{dtype.__name__.upper()} = {code}" in header
+
+
+def test_an_unbuilt_checkout_says_what_to_do(tmp_path):
+    for path in PACKAGE.rglob("*.py"):
+        copy = tmp_path / "cdropout" / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    done = run("import cdropout", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert re.match("ImportError: .*has not been built: run `pip install .` ", last), done.stderr
+    assert "During handling" not in done.stderr
+
+
+def test_a_missing_numpy_is_not_taken_for_an_unbuilt_checkout():
+    done = run("import sys; sys.modules['numpy'] = None; import cdropout")
+    assert done.returncode == 1
+    assert "built" not in done.stderr and "import of numpy halted" in done.stderr
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import cdropout
+
+def peak():
+    # Linux lets a process start from the peak of the one it was forked from; VmHWM is its own
+    if sys.platform == "linux":
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+x, y = np.ones(1 << 24, np.float32), np.ones(1 << 24, np.float32)
+packed, small = np.full(1 << 21, 0xA5, np.uint8), np.ones(64, np.float32)
+cdropout.set_num_threads(THREADS)
+cdropout.dropout(small, 0.1, out=small.copy())
+before = peak()
+_, mask = cdropout.dropout(x, 0.1, out=y, return_mask=True)
+mask.apply(x, out=y)
+cdropout.dropout_backward(x, mask, out=y)
+cdropout.dropout_backward(x, packed, p=0.5, out=y)
+cdropout.dropout(y.reshape(4096, 4096).T, 0.1, inplace=True)
+cdropout.dropout(x.reshape(4096, 4096), 0.1, out=y.reshape(4096, 4096), broadcast_dims=0)
+used = peak() - before
+z = x + 1
+print(used, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs getrusage")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_is_allocated_but_the_output(threads):
+    done = run(PEAK.replace("THREADS", str(threads)))
+    assert (done.returncode, done.stderr) == (0, "")
+    used, with_an_array = map(int, done.stdout.split())
+    assert used < 4 << 20  # of arrays of 64 MiB: some stacks and small objects
+    assert with_an_array > 60 << 20  # the measure sees an array when there is one
+
+
+@pytest.mark.parametrize("shape", [5, (1 << 40,), (3, 4, 5), (1 << 20, 1 << 20, 1 << 20)])
+def test_a_mask_is_small_whatever_its_shape(shape):
+    mask = cdropout.Mask(shape, 0.1, seed=2**64 - 1, call=2**64 - 1)
+    assert sys.getsizeof(mask) + sys.getsizeof(mask.shape) < 200
