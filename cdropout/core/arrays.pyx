@@ -50,7 +50,7 @@ cdef cnp.ndarray as_array(object x, name="x"):
         array = np.asarray(x)
     elif isinstance(x, np.generic):
         array = np.asarray(x)
-        array.flags.writeable = False # a scalar's value cannot change
+        array.flags.writeable = False  # a scalar's value cannot change
     else:
         array = from_exporter(x, name)
     if not takes(array):

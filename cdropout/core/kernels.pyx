@@ -93,11 +93,9 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
 
 cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
     """Bytes an element; 0 for a code that is none."""
-    if dtype == CDROPOUT_FLOAT32:
-        return 4
-    if dtype == CDROPOUT_FLOAT64:
-        return 8
-    return 2 if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16) else 0
+    if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16):
+        return 2
+    return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
 
 
 cdef int apply(
