@@ -153,13 +153,14 @@ def numbers(dtype, n):
 
 
 @cache
-def bools(size):
-    """Return so many bytes of 0 and 1."""
-    return np.random.default_rng(size).integers(0, 2, size, np.uint8)
+def choices(size):
+    """Return so many bytes, of which half are 0 and the others 1 or anything else."""
+    values = np.array([0, 0, 0, 0, 1, 2, 128, 255], np.uint8)
+    return values[np.random.default_rng(size).integers(0, 8, size)]
 
 
 class Field:
-    """A plane of items at any strides, within a room whose bytes are all 0 or 1.
+    """A plane of items at any strides, within a room of bytes that may say what is kept.
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ class Field:
     def __init__(self, dtype, shape, strides, offset):
         reach = [max(length - 1, 0) * step for length, step in zip(shape, strides, strict=True)]
         size = sum(map(abs, reach)) + np.dtype(dtype).itemsize
-        self.room = Room(size, offset, bools(size))
+        self.room = Room(size, offset, choices(size))
         self.first = sum(-step for step in reach if step < 0)
         self.dtype, self.shape, self.strides = dtype, shape, strides
         self.address = self.room.address + self.first

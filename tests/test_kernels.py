@@ -198,7 +198,7 @@ def test_apply_bits_far_into_the_mask(table, dtype):
 def apply_bools(table, x, y, keep):
     """Call the kernel; return whether y is what it has to be, and all else as it was."""
     plane = Plane(*x.shape, x.strides, y.strides, keep.strides)
-    want = y.once_written(reference.apply(x.items, keep.items, 0.3))
+    want = y.once_written(reference.apply(x.items, keep.items != 0, 0.3))
     before = x.room.inside.copy(), keep.room.inside.copy()
     code = DTYPES[x.dtype]
     assert table.apply_bools(code, x.address, y.address, keep.address, plane, 1 / 0.7) == 0
@@ -212,11 +212,12 @@ def apply_bools(table, x, y, keep):
 def test_apply_bools(table, dtype, shape):
     rng, size = random.Random(5), np.dtype(dtype).itemsize
     kinds = layouts(size, *shape), layouts(size, *shape), layouts(1, *shape)
-    for names in rng.sample(list(itertools.product(*kinds)), 70):
+    dense = [("C order", "C order", name) for name in kinds[2]]  # these take another way
+    for names in dense + rng.sample(list(itertools.product(*kinds)), 60):
         strides = [kind[name] for kind, name in zip(kinds, names, strict=True)]
         x, y, keep = (
             Field(kind, shape, steps, rng.randrange(64))
-            for kind, steps in zip((dtype, dtype, bool), strides, strict=True)
+            for kind, steps in zip((dtype, dtype, np.uint8), strides, strict=True)
         )
         x.items[...] = numbers(dtype)[: x.items.size].reshape(shape)
         assert apply_bools(table, x, y, keep), names
@@ -230,7 +231,7 @@ def test_apply_bools_in_place_and_large(table, dtype, shape):
     ):
         field = Field(dtype, shape, strides, len(name))
         field.items[...] = numbers(dtype, math.prod(shape)).reshape(shape)
-        assert apply_bools(table, field, field, Field(bool, shape, keep_strides, 3)), name
+        assert apply_bools(table, field, field, Field(np.uint8, shape, keep_strides, 3)), name
 
 
 # ---- bias, dropout and residual ---------------------------------------------------------------
@@ -245,6 +246,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 def test_bias_dropout_add(table, dtype, p):
     # no NaN comes in: of two that meet, either may come out
     some = np.nan_to_num(numbers(dtype, MOST + 1000), posinf=np.inf, neginf=-np.inf)
+    some[::5] = -0.0  # plus the +0.0 of a dropped element: +0.0
     start, rng = 2**33 - 77, random.Random(7)
     for (rows, columns), place in itertools.product(ROWS, ["apart", "x", "residual"]):
         n = rows * columns
@@ -252,7 +254,6 @@ def test_bias_dropout_add(table, dtype, p):
         with np.errstate(all="ignore"):
             biased = given["x"].reshape(rows, columns) + given["bias"]
             want = given["residual"] + reference.apply(biased.reshape(n), kept(p, start)[:n], p)
-        want = given["residual"] if p == 1 else want
         rooms = {name: room_of(array, rng.randrange(64)) for name, array in given.items()}
         rooms["apart"] = Room(want.nbytes, rng.randrange(64))
         where = *(rooms[name].address for name in [*given, place]), rows, columns
@@ -389,7 +390,7 @@ def test_threads_share_arrays(table, dtype):
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(20):
-            pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=200)])))
+            pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
             y = Room(x.nbytes, rng.randrange(8))
             each = [pool.submit(work, pieces[i::threads], y) for i in range(threads)]
             for done in each:
