@@ -31,8 +31,11 @@ def runnable():
 
 def choose(wanted, built, runnable):
     """The widest usable instruction set, or `wanted` (CDROPOUT_ISA, or None); ValueError if that cannot be had."""
+    usable = [isa for isa in built if isa in runnable]
+    if not usable:
+        raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
     if not wanted:
-        return [isa for isa in built if isa in runnable][-1]
+        return usable[-1]
     if wanted not in INSTRUCTION_SETS:
         raise ValueError(f"CDROPOUT_ISA has to be one of {', '.join(INSTRUCTION_SETS)}, but got {wanted!r}")
     if wanted not in built:

@@ -1,4 +1,4 @@
-/* A register as a vector of words or of elements, the streaming store and the CPU probe: all the C there is.
+/* A register as a vector of words or of elements, and the CPU probe: all the C there is.
  *
  * The vector types are GCC's and Clang's, in the native width of the instruction set that this file is compiled for.
  * Another compiler gets "vectors" of one word or one element, and the same code runs.
@@ -202,7 +202,7 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   return (cd_u32)_mm256_inserti128_si256(_mm256_castsi128_si256(half), _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
 }
 #else
-#if defined(__SSE2__)
+#if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
 #else
@@ -226,22 +226,6 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
 #endif
-
-/* 64 bytes to an aligned line of memory, past the caches where the machine can. Follow the last one with cd_stream_end. */
-static inline void cd_stream_line(void *to, const void *from) {
-#if defined(__GNUC__) && CD_BYTES == 32
-  for (int i = 0; i < 2; i++) _mm256_stream_si256((__m256i *)to + i, (__m256i)cd_load((const char *)from + 32 * i));
-#elif defined(__GNUC__) && defined(__SSE2__)
-  for (int i = 0; i < 4; i++) _mm_stream_si128((__m128i *)to + i, (__m128i)cd_load((const char *)from + 16 * i));
-#else
-  memcpy(to, from, 64);
-#endif
-}
-static inline void cd_stream_end(void) {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
 
 /* The CPU probe: what the wider builds were compiled for (see INSTRUCTION_SETS in setup.py), the CPU and its system must have. */
 static inline int cd_cpu_has_avx2(void) {

@@ -27,17 +27,29 @@ typedef struct {
 
 #define CDROPOUT_TABLE_VERSION 1
 
+/* No function touches Python, allocates, or keeps state: any thread may call any of them at any time. x and y are the same
+ * array or lie apart; none needs an alignment. n counts elements, start and bit_start too: where the range lies in the mask,
+ * or in bits. Packed bits are bytes, least significant bit first. -1 is returned for a dtype that is not taken, and by
+ * mask_init for a p that is not in [0, 1]; nothing is written then. Else 0 is returned. */
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the package that runs */
   uint32_t size;    /* bytes of its table: it only ever grows at its end */
+  /* The mask of a seed and a call number. */
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
+  /* y = x * scale where the mask keeps, else +0.0: dropout's forward and its backward. */
   int (*apply)(cdropout_dtype dtype, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
+  /* The same with given keep bits, */
   int (*apply_bits)(cdropout_dtype dtype, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start, double scale);
+  /* and with bytes that are not 0 where an element is kept, at any strides. */
   int (*apply_bools)(cdropout_dtype dtype, const void *x, void *y, const uint8_t *keep, const cdropout_plane *plane, double scale);
+  /* What the mask keeps, as packed bits (the last byte filled up with 0) and as bytes of 0 or 1. */
   void (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   void (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
+  /* y = residual + (x + bias) * scale where the mask keeps, else residual + 0; float32 and float64. bias has `columns` elements,
+   * the same for every row; y may be x or residual. */
   int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows,
                           size_t columns, const cdropout_mask *mask, uint64_t start);
+  /* gx = gy * scale where kept, else +0.0; the sum of gx over the rows is added to gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
 } cdropout_table;
