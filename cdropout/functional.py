@@ -4,7 +4,8 @@ import warnings
 
 import numpy as np
 
-from cdropout.core.calls import dimensions, dropout, dropout_axes, dropout_backward
+from cdropout.core.arrays import place, take
+from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.generators import check_probability
 
@@ -62,7 +63,8 @@ def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    ndim = dimensions(x)
+    check_probability(p)
+    ndim = take(x).ndim
     if ndim not in (2, 3):
         raise RuntimeError(
             f"dropout1d: Expected 2D or 3D input, but received a {ndim}D input. "
@@ -91,7 +93,8 @@ def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    ndim = dimensions(x)
+    check_probability(p)
+    ndim = take(x).ndim
     if ndim not in (3, 4):
         _deprecated_dimensions("dropout2d", ndim, 2)
     if ndim == 3:
@@ -123,7 +126,8 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    ndim = dimensions(x)
+    check_probability(p)
+    ndim = take(x).ndim
     if ndim not in (4, 5):
         _deprecated_dimensions("dropout3d", ndim, 3)
     return _drop_channels(x, ndim, ndim == 5, p, training, inplace, rng, return_mask, out)
@@ -160,7 +164,7 @@ def drop_path(
     -----
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
-    axes = tuple(range(1, dimensions(x)))
+    axes = tuple(range(1, take(x).ndim))
     factor = None if scale_by_keep else 1.0
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
 
@@ -178,12 +182,21 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
     a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
     b = -a * p * SATURATION
-    y, mask = dropout_axes(x, axes, p, training, inplace, rng, True, out, a)
-    array, keep = np.asarray(y), np.asarray(mask)
-    with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for the half types
-        np.add(array, array.dtype.type(b), out=array, where=keep)
-        np.copyto(array, array.dtype.type(a * SATURATION + b), where=~keep)
-    return (y, mask) if return_mask else y
+    target = place(x, inplace, out)
+    source = take(x)
+    half = source.dtype.itemsize == 2  # computed in float32 and rounded once
+    y = source.astype(np.float32) if half else target
+    _, mask = dropout_axes(
+        y if half else source, axes, p, True, half, rng, True, None if half else y, a
+    )
+    keep = np.asarray(mask)
+    with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
+        np.add(y, y.dtype.type(b), out=y, where=keep)
+        np.copyto(y, y.dtype.type(a * SATURATION + b), where=~keep)
+        if half:
+            np.copyto(target, y, casting="same_kind")
+    result = x if inplace else target
+    return (result, mask) if return_mask else result
 
 
 def alpha_dropout(
@@ -233,7 +246,7 @@ def feature_alpha_dropout(
     TypeError, ValueError
         As `dropout`.
     """
-    ndim = dimensions(x)
+    ndim = take(x).ndim
     if ndim < 2:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     axes = tuple(range(2, ndim))
@@ -267,12 +280,11 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
-    dimensions(x)
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    array = take(x)
+    if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
     if n < 0:
         raise ValueError(f"n has to be at least 0, but got {n}")
-    array = np.asarray(x)
     copies = np.broadcast_to(array, (n, *array.shape))
     out = np.empty(copies.shape, array.dtype) if out is None else out
     return dropout(copies, p, rng=rng, return_mask=return_mask, out=out)

@@ -213,7 +213,7 @@ def _all_modules(thing):
         for item in thing:
             yield from _all_modules(item)
     elif hasattr(thing, "train") and hasattr(thing, "training"):
-        yield thing
+        yield from thing.modules() if hasattr(thing, "modules") else (thing,)  # torch's hold others
     else:
         raise TypeError(
             f"always_on takes modules and containers of them, but got {type(thing).__name__}"

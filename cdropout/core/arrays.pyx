@@ -63,15 +63,27 @@ cdef cnp.ndarray as_array(object x, name="x"):
 def from_exporter(x, name):
     """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
     if hasattr(x, "__dlpack__"):
-        return np.from_dlpack(x)
+        try:
+            return np.from_dlpack(x)
+        except RuntimeError as error:  # NumPy's word for types and devices that it does not know
+            raise BufferError(f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array: {error}") from error
     try:
-        view = memoryview(x)
-    except TypeError:
+        return np.asarray(memoryview(x))
+    except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
             f"with elements of {TYPES}, but got {type(x).__name__}"
         ) from None
-    return np.asarray(view)
+
+
+def take(x):
+    """x as a NumPy array over the same memory; TypeError if dropout does not take it."""
+    return as_array(x)
+
+
+def place(x, inplace, out):
+    """The array that a result for x is written to: x, out, or a new one."""
+    return destination(as_array(x), inplace, out)
 
 
 cdef bint overlaps_itself(cnp.ndarray array):

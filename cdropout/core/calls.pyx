@@ -97,11 +97,6 @@ def dropout_axes(
     return draw_and_apply(x, p, training, inplace, rng, axes, out, return_mask, factor)
 
 
-def dimensions(x):
-    """How many dimensions x has; TypeError if dropout does not take it."""
-    return cnp.PyArray_NDIM(as_array(x))
-
-
 cdef bint empty(broadcast_dims):
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 

@@ -6,7 +6,7 @@ import numpy as np
 from cdropout cimport cdropout_dtype, cdropout_mask
 from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport as_generator, as_probability, check_rng
+from cdropout.core.generators cimport as_generator, as_index, as_probability, check_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask
 
 cnp.import_array()
@@ -162,15 +162,19 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     given = mask
     check_shape(given.shape, array)
-    bias_shape = shape[-1:] if bias_shape is None else tuple(bias_shape)
+    if bias_shape is None:
+        bias_shape = shape[-1:]
+    elif not isinstance(bias_shape, (tuple, list)):
+        raise TypeError(f"bias_shape has to be a tuple of int, but got {type(bias_shape).__name__}")
+    bias_shape = tuple([as_index(length, "each length in bias_shape") for length in bias_shape])
     check_broadcast(bias_shape, shape)
     columns = columns_of(shape, bias_shape)
     if given.steps is not None or not columns:
-        gx = given.apply(array)
+        gx = given.apply(as_real(array))
         axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
         with np.errstate(all="ignore"):
             sums = np.asarray(gx.astype(np.float64).sum(axis=axes)).reshape(bias_shape)
-        return gx, rounded(sums, array), gy
+        return rounded(gx, array), rounded(sums, array), gy
     source = as_real(array)
     gx = np.empty_like(source)
     sums = np.zeros(columns)
