@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sysconfig
 
 import numpy
 from Cython.Build import cythonize
@@ -16,6 +17,9 @@ INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mf16c"],
     "avx512": ["-mavx2", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
+ABI3 = [("Py_LIMITED_API", "0x030B0000")]  # one build for CPython 3.11 and all later ones
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    ABI3 = []  # which free-threaded builds do not have
 FLAGS = [
     "-O3",
     "-g0",
@@ -34,11 +38,8 @@ def compiled(name, source, flags=()):
         f"cdropout.core.{name}",
         [f"cdropout/core/{source}.pyx"],
         include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
-        define_macros=[
-            ("Py_LIMITED_API", "0x030B0000"),
-            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
-        ],
-        py_limited_api=True,
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *ABI3],
+        py_limited_api=bool(ABI3),
     )
     # A folder each, and flags only afterwards: cythonize would write extensions that share a
     # source to one C file,
@@ -63,4 +64,4 @@ extensions = [compiled(name, name) for name in MODULES]
 extensions += [
     compiled(f"_kernels_{isa}", "kernels", flags) for isa, flags in INSTRUCTION_SETS.items()
 ]
-setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"} if ABI3 else {}})

@@ -352,3 +352,15 @@ def test_steps_of_2_to_the_63_and_more():
     for window, kept in ((mask, expected), (mask[::-1], expected[::-1])):
         assert list(np.asarray(window)) == kept
         assert list(window.apply(np.ones(2)) > 0) == kept
+
+
+def test_a_mask_that_reaches_over_the_whole_stream():
+    steps = (2**63 - 1, 2**63 - 1, 1)
+    kept = np.asarray(cd.Mask((2, 2, 2), 0.5, seed=1, strides=steps))
+    for place in np.ndindex(2, 2, 2):
+        position = sum(i * step for i, step in zip(place, steps, strict=True))
+        assert kept[place] == reference.keep(1, 0, 0.5, position, 1)[0]
+
+
+def test_a_mask_is_true_whatever_its_length():
+    assert cd.Mask((0,), 0.5) and cd.Mask((), 0.5)

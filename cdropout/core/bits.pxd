@@ -27,13 +27,18 @@ cdef inline void write_bits(Writer* writer, uint64_t word, uint64_t count) noexc
 
 cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil:
     """Append the 512 bits of a group."""
+    cdef uint64_t held = writer.held
+    cdef uint64_t word
     cdef int i
     if writer.count == 0:
         memcpy(writer.to, bits, 64)
-        writer.to += 64
-        return
-    for i in range(8):
-        write_bits(writer, load_bits64(bits + 8 * i), 64)
+    else:
+        for i in range(8):
+            word = load_bits64(bits + 8 * i)
+            store_bits64(writer.to + 8 * i, held | word << writer.count)
+            held = word >> (64 - writer.count)
+        writer.held = held
+    writer.to += 64
 
 
 cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:

@@ -30,12 +30,13 @@ def dropout(
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         Where the mask comes from: the default generator (see `manual_seed`), another one, or an int, which names
-        the same mask in every call (that seed, call 0). From NumPy's generators one seed is drawn.
+        the same mask in every call (that seed, call 0). From a NumPy generator one seed is drawn, and a SeedSequence
+        gives one, the same each time.
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared: elements that differ only there are kept or dropped together.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one: a `Mask`, which knows its own p; packed bits (uint8) or bools, scaled
-        as `p` says; or an array of 0 and ``1 / (1 - p)``, of x's type.
+        A mask to apply instead of a new one: a `Mask`, which knows its own p and does not look at this one; packed bits
+        (uint8) or bools, scaled as `p` says; or an array of 0 and ``1 / (1 - p)``, of x's type.
     return_mask : bool, default False
         Return ``(y, mask)``: the mask is what `dropout_backward` needs.
     out : ndarray, optional
@@ -61,6 +62,10 @@ def dropout(
     if mask is None or not training:
         return draw_and_apply(x, p, training, inplace, rng, broadcast_dims, out, return_mask)
     as_probability(p)
+    if rng is not None:
+        check_rng(rng)
+    if not empty(broadcast_dims):
+        raise ValueError("mask= says which elements are kept: it excludes broadcast_dims")
     y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
     return (y, mask) if return_mask else y
 

@@ -105,10 +105,11 @@ cdef class Generator:
 
     cdef restart(self, seed):
         cdef uint64_t value = entropy() if seed is None else as_seed(seed)
-        self.seed_ = value
-        self.calls_ = 0
-        self.spawned = 0
-        self.born = forks if seed is None else SEEDED
+        with cython.critical_section(self):
+            self.seed_ = value
+            self.calls_ = 0
+            self.spawned = 0
+            self.born = forks if seed is None else SEEDED
 
     cdef refresh(self):
         """After a fork, an unseeded generator must not repeat its parent's masks."""
@@ -128,14 +129,12 @@ cdef class Generator:
     @property
     def seed(self):
         """The seed, as an int in [0, 2**64)."""
-        self.refresh()
-        return self.seed_
+        return self.state["seed"]
 
     @property
     def calls(self):
         """How many call numbers were handed out: the number of the next one."""
-        self.refresh()
-        return self.calls_
+        return self.state["calls"]
 
     @property
     def state(self):
@@ -170,8 +169,11 @@ cdef class Generator:
             first = self.spawned
             if count > LAST_CALL - first:
                 raise OverflowError("a generator has 2**64 - 1 children at the most")
+            children = [
+                Generator(mix(mix(self.seed_ + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)
+            ]
             self.spawned += count
-        return [Generator(mix(mix(self.seed_ + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
+        return children
 
     def __reduce__(self):
         return Generator, (self.seed_,), self.state

@@ -145,18 +145,19 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
 
 
 cdef inline void gather_bits(uint8_t* bits, const uint8_t* keep, ptrdiff_t stride, size_t n) noexcept nogil:
-    """The packed bits of n <= GROUP bytes: 0 where they are 0."""
+    """The packed bits of 1 <= n <= GROUP bytes: 0 where they are 0."""
     cdef uint8_t bools[GROUP]
     cdef size_t i
+    cdef size_t bytes = (n + 7) // 8
     if stride == 1 and n % 8 == 0:
         pack_bools(bits, keep, n)
     elif stride == 0:
         memset(bits, -<int>(keep[0] != 0), GROUP_BYTES)
     else:
-        memset(bools, 0, sizeof(bools))
+        memset(bools + 8 * bytes - 8, 0, 8)
         for i in range(n):
             bools[i] = keep[<ptrdiff_t>i * stride]
-        pack_bools(bits, bools, GROUP)
+        pack_bools(bits, bools, 8 * bytes)
 
 
 cdef inline void apply_part(

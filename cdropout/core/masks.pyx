@@ -12,6 +12,8 @@ from cdropout.core.generators cimport as_count, as_index, as_probability, as_see
 
 cnp.import_array()
 
+cdef double LARGEST = np.finfo(np.float32).max    # a factor is rounded to float32 for all types but float64
+
 
 cdef tuple c_strides(tuple shape):
     """Elements from one index to the next along each axis, in C order."""
@@ -180,7 +182,11 @@ cdef class Mask:
         return self.shape[0]
 
     def __iter__(self):
-        return iter([self[i] for i in range(len(self))])
+        length = len(self)
+        return (self[i] for i in range(length))
+
+    def __bool__(self):
+        return True                   # as an argument it is there, whatever its length
 
     def __getitem__(self, index):
         """A window, as a mask of its own: integers, slices, ... and None."""
@@ -259,7 +265,7 @@ cdef double scale_of(double p) noexcept:
 cdef double as_factor(factor, double p) except -1:
     """A factor other than 1 / (1 - p)."""
     cdef double value = float(factor)
-    if p == 1 or not 0 < value < float("inf"):
+    if p == 1 or not 0 < value <= LARGEST:
         raise ValueError(f"factor has to be positive and finite, and 0 for p = 1, but got {factor} for p={p}")
     return value
 

@@ -8,7 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 #if defined(__AVX2__) /* with AVX-512 too: its rotates and masks pay, its wider registers do not (two chains hide more latency) */
@@ -230,7 +231,8 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
 /* The CPU probe: what the wider builds were compiled for (see INSTRUCTION_SETS in setup.py), the CPU and its system must have. */
 static inline int cd_cpu_has_avx2(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c, d; /* Clang 14 has no word for F16C; that the system saves its registers, "avx2" says */
+  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 #else
   return 0;
 #endif

@@ -7,11 +7,12 @@ from cdropout.core.dispatch cimport kernels
 
 cdef enum:
     SPAN = 32768                      # elements of the mask that are drawn at once, a byte each, on the stack
+    MULTIPLE = 32                     # elements that the kernels step by
     LONG_ROW = 4096                   # elements from which entering the stream anew for each row costs little
 
 
 cdef inline size_t distance(ptrdiff_t stride) noexcept nogil:
-    return <size_t>(stride if stride >= 0 else -stride)
+    return <size_t>stride if stride >= 0 else 0 - <size_t>stride
 
 
 cdef inline bint walks_before(const Axis* a, const Axis* b) noexcept nogil:
@@ -123,22 +124,24 @@ cdef void draw_span(const Box* box, const char* x, char* y, const cdropout_mask*
 
 cdef void draw_pieces(Box* box, const char* x, char* y, const cdropout_mask* mask, uint64_t start) noexcept nogil:
     """Cut the axis that reaches furthest in the mask until a piece lies within SPAN."""
-    cdef size_t span = 1
+    cdef size_t reach = 0             # from the first element in the mask to the last: their number might wrap to 0
     cdef size_t length, step, part
     cdef ptrdiff_t i, first
     cdef Axis* widest = &box.axes[0]
     cdef int axis
     for axis in range(box.ndim):
-        span += (box.axes[axis].length - 1) * distance(box.axes[axis].keep)
+        reach += (box.axes[axis].length - 1) * distance(box.axes[axis].keep)
         if box.axes[axis].length > 1 and (widest.length == 1 or distance(box.axes[axis].keep) > distance(widest.keep)):
             widest = &box.axes[axis]
-    if span <= SPAN:
+    if reach < SPAN:
         draw_span(box, x, y, mask, start)
         return
     length = widest.length
     step = distance(widest.keep)
-    span -= (length - 1) * step       # of the other axes: what is left is for this one
-    part = 1 + (SPAN - span) // step if span < SPAN else 1
+    reach -= (length - 1) * step      # of the other axes: what is left is for this one
+    part = 1 + (SPAN - 1 - reach) // step if reach < SPAN else 1
+    if part > MULTIPLE:
+        part -= part % MULTIPLE
     for i in range(<ptrdiff_t>((length + part - 1) // part)):
         first = i * <ptrdiff_t>part
         widest.length = min(part, length - <size_t>first)

@@ -49,6 +49,7 @@ class Share:
         self.work = work
         self.todo = list(range(pieces))
         self.busy = 0                  # threads of the pool at work on a piece
+        self.error = None              # what went wrong in one of them
         self.idle = threading.Condition()
 
     def help(self):
@@ -59,10 +60,14 @@ class Share:
                     return
                 piece = self.todo.pop()
                 self.busy += 1
-            self.work(piece)
-            with self.idle:
-                self.busy -= 1
-                self.idle.notify_all()
+            try:
+                self.work(piece)
+            except BaseException as error:
+                self.error = error
+            finally:
+                with self.idle:
+                    self.busy -= 1
+                    self.idle.notify_all()
 
     def stop(self):
         """Let nobody claim another piece, and wait for those at work: their memory is the caller's."""
@@ -101,6 +106,8 @@ def share(work, int pieces):
             work(piece)
     finally:
         shared.stop()
+    if shared.error is not None:
+        raise shared.error
 
 
 def from_environment(text):

@@ -1,4 +1,7 @@
-/* The C interface for C and C++: a mask by value, the kernels, and the table that holds them. Must match cdropout/__init__.pxd. */
+/* The C interface for C and C++: a mask by value, the kernels, and the table that holds them. Must match cdropout/__init__.pxd.
+ *
+ * The table travels in a capsule: PyCapsule_Import cannot be used for it, but PyCapsule_GetPointer(table, "cdropout.core.table")
+ * with `table` the attribute of that name of the module cdropout.core.dispatch gives a `const cdropout_table *`. */
 #ifndef CDROPOUT_H
 #define CDROPOUT_H
 
