@@ -1,4 +1,4 @@
-"""How the pieces of a call are shared: each is done once, and what fails in another thread is raised."""
+"""How the pieces of a call are shared: each is done once, and errors elsewhere are raised."""
 
 import threading
 
