@@ -42,8 +42,7 @@ def compiled(name, source, flags=()):
         py_limited_api=bool(ABI3),
     )
     # A folder each, and flags only afterwards: cythonize would write extensions that share a
-    # source to one C file,
-    # and hand the flags of the one to the next.
+    # source to one C file, and hand the flags of the one to the next.
     (extension,) = cythonize(
         extension,
         build_dir=f"build/cython/{name}",

@@ -179,11 +179,11 @@ cdef inline void apply_part(
 cdef void apply_rows(
     const cdropout_plane* plane, const char* x, char* y, const uint8_t* keep, double scale, element* typed
 ) noexcept nogil:
-    """Column by column of at most GROUP elements, so that rows which share their keep bits pack them once."""
+    """Columns in parts of at most GROUP, so that rows which share their keep bits pack them once; `typed`: its type only."""
     cdef element buffer[GROUP]
     cdef uint8_t bits[GROUP_BYTES]
     cdef size_t first, row, n
-    for first in range(0, plane.columns, 512):
+    for first in range(0, plane.columns, 512):    # GROUP: Cython loops in C by a literal step only
         n = min(plane.columns - first, <size_t>GROUP)
         for row in range(plane.rows):
             if row == 0 or plane.keep[0] != 0:

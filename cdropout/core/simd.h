@@ -81,8 +81,6 @@ static inline void cd_store_bits(void *p, cd_word v) {
 #endif
 }
 
-/* kept_*(v, keep, i): v where the keep bit of its lane is set, else zero; v is vector number i of the 32 elements
- * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
 static inline int cd_any(cd_word v) {
 #if defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)v, (__m256i)v);
@@ -92,6 +90,9 @@ static inline int cd_any(cd_word v) {
   return (v[0] | v[1]) != 0;
 #endif
 }
+
+/* kept_*(v, keep, i): v where the keep bit of its lane is set, else zero; v is vector number i of the 32 elements
+ * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
 #if defined(__AVX512VL__)
 /* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_ps(keep[i], v); }
