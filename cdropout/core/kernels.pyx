@@ -14,9 +14,7 @@ from cdropout cimport (
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, pack_bools, spread_bits, store_bits64, write_bits, write_group
-from cdropout.core.elements cimport (
-    WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line,
-)
+from cdropout.core.elements cimport WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, WORDS, Rounds, Stream, begin_group, draw_group, draw_round, end_group, open_stream,
 )
