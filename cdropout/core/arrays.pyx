@@ -10,6 +10,7 @@ import numpy as np
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core import threads
 from cdropout.core.dispatch cimport kernels
+from cdropout.core.stream cimport BLOCK
 from cdropout.core.strided cimport Box, apply_box, arrange, draw_box
 
 cdef extern from "numpy/arrayobject.h":
@@ -18,7 +19,6 @@ cdef extern from "numpy/arrayobject.h":
 cnp.import_array()
 
 cdef enum:
-    BLOCK = 8192                      # elements; must match core/stream.pxd
     SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
     SHARED = 1 << 22                  # elements from which a second thread pays
 

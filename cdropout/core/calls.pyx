@@ -60,7 +60,7 @@ def dropout(
     inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
     """
     if mask is None or not training:
-        return draw_and_apply(x, p, training, inplace, rng, broadcast_dims, out, return_mask)
+        return dropout_axes(x, broadcast_dims, p, training, inplace, rng, return_mask, out)
     as_probability(p)
     if rng is not None:
         check_rng(rng)
@@ -95,21 +95,14 @@ def dropout_backward(gy, mask, bint inplace=False, *, p=None, out=None):
     return apply_given(gy, mask, p, inplace, out)
 
 
-def dropout_axes(
-    x, axes, p, bint training, bint inplace, rng, bint return_mask, out, factor=None,
-):
-    """dropout with one draw shared along axes; `factor` replaces 1 / (1 - p)."""
-    return draw_and_apply(x, p, training, inplace, rng, axes, out, return_mask, factor)
-
-
 cdef bint empty(broadcast_dims):
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
-cdef draw_and_apply(
-    x, p, bint training, bint inplace, rng, broadcast_dims, out, bint return_mask, factor=None,
+cpdef dropout_axes(
+    x, broadcast_dims, p, bint training, bint inplace, rng, bint return_mask, out, factor=None,
 ):
-    """A dropout with a new mask; a call number is used up only if the mask is drawn."""
+    """A dropout with a new mask, whose call number is used up only if it is drawn; `factor` replaces 1 / (1 - p)."""
     cdef cdropout_mask name
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array = as_array(x)
@@ -154,14 +147,16 @@ cdef apply_given(x, mask, p, bint inplace, out):
     target = destination(array, inplace, out)
     if np.may_share_memory(target, given):
         given = given.copy()
-    if given.dtype == array.dtype:
+    factors = given.dtype == array.dtype
+    scale = None if factors else scale_of(as_probability(p))
+    if factors:
         apply_factors(array, target, given)
-    elif as_probability(p) == 1:
+    elif scale == 0:                  # p = 1 keeps nothing, whatever the mask says
         np.copyto(target, 0)
     elif given.dtype == np.bool_:
-        apply_bools(array, target, given, scale_of(as_probability(p)))
+        apply_bools(array, target, given, scale)
     else:
-        apply_bits(array, target, np.ascontiguousarray(given), scale_of(as_probability(p)))
+        apply_bits(array, target, np.ascontiguousarray(given), scale)
     return x if inplace else target
 
 

@@ -335,12 +335,12 @@ cdef int bias_dropout_add(
     cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
-        return -1
     if dtype == CDROPOUT_FLOAT32:
         add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
-    else:
+    elif dtype == CDROPOUT_FLOAT64:
         add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
+    else:
+        return -1
     return 0
 
 
@@ -352,12 +352,12 @@ cdef void sum_rows(
     cdef uint64_t first = start % GROUP
     cdef size_t _row, part, done, i
     open_stream(&stream, mask, start - first)
-    draw_group(&stream, keep)
+    draw_unless_none(&stream, mask, keep)
     for _row in range(rows):
         done = 0
         while done < columns:
             if first == GROUP:
-                draw_group(&stream, keep)
+                draw_unless_none(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
             mask_and_scale(gy, gx, keep, first, part, mask.scale)
@@ -373,14 +373,12 @@ cdef int bias_dropout_add_backward(
     cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
-        return -1
-    if mask.scale == 0:
-        memset(gx, 0, rows * columns * size_of(dtype))
-    elif dtype == CDROPOUT_FLOAT32:
+    if dtype == CDROPOUT_FLOAT32:
         sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
-    else:
+    elif dtype == CDROPOUT_FLOAT64:
         sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
+    else:
+        return -1
     return 0
 
 
