@@ -44,3 +44,6 @@ cdef extern from "cdropout.h" nogil:
             cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
             const cdropout_mask* mask, uint64_t start
         ) noexcept nogil
+        int (*apply_channels)(
+            cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask, uint64_t start
+        ) noexcept nogil

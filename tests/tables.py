@@ -56,6 +56,7 @@ KERNELS = {
         MASK,
         c_uint64,
     ),
+    "apply_channels": (c_int, c_int, c_void_p, c_void_p, PLANE, MASK, c_uint64),
 }
 
 

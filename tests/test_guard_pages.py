@@ -108,6 +108,10 @@ class Child:
             addresses, strides = zip(*places, strict=True)
             plane = tables.Plane(*shape, *strides)
             self.call("apply_bools", code, *addresses, plane, 2.0)
+        for channels in [(1, 0), (0, 1)]:
+            addresses = self.at(self.x, shape[0] * n * size), self.at(self.y, shape[0] * n * size)
+            plane = tables.Plane(*shape, *[(n * size, size)] * 2, channels)
+            self.call("apply_channels", code, *addresses, plane, self.mask(0.3), 5)
 
     def bias_dropout_add(self, dtype, shape, mask, start):
         rows, columns = shape

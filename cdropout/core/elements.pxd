@@ -16,8 +16,8 @@ cdef extern from "simd.h" nogil:
     void store_u32 "cd_store_u32"(void*, u32)
     f32 fill_f32 "cd_fill_f32"(float)
     f64 fill_f64 "cd_fill_f64"(double)
-    u32 scale_f16 "cd_scale_f16"(u32, f32)
-    u32 scale_bf16 "cd_scale_bf16"(u32, f32)
+    void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
+    void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
     f32 kept_f32 "cd_kept_f32"(f32, const uint8_t*, size_t)
     f64 kept_f64 "cd_kept_f64"(f64, const uint8_t*, size_t)
     u32 kept_16 "cd_kept_16"(u32, const uint8_t*, size_t)
@@ -54,11 +54,9 @@ cdef inline void step(const element* x, element* y, const uint8_t* keep, double 
         for i in range(WORD * sizeof(float) // sizeof(f32)):
             store_f32(<f32*>y + i, kept_f32(load_f32(<f32*>x + i) * factor, keep, i))
     elif element is half:
-        for i in range(WORD * sizeof(half) // sizeof(u32)):
-            store_u32(<u32*>y + i, kept_16(scale_f16(load_u32(<u32*>x + i), factor), keep, i))
+        step_f16(x, y, keep, <float>scale)
     elif element is bfloat:
-        for i in range(WORD * sizeof(bfloat) // sizeof(u32)):
-            store_u32(<u32*>y + i, kept_16(scale_bf16(load_u32(<u32*>x + i), factor), keep, i))
+        step_bf16(x, y, keep, <float>scale)
 
 
 cdef inline uint32_t bits_at(const uint8_t* keep, uint64_t first) noexcept nogil:

@@ -13,15 +13,16 @@ from cdropout cimport (
     CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_TABLE_VERSION,
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
-from cdropout.core.bits cimport Writer, load_bits64, pack_bools, spread_bits, store_bits64, write_bits, write_group
+from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
 from cdropout.core.elements cimport WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line
+from cdropout.core.planes cimport apply_plane
 from cdropout.core.stream cimport (
-    BLOCK, GROUP, GROUP_BYTES, WORDS, Rounds, Stream, begin_group, draw_group, draw_round, end_group, open_stream,
+    BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
+    open_stream,
 )
 
 cdef enum:
     BLOCK_BYTES = 1024                            # of a block's packed keep bits
-    MOST_WOVEN = 2                                # vectors of lanes: 4 of them, of SSE2, leave no registers for the elements
 
 
 cdef inline void apply_and_draw(
@@ -32,14 +33,21 @@ cdef inline void apply_and_draw(
     In turn they take 1.40 times as long as memcpy, woven 1.07: a core does not look far enough ahead to weave them.
     """
     cdef Rounds rounds
-    cdef int j
-    begin_group(&rounds, stream)
-    for j in range(stream.rounds):
-        draw_round(&rounds)
-        step(x + WORD * j, y + WORD * j, keep + WORD // 8 * j, scale)
-    for j in range(stream.rounds, GROUP // WORD):
-        step(x + WORD * j, y + WORD * j, keep + WORD // 8 * j, scale)
-    end_group(&rounds, stream, next_keep)
+    cdef int done = 0
+    cdef int part, together, _round
+    for part in range(PARTS):
+        begin_part(&rounds, stream, part)
+        together = min(stream.rounds, GROUP // WORD - done)
+        for _round in range(together):
+            draw_round(&rounds)
+            step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
+            done += 1
+        for _round in range(together, stream.rounds):
+            draw_round(&rounds)
+        end_part(&rounds, stream, part, next_keep)
+    next_group(stream)
+    for done in range(done, GROUP // WORD):
+        step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
 cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
@@ -66,11 +74,7 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     y += part
     n -= part
     while n > GROUP:
-        if WORDS <= MOST_WOVEN:
-            apply_and_draw(x, y, keep, mask.scale, &stream, drawn)
-        else:
-            mask_and_scale(x, y, keep, 0, GROUP, mask.scale)
-            draw_group(&stream, drawn)
+        apply_and_draw(x, y, keep, mask.scale, &stream, drawn)
         writer.to = keep
         write_group(&writer, drawn)
         x += GROUP
@@ -130,131 +134,6 @@ cdef int apply_bits(
     return 0
 
 
-cdef inline void gather(element* to, const char* x, ptrdiff_t stride, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
-        memcpy(to + i, x + <ptrdiff_t>i * stride, sizeof(element))
-
-
-cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
-        memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
-
-
-cdef inline void gather_bits(uint8_t* bits, const uint8_t* keep, ptrdiff_t stride, size_t n) noexcept nogil:
-    """The packed bits of 1 <= n <= GROUP bytes: 0 where they are 0."""
-    cdef uint8_t bools[GROUP]
-    cdef size_t i
-    cdef size_t bytes = (n + 7) // 8
-    if stride == 1 and n % 8 == 0:
-        pack_bools(bits, keep, n)
-    elif stride == 0:
-        memset(bits, -<int>(keep[0] != 0), GROUP_BYTES)
-    else:
-        memset(bools + 8 * bytes - 8, 0, 8)
-        for i in range(n):
-            bools[i] = keep[<ptrdiff_t>i * stride]
-        pack_bools(bits, bools, 8 * bytes)
-
-
-cdef inline void apply_part(
-    const cdropout_plane* plane, const char* x, char* y, const uint8_t* bits, size_t n, double scale, element* buffer
-) noexcept nogil:
-    """Part of a row, n <= GROUP; buffer holds GROUP elements, for those that do not lie side by side."""
-    cdef const element* source = <const element*>x
-    cdef element* target = <element*>y
-    if plane.x[1] != sizeof(element) and n > 1:
-        gather(buffer, x, plane.x[1], n)
-        source = buffer
-    if plane.y[1] != sizeof(element) and n > 1:
-        target = buffer
-    mask_and_scale(source, target, bits, 0, n, scale)
-    if target != <element*>y:
-        scatter(y, plane.y[1], <const element*>target, n)
-
-
-cdef void apply_rows(
-    const cdropout_plane* plane, const char* x, char* y, const uint8_t* keep, double scale, element* typed
-) noexcept nogil:
-    """Columns in parts of at most GROUP, so that rows which share their keep bits pack them once; `typed`: its type only."""
-    cdef element buffer[GROUP]
-    cdef uint8_t bits[GROUP_BYTES]
-    cdef size_t first, row, n
-    for first in range(0, plane.columns, 512):    # GROUP: Cython loops in C by a literal step only
-        n = min(plane.columns - first, <size_t>GROUP)
-        for row in range(plane.rows):
-            if row == 0 or plane.keep[0] != 0:
-                gather_bits(bits, keep + <ptrdiff_t>row * plane.keep[0], plane.keep[1], n)
-            apply_part(plane, x + <ptrdiff_t>row * plane.x[0], y + <ptrdiff_t>row * plane.y[0], bits, n, scale, buffer)
-        x += GROUP * plane.x[1]
-        y += GROUP * plane.y[1]
-        keep += GROUP * plane.keep[1]
-
-
-cdef bint is_dense(const cdropout_plane* plane, ptrdiff_t size) noexcept nogil:
-    """Whether the rows of x, and of y, lie side by side without gaps."""
-    cdef ptrdiff_t row = <ptrdiff_t>plane.columns * size
-    return plane.x[1] == size and plane.y[1] == size and plane.x[0] == row and plane.y[0] == row
-
-
-cdef void apply_dense(
-    const cdropout_plane* plane, const element* x, element* y, const uint8_t* keep, double scale
-) noexcept nogil:
-    """All rows as one: their bits are strung together, so that short rows cost no more than long ones."""
-    cdef uint8_t bits[3 * GROUP_BYTES]
-    cdef uint8_t row_bits[GROUP_BYTES]
-    cdef uint64_t skip = -up_to_line(y, plane.rows * plane.columns) % WORD    # bits of no element: y's lines end steps
-    cdef size_t row, first, n, i
-    cdef Writer writer
-    writer.to = bits
-    writer.held = 0
-    writer.count = skip
-    for row in range(plane.rows):
-        for first in range(0, plane.columns, 512):
-            n = min(plane.columns - first, <size_t>GROUP)
-            if row == 0 or plane.keep[0] != 0 or plane.columns > GROUP:
-                gather_bits(
-                    row_bits, keep + <ptrdiff_t>row * plane.keep[0] + <ptrdiff_t>first * plane.keep[1], plane.keep[1], n,
-                )
-            for i in range(0, n, 64):
-                write_bits(&writer, load_bits64(row_bits + i // 8), min(n - i, <size_t>64))
-            if writer.to >= bits + GROUP_BYTES:
-                mask_and_scale(x, y, bits, skip, GROUP - skip, scale)
-                x += GROUP - skip
-                y += GROUP - skip
-                skip = 0
-                memcpy(bits, bits + GROUP_BYTES, GROUP_BYTES)
-                writer.to -= GROUP_BYTES
-    store_bits64(writer.to, writer.held)
-    mask_and_scale(x, y, bits, skip, 8 * <size_t>(writer.to - bits) + writer.count - skip, scale)
-
-
-cdef inline void apply_plane(
-    const cdropout_plane* plane, const element* x, element* y, const uint8_t* keep, double scale
-) noexcept nogil:
-    if is_dense(plane, sizeof(element)):
-        apply_dense(plane, x, y, keep, scale)
-    else:
-        apply_rows(plane, <const char*>x, <char*>y, keep, scale, y)
-
-
-cdef int apply_bools(
-    cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
-) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        apply_plane(plane, <const float*>x, <float*>y, keep, scale)
-    elif dtype == CDROPOUT_FLOAT64:
-        apply_plane(plane, <const double*>x, <double*>y, keep, scale)
-    elif dtype == CDROPOUT_FLOAT16:
-        apply_plane(plane, <const half*>x, <half*>y, keep, scale)
-    elif dtype == CDROPOUT_BFLOAT16:
-        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
-    else:
-        return -1
-    return 0
-
-
 cdef void bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
     cdef Stream stream
     cdef Writer writer = Writer(out, 0, 0)
@@ -296,6 +175,50 @@ cdef void bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t star
         out += part
         n -= part
         start += part
+
+
+cdef int apply_bools(
+    cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
+) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT32:
+        apply_plane(plane, <const float*>x, <float*>y, keep, scale)
+    elif dtype == CDROPOUT_FLOAT64:
+        apply_plane(plane, <const double*>x, <double*>y, keep, scale)
+    elif dtype == CDROPOUT_FLOAT16:
+        apply_plane(plane, <const half*>x, <half*>y, keep, scale)
+    elif dtype == CDROPOUT_BFLOAT16:
+        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
+    else:
+        return -1
+    return 0
+
+
+cdef int apply_channels(
+    cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    """apply_bools by a mask of one element a row (keep strides 1, 0) or a column (0, 1)."""
+    cdef uint8_t keep[BLOCK]
+    cdef cdropout_plane part = plane[0]
+    cdef bint by_row = plane.keep[0] == 1
+    cdef size_t left = plane.rows if by_row else plane.columns
+    cdef const char* source = <const char*>x
+    cdef char* target = <char*>y
+    cdef size_t n
+    if size_of(dtype) == 0 or plane.keep[0] + plane.keep[1] != 1 or plane.keep[0] * plane.keep[1] != 0:
+        return -1
+    while left:
+        n = min(left, <size_t>BLOCK)
+        bools(keep, n, mask, start)
+        if by_row:
+            part.rows = n
+        else:
+            part.columns = n
+        apply_bools(dtype, source, target, keep, &part, mask.scale)
+        source += <ptrdiff_t>n * plane.x[not by_row]
+        target += <ptrdiff_t>n * plane.y[not by_row]
+        start += n
+        left -= n
+    return 0
 
 
 cdef inline void draw_unless_none(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
@@ -393,4 +316,5 @@ kernels.bits = bits
 kernels.bools = bools
 kernels.bias_dropout_add = bias_dropout_add
 kernels.bias_dropout_add_backward = bias_dropout_add_backward
+kernels.apply_channels = apply_channels
 table = PyCapsule_New(&kernels, "cdropout.core.table", NULL)

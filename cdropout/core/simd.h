@@ -12,7 +12,9 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #endif
-#if defined(__AVX2__) /* with AVX-512 too: its rotates and masks pay, its wider registers do not (two chains hide more latency) */
+#if defined(__AVX512VL__) /* 64 against 32: 1.11 to 1.28 x memcpy for float32, p = 0.1 (half the instructions to dispatch) */
+#define CD_BYTES 64
+#elif defined(__AVX2__)
 #define CD_BYTES 32
 #else
 #define CD_BYTES 16
@@ -82,7 +84,9 @@ static inline void cd_store_bits(void *p, cd_word v) {
 }
 
 static inline int cd_any(cd_word v) {
-#if defined(__AVX2__)
+#if defined(__AVX512VL__)
+  return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)v, (__m256i)v);
 #elif defined(__SSE2__)
   return _mm_movemask_epi8(_mm_cmpeq_epi32((__m128i)v, _mm_setzero_si128())) != 0xFFFF;
@@ -95,11 +99,8 @@ static inline int cd_any(cd_word v) {
  * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
 #if defined(__AVX512VL__)
 /* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
-static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_ps(keep[i], v); }
-static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm256_maskz_mov_pd((__mmask8)(keep[i / 2] >> i % 2 * 4), v); }
-static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
-  return (cd_u32)_mm256_maskz_mov_epi16((__mmask16)(cd_load_bits32(keep) >> 16 * i), (__m256i)v);
-}
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v); }
+static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
 #else
 /* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
 #if CD_BYTES == 32
@@ -186,23 +187,50 @@ static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
 
 /* Half types: a 32-bit lane holds two elements. Both are widened where they stand, which needs no shuffle, multiplied as
  * float, rounded to nearest even and put back. */
+#if defined(__AVX512VL__)
+static inline __m512i cd_round_bf16(cd_f32 v) { /* to the upper 16 bits; what is below them means nothing */
+  __m512i u = (__m512i)v;                       /* the product of a NaN ends in 16 zeros: no carry makes it an infinity */
+  __m512i last = _mm512_srli_epi32(u, 16);      /* u + 0x7FFF + (last & 1) = u - ~(0x7FFE | (last & 1)) */
+  return _mm512_sub_epi32(u, _mm512_ternarylogic_epi32(last, _mm512_set1_epi32(1), _mm512_set1_epi32(0x7FFE), 0x15));
+}
+static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, float scale) {
+  cd_u32 v = cd_load_u32(x);
+  __m512i low = cd_round_bf16((cd_f32)(v << 16) * scale), high = cd_round_bf16((cd_f32)(v & 0xFFFF0000) * scale);
+  const cd_u16 upper = {1, 33, 3, 35, 5, 37, 7, 39, 9, 41, 11, 43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53, 23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
+  _mm512_storeu_si512(y, _mm512_maskz_permutex2var_epi16(cd_load_bits32(keep), low, (__m512i)upper, high));
+}
+#else
 static inline cd_u32 cd_round_bf16(cd_f32 v) { /* to the upper 16 bits; what is below them means nothing */
   cd_u32 u = cd_bits_of(v);                    /* the product of a NaN ends in 16 zeros: no carry makes it an infinity */
   return u + 0x7FFF + (u >> 16 & 1);
 }
-static inline cd_u32 cd_scale_bf16(cd_u32 v, cd_f32 scale) {
-  cd_u32 low = cd_round_bf16(cd_float_of(v << 16) * scale);
-  cd_u32 high = cd_round_bf16(cd_float_of(v & 0xFFFF0000) * scale);
-  return low >> 16 | (high & 0xFFFF0000);
+static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, float scale) {
+  for (size_t i = 0; i < 64 / sizeof(cd_u32); i++) {
+    cd_u32 v = cd_load_u32((const cd_u32 *)x + i);
+    cd_u32 low = cd_round_bf16(cd_float_of(v << 16) * cd_fill_f32(scale));
+    cd_u32 high = cd_round_bf16(cd_float_of(v & 0xFFFF0000) * cd_fill_f32(scale));
+    cd_store_u32((cd_u32 *)y + i, cd_kept_16(low >> 16 | (high & 0xFFFF0000), keep, i));
+  }
 }
+#endif
 
 #if defined(__F16C__) && defined(__AVX2__) && defined(__GNUC__)
-static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
-  cd_f32 low = _mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)v)) * scale;
-  cd_f32 high = _mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)v, 1)) * scale;
-  __m128i half = _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT);
-  return (cd_u32)_mm256_inserti128_si256(_mm256_castsi128_si256(half), _mm256_cvtps_ph(high, _MM_FROUND_TO_NEAREST_INT), 1);
+#if defined(__AVX512VL__)
+static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+  for (int i = 0; i < 2; i++) {
+    __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x + i));
+    v = _mm512_maskz_mul_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v, _mm512_set1_ps(scale));
+    _mm256_storeu_si256((__m256i *)y + i, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
 }
+#else
+static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+  for (int i = 0; i < 4; i++) {
+    cd_f32 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)) * scale;
+    _mm_storeu_si128((__m128i *)y + i, _mm256_cvtps_ph(cd_kept_f32(v, keep, i), _MM_FROUND_TO_NEAREST_INT));
+  }
+}
+#endif
 #else
 #if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
@@ -226,6 +254,12 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   cd_u32 special = cd_at_least_16(v & 0x7FFF7FFF, 0x7C00); /* infinity and NaN stay what they are, but for ... */
   cd_u32 quiet = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01) & 0x02000200;
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
+}
+static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+  for (size_t i = 0; i < 64 / sizeof(cd_u32); i++) {
+    cd_u32 v = cd_scale_f16(cd_load_u32((const cd_u32 *)x + i), cd_fill_f32(scale));
+    cd_store_u32((cd_u32 *)y + i, cd_kept_16(v, keep, i));
+  }
 }
 #endif
 

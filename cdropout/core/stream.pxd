@@ -26,7 +26,7 @@ cdef extern from *:
     #define CD_MIX_2 0x94D049BB133111EBull
     #define CD_CALL 0xD1342543DE82EF95ull
     #define CD_INCREMENT 0xA0761D6478BD642Full
-    enum { CD_WORDS = 64 / sizeof(cd_word) };
+    enum { CD_WORDS = 64 / sizeof(cd_word), CD_PART = CD_WORDS > 1 ? 2 : 1, CD_PARTS = CD_WORDS / CD_PART };
     """
     const uint64_t GAMMA "CD_GAMMA"
     const uint64_t MIX_1 "CD_MIX_1"
@@ -34,6 +34,8 @@ cdef extern from *:
     const uint64_t CALL "CD_CALL"
     const uint64_t INCREMENT "CD_INCREMENT"
     const int WORDS "CD_WORDS"                    # vectors that hold the 8 lanes
+    const int PART "CD_PART"                      # of them that are drawn together: more would not fit the registers
+    const int PARTS "CD_PARTS"
 
 cdef enum:
     LANES = 8
@@ -115,40 +117,42 @@ cdef inline uint64_t ties_dropped(const Stream* stream, uint64_t undecided, uint
     return dropped
 
 
-cdef inline void drop_ties(const Stream* stream, const word* undecided, uint8_t* keep) noexcept nogil:
+cdef struct Rounds:                               # part of a group on its way: the lanes, and what its elements have come to
+    word s0[2]
+    word s1[2]
+    word dropped[2]
+    word undecided[2]
+    uint64_t T                                    # the bit of p to compare with next is the highest
+
+
+cdef inline void drop_ties(const Stream* stream, const Rounds* rounds, int first, uint8_t* keep) noexcept nogil:
     cdef uint64_t left[LANES]
     cdef int v, lane
-    for v in range(WORDS):
-        store(left + v * (LANES // WORDS), undecided[v])
-    for lane in range(LANES):
+    for v in range(PART):
+        store(left + (first + v) * (LANES // WORDS), rounds.undecided[v])
+    for lane in range(first * (LANES // WORDS), (first + PART) * (LANES // WORDS)):
         if left[lane]:
             left[lane] = ties_dropped(stream, left[lane], stream.group + 64 * <uint64_t>lane)
             store_bits64(keep + 8 * lane, load_bits64(keep + 8 * lane) & ~left[lane])
 
 
-cdef struct Rounds:                               # a group on its way: the lanes, and what its elements have come to
-    word s0[LANES]
-    word s1[LANES]
-    word dropped[LANES]
-    word undecided[LANES]
-    uint64_t T                                    # the bit of p to compare with next is the highest
-
-
-cdef inline void begin_group(Rounds* rounds, const Stream* stream) noexcept nogil:
+cdef inline void begin_part(Rounds* rounds, const Stream* stream, int part) noexcept nogil:
+    """Begin with the lanes of one part of the next group."""
+    cdef int first = part * PART
     cdef int v
     rounds.T = stream.T
-    for v in range(WORDS):
-        rounds.s0[v] = stream.s0[v]
-        rounds.s1[v] = stream.s1[v]
+    for v in range(PART):
+        rounds.s0[v] = stream.s0[first + v]
+        rounds.s1[v] = stream.s1[first + v]
         rounds.dropped[v] = zero()
         rounds.undecided[v] = ~zero()
 
 
 cdef inline void draw_round(Rounds* rounds) noexcept nogil:
-    """Compare one more bit of the 512 uniform numbers with that of p."""
+    """Compare one more bit of the part's uniform numbers with that of p."""
     cdef word r
     cdef int v
-    for v in range(WORDS):
+    for v in range(PART):
         r = draw(&rounds.s0[v], &rounds.s1[v])
         if rounds.T >> 63:
             rounds.dropped[v] |= rounds.undecided[v] & ~r
@@ -158,17 +162,21 @@ cdef inline void draw_round(Rounds* rounds) noexcept nogil:
     rounds.T <<= 1
 
 
-cdef inline void end_group(Rounds* rounds, Stream* stream, uint8_t* keep) noexcept nogil:
-    """Write the group's 512 keep bits, packed into 64 bytes, and go on to the next."""
+cdef inline void end_part(const Rounds* rounds, Stream* stream, int part, uint8_t* keep) noexcept nogil:
+    """Write the part's keep bits to where they stand in the group's 64 bytes."""
     cdef word left = zero()
+    cdef int first = part * PART
     cdef int v
-    for v in range(WORDS):
-        stream.s0[v] = rounds.s0[v]
-        stream.s1[v] = rounds.s1[v]
+    for v in range(PART):
+        stream.s0[first + v] = rounds.s0[v]
+        stream.s1[first + v] = rounds.s1[v]
         left |= rounds.undecided[v]
-        store_bits(keep + GROUP_BYTES // WORDS * v, ~rounds.dropped[v])
+        store_bits(keep + GROUP_BYTES // WORDS * (first + v), ~rounds.dropped[v])
     if stream.rest and any_bit(left):
-        drop_ties(stream, rounds.undecided, keep)
+        drop_ties(stream, rounds, first, keep)
+
+
+cdef inline void next_group(Stream* stream) noexcept nogil:
     stream.group += GROUP
     if stream.group % BLOCK == 0:
         seed_block(stream, stream.group // BLOCK)
@@ -177,8 +185,10 @@ cdef inline void end_group(Rounds* rounds, Stream* stream, uint8_t* keep) noexce
 cdef inline void draw_group(Stream* stream, uint8_t* keep) noexcept nogil:
     """The 512 keep bits of the next group, packed into 64 bytes."""
     cdef Rounds rounds
-    cdef int _round
-    begin_group(&rounds, stream)
-    for _round in range(stream.rounds):
-        draw_round(&rounds)
-    end_group(&rounds, stream, keep)
+    cdef int part, _round
+    for part in range(PARTS):
+        begin_part(&rounds, stream, part)
+        for _round in range(stream.rounds):
+            draw_round(&rounds)
+        end_part(&rounds, stream, part, keep)
+    next_group(stream)

@@ -55,6 +55,10 @@ typedef struct {
   /* gx = gy * scale where kept, else +0.0; the sum of gx over the rows is added to gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
+  /* apply with one decision for a whole row (plane->keep = {1, 0}: channels first) or a whole column ({0, 1}: channels last):
+   * plane->keep counts elements of the mask here. -1 for other strides. */
+  int (*apply_channels)(cdropout_dtype dtype, const void *x, void *y, const cdropout_plane *plane, const cdropout_mask *mask,
+                        uint64_t start);
 } cdropout_table;
 
 #ifdef __cplusplus
