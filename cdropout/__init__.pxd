@@ -45,5 +45,6 @@ cdef extern from "cdropout.h" nogil:
             const cdropout_mask* mask, uint64_t start
         ) noexcept nogil
         int (*apply_channels)(
-            cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask, uint64_t start
+            cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask,
+            uint64_t start
         ) noexcept nogil

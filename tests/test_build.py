@@ -74,7 +74,9 @@ def test_all_modules_but_the_wide_kernels_run_on_every_cpu():
 
 
 @needs_objdump
-@pytest.mark.parametrize("isa, own, never", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "zmm", "tmm")])
+@pytest.mark.parametrize(
+    "isa, own, never", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "zmm", "tmm")]
+)
 def test_wide_kernels_hold_their_own_registers_and_no_later_ones(isa, own, never):
     if isa not in dispatch.built():
         pytest.skip(f"built without {isa}")

@@ -1,4 +1,4 @@
-"""The plane kernels on rows that lie side by side, and apply_channels: each way through them, against the slow twin."""
+"""The plane kernels where rows lie side by side, and apply_channels, against the slow twin."""
 
 import itertools
 import random
