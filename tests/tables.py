@@ -93,6 +93,11 @@ def tables():
     return {isa: load(isa) for isa in dispatch.built() if isa in runnable}
 
 
+def store_past_cache(isa, size):
+    """Let this instruction set's kernels store outputs past the cache from so many bytes on."""
+    importlib.import_module(dispatch.module_of(isa)).set_largest_cached(size)
+
+
 def new_mask(table, p, seed=0xFEDCBA9876543210, call=2**40 + 3):
     """Return the mask that this table's mask_init makes."""
     mask = Mask()

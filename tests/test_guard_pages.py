@@ -142,18 +142,19 @@ class Child:
         self.call("bools", outside[where], 16, self.mask(0.5), 0)
 
 
-def run_child(isa, *outside):
+def run_child(isa, what):
     """Return the child's exit status, what it printed about errors, and its last note."""
     with tempfile.TemporaryFile("w+") as notes:
-        command = [sys.executable, __file__, isa, *outside]
+        command = [sys.executable, __file__, isa, what]
         done = subprocess.run(command, stdout=notes, stderr=subprocess.PIPE, text=True)
         notes.seek(0)
         return done.returncode, done.stderr, notes.read().strip()
 
 
+@pytest.mark.parametrize("stores", ["cached", "past-cache"])
 @pytest.mark.parametrize("isa", tables.tables())
-def test_nothing_outside_the_buffers_is_touched(isa):
-    status, errors, last = run_child(isa)
+def test_nothing_outside_the_buffers_is_touched(isa, stores):
+    status, errors, last = run_child(isa, stores)
     assert status == 0, f"exit status {status} in {last}\n{errors}"
     assert last.startswith("bias_dropout_add_backward(")
     assert last.endswith(f", {MOST} elements at the beginning")
@@ -170,7 +171,8 @@ if __name__ == "__main__":
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
     child = Child(sys.argv[1])
-    if sys.argv[2:]:
+    if sys.argv[2] in ("below", "above"):
         child.step_outside(sys.argv[2])
     else:
+        tables.store_past_cache(sys.argv[1], 0 if sys.argv[2] == "past-cache" else 1 << 40)
         child.everything()

@@ -10,6 +10,7 @@ from cdropout cimport cdropout_table
 cdef extern from "simd.h" nogil:
     bint cpu_has_avx2 "cd_cpu_has_avx2"()
     bint cpu_has_avx512 "cd_cpu_has_avx512"()
+    size_t last_level_cache "cd_last_level_cache"()
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")    # the wider the later
 
@@ -46,5 +47,8 @@ def choose(wanted, built, runnable):
 
 
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
-table = importlib.import_module(module_of(isa)).table
+module = importlib.import_module(module_of(isa))
+largest_cached = last_level_cache() or 1 << 25       # bytes; most machines have more than these 32 MiB, or say so
+module.set_largest_cached(largest_cached)
+table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout.core.table")

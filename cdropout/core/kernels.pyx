@@ -1,12 +1,12 @@
 """THE KERNELS: draw, mask and scale, fused; built once for each instruction set (see setup.py).
 
-The capsule `table` holds them. No Python object is touched, no memory allocated, no state kept: any number of threads
-may run any of these.
+The capsule `table` holds them. No Python object is touched, no memory allocated, no state kept but for one setting:
+any number of threads may run any of these.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout cimport (
@@ -14,15 +14,28 @@ from cdropout cimport (
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
-from cdropout.core.elements cimport WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line
+from cdropout.core.elements cimport LINE, WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line
 from cdropout.core.planes cimport apply_plane
 from cdropout.core.stream cimport (
-    BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
+    BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
     open_stream,
 )
 
 cdef enum:
     BLOCK_BYTES = 1024                            # of a block's packed keep bits
+    ROOM = 4160                                   # bytes that hold the lines of a GROUP, wherever the first one begins
+
+cdef extern from "simd.h" nogil:
+    void store_past_cache "cd_stream"(void*, const void*, size_t)
+    void end_stores_past_cache "cd_end_stream"()
+
+cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is stored past the cache
+
+
+def set_largest_cached(size_t bytes):
+    """Say from how many bytes on an output is stored past the cache."""
+    global largest_cached
+    largest_cached = bytes
 
 
 cdef inline void apply_and_draw(
@@ -50,6 +63,18 @@ cdef inline void apply_and_draw(
         step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
+cdef inline bint goes_past_cache(const element* x, const element* y, size_t n) noexcept nogil:
+    """Whether to store y past the cache, which saves reading its lines: where memory, not the core, sets the pace."""
+    if WORDS > 2 or sizeof(element) < 4 or x == y:
+        return False
+    return n * sizeof(element) >= largest_cached
+
+
+cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
+    """The first line of ROOM bytes; `typed`: its type only."""
+    return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
+
+
 cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
@@ -57,6 +82,9 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     cdef uint64_t first = start % GROUP
     cdef size_t part = min(GROUP - first, n)
     cdef Writer writer                            # what it holds is drawn, but not yet in keep
+    cdef uint8_t room[ROOM]
+    cdef element* lines = aligned_within(room, x)
+    cdef bint past_cache = goes_past_cache(x, y, n)
     writer.to = keep
     writer.held = writer.count = 0
     open_stream(&stream, mask, start - first)
@@ -73,14 +101,38 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     x += part
     y += part
     n -= part
+    past_cache = past_cache and <uintptr_t>y % LINE == 0
     while n > GROUP:
-        apply_and_draw(x, y, keep, mask.scale, &stream, drawn)
+        apply_and_draw(x, lines if past_cache else y, keep, mask.scale, &stream, drawn)
+        if past_cache:
+            store_past_cache(y, lines, GROUP * sizeof(element))
         writer.to = keep
         write_group(&writer, drawn)
         x += GROUP
         y += GROUP
         n -= GROUP
     mask_and_scale(x, y, keep, 0, n, mask.scale)
+    if past_cache:
+        end_stores_past_cache()
+
+
+cdef void apply_packed(
+    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale
+) noexcept nogil:
+    """mask_and_scale, past the cache where that pays."""
+    cdef uint8_t room[ROOM]
+    cdef element* lines = aligned_within(room, x)
+    cdef size_t part = up_to_line(y, n)
+    if goes_past_cache(x, y, n) and <uintptr_t>(y + part) % LINE == 0:
+        mask_and_scale(x, y, bits, first, part, scale)
+        while part + GROUP <= n:
+            mask_and_scale(x + part, lines, bits, first + part, GROUP, scale)
+            store_past_cache(y + part, lines, GROUP * sizeof(element))
+            part += GROUP
+        end_stores_past_cache()
+    else:
+        part = 0
+    mask_and_scale(x + part, y + part, bits, first + part, n - part, scale)
 
 
 cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil:
@@ -122,13 +174,13 @@ cdef int apply_bits(
     cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
 ) noexcept nogil:
     if dtype == CDROPOUT_FLOAT32:
-        mask_and_scale(<const float*>x, <float*>y, bits, bit_start, n, scale)
+        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale)
     elif dtype == CDROPOUT_FLOAT64:
-        mask_and_scale(<const double*>x, <double*>y, bits, bit_start, n, scale)
+        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale)
     elif dtype == CDROPOUT_FLOAT16:
-        mask_and_scale(<const half*>x, <half*>y, bits, bit_start, n, scale)
+        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale)
     elif dtype == CDROPOUT_BFLOAT16:
-        mask_and_scale(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale)
+        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale)
     else:
         return -1
     return 0
