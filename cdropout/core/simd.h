@@ -263,6 +263,19 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #endif
 
+/* A copy of a cache line, to a line that is not brought into the cache first: its bytes are all overwritten. */
+#if defined(__GNUC__) && defined(__SSE2__)
+#define CD_STREAMS 1
+static inline void cd_stream_line(void *to, const void *from) {
+  for (int i = 0; i < 4; i++) _mm_stream_si128((__m128i *)to + i, _mm_loadu_si128((const __m128i *)from + i));
+}
+static inline void cd_stream_end(void) { _mm_sfence(); } /* such stores are ordered by nothing else */
+#else
+#define CD_STREAMS 0
+static inline void cd_stream_line(void *to, const void *from) { memcpy(to, from, 64); }
+static inline void cd_stream_end(void) {}
+#endif
+
 /* The CPU probe: what the wider builds were compiled for (see INSTRUCTION_SETS in setup.py), the CPU and its system must have. */
 static inline int cd_cpu_has_avx2(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))

@@ -1,0 +1,72 @@
+"""The chart of `cdropout bench`: time an element over size, legible without colour too."""
+
+from cdropout.bench.race import MODES, size_name
+from cdropout.bench.report import heading_words
+
+# A library has a colour, of a lightness of its own, and dashes; a way to call it has a marker.
+LIBRARIES = {
+    "memcpy": {"color": "0.75", "linestyle": "-"},
+    "cdropout": {"color": "black", "linestyle": "-"},
+    "numpy": {"color": "tab:blue", "linestyle": "--"},
+    "torch": {"color": "tab:red", "linestyle": "-."},
+    "tensorflow": {"color": "tab:orange", "linestyle": ":"},
+    "jax": {"color": "tab:green", "linestyle": (0, (8, 2))},
+    "keras": {"color": "tab:purple", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+}
+MARKERS = {
+    "memcpy": "",
+    "memcpy-threads": "|",
+    "memcpy-stream": "_",
+    "cdropout": "o",
+    "cdropout-new": "h",
+    "numpy": "s",
+    "numpy-rand": "p",
+    "numpy-binomial": "8",
+    "torch": "^",
+    "torch-native": ">",
+    "torch-compile": "<",
+    "tensorflow": "D",
+    "jax": "v",
+    "jax-rbg": "1",
+    "keras": "X",
+}
+
+
+def style(name):
+    """How the line of a contestant looks: a variant has the hollow marker, a copy the wide line."""
+    library, _, variant = name.partition("-")
+    width = 4 if library == "memcpy" else 1.5
+    hollow = {"markerfacecolor": "white"} if variant else {}
+    return {**LIBRARIES[library], "marker": MARKERS[name], "linewidth": width, **hollow}
+
+
+def draw_panel(axes, cells):
+    """One type and mode: a line a contestant."""
+    sizes = sorted({cell.size for cell in cells})
+    for name in dict.fromkeys(cell.contestant for cell in cells):
+        ns = [cell.ns_per_element for cell in cells if cell.contestant == name]
+        axes.plot(sizes, ns, label=name, **style(name))
+    axes.set(xscale="log", yscale="log", title=f"{cells[0].dtype}, {cells[0].mode}")
+    axes.set_xticks(sizes, [size_name(size) for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def plot(results, path):
+    """Draw ns an element over size: a row of panels a type, a panel a mode."""
+    from matplotlib.figure import Figure
+
+    cells = results["cells"]
+    types = list(dict.fromkeys(cell.dtype for cell in cells))
+    figure = Figure(figsize=(11, 1 + 4.5 * len(types)), layout="constrained")
+    panels = figure.subplots(len(types), len(MODES), sharex=True, sharey=True, squeeze=False)
+    for dtype, row in zip(types, panels, strict=True):
+        for mode, axes in zip(MODES, row, strict=True):
+            draw_panel(axes, [cell for cell in cells if (cell.dtype, cell.mode) == (dtype, mode)])
+        row[0].set_ylabel("ns an element")
+    for axes in panels[-1]:
+        axes.set_xlabel("elements")
+    panels[0, -1].legend()
+    about = results["environment"]
+    figure.suptitle(", ".join([*heading_words(about), about["cpu"]]))
+    figure.savefig(path, dpi=120)
