@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -51,8 +52,8 @@ def probability(text):
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
 
 
-def threads(text):
-    """A number of threads."""
+def count(text):
+    """A number of threads or of runs."""
     return number(text, int, lambda n: n >= 1, "an int of at least 1")
 
 
@@ -132,7 +133,7 @@ def check_bench(options, error):
     options.threads = options.threads or (2 if options.growth else 1)
     options.sizes = options.sizes or (growth.SIZES if options.growth else sizes(SIZES))
     if options.growth:
-        for name in "kernels", "cold", "compare", "plot", "peer":
+        for name in "kernels", "cold", "compare", "plot", "peer", "runs":
             if getattr(options, name):
                 error(f"argument --growth: it excludes --{name}")
     if options.plot and find_spec("matplotlib") is None:
@@ -146,6 +147,10 @@ def check_bench(options, error):
             options.compare = compare.load(options.compare, options)
         except ValueError as problem:
             error(f"argument --compare: {problem}")
+        options.runs = options.runs or compare.RUNS
+        if options.runs < compare.RUNS:
+            error(f"argument --compare: it needs --runs of at least {compare.RUNS}")
+    options.runs = options.runs or 1
 
 
 def run_bench(options, error, arguments):
@@ -162,6 +167,8 @@ def run_bench(options, error, arguments):
         return growth.run(options) if options.growth else command.run(options)
     except MemoryError:
         error(f"not enough memory for {size_name(options.sizes[-1])} elements")
+    except subprocess.CalledProcessError as problem:
+        error(f"the process of a run ended with code {problem.returncode}")
 
 
 def run_info(*_):
@@ -201,7 +208,7 @@ def add_bench(commands):
     add("--p", type=probability, default=0.1, help="probability of a drop (default 0.1)")
     add("--dtype", type=dtypes, default=["float32"], metavar="TYPE,TYPE", help=kinds)
     add("--isa", choices=dispatch.INSTRUCTION_SETS, help="default: CDROPOUT_ISA, or the widest")
-    add("--threads", type=threads, metavar="N", help="of each contestant (default 1)")
+    add("--threads", type=count, metavar="N", help="of each contestant (default 1)")
     add(
         "--peer",
         action="append",
@@ -218,6 +225,7 @@ def add_bench(commands):
         "1Gi elements, with 1 thread and with N (default 2)",
     )
     add("--seconds", type=duration, default=0.3, help="for each number printed (default 0.3)")
+    add("--runs", type=count, metavar="N", help="in a process each (default 1, to compare 5)")
     add("--json", type=new_file, metavar="FILE", help="write all numbers to a file")
     add("--plot", type=picture, metavar="FILE.png", help="draw the table (needs matplotlib)")
     add("--compare", metavar="OLD.json", help="say what became slower since --json wrote that")

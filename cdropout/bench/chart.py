@@ -3,20 +3,17 @@
 from cdropout.bench.race import MODES, size_name
 from cdropout.bench.report import heading_words
 
-# A library has a colour, of a lightness of its own, and dashes; a way to call it has a marker.
+# A library has a colour, of a lightness of its own, and dashes; each way to call it has a marker.
 LIBRARIES = {
-    "memcpy": {"color": "0.75", "linestyle": "-"},
     "cdropout": {"color": "black", "linestyle": "-"},
-    "numpy": {"color": "tab:blue", "linestyle": "--"},
-    "torch": {"color": "tab:red", "linestyle": "-."},
-    "tensorflow": {"color": "tab:orange", "linestyle": ":"},
-    "jax": {"color": "tab:green", "linestyle": (0, (8, 2))},
-    "keras": {"color": "tab:purple", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+    "numpy": {"color": "#0d0887", "linestyle": "--"},
+    "torch": {"color": "#6a00a8", "linestyle": "-."},
+    "tensorflow": {"color": "#b12a90", "linestyle": ":"},
+    "jax": {"color": "#e16462", "linestyle": (0, (8, 2))},
+    "keras": {"color": "#fca636", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
 }
+COPIES = {"memcpy": "-", "memcpy-threads": "--", "memcpy-stream": ":"}
 MARKERS = {
-    "memcpy": "",
-    "memcpy-threads": "|",
-    "memcpy-stream": "_",
     "cdropout": "o",
     "cdropout-new": "h",
     "numpy": "s",
@@ -33,11 +30,12 @@ MARKERS = {
 
 
 def style(name):
-    """How the line of a contestant looks: a variant has the hollow marker, a copy the wide line."""
+    """How the line of a contestant looks: a copy's is wide, and a variant's has a hollow marker."""
+    if name in COPIES:
+        return {"color": "0.75", "linestyle": COPIES[name], "linewidth": 4}
     library, _, variant = name.partition("-")
-    width = 4 if library == "memcpy" else 1.5
     hollow = {"markerfacecolor": "white"} if variant else {}
-    return {**LIBRARIES[library], "marker": MARKERS[name], "linewidth": width, **hollow}
+    return {**LIBRARIES[library], "marker": MARKERS[name], **hollow}
 
 
 def draw_panel(axes, cells):
@@ -52,11 +50,10 @@ def draw_panel(axes, cells):
     axes.grid(alpha=0.3)
 
 
-def plot(results, path):
+def plot(about, cells, path):
     """Draw ns an element over size: a row of panels a type, a panel a mode."""
     from matplotlib.figure import Figure
 
-    cells = results["cells"]
     types = list(dict.fromkeys(cell.dtype for cell in cells))
     figure = Figure(figsize=(11, 1 + 4.5 * len(types)), layout="constrained")
     panels = figure.subplots(len(types), len(MODES), sharex=True, sharey=True, squeeze=False)
@@ -67,6 +64,5 @@ def plot(results, path):
     for axes in panels[-1]:
         axes.set_xlabel("elements")
     panels[0, -1].legend()
-    about = results["environment"]
     figure.suptitle(", ".join([*heading_words(about), about["cpu"]]))
     figure.savefig(path, dpi=120)

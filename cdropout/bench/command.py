@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cdropout.bench import chart, compare, contestant, kernels, machine, peers, race, report
+from cdropout.bench import chart, compare, contestant, kernels, machine, peers, race, report, runs
 
 
 def admit(name, dtype, options):
@@ -36,7 +36,7 @@ def gather(dtype, results, options):
 
 
 def measure(options):
-    """All that is raced, as a dict of what the JSON file holds."""
+    """All that is raced in one run, as a dict of what the JSON file holds."""
     results = {
         "environment": machine.environment(options),
         "contestants": {},
@@ -48,9 +48,10 @@ def measure(options):
     for dtype in options.dtype:
         admitted = gather(dtype, results, options)
         for size in [] if options.kernels else options.sizes:
-            results["cells"] += race.race_at(size, dtype, admitted, options)
-    lines, intervals = kernels.race_kernels(options.seconds, options.cold)
-    results |= {"kernels": lines, "kernel_intervals": intervals}
+            cells = race.race_at(size, dtype, admitted, options)
+            results["cells"] += [cell._asdict() for cell in cells]
+    results["kernels"] = kernels.race_kernels(options.seconds, options.cold)
+    results["kernel_runs"] = {name: [number] for name, number, _ in results["kernels"]}
     results["environment"]["cpu_share"] = share()
     race.show_progress("")
     return results
@@ -62,28 +63,28 @@ def run(options):
     Parameters
     ----------
     options : argparse.Namespace
-        p, dtype and sizes (lists), threads, cold, seconds, peers (names), kernels (those alone),
-        json and plot (a path or None) and compare (what `compare.load` returned, or None), as
-        `cdropout.__main__` has checked them.
+        p, dtype and sizes (lists), threads, cold, seconds, runs, peers (names), kernels (those
+        alone), json and plot (a path or None) and compare (what `compare.load` returned, or None),
+        as `cdropout.__main__` has checked them.
 
     Returns
     -------
     int
         The exit code: 1 if this package failed its check, or became slower.
     """
-    results = measure(options)
+    results = measure(options) if options.runs == 1 else runs.measure_apart(options)
+    cells = [race.Cell(**cell) for cell in results["cells"]]
     print(*report.heading(results), "", sep="\n")
-    if results["cells"]:
-        print(*report.tables(results["cells"]), "", sep="\n")
+    if cells:
+        print(*report.tables(cells), "", sep="\n")
     print(*kernels.kernel_lines(results), sep="\n")
-    numbers = {**results, "cells": [cell._asdict() for cell in results["cells"]]}
     if options.json:
-        Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
     if options.plot:
-        chart.plot(results, options.plot)
+        chart.plot(results["environment"], cells, options.plot)
     failed = int(any(name in results["left_out"] for name in peers.OURS))
     if options.compare is None:
         return failed
-    lines, slower = compare.report(options.compare, numbers)
+    lines, slower = compare.report(options.compare, results)
     print("", *lines, sep="\n")
     return failed or slower

@@ -106,6 +106,7 @@ def import_tensorflow(threads):
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         tensorflow.config.set_visible_devices([], "GPU")
+        tensorflow.get_logger().setLevel("ERROR")  # it warns of a graph for each size
     return tensorflow
 
 

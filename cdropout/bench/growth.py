@@ -18,10 +18,10 @@ from cdropout.bench.contestant import element_type
 from cdropout.bench.race import median_ratio, race, show_progress, size_name
 from cdropout.core import dispatch
 
-SIZES = tuple(1 << bits for bits in range(6, 31, 2))
+SIZES = [1 << bits for bits in range(6, 31, 2)]
 CALL = 1 << 16  # elements from which the cost of the call itself hardly counts
 FLAT = 2.0  # times what an element costs at CALL, or memcpy at the same size, is still flat
-SPARE = 2 << 20  # bytes beside input and output: what Linux counts late, threads and their stacks
+SPARE = 1 << 20  # bytes beside input and output: threads, and what Linux counts late
 MARGIN = 1.2  # times the memory of input and output should be free before they are asked for
 
 

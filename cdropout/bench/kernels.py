@@ -13,15 +13,15 @@ from cdropout.bench.race import (
     MOST_ROUNDS,
     TURN,
     calls_a_turn,
-    median_interval,
+    median_ratio,
     race,
-    ratios,
     show_progress,
     size_name,
 )
 
 SIZE = 1 << 20
 SMALL = 64
+PAIRED = "x memcpy"
 MASKS = 4  # packed masks taken in turn, lest a branch predictor learn one
 
 
@@ -60,23 +60,21 @@ def race_kernels(seconds, cold):
 
     Returns
     -------
-    lines : list of (what, number, unit)
-    intervals : dict of what to the interval of its number, of those that are paired with memcpy
+    list of (what, number, unit)
     """
     show_progress("kernels")
     times, _ = race(float32_calls(*known_arrays(SIZE, "float32")[::2]), seconds, cold)
     drawn, copy = times.pop("bits alone, p = 0.1"), times.pop("memcpy")
-    paired = {name: ratios(each, copy) for name, each in times.items()}
+    lines = [(name, median_ratio(each, copy), PAIRED) for name, each in times.items()]
     for dtype in "float64", "float16":
         others, _ = race(other_calls(dtype, *known_arrays(SIZE, dtype)[::2]), seconds, cold)
         copy = others.pop("memcpy")
-        paired |= {name: ratios(each, copy) for name, each in others.items()}
-    lines = [(name, statistics.median(each), "x memcpy") for name, each in paired.items()]
-    lines += [
+        lines += [(name, median_ratio(each, copy), PAIRED) for name, each in others.items()]
+    return [
+        *lines,
         ("bits alone, p = 0.1", SIZE / statistics.median(drawn) / 1e9, "G elements/s"),
         (f"dropout(x, 0.1, out=y) on {SMALL} elements", small_call(seconds) * 1e6, "us"),
     ]
-    return lines, {name: median_interval(each) for name, each in paired.items()}
 
 
 def kernel_lines(results):

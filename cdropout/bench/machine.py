@@ -43,6 +43,7 @@ def environment(options):
         "p": options.p,
         "dtype": ",".join(options.dtype),
         "cold": options.cold,
+        "runs": 1,
     }
 
 

@@ -1,7 +1,6 @@
 """The race: contestants are timed in turn, in rounds, and each round's times are compared."""
 
 import itertools
-import math
 import random
 import statistics
 import sys
@@ -15,7 +14,6 @@ TURN = 1e-3  # seconds that a contestant's turn takes, in as many calls as that 
 FEWEST_ROUNDS, MOST_ROUNDS = 7, 300
 SLOW = 0.005  # seconds; to such a call it hardly matters what the cache holds when it begins
 MODES = ("forward", "forward+backward")
-RISK = 1e-3  # that an interval does not hold the median
 
 
 class Cell(NamedTuple):
@@ -29,10 +27,10 @@ class Cell(NamedTuple):
     ns_quartiles: tuple
     gb_per_s: float
     to_memcpy: float  # time as a multiple of memcpy's in the same round
-    to_memcpy_interval: tuple  # that holds the true median but for a risk of RISK
     to_best_peer: float | None  # likewise of the peer whose median is lowest
     rounds: int
     calls_a_round: int
+    to_memcpy_runs: list  # to_memcpy of each run, when there are several
 
 
 def show_progress(text):
@@ -117,30 +115,9 @@ def race(calls, seconds, cold=False):
 # ---- what the times say -----------------------------------------------------------------------
 
 
-def ratios(times, others):
-    """One time over the other's in each round: what slows a whole round cancels."""
-    return [a / b for a, b in zip(times, others, strict=True)]
-
-
 def median_ratio(times, others):
-    """The median over rounds of one time over the other's."""
-    return statistics.median(ratios(times, others))
-
-
-def median_interval(values):
-    """Bounds that the true median is outside of with a probability of at most RISK.
-
-    Those of the sign test, whatever the distribution: of n values, fewer than k lie below the
-    median with the probability that n fair coins show fewer than k heads. Where there are too few
-    values for that risk, the least and the greatest.
-    """
-    n, below, tail = len(values), 0, 0.5 ** len(values)
-    while tail <= RISK / 2:
-        below += 1
-        tail += math.comb(n, below) / 2**n
-    ranked = sorted(values)
-    cut = max(below - 1, 0)
-    return ranked[cut], ranked[n - 1 - cut]
+    """The median over rounds of one time over the other's: what slows a whole round cancels."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 def best_of(times, names):
@@ -153,7 +130,7 @@ def cells(dtype, size, mode, moved, times, counts):
     best = best_of(times, [name for name in times if name in peers.PEERS])
     for name, each in times.items():
         low, median, high = statistics.quantiles(each, n=4, method="inclusive")
-        to_memcpy = ratios(each, times["memcpy"])
+        to_memcpy = median_ratio(each, times["memcpy"])
         yield Cell(
             dtype,
             size,
@@ -162,11 +139,11 @@ def cells(dtype, size, mode, moved, times, counts):
             median / size * 1e9,
             (low / size * 1e9, high / size * 1e9),
             moved / median / 1e9,
-            statistics.median(to_memcpy),
-            median_interval(to_memcpy),
+            to_memcpy,
             median_ratio(each, times[best]) if best else None,
             len(each),
             counts[name],
+            [to_memcpy],
         )
 
 

@@ -17,7 +17,8 @@ def heading_words(about):
     """What was raced, for the table and the figure."""
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     words = [f"cdropout {about['cdropout']}", about["isa"], threads, f"p={about['p']}"]
-    return [*words, about["dtype"].replace(",", ", "), *["cold"] * about["cold"]]
+    runs = [f"{about['runs']} runs"] * (about["runs"] > 1)
+    return [*words, about["dtype"].replace(",", ", "), *["cold"] * about["cold"], *runs]
 
 
 def heading(results):
