@@ -17,14 +17,14 @@ MARKERS = {
     "cdropout": "o",
     "cdropout-new": "h",
     "numpy": "s",
-    "numpy-rand": "p",
-    "numpy-binomial": "8",
+    "numpy-rand": "P",
+    "numpy-binomial": "d",
     "torch": "^",
     "torch-native": ">",
     "torch-compile": "<",
     "tensorflow": "D",
     "jax": "v",
-    "jax-rbg": "1",
+    "jax-rbg": "*",
     "keras": "X",
 }
 
@@ -55,7 +55,7 @@ def plot(about, cells, path):
     from matplotlib.figure import Figure
 
     types = list(dict.fromkeys(cell.dtype for cell in cells))
-    figure = Figure(figsize=(11, 1 + 4.5 * len(types)), layout="constrained")
+    figure = Figure(figsize=(12, 1 + 4.5 * len(types)), layout="constrained")
     panels = figure.subplots(len(types), len(MODES), sharex=True, sharey=True, squeeze=False)
     for dtype, row in zip(types, panels, strict=True):
         for mode, axes in zip(MODES, row, strict=True):
@@ -63,6 +63,6 @@ def plot(about, cells, path):
         row[0].set_ylabel("ns an element")
     for axes in panels[-1]:
         axes.set_xlabel("elements")
-    panels[0, -1].legend()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
     figure.suptitle(", ".join([*heading_words(about), about["cpu"]]))
     figure.savefig(path, dpi=120)

@@ -1,7 +1,7 @@
 """Several runs of the race as one, each in a process of its own.
 
-Where the memory of a process lies changes some times by a third, and by as much in every round: the
-rounds of one process do not show that noise, and other processes do.
+Where a process's memory lies makes some calls a third slower than in another process, in all rounds
+alike: only runs in several processes show that noise.
 """
 
 import json
