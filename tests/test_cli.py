@@ -239,6 +239,7 @@ def test_each_type_has_a_table(capsys):
     assert "cold: the cache was emptied before each call" in printed
     assert re.findall(r"^(\w+) +\| +forward +\|", printed, re.MULTILINE) == ["float16", "bfloat16"]
     assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 2
+    assert "paired with memcpy, cold:" in printed and "us" not in printed.split()  # all is cold
 
 
 # ---- wrong options ----------------------------------------------------------------------------

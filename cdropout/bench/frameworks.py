@@ -57,9 +57,14 @@ def torch_eager(threads, _):
 
 
 def torch_compiled(threads, _):
-    """The same under `torch.compile`, once for all sizes."""
+    """The same under `torch.compile`, anew for each size: code for all of them is slower."""
     torch = import_torch(threads)
-    return autograd_contestant(torch, "torch-compile", partial(torch.compile, dynamic=True))
+
+    def compiled(drop):
+        torch.compiler.reset()  # else it gives up, without a word, after eight sizes
+        return torch.compile(drop, dynamic=False)
+
+    return autograd_contestant(torch, "torch-compile", compiled)
 
 
 def torch_native(threads, _):
