@@ -8,7 +8,17 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["dispatch", "threads", "strided", "arrays", "generators", "masks", "calls", "fused"]
+MODULES = [
+    "dispatch",
+    "threads",
+    "strided",
+    "arrays",
+    "generators",
+    "masks",
+    "calls",
+    "fused",
+    "copies",
+]
 
 # Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all
 # that its flags name.

@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 
 import cdropout as cd
-from cdropout import bench, peers, selftest
+from cdropout import selftest
+from cdropout.bench import command, compare, growth, machine, peers
+from cdropout.bench.contestant import TYPES
+from cdropout.bench.race import size_name
 from cdropout.core import dispatch
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 LARGEST = 1 << 30  # elements: gigabytes in each of some twenty arrays
-SUFFIXES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20}
+SUFFIXES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -48,8 +52,8 @@ def probability(text):
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
 
 
-def threads(text):
-    """A number of threads."""
+def count(text):
+    """A number of threads or of runs."""
     return number(text, int, lambda n: n >= 1, "an int of at least 1")
 
 
@@ -60,10 +64,10 @@ def duration(text):
 
 def size(text):
     """A number of elements: 1000, 16Ki, 1Mi."""
-    match = re.fullmatch(r"([0-9]+)(|Ki|Mi)", text.strip())
+    match = re.fullmatch(r"([0-9]+)(|Ki|Mi|Gi)", text.strip())
     value = int(match[1]) * SUFFIXES[match[2]] if match else 0
     if not 1 <= value <= LARGEST:
-        expected = "sizes from 1 to 1024Mi such as 64,1Ki,1Mi"
+        expected = "sizes from 1 to 1Gi such as 64,1Ki,1Mi"
         raise argparse.ArgumentTypeError(f"expected {expected}, but got {text!r}")
     return value
 
@@ -71,6 +75,16 @@ def size(text):
 def sizes(text):
     """Numbers of elements, in rising order."""
     return sorted({size(part) for part in text.split(",")})
+
+
+def dtypes(text):
+    """Names of types, in the order of TYPES."""
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in TYPES:
+            expected = f"types out of {', '.join(TYPES)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, but got {name!r}")
+    return [name for name in TYPES if name in names]
 
 
 def new_file(text):
@@ -95,29 +109,53 @@ def picture(text):
 
 
 def chosen_peers(options, error):
-    """The names of the peers to race: all that are installed, unless some were named."""
+    """The names of the peers to race: all libraries that are installed, unless some were named."""
     installed = peers.installed()
-    if options.kernels:
+    named = options.peer or []
+    if options.kernels or options.growth:
         return []
-    if not options.peer:
-        return installed
-    if "none" in options.peer:
-        if len(options.peer) > 1:
-            error("argument --peer: none excludes other peers")
-        return []
-    for name in options.peer:
+    for alone in "none", "all":
+        if alone in named and len(named) > 1:
+            error(f"argument --peer: {alone} excludes other peers")
+    if not named:
+        return [name for name in installed if not peers.is_variant(name)]
+    if named in (["none"], ["all"]):
+        return installed if named == ["all"] else []
+    for name in named:
         if name not in installed:
             error(f"argument --peer: {name} is not installed")
-    return [name for name in peers.PEERS if name in options.peer]
+    return [name for name in peers.PEERS if name in named]
 
 
-def run_bench(options, error, arguments):
-    """Race, in a new process if another instruction set is wanted: it is chosen at import."""
+def check_bench(options, error):
+    """Refuse what cannot work before anything is raced, and fill in what was not given."""
     options.peers = chosen_peers(options, error)
+    options.threads = options.threads or (2 if options.growth else 1)
+    options.sizes = options.sizes or (growth.SIZES if options.growth else sizes(SIZES))
+    if options.growth:
+        for name in "kernels", "cold", "compare", "plot", "peer", "runs":
+            if getattr(options, name):
+                error(f"argument --growth: it excludes --{name}")
     if options.plot and find_spec("matplotlib") is None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
     if options.plot and options.kernels:
         error("argument --plot: --kernels leaves nothing to draw")
+    if "bfloat16" in options.dtype and find_spec("ml_dtypes") is None:
+        error("argument --dtype: bfloat16 needs ml_dtypes: pip install 'cdropout[bench]'")
+    if options.compare:
+        try:
+            options.compare = compare.load(options.compare, options)
+        except ValueError as problem:
+            error(f"argument --compare: {problem}")
+        options.runs = options.runs or compare.RUNS
+        if options.runs < compare.RUNS:
+            error(f"argument --compare: it needs --runs of at least {compare.RUNS}")
+    options.runs = options.runs or 1
+
+
+def run_bench(options, error, arguments):
+    """Race, in a new process if another instruction set is wanted: it is chosen at import."""
+    check_bench(options, error)
     try:
         wanted = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())
     except ValueError as problem:
@@ -126,9 +164,11 @@ def run_bench(options, error, arguments):
         statement = f"from cdropout.__main__ import main; sys.exit(main({arguments!r}))"
         return selftest.run_under(wanted, statement).returncode
     try:
-        return bench.run(options)
+        return growth.run(options) if options.growth else command.run(options)
     except MemoryError:
-        error(f"not enough memory for {bench.size_name(options.sizes[-1])} elements")
+        error(f"not enough memory for {size_name(options.sizes[-1])} elements")
+    except subprocess.CalledProcessError as problem:
+        error(f"the process of a run ended with code {problem.returncode}")
 
 
 def run_info(*_):
@@ -142,7 +182,7 @@ def run_info(*_):
         "include folder": cd.get_include(),
         "Python": platform.python_version(),
         "NumPy": np.__version__,
-        "CPU": bench.cpu_name(),
+        "CPU": machine.cpu_name(),
     }
     for name, value in lines.items():
         print(f"{name + ':':15} {value}")
@@ -163,17 +203,32 @@ def add_bench(commands):
         "beside memcpy.",
     )
     add = parser.add_argument
-    names = [*peers.PEERS, "none"]
-    add("--sizes", type=sizes, default=SIZES, metavar="N,N", help=f"elements (default {SIZES})")
+    names, kinds = [*peers.PEERS, "all", "none"], f"out of {','.join(TYPES)} (default float32)"
+    add("--sizes", type=sizes, metavar="N,N", help=f"elements (default {SIZES})")
     add("--p", type=probability, default=0.1, help="probability of a drop (default 0.1)")
-    add("--dtype", choices=["float32", "float64"], default="float32")
+    add("--dtype", type=dtypes, default=["float32"], metavar="TYPE,TYPE", help=kinds)
     add("--isa", choices=dispatch.INSTRUCTION_SETS, help="default: CDROPOUT_ISA, or the widest")
-    add("--threads", type=threads, default=1, metavar="N", help="of each contestant (default 1)")
-    add("--peer", action="append", choices=names, help="only this one; repeatable (default: all)")
+    add("--threads", type=count, metavar="N", help="of each contestant (default 1)")
+    add(
+        "--peer",
+        action="append",
+        choices=names,
+        help="only this; repeatable (default: one way "
+        "to call each library; all: the other ways too, which take longer)",
+    )
+    add("--cold", action="store_true", help="empty the cache before each call")
     add("--kernels", action="store_true", help="only the section on the kernels")
+    add(
+        "--growth",
+        action="store_true",
+        help="instead of a race: time and peak memory from 64 to "
+        "1Gi elements, with 1 thread and with N (default 2)",
+    )
     add("--seconds", type=duration, default=0.3, help="for each number printed (default 0.3)")
+    add("--runs", type=count, metavar="N", help="in a process each (default 1, to compare 5)")
     add("--json", type=new_file, metavar="FILE", help="write all numbers to a file")
     add("--plot", type=picture, metavar="FILE.png", help="draw the table (needs matplotlib)")
+    add("--compare", metavar="OLD.json", help="say what became slower since --json wrote that")
     parser.set_defaults(run=run_bench, error=parser.error)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import re
 import subprocess
 import sys
@@ -13,15 +12,15 @@ import numpy as np
 import pytest
 
 import cdropout as cd
-from cdropout import bench, peers, selftest
+from cdropout import selftest
 from cdropout.__main__ import main
+from cdropout.bench import chart, command, contestant, growth, machine, peers, race
 from cdropout.core import dispatch
 
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
-SIZES_WANTED = "expected sizes from 1 to 1024Mi such as 64,1Ki,1Mi, but got "
-DTYPES = ["float32", "float64"]
+SIZES_WANTED = "expected sizes from 1 to 1Gi such as 64,1Ki,1Mi, but got "
+TYPES_WANTED = "expected types out of float32, float64, float16, bfloat16, but got "
 AVAILABLE = [isa for isa in dispatch.built() if isa in dispatch.runnable()]
-FRAMEWORKS = [name for name in peers.installed() if name != "numpy"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,7 +28,7 @@ def small_checks():
     """Checks on fewer elements; and the number of threads as it was, afterwards."""
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peers, "CHECKED", 1 << 18)
+        patch.setattr(contestant, "CHECKED", 1 << 18)
         yield
     cd.set_num_threads(before)
 
@@ -59,15 +58,16 @@ def raced(tmp_path_factory):
 def test_heading_names_what_the_numbers_depend_on(raced):
     first, second, third = raced[0].splitlines()[:3]
     assert first == f"cdropout {version('cdropout')}, {dispatch.isa}, 1 thread, p=0.25, float32"
-    assert bench.cpu_name() in second and f"NumPy {np.__version__}" in second
+    assert machine.cpu_name() in second and f"NumPy {np.__version__}" in second
     how = "keep rate within a 1e-06 bound over 262144 elements, scale, gradient"
-    who = f"cdropout {version('cdropout')}, numpy {np.__version__}"
+    ours = f"cdropout {version('cdropout')}, cdropout-new {version('cdropout')}"
+    who = f"{ours}, numpy {np.__version__}"
     assert third == f"checked ({how}): {who}"
 
 
 def test_table_has_a_line_a_size_and_contestant(raced):
-    rows = re.findall(r"^ *(64|1Ki) (\w+) +\|(.*)\|(.*)$", raced[0], re.MULTILINE)
-    names = ["memcpy", "cdropout", "numpy"]
+    rows = re.findall(r"^ *(64|1Ki) ([\w-]+) +\|(.*)\|(.*)$", raced[0], re.MULTILINE)
+    names = [*peers.rooflines(1), "cdropout", "cdropout-new", "numpy"]
     assert [row[:2] for row in rows] == [(size, name) for size in ("64", "1Ki") for name in names]
     heading = ["ns/element", "GB/s", "/memcpy", "/peer"]
     assert f"size | {' '.join(heading)} | {' '.join(heading)}" in " ".join(raced[0].split())
@@ -85,15 +85,18 @@ def test_json_has_every_number(raced):
     numbers = raced[1]
     about = numbers["environment"]
     assert (about["p"], about["dtype"], about["threads"]) == (0.25, "float32", 1)
-    assert (about["isa"], about["cpu"]) == (dispatch.isa, bench.cpu_name())
-    assert numbers["contestants"] == {"cdropout": version("cdropout"), "numpy": np.__version__}
-    assert numbers["left_out"] == {} and len(numbers["cells"]) == 2 * 2 * 3
+    assert (about["isa"], about["cpu"]) == (dispatch.isa, machine.cpu_name())
+    ours = dict.fromkeys(["cdropout", "cdropout-new"], version("cdropout"))
+    assert numbers["contestants"] == {**ours, "numpy": np.__version__}
+    assert numbers["left_out"] == {}
+    assert len(numbers["cells"]) == 2 * 2 * (3 + len(peers.rooflines(1)))
     for cell in numbers["cells"]:
         moved = {"forward": 8, "forward+backward": 16}[cell["mode"]]  # bytes an element
         assert cell["gb_per_s"] == pytest.approx(moved / cell["ns_per_element"])
         low, high = cell["ns_quartiles"]
         assert low <= cell["ns_per_element"] <= high
-        assert cell["rounds"] == bench.FEWEST_ROUNDS and cell["calls_a_round"] >= 1
+        assert cell["to_memcpy_runs"] == [cell["to_memcpy"]]
+        assert cell["rounds"] == race.FEWEST_ROUNDS and cell["calls_a_round"] >= 1
         assert f"{cell['ns_per_element']:10.3f} {cell['gb_per_s']:8.2f}" in raced[0]
 
 
@@ -103,7 +106,8 @@ def test_kernel_section_follows_the_table(raced):
     names = [name for name, *_ in raced[1]["kernels"]]
     assert [line[2:40].strip() for line in lines[start + 1 :]] == names
     units = [unit for *_, unit in raced[1]["kernels"]]
-    assert units == ["x memcpy"] * 5 + ["G elements/s", "us"]
+    assert raced[1]["kernel_runs"] == {name: [number] for name, number, _ in raced[1]["kernels"]}
+    assert units == ["x memcpy"] * 6 + ["G elements/s", "us"]
 
 
 def test_kernels_alone(capsys):
@@ -125,7 +129,7 @@ def test_without_peers_nothing_is_compared_with_them(capsys):
 
 @pytest.mark.parametrize(("share", "said"), [(0.6, True), (0.99, False)])
 def test_busy_machine_is_said(capsys, monkeypatch, share, said):
-    monkeypatch.setattr(bench, "cpu_share", lambda: lambda: share)
+    monkeypatch.setattr(machine, "cpu_share", lambda: lambda: share)
     assert main(["bench", "--kernels", "--seconds", "0"]) == 0
     line = "BUSY MACHINE: this process got only 60% of a CPU; long calls look slower than they are"
     assert (line in capsys.readouterr().out.splitlines()) is said
@@ -135,7 +139,7 @@ def test_progress_on_a_terminal(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    bench.show_progress("16Mi forward")
+    race.show_progress("16Mi forward")
     assert terminal.getvalue() == "\r\x1b[K16Mi forward"
 
 
@@ -168,22 +172,74 @@ def test_plot(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_contestant_can_be_told_apart_without_colour():
-    assert list(bench.STYLES) == ["memcpy", "cdropout", *peers.PEERS]
-    looks = [(str(style["linestyle"]), style.get("marker")) for style in bench.STYLES.values()]
-    lines, markers = zip(*looks[1:], strict=True)
-    assert len(set(lines)) == len(set(markers)) == len(looks) - 1
+def lightness(color):
+    """How bright a colour is in grey, from 0 to 1 (ITU-R BT.709)."""
+    colors = pytest.importorskip("matplotlib.colors")
+    return float(np.dot(colors.to_rgb(color), [0.2126, 0.7152, 0.0722]))
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
-def test_installed_frameworks_pass_their_check(name):
-    # In a process of its own: they start threads, set environment variables and print warnings.
-    statement = (
-        "from cdropout import peers; "
-        f"print(*(peers.wrong(peers.PEERS[{name!r}](1, dtype), dtype, 0.1) for dtype in {DTYPES}))"
-    )
-    done = selftest.run_under(dispatch.isa, statement, capture_output=True, text=True)
-    assert done.stdout == "None None\n", done.stderr
+def test_each_line_of_the_chart_can_be_told_apart_in_grey():
+    greys = sorted(lightness(look["color"]) for look in chart.LIBRARIES.values())
+    assert min(np.diff(greys)) > 0.05 and greys[-1] < 0.75
+    dashes = [str(look["linestyle"]) for look in chart.LIBRARIES.values()]
+    assert len(set(dashes)) == len(dashes)
+    assert list(chart.MARKERS) == [*peers.OURS, *peers.PEERS]
+    assert len(set(chart.MARKERS.values())) == len(chart.MARKERS)
+    copied = [chart.style(name) for name in peers.rooflines(2)]
+    assert len({look["linestyle"] for look in copied}) == len(copied)
+
+
+# ---- what takes part --------------------------------------------------------------------------
+
+
+def chosen(monkeypatch, *arguments):
+    """The options with which the benchmark would run."""
+    monkeypatch.setattr(peers, "installed", lambda: ["numpy", "numpy-rand", "torch"])
+    given = []
+    monkeypatch.setattr(command, "run", lambda options: given.append(options) or 0)
+    monkeypatch.setattr(growth, "run", lambda options: given.append(options) or 0)
+    assert main(["bench", *arguments]) == 0
+    return given[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], ["numpy", "torch"]),
+        (["--peer", "all"], ["numpy", "numpy-rand", "torch"]),
+        (["--peer", "none"], []),
+        (["--peer", "torch", "--peer", "numpy-rand"], ["numpy-rand", "torch"]),
+        (["--kernels"], []),
+        (["--growth"], []),
+    ],
+)
+def test_peers_that_take_part(monkeypatch, arguments, names):
+    assert chosen(monkeypatch, *arguments).peers == names
+
+
+def test_defaults_of_race_and_growth(monkeypatch):
+    race_options, growth_options = chosen(monkeypatch), chosen(monkeypatch, "--growth")
+    assert race_options.threads == 1 and growth_options.threads == 2
+    assert race_options.sizes == [1 << bits for bits in (6, 10, 14, 18, 20, 24)]
+    assert growth_options.sizes == [1 << bits for bits in range(6, 31, 2)]
+    assert chosen(monkeypatch, "--growth", "--sizes", "1Gi", "--threads", "3").sizes == [1 << 30]
+
+
+def test_types_come_in_their_order(monkeypatch):
+    assert chosen(monkeypatch).dtype == ["float32"]
+    options = chosen(monkeypatch, "--dtype", "bfloat16,float32, bfloat16")
+    assert options.dtype == ["float32", "bfloat16"]
+
+
+def test_each_type_has_a_table(capsys):
+    arguments = ["--sizes", "64", "--seconds", "0", "--peer", "none"]
+    assert main(["bench", *arguments, "--dtype", "float16,bfloat16", "--cold"]) == 0
+    printed = capsys.readouterr().out
+    assert "p=0.1, float16, bfloat16, cold" in printed.splitlines()[0]
+    assert "cold: the cache was emptied before each call" in printed
+    assert re.findall(r"^(\w+) +\| +forward +\|", printed, re.MULTILINE) == ["float16", "bfloat16"]
+    assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 2
+    assert "paired with memcpy, cold:" in printed and "us" not in printed.split()  # all is cold
 
 
 # ---- wrong options ----------------------------------------------------------------------------
@@ -196,6 +252,7 @@ def test_installed_frameworks_pass_their_check(name):
         ("--p", "1", "expected a probability between 0 and 1, both excluded, but got '1'"),
         ("--p", "nan", "expected a probability between 0 and 1, both excluded, but got 'nan'"),
         ("--p", "half", "expected a probability between 0 and 1, both excluded, but got 'half'"),
+        ("--runs", "0", "expected an int of at least 1, but got '0'"),
         ("--threads", "0", "expected an int of at least 1, but got '0'"),
         ("--threads", "1.5", "expected an int of at least 1, but got '1.5'"),
         ("--seconds", "-1", "expected a number of seconds of at least 0, but got '-1'"),
@@ -203,8 +260,9 @@ def test_installed_frameworks_pass_their_check(name):
         ("--sizes", "0", SIZES_WANTED + "'0'"),
         ("--sizes", "64,", SIZES_WANTED + "''"),
         ("--sizes", "1k", SIZES_WANTED + "'1k'"),
-        ("--sizes", "1025Mi", SIZES_WANTED + "'1025Mi'"),
-        ("--dtype", "int8", "invalid choice: 'int8'"),
+        ("--sizes", "2Gi", SIZES_WANTED + "'2Gi'"),
+        ("--dtype", "int8", TYPES_WANTED + "'int8'"),
+        ("--dtype", "float32,", TYPES_WANTED + "''"),
         ("--isa", "avx3", "invalid choice: 'avx3'"),
         ("--peer", "mxnet", "invalid choice: 'mxnet'"),
         ("--json", "/", "expected a file in a folder that exists, but got '/'"),
@@ -222,9 +280,24 @@ def test_peer_that_is_not_installed(capsys, monkeypatch):
     assert "argument --peer: jax is not installed" in refusal(capsys, "bench", "--peer", "jax")
 
 
-def test_none_excludes_other_peers(capsys):
-    line = refusal(capsys, "bench", "--peer", "none", "--peer", "numpy")
-    assert "argument --peer: none excludes other peers" in line
+@pytest.mark.parametrize("alone", ["none", "all"])
+def test_none_and_all_exclude_other_peers(capsys, alone):
+    line = refusal(capsys, "bench", "--peer", alone, "--peer", "numpy")
+    assert f"argument --peer: {alone} excludes other peers" in line
+
+
+def test_bfloat16_without_its_package(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    line = refusal(capsys, "bench", "--dtype", "bfloat16")
+    assert "argument --dtype: bfloat16 needs ml_dtypes: pip install 'cdropout[bench]'" in line
+
+
+@pytest.mark.parametrize(
+    "other", ["--kernels", "--cold", "--compare=a", "--plot=a.png", "--runs=2"]
+)
+def test_growth_excludes_the_race(capsys, other):
+    name = other.partition("=")[0]
+    assert f"--growth: it excludes {name}" in refusal(capsys, "bench", "--growth", other)
 
 
 def test_plot_without_matplotlib_fails_before_the_race(capsys, monkeypatch, tmp_path):
@@ -255,7 +328,7 @@ def test_too_little_memory_is_said(capsys, monkeypatch):
     def arrays(*_):
         raise MemoryError
 
-    monkeypatch.setattr(bench, "race_at", arrays)
+    monkeypatch.setattr(race, "race_at", arrays)
     line = refusal(capsys, *QUICK, "--peer", "none")
     assert line == "cdropout bench: error: not enough memory for 1Ki elements\n"
 
@@ -263,98 +336,3 @@ def test_too_little_memory_is_said(capsys, monkeypatch):
 def test_command_is_required(capsys):
     assert refusal(capsys).startswith("cdropout: error: ")
     assert "invalid choice: 'race'" in refusal(capsys, "race")
-
-
-# ---- the check of the contestants -------------------------------------------------------------
-
-
-def numpy_contestant(drop):
-    """A contestant that is right but for what `drop(x, keep, p)` makes of it."""
-    random = np.random.default_rng(1)
-
-    def prepare(arrays, p):
-        def both():
-            keep = random.random(arrays.x.shape) >= p
-            return drop(arrays.x, keep, p), drop(arrays.gy, keep, p)
-
-        return lambda: both()[0], both
-
-    return peers.Contestant("fake", "1", prepare)
-
-
-def scaled(x, keep, p):
-    return x * keep * x.dtype.type(1 / (1 - p))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.999, 1 - 1e-12])
-def test_right_contestants_pass(dtype, p):
-    assert peers.wrong(numpy_contestant(scaled), dtype, p) is None
-    assert peers.wrong(peers.cdropout(1, dtype), dtype, p) is None
-    assert peers.wrong(peers.numpy_peer(), dtype, p) is None
-
-
-def coarse(steps):
-    """The dropout of one whose uniform numbers have few values, as those of bfloat16 do."""
-    random = np.random.default_rng(2)
-
-    def drop(x, keep, p):
-        return scaled(x, np.floor(random.random(x.shape) * steps) / steps >= p, p)
-
-    return drop
-
-
-@pytest.mark.parametrize(
-    ("drop", "reason"),
-    [
-        (coarse(16), r"forward kept \d+ of 262144 elements, but 235930 \+- 832 are right"),
-        (lambda x, keep, p: x * keep, r"forward does not scale kept elements by 1/\(1 - p\)"),
-        (lambda x, keep, p: scaled(x, keep, p) + np.float32(0.1) * ~keep, "kept 262144 of"),
-        (lambda x, keep, p: scaled(x, keep, p).astype("f8"), "forward returned float64 of shape"),
-        (lambda x, keep, p: scaled(x, np.roll(keep, int(x[96])), p), "the gradient is not that"),
-        (lambda x, keep, p: scaled(x, np.arange(x.size) * 7919 % 1000 >= 100, p), "the same mask"),
-    ],
-)
-def test_wrong_contestants_are_named(drop, reason):
-    assert re.search(reason, peers.wrong(numpy_contestant(drop), "float32", 0.1))
-
-
-def test_wrong_contestant_is_left_out_with_its_reason(capsys, monkeypatch):
-    unscaled = numpy_contestant(lambda x, keep, p: x * keep)
-    monkeypatch.setitem(peers.PEERS, "numpy", lambda *_: unscaled)
-    assert main([*QUICK, "--peer", "numpy"]) == 0
-    printed = capsys.readouterr().out
-    assert "left out: numpy: forward does not scale kept elements by 1/(1 - p) at p=0.1" in printed
-    assert not re.search(r"^ *64 numpy", printed, re.MULTILINE)
-
-
-def test_contestant_that_raises_is_left_out(capsys, monkeypatch):
-    def broken(*_):
-        raise RuntimeError("no\nsuch device")
-
-    monkeypatch.setitem(peers.PEERS, "numpy", broken)
-    assert main([*QUICK, "--peer", "numpy"]) == 0
-    assert "left out: numpy: RuntimeError: no such device\n" in capsys.readouterr().out
-
-
-def test_a_wrong_cdropout_fails_the_command(capsys, monkeypatch):
-    monkeypatch.setattr(peers, "cdropout", lambda *_: numpy_contestant(lambda x, keep, p: x))
-    assert main([*QUICK, "--peer", "none"]) == 1
-    assert "left out: cdropout: forward kept 262144 of" in capsys.readouterr().out
-
-
-def test_contestant_that_takes_more_threads_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(peers, "cpus_used", lambda *_: 1.9)
-    assert main([*QUICK, "--peer", "none"]) == 0
-    assert "not held to the threads: cdropout kept 1.9 CPUs busy" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("p", [0.5, 0.1, 0.001])
-def test_keep_bound_is_near_its_risk(p):
-    n = 3000
-    ways = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
-    chance = [math.exp(w + k * math.log(p) + (n - k) * math.log1p(-p)) for k, w in enumerate(ways)]
-    assert sum(chance) == pytest.approx(1)
-    bound = selftest.keep_bound(n, p)
-    outside = sum(each for k, each in enumerate(chance) if abs(k - n * p) > bound)
-    assert 1e-12 < outside < selftest.FALSE_ALARM

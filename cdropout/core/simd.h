@@ -266,9 +266,14 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #endif
 
-/* Stores past the cache, of whole lines: `to` is a multiple of 64. */
-static inline void cd_stream(void *to, const void *from, size_t bytes) {
+/* Stores past the cache, of whole lines, which need not be read first: `to` is a multiple of 64. */
 #if defined(__SSE2__) && defined(__GNUC__)
+#define CD_STREAMS 1
+#else
+#define CD_STREAMS 0
+#endif
+static inline void cd_stream(void *to, const void *from, size_t bytes) {
+#if CD_STREAMS
   for (size_t i = 0; i < bytes / CD_BYTES; i++) {
     cd_word v = cd_load((const cd_memory *)from + i);
 #if CD_BYTES == 64
@@ -284,7 +289,7 @@ static inline void cd_stream(void *to, const void *from, size_t bytes) {
 #endif
 }
 static inline void cd_end_stream(void) { /* other stores, and so other threads, wait for them */
-#if defined(__SSE2__) && defined(__GNUC__)
+#if CD_STREAMS
   _mm_sfence();
 #endif
 }

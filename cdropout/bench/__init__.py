@@ -1,0 +1,1 @@
+"""The benchmark, `cdropout bench`: `command` runs it, `race` times, `peers` says who takes part."""

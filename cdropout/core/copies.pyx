@@ -1,0 +1,35 @@
+"""A copy past the cache: what memory allows a function whose output is not soon read."""
+cimport numpy as cnp
+from libc.stddef cimport size_t
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
+
+cdef extern from "simd.h" nogil:
+    const bint CD_STREAMS
+    void store_past_cache "cd_stream"(void* to, const void* source, size_t)
+    void end_stores_past_cache "cd_end_stream"()
+
+cnp.import_array()
+
+streams = CD_STREAMS != 0             # whether there are stores here that pass the cache by
+
+
+cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
+    """Whole cache lines of `to` past the cache, and what lies before and after them."""
+    cdef size_t head = min(n, <size_t>(-<uintptr_t>to % 64))
+    cdef size_t last = n - (n - head) % 64
+    memcpy(to, source, head)
+    store_past_cache(to + head, source + head, last - head)
+    end_stores_past_cache()
+    memcpy(to + last, source + last, n - last)
+
+
+def stream_copy(cnp.ndarray to, cnp.ndarray source):
+    """Copy `source` to `to`, both contiguous and of as many bytes, with streaming stores where there are any."""
+    cdef size_t n = cnp.PyArray_NBYTES(to)
+    if n != <size_t>cnp.PyArray_NBYTES(source):
+        raise ValueError(f"to has to have the {source.nbytes} bytes of source, but has {to.nbytes}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(to) or not cnp.PyArray_IS_C_CONTIGUOUS(source):
+        raise ValueError("to and source have to be contiguous")
+    with nogil:
+        copy_lines(<char*>cnp.PyArray_DATA(to), <const char*>cnp.PyArray_DATA(source), n)
