@@ -260,8 +260,9 @@ def test_memory_error_reaches_the_caller():
 
 def test_without_dask_the_command_that_installs_it_is_named():
     program = (
-        "import sys; sys.modules['dask'] = None; import cdropout\n"
-        "for call in (lambda: cdropout.Mask(3, 0.5).to_dask(), lambda: __import__('cdropout.dask')):\n"
+        "import sys, importlib; sys.modules['dask'] = None; import cdropout\n"
+        "calls = cdropout.Mask(3, 0.5).to_dask, lambda: importlib.import_module('cdropout.dask')\n"
+        "for call in calls:\n"
         "    try:\n"
         "        call()\n"
         "    except ImportError as error:\n"
