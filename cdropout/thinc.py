@@ -7,7 +7,7 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
 
-from cdropout.core.masks import Mask
+from cdropout.functional import dropout
 
 __all__ = ["CdropoutOps", "use_cdropout"]
 
@@ -51,7 +51,7 @@ class CdropoutOps(NumpyOps):
         if drop is None or drop <= 0 or drop >= 1:
             return super().get_dropout_mask(shape, drop)
         seed = np.random.randint(1 << 64, dtype=np.uint64)
-        return Mask(shape, drop, seed).scale(np.float32)
+        return dropout(np.ones(shape, np.float32), drop, inplace=True, rng=seed)
 
 
 def use_cdropout():

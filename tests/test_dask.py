@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,3 +271,13 @@ def test_without_dask_the_command_that_installs_it_is_named():
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["cdropout.dask needs Dask: pip install 'dask[array]'"] * 2
+
+
+def test_the_xarray_example_finds_the_same_bits_in_all_chunks():
+    pytest.importorskip("xarray", reason="xarray is optional")
+    example = Path(__file__).parent.parent / "examples" / "xarray_dropout.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("as in memory to the bit: True") == 3
+    dropped = int(re.search(r"whole days: (\d+) of 365", done.stdout)[1])
+    assert dropped == 365 - np.count_nonzero(cd.Mask(365, 0.1, 7))

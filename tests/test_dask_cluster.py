@@ -1,9 +1,12 @@
 """Tests of dropout on a Dask cluster of processes: a worker that dies, and too little memory."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +119,13 @@ def test_a_chunk_larger_than_the_memory_of_its_worker_is_an_error(start):
     y = cdd.dropout(lazy((256, 1000, 1000), chunks=-1), 0.3, seed=7)
     with pytest.raises(KilledWorker, match="workers died"):
         da.count_nonzero(y).compute()
+
+
+def test_the_example_prints_a_table():
+    example = Path(__file__).parent.parent / "examples" / "dask_scaling.py"
+    options = ["--workers", "1", "2", "--sizes", "4", "20", "--repeats", "1"]
+    done = subprocess.run([sys.executable, example, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cell = r" +\d+\.\d\d \(\d+\.\d\d - \d+\.\d\d\) \d+\.\d\d"
+    assert re.search(rf"^ +4{cell * 2}\n +20{cell * 2}\n", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.endswith("Every run kept the same elements.\n")

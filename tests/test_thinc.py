@@ -1,7 +1,9 @@
 """Tests of CdropoutOps: thinc's masks with another source, and every other operation untouched."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,20 @@ def test_a_spacy_config_names_it():
         runs.append(losses["tagger"])
     assert runs[0] == runs[1]
     assert [token.tag_ for token in nlp("They like blue ham")] == list("PVAN")
+
+
+# ---- the example --------------------------------------------------------------------------------
+
+
+def test_the_example_prints_what_masks_cost():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    example = Path(__file__).parent.parent / "examples" / "thinc_digits.py"
+    options = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "100", "--p", "0"]
+    done = subprocess.run([sys.executable, example, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    errors = re.findall(r"\(.*\) +(\d+\.\d\d \+- \d+\.\d\d)$", done.stdout, re.MULTILINE)
+    assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0 nothing tells them apart
+    assert re.search(r"^Dropout adds -?\d+ % to a step", done.stdout, re.MULTILINE)
 
 
 # ---- without thinc ------------------------------------------------------------------------------
