@@ -70,7 +70,7 @@ def dropout(
     where the result is computed.
     """
     check_probability(p)
-    _check(x)
+    _checked_meta(x)
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")
     if seed is None and call != 0:
@@ -104,13 +104,11 @@ def dropout_backward(gy, mask):
     ValueError
         If the mask has another shape, or gy chunks of unknown size.
     """
-    _check(gy)
+    meta = _checked_meta(gy)
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if mask.shape != gy.shape:
         raise ValueError(f"the mask has the shape {mask.shape}, but x has {gy.shape}")
-    meta = meta_from_array(gy)
-    meta = Mask(meta.shape, 0.5).apply(meta)  # empty: refuses what apply would refuse of a chunk
     if mask.p == 0 and mask.factor == 1:
         return gy
     return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
@@ -130,8 +128,8 @@ def mask_to_dask(mask, chunks="auto"):
     return da.map_blocks(mask_chunk, mask, chunks=chunks, dtype=bool, meta=meta)
 
 
-def _check(x):
-    """Refuse what has no chunks, or chunks of which nobody knows where in the mask they lie."""
+def _checked_meta(x):
+    """Return an empty chunk of x; refuse what cannot be dropped, before anything is computed."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
     if any(math.isnan(length) for length in x.shape):
@@ -139,6 +137,8 @@ def _check(x):
             f"x has chunks of unknown size, its shape is {x.shape}: call x.compute_chunk_sizes() "
             "first, since the place of a chunk decides what is dropped"
         )
+    meta = meta_from_array(x)
+    return Mask(meta.shape, 0.5).apply(meta)  # raises what it would raise for each chunk
 
 
 def dropout_chunk(chunk, mask, block_info):
