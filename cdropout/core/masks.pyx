@@ -32,7 +32,7 @@ cdef tuple normal_strides(tuple shape, strides):
     return None if list(strides) == plain or 0 in shape else strides
 
 
-cdef tuple shared_strides(tuple shape, broadcast_dims):
+cpdef tuple shared_strides(tuple shape, broadcast_dims):
     """The strides of a mask in which one draw is shared along broadcast_dims: drawn as if these had length 1."""
     dims = broadcast_dims if isinstance(broadcast_dims, (tuple, list)) else (broadcast_dims,)
     ndim = len(shape)
@@ -231,9 +231,15 @@ cdef class Mask:
         draw_bits(out, self.size, &self.name, self.first)
         return out
 
+    def to_dask(self, chunks="auto"):
+        """Kept as a lazy bool Dask array; `chunks` as in dask.array.from_array. ImportError without Dask."""
+        from cdropout.dask import mask_to_dask
+        return mask_to_dask(self, chunks)
+
     def scale(self, dtype=np.float32):
         """The factor, 1 / (1 - p), where kept, else 0: an array of `dtype`, which is one that dropout takes."""
-        return self.apply(np.ones(self.shape, dtype))
+        ones = np.ones(self.shape, dtype)
+        return self.apply(ones, ones)
 
     def apply(self, x, out=None):
         """Return x / (1 - p) where kept, else +0.0: dropout's forward, and its backward.

@@ -1,0 +1,155 @@
+"""Dropout of Dask arrays: every chunk draws its own window of the one mask, whatever the chunks."""
+
+import math
+
+import numpy as np
+
+try:
+    import dask.array as da
+    from dask.array.core import normalize_chunks
+    from dask.array.utils import meta_from_array
+except ImportError as error:
+    raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
+
+from cdropout import functional
+from cdropout.core.generators import check_probability
+from cdropout.core.masks import Mask, shared_strides
+
+__all__ = ["dropout", "dropout_backward", "mask_to_dask"]
+
+
+def dropout(
+    x,
+    p=0.5,
+    training=True,
+    *,
+    seed=None,
+    call=0,
+    rng=None,
+    broadcast_dims=(),
+    return_mask=False,
+):
+    """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``, later.
+
+    Nothing is drawn until the result is computed. It equals that of `cdropout.dropout` with the
+    same mask to the bit, for every chunking, scheduler and number of workers.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Of chunks that `cdropout.dropout` takes, all of known size.
+    p : float, default 0.5
+        The probability that an element is dropped, in [0, 1].
+    training : bool, default True
+        When false, `x` is returned as it is.
+    seed, call : int, optional
+        Which mask: ``Mask(x.shape, p, seed, call)``.
+    rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
+        As in `cdropout.dropout`, and asked at once: where the mask comes from if no seed is given.
+    broadcast_dims : int or tuple of int
+        Axes along which one draw is shared, across chunks too.
+    return_mask : bool, default False
+        Return ``(y, mask)``: the `Mask` is what `dropout_backward` needs.
+
+    Returns
+    -------
+    dask.array.Array
+        Of the shape, type and chunks of `x`; with p = 0 or without training, `x` itself.
+
+    Raises
+    ------
+    TypeError
+        If an argument, or what the chunks of `x` are, is of a type that is not taken.
+    ValueError
+        If p is not in [0, 1], `x` has chunks of unknown size, both seed and rng are given, or call
+        without seed.
+
+    Notes
+    -----
+    A chunk's task reads that chunk and holds it, and the result, in memory. MemoryError is raised
+    where the result is computed.
+    """
+    check_probability(p)
+    _checked_meta(x)
+    if seed is not None and rng is not None:
+        raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")
+    if seed is None and call != 0:
+        raise ValueError(f"call={call!r} tells the masks of one seed apart: it needs seed")
+    strides = shared_strides(x.shape, broadcast_dims)
+    if seed is None:
+        # One element asks rng for the name of a mask; if nothing will be drawn, none does.
+        _, first = functional.dropout(
+            np.ones(min(x.size, 1)), p, training, rng=rng, return_mask=True
+        )
+        seed, call = first.seed, first.call
+    mask = Mask(x.shape, p if training else 0, seed, call, strides=strides)
+    y = dropout_backward(x, mask)
+    return (y, mask) if return_mask else y
+
+
+def dropout_backward(gy, mask):
+    """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
+
+    Parameters
+    ----------
+    gy : dask.array.Array
+        The gradient of the output; its chunks need not be those of x.
+    mask : Mask
+        What ``dropout(..., return_mask=True)`` returned.
+
+    Raises
+    ------
+    TypeError
+        If gy is no Dask array of a type that is taken, or mask no `Mask`.
+    ValueError
+        If the mask has another shape, or gy chunks of unknown size.
+    """
+    meta = _checked_meta(gy)
+    if not isinstance(mask, Mask):
+        raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
+    if mask.shape != gy.shape:
+        raise ValueError(f"the mask has the shape {mask.shape}, but x has {gy.shape}")
+    if mask.p == 0 and mask.factor == 1:
+        return gy
+    return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
+
+
+def mask_to_dask(mask, chunks="auto"):
+    """Return which elements `mask` keeps, as a lazy bool array; `Mask.to_dask` calls this.
+
+    Parameters
+    ----------
+    mask : Mask
+    chunks : int, tuple, dict or str, default "auto"
+        As in `dask.array.from_array`.
+    """
+    chunks = normalize_chunks(chunks, mask.shape, dtype=np.bool_)
+    meta = np.empty((0,) * mask.ndim, np.bool_)
+    return da.map_blocks(mask_chunk, mask, chunks=chunks, dtype=bool, meta=meta)
+
+
+def _checked_meta(x):
+    """Return an empty chunk of x; refuse what cannot be dropped, before anything is computed."""
+    if not isinstance(x, da.Array):
+        raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
+    if any(math.isnan(length) for length in x.shape):
+        raise ValueError(
+            f"x has chunks of unknown size, its shape is {x.shape}: call x.compute_chunk_sizes() "
+            "first, since the place of a chunk decides what is dropped"
+        )
+    meta = meta_from_array(x)
+    return Mask(meta.shape, 0.5).apply(meta)  # raises what it would raise for each chunk
+
+
+def dropout_chunk(chunk, mask, block_info):
+    """The task of one chunk; dask.array.map_blocks, which says where it lies, names it so."""
+    return _window(mask, block_info).apply(chunk)
+
+
+def mask_chunk(mask, block_info):
+    """The task of one chunk of a mask."""
+    return np.asarray(_window(mask, block_info))
+
+
+def _window(mask, block_info):
+    return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]
