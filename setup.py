@@ -18,6 +18,7 @@ MODULES = [
     "calls",
     "fused",
     "copies",
+    "xla",
 ]
 
 # Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all

@@ -1,0 +1,81 @@
+"""Dropout modules for Flax, with its argument names: `Dropout` for nnx, `LinenDropout` for linen."""
+
+from cdropout.jax import dropout  # first: it says how to install JAX
+
+try:
+    from flax import linen, nnx
+except ImportError as error:
+    raise ImportError("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`") from error
+
+__all__ = ["Dropout", "LinenDropout"]
+
+
+def _key_of(rngs, collection):
+    """The next key of a source of keys, or the key itself."""
+    if isinstance(rngs, nnx.Rngs):
+        rngs = rngs[collection]
+    if rngs is None:
+        raise ValueError(
+            "Dropout needs a key: pass rngs= to it when it is made or called, or deterministic=True"
+        )
+    return rngs() if isinstance(rngs, nnx.RngStream) else rngs
+
+
+class Dropout(nnx.Dropout):
+    """`flax.nnx.Dropout`, drawn by cdropout.
+
+    Parameters
+    ----------
+    rate : float
+        The probability that an element is dropped, in [0, 1].
+    broadcast_dims : sequence of int
+        Axes along which one draw is shared.
+    deterministic : bool
+        When true, as after ``model.eval()``, the input comes back as it is.
+    rng_collection : str
+        The stream of `rngs` that keys come from.
+    rngs : flax.nnx.Rngs or RngStream, optional
+        Where keys come from; can also be given in a call, then also as a key.
+
+    Raises
+    ------
+    ValueError
+        If a key is needed and there is none, or deterministic is None both here and in the call.
+    TypeError, ValueError
+        As `cdropout.jax.dropout`, in the call.
+    """
+
+    def __call__(self, inputs, *, deterministic=None, rngs=None):
+        """Return the inputs masked and scaled; arguments given here go before the module's own."""
+        if deterministic is None:
+            deterministic = self.deterministic
+        if deterministic is None:
+            raise ValueError("Dropout needs deterministic=, when it is made or when it is called")
+        if deterministic or self.rate == 0:
+            return inputs
+        key = _key_of(self.rngs if rngs is None else rngs, self.rng_collection)
+        return dropout(key, inputs, self.rate, tuple(self.broadcast_dims))
+
+
+class LinenDropout(linen.Dropout):
+    """`flax.linen.Dropout`, drawn by cdropout.
+
+    Parameters
+    ----------
+    rate, broadcast_dims, deterministic, rng_collection
+        As in `Dropout`; keys come from the stream of that name in ``apply(..., rngs=)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cdropout.jax.dropout`, in the call.
+    """
+
+    @linen.compact
+    def __call__(self, inputs, deterministic=None, rng=None):
+        """Return the inputs masked and scaled; `rng` is a key that goes before the stream's."""
+        deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
+        if deterministic or self.rate == 0:
+            return inputs
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        return dropout(key, inputs, self.rate, tuple(self.broadcast_dims))
