@@ -1,4 +1,4 @@
-"""Dropout modules for Flax, with its argument names: `Dropout` for nnx, `LinenDropout` for linen."""
+"""Dropout modules for Flax, with its argument names: Dropout for nnx, LinenDropout for linen."""
 
 from cdropout.jax import dropout  # first: it says how to install JAX
 

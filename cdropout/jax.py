@@ -69,6 +69,7 @@ def dropout(key, x, p, broadcast_dims=(), inplace=False):
     if x.dtype.name not in FLOATS:
         raise TypeError(f"x has to be an array of {', '.join(FLOATS)}, but got {x.dtype}")
     shared = sum(1 << axis for axis in shared_axes(x.ndim, broadcast_dims))
+    _is_typed(key)
     if p == 0:
         return x
     if p == 1:
@@ -102,16 +103,22 @@ def _seed_and_call(words):
     return high << 32 | low, rest[0] << 32 | rest[1] if rest else 0
 
 
+def _is_typed(key):
+    """Whether a key is typed, or raw; TypeError if it is neither."""
+    dtype = getattr(key, "dtype", type(key).__name__)
+    if hasattr(key, "dtype") and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return True
+    if dtype != np.uint32:
+        raise TypeError(f"key has to be a JAX key, as of jax.random.key(7), but got {dtype}")
+    return False
+
+
 def _words(key):
     """The uint32 words of one key."""
-    dtype = getattr(key, "dtype", type(key).__name__)
-    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) if hasattr(key, "dtype") else False
-    if not typed and dtype != np.uint32:
-        raise TypeError(f"key has to be a JAX key, as of jax.random.key(7), but got {dtype}")
-    words = jax.random.key_data(key) if typed else key
+    words = jax.random.key_data(key) if _is_typed(key) else key
     if words.shape not in ((2,), (4,)):
         raise ValueError(
-            f"key has to be one key, of 2 or 4 words, but got {dtype} of shape {key.shape}; "
+            f"key has to be one key, of 2 or 4 words, but got {key.dtype} of shape {key.shape}; "
             "jax.vmap takes a key for each example"
         )
     return words
@@ -156,12 +163,14 @@ def _transpose(gy, key, x, **parameters):
     return None, gy if type(gy) is ad.Zero else _dropout.bind(key, gy, **parameters)
 
 
-ad.defjvp(_dropout, None, lambda tangent, key, x, **parameters: _dropout.bind(key, tangent, **parameters))
+ad.defjvp(
+    _dropout, None, lambda tangent, key, x, **parameters: _dropout.bind(key, tangent, **parameters)
+)
 ad.primitive_transposes[_dropout] = _transpose
 
 
 def _batch(arguments, axes, *, shared, **parameters):
-    """A batch of keys draws a mask each; a batch of x alone shares one, along an axis of its own."""
+    """A batch of keys draws a mask each; a batch of x alone shares one, along an axis more."""
     key, x = arguments
     key_axis, x_axis = axes
     if key_axis is None:
@@ -229,7 +238,7 @@ def _refuse(context, *_, **__):
     platforms = ", ".join(context.module_context.platforms)
     raise NotImplementedError(
         f"cdropout draws its masks on the CPU, and has no kernels for {platforms}; "
-        "place the computation there, as with jax.default_device(jax.local_devices(backend='cpu')[0])"
+        "place the computation there: jax.default_device(jax.local_devices(backend='cpu')[0])"
     )
 
 

@@ -1,0 +1,244 @@
+"""Dropout for JAX where something is wrong or unusual: arguments, versions, platforms, devices."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+from jax import numpy as jnp  # noqa: E402
+
+from cdropout.jax import dropout, seed_and_call  # noqa: E402
+
+KEY = jax.random.key(7)
+X = jnp.ones((3, 4))
+COMMON = """
+import warnings
+import numpy as np
+import jax
+from jax import numpy as jnp
+import cdropout as cd
+from cdropout.jax import dropout
+
+key, x = jax.random.key(7), jnp.arange(1.0, 200_001).reshape(4, 50_000)
+right = cd.Mask(x.shape, 0.3, 7).apply(np.asarray(x))
+"""
+
+
+def run(code, **environment):
+    """Run code by itself; what it prints."""
+    code = COMMON + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, lambda f: jax.jit(jax.grad(f))])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ((KEY, X, 1.5), ValueError, "has to be between 0 and 1, but got 1.5"),
+        ((KEY, X, float("nan")), ValueError, "has to be between 0 and 1, but got nan"),
+        ((KEY, X, "0.5"), TypeError, "p has to be a number between 0 and 1, but got str"),
+        ((KEY, X, 0.5, 2), ValueError, r"broadcast_dims has to be in \[-2, 2\) .* but got 2"),
+        ((KEY, X, 0.5, (0, -2)), ValueError, r"names dimension 0 twice: \(0, -2\)"),
+        (
+            (KEY, X, 0.5, (0.0,)),
+            TypeError,
+            "each of broadcast_dims has to be an int, but got float",
+        ),
+        (
+            (7, X, 0.5),
+            TypeError,
+            r"key has to be a JAX key, as of jax.random.key\(7\), but got int",
+        ),
+        ((X, X, 0.5), TypeError, "key has to be a JAX key.* but got float32"),
+        ((jnp.zeros(3, jnp.uint32), X, 0.5), ValueError, r"uint32 of shape \(3,\)"),
+        ((jax.random.split(KEY, 3), X, 0.5), ValueError, r"one key, of 2 or 4 words, but got key"),
+    ],
+)
+def test_arguments_that_are_not_taken(arguments, error, message, wrap):
+    key, x, *rest = arguments
+    with pytest.raises(error, match=message):
+        wrap(lambda x: dropout(key, x, *rest).sum())(x)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
+def test_types_that_are_not_taken(dtype):
+    message = f"x has to be an array of float16, bfloat16, float32, float64, but got {dtype}"
+    with pytest.raises(TypeError, match=message):
+        dropout(KEY, jnp.ones(4, dtype), 0.5)
+
+
+def test_p_has_to_be_known():
+    with pytest.raises(jax.errors.ConcretizationTypeError):
+        jax.jit(lambda p: dropout(KEY, X, p))(0.5)
+
+
+def test_a_seed_is_no_key():
+    with pytest.raises(TypeError, match="key has to be a JAX key, .* but got int"):
+        seed_and_call(7)
+
+
+def test_another_platform_is_refused():
+    program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
+    with pytest.raises(NotImplementedError, match="on the CPU, and has no kernels for cuda; place"):
+        program.lower(lowering_platforms=("cuda",))
+
+
+# ---- the handler --------------------------------------------------------------------------------
+
+
+def call(key, x, results=1, **attributes):
+    """The custom call as nobody should write it."""
+    dropout(KEY, X, 0.5).block_until_ready()  # registers it
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    function = jax.ffi.ffi_call("cdropout", shape if results == 1 else [shape] * results)
+    return jax.block_until_ready(jax.jit(lambda: function(key, x, **attributes))())
+
+
+WORDS = jnp.array([0, 7], jnp.uint32)
+P, SHARED = np.float64(0.5), np.int64(0)
+
+
+def test_the_custom_call():
+    np.testing.assert_array_equal(call(WORDS, X, p=P, shared=SHARED), dropout(KEY, X, 0.5))
+
+
+@pytest.mark.parametrize(
+    "arguments, attributes, message",
+    [
+        ((WORDS, X), {"p": np.float64(2), "shared": SHARED}, "has to be between 0 and 1"),
+        ((WORDS, X), {"p": P}, "takes a key and x, with the attributes p and shared"),
+        ((WORDS, X, 2), {"p": P, "shared": SHARED}, "takes a key and x, .* and returns y"),
+        ((WORDS, X.astype(int)), {"p": P, "shared": SHARED}, "takes float16, bfloat16, float32"),
+    ],
+)
+def test_the_handler_refuses_what_it_cannot_do(arguments, attributes, message):
+    with pytest.raises(RuntimeError, match=message):
+        call(*arguments, **attributes)
+
+
+# ---- versions -----------------------------------------------------------------------------------
+
+
+def test_without_jax():
+    code = "import sys; sys.modules['jax'] = None; import cdropout.jax"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`")
+
+
+REFUSED = """
+import ctypes
+import cdropout.jax
+
+def at(address, offset, kind):
+    return kind.from_address(address + offset)
+
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+def of_another_version(frame):
+    extension = at(frame, 8, ctypes.c_uint64).value
+    metadata = at(extension, 24, ctypes.c_uint64).value
+    at(metadata, 24, ctypes.c_int).value = 99
+
+cdropout.jax.handler = jax.ffi.pycapsule(of_another_version)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(np.array_equal(dropout(key, x, 0.3), right))
+    print(np.array_equal(jax.jit(lambda x: dropout(key, x, 0.3))(x), right))
+print(len(caught), caught[0].category.__name__, caught[0].message)
+"""
+
+FALLBACK = (
+    REFUSED
+    + """
+gradient = jax.jit(jax.grad(lambda x: (dropout(key, x, 0.3) ** 2).sum()))(x)
+print(np.array_equal(gradient == 0, right == 0))
+keys = jax.random.split(key, 4)
+drawn = jax.vmap(lambda key, x: dropout(key, x, 0.3))(keys, x)
+alone = [dropout(key, row, 0.3) for key, row in zip(keys, x)]
+print(np.array_equal(drawn, np.stack(alone)))
+y = dropout(key, x, 0.3, 0, inplace=True)
+print(np.array_equal(y, cd.dropout(np.asarray(x), 0.3, rng=7, broadcast_dims=0)))
+for dtype in "float16", "bfloat16":
+    small = x[0, :1000].astype(dtype)
+    print(np.array_equal(dropout(key, small, 0.3), cd.Mask(1000, 0.3, 7).apply(np.asarray(small))))
+print(float(dropout(key, jnp.float32(2), 0.3)) == float(cd.Mask((), 0.3, 7).apply(np.float32(2))))
+"""
+)
+
+
+def test_a_jaxlib_of_another_version_calls_through_python():
+    first, second, warning, *others, _ = run(FALLBACK)
+    assert warning.startswith("1 UserWarning this jaxlib does not call cdropout's kernels directly")
+    assert "handler's API version (99." in warning
+    assert {first, second, *others} == {"True"} and len(others) == 6
+
+
+# ---- devices ------------------------------------------------------------------------------------
+
+
+TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+MESH = """
+from functools import partial
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+spread = jax.device_put(x, NamedSharding(mesh, P("rows")))
+"""
+needs_shard_map = pytest.mark.skipif(
+    not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6"
+)
+
+
+@needs_shard_map
+def test_an_array_on_two_devices():
+    code = """
+    print(len(spread.sharding.device_set))
+    y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, spread)
+    print(np.array_equal(y, right))
+    """
+    assert run(MESH + textwrap.dedent(code), **TWO) == ["2", "True", ""]
+
+
+@needs_shard_map
+def test_shard_map():
+    code = """
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P("rows")), out_specs=P("rows"))
+    def drop(keys, x):
+        return dropout(keys[0], x, 0.3)
+
+    keys = jax.random.split(key, 2)
+    y = drop(keys, spread)
+    print(np.array_equal(y[:2], dropout(keys[0], x[:2], 0.3)))
+    print(np.array_equal(y[2:], dropout(keys[1], x[2:], 0.3)))
+    gradient = jax.grad(lambda x: drop(keys, x).sum())(spread)
+    print(np.array_equal(gradient == 0, y == 0))
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
+    def replicated(keys, x):
+        return dropout(keys[0], x, 0.3)
+
+    try:
+        replicated(keys, x)
+    except ValueError as error:
+        print(error)
+    """
+    *right, message, _ = run(MESH + textwrap.dedent(code), **TWO)
+    assert right == ["True"] * 3
+    assert message.startswith("in shard_map the key differs along ('rows',), but x does not: pass")
