@@ -1,0 +1,141 @@
+"""Dropout layers for Keras 3, drawn by cdropout on the backends torch, jax and numpy."""
+
+from cdropout.core.calls import dropout
+from cdropout.core.generators import Generator
+
+try:
+    import keras
+
+    if int(keras.__version__.split(".")[0]) < 3:
+        raise ImportError(f"Keras {keras.__version__} is installed")
+except ImportError as error:
+    raise ImportError(
+        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
+    ) from error
+
+__all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+# ---- the backends: a function for a name as two words, the seed and the call number -------------
+
+
+def _generator(words):
+    """One that hands out that name next."""
+    seed, call = (int(word) & 0xFFFFFFFF for word in words)  # torch has them as int32
+    generator = Generator(seed)
+    generator.state = generator.state | {"calls": call}
+    return generator
+
+
+def _draw_numpy(words, x, p, shared):
+    return dropout(x, p, rng=_generator(words), broadcast_dims=shared)
+
+
+def _draw_torch(words, x, p, shared):
+    from torch.nn.functional import dropout as peer
+
+    from cdropout.torch.masked import masked
+
+    return masked(peer, x, p, True, False, _generator(words.tolist()), shared)
+
+
+def _draw_jax(words, x, p, shared):
+    from jax import numpy as jnp
+
+    from cdropout.jax import dropout as draw
+
+    return draw(jnp.zeros(4, "uint32").at[1::2].set(words), x, p, shared)
+
+
+DRAW = {"numpy": _draw_numpy, "torch": _draw_torch, "jax": _draw_jax}
+
+
+def _draw_for(x):
+    """The function for x; None where Keras has to do it: TensorFlow, other devices and types."""
+    backend = keras.backend.backend()
+    if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
+        return None
+    if backend == "torch" and x.device.type != "cpu":
+        return None
+    if backend == "jax":
+        from jax import default_backend
+
+        if default_backend() != "cpu":
+            return None
+    return DRAW.get(backend)
+
+
+# ---- the layers ---------------------------------------------------------------------------------
+
+
+class _Drawn:
+    """What the layers share: `_shared_axes` says along which axes one draw is shared."""
+
+    def call(self, inputs, training=False):
+        """Return the inputs masked and scaled; as they are unless training."""
+        draw = _draw_for(inputs) if training and 0 < self.rate < 1 else None
+        if draw is None:
+            return super().call(inputs, training=training)
+        shared = self._shared_axes(tuple(inputs.shape))
+        return draw(self.seed_generator.next(), inputs, self.rate, shared)
+
+
+class _Spatial(_Drawn):
+    """Whole channels: one draw for each sample and channel."""
+
+    def _shared_axes(self, shape):
+        first = getattr(self, "data_format", None) == "channels_first"
+        return tuple(range(2, len(shape))) if first else tuple(range(1, len(shape) - 1))
+
+
+@keras.saving.register_keras_serializable(package="cdropout")
+class Dropout(_Drawn, keras.layers.Dropout):
+    """`keras.layers.Dropout`, drawn by cdropout.
+
+    In training, call number i (from 0) of a layer with `seed` draws the mask
+    ``cdropout.Mask(shape, rate, seed, i)``, on the backends torch, jax and numpy alike. With
+    TensorFlow, on other devices than the CPU, and for other types it is Keras's own.
+
+    Parameters
+    ----------
+    rate : float
+        The probability that an element is dropped, in [0, 1].
+    noise_shape : tuple of int or None, optional
+        The shape of the mask: 1 where one draw is shared along an axis, elsewhere the length of the
+        axis, or None for it.
+    seed : int, optional
+        In [0, 2**32).
+
+    Raises
+    ------
+    ValueError
+        If rate is not in [0, 1]; in the call, if noise_shape does not fit the inputs.
+    """
+
+    def _shared_axes(self, shape):
+        noise = self.noise_shape or shape
+        full = (1,) * (len(shape) - len(noise)) + noise  # aligned as in NumPy's broadcasting
+        fits = [drawn in (None, 1, length) for drawn, length in zip(full, shape, strict=False)]
+        if len(full) != len(shape) or not all(fits):
+            raise ValueError(
+                "noise_shape has to hold 1, None or the length of each axis of the inputs, "
+                f"{shape}, but got {noise}"
+            )
+        return tuple(axis for axis, drawn in enumerate(full) if drawn == 1)
+
+
+@keras.saving.register_keras_serializable(package="cdropout")
+class SpatialDropout1D(_Spatial, keras.layers.SpatialDropout1D):
+    """`keras.layers.SpatialDropout1D`: whole channels of sequences; see `Dropout`."""
+
+
+@keras.saving.register_keras_serializable(package="cdropout")
+class SpatialDropout2D(_Spatial, keras.layers.SpatialDropout2D):
+    """`keras.layers.SpatialDropout2D`: whole channels of images; see `Dropout`."""
+
+
+@keras.saving.register_keras_serializable(package="cdropout")
+class SpatialDropout3D(_Spatial, keras.layers.SpatialDropout3D):
+    """`keras.layers.SpatialDropout3D`: whole channels of volumes; see `Dropout`."""

@@ -1,0 +1,85 @@
+"""The Keras layers on each backend, in a process of its own: a process has one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if not importlib.util.find_spec("keras"):  # to import it would need its backend
+    pytest.skip("keras is not installed", allow_module_level=True)
+
+CHECKS = Path(__file__).with_name("keras_checks.py")
+
+
+def run(*command, backend):
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "JAX_ENABLE_X64": "1",  # for float64
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    return subprocess.run(
+        [sys.executable, "-P", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=CHECKS.parent.parent,
+        timeout=300,
+    )
+
+
+def needs(backend):
+    module = "cdropout.torch" if backend == "torch" else backend
+    if not importlib.util.find_spec(backend) or not importlib.util.find_spec(module):
+        pytest.skip(f"{module} is not installed")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "jax", "torch"])
+def test_layers(backend):
+    needs(backend)
+    kerass_own = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", kerass_own, str(CHECKS))
+    done = run(*command, backend=backend)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+OWN = """
+import numpy as np
+from keras import layers
+from cdropout.keras import Dropout, SpatialDropout1D
+x = np.ones((4, 50, 3), np.float32)
+for ours, theirs in (Dropout, layers.Dropout), (SpatialDropout1D, layers.SpatialDropout1D):
+    y, z = (np.asarray(kind(0.5, seed=3)(x, training=True)) for kind in (ours, theirs))
+    print((y == 0).any(), np.array_equal(y, z))
+"""
+
+
+def test_with_tensorflow_it_is_kerass_own():
+    needs("tensorflow")
+    done = run("-c", OWN, backend="tensorflow")
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
+def test_without_keras():
+    done = run(
+        "-c", "import sys; sys.modules['keras'] = None; import cdropout.keras", backend="jax"
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`\n"
+    )
+
+
+def test_with_an_older_keras(tmp_path):
+    (tmp_path / "keras.py").write_text("__version__ = '2.15.0'")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
+    done = run("-c", code, backend="jax")
+    assert done.returncode == 1
+    assert "Keras 2.15.0 is installed" in done.stderr
+    assert done.stderr.endswith(
+        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`\n"
+    )
