@@ -95,10 +95,12 @@ cdef struct CallFrame:
 
 
 cdef void* tell_version(const CallFrame* frame) noexcept nogil:
-    """Older versions of the interface have all that is used here, and newer ones still take this one: claim the lower."""
+    """Claim what XLA has, or what was current here: older versions have all that is used, newer ones take older handlers."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
     metadata.version.major = MAJOR
-    metadata.version.minor = min(<int>MINOR, frame.api.version.minor)
+    metadata.version.minor = 1        # of jaxlib 0.5 and 0.6, which do not pass their api here
+    if frame.api != NULL:
+        metadata.version.minor = min(<int>MINOR, frame.api.version.minor)
     metadata.traits = 0
     return NULL
 
