@@ -115,7 +115,7 @@ class Dropout(_Drawn, keras.layers.Dropout):
     """
 
     def _shared_axes(self, shape):
-        noise = self.noise_shape or shape
+        noise = tuple(self.noise_shape or shape)
         full = (1,) * (len(shape) - len(noise)) + noise  # aligned as in NumPy's broadcasting
         fits = [drawn in (None, 1, length) for drawn, length in zip(full, shape, strict=False)]
         if len(full) != len(shape) or not all(fits):
