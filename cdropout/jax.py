@@ -6,7 +6,7 @@ from functools import cache, partial
 import numpy as np
 
 from cdropout.core.generators import check_probability
-from cdropout.core.masks import Mask, shared_axes
+from cdropout.core.masks import Mask, shared_strides
 from cdropout.core.xla import handler
 from cdropout.functional import dropout_backward
 
@@ -68,7 +68,8 @@ def dropout(key, x, p, broadcast_dims=(), inplace=False):
     x = jnp.asarray(x)
     if x.dtype.name not in FLOATS:
         raise TypeError(f"x has to be an array of {', '.join(FLOATS)}, but got {x.dtype}")
-    shared = sum(1 << axis for axis in shared_axes(x.ndim, broadcast_dims))
+    strides = shared_strides(x.shape, broadcast_dims) or ()
+    shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
     _is_typed(key)
     if p == 0:
         return x
