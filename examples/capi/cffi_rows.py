@@ -1,4 +1,4 @@
-"""cffi: each row of a float32 array is dropped by a mask of its own, row i by that of call number i."""
+"""cffi: each row of a float32 array by a mask of its own, row i by that of call number i."""
 
 import ctypes
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prints what a call of the kernel apply costs on a row of 64 float32 elements, from several languages.
+"""Prints what a call of the kernel apply costs on 64 float32 elements, from several languages.
 
 First `python setup.py build_ext --inplace`, then `python cost.py` in the same folder.
 """
@@ -7,10 +7,9 @@ import statistics
 import time
 from importlib.util import find_spec
 
-import numpy as np
-
 import cython_rows
 import extension
+import numpy as np
 
 ROWS, COLUMNS = 2000, 64  # the arrays fit a cache
 ROUNDS = 500

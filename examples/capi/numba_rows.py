@@ -1,4 +1,4 @@
-"""Numba: each row of a float32 array is dropped by a mask of its own, row i by that of call number i."""
+"""Numba: each row of a float32 array by a mask of its own, row i by that of call number i."""
 
 import ctypes
 from ctypes import c_double, c_int, c_size_t, c_uint64, c_void_p
