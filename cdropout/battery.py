@@ -20,8 +20,8 @@ what follows what:
   seeds    64 elements each of {NEIGHBOURS} masks, of the seeds S, S + 1, ...; then the next 64
            elements of each, and so on
   calls    the same with the call numbers C, C + 1, ...
-  blocks   64 elements each of {NEIGHBOURS} blocks of one mask, every one seeded for itself; then the
-           next 64 of each, and so on; after their {BLOCK}, the next {NEIGHBOURS} blocks
+  blocks   64 elements each of {NEIGHBOURS} blocks of one mask, every one seeded by itself; then the
+           next 64 of each, and so on; after all {BLOCK}, the next {NEIGHBOURS} blocks
 
 The stream ends, with exit code 0, when the reader closes the pipe.
 """

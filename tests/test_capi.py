@@ -193,6 +193,7 @@ def imported(path):
     specification = spec_from_file_location("extension", path)
     module = module_from_spec(specification)
     specification.loader.exec_module(module)
+    sys.modules.pop("extension", None)  # the next test may import one that found another table
     return module
 
 

@@ -23,6 +23,8 @@ modules = [
         extra_compile_args=openmp,
         extra_link_args=openmp,
     ),
-    *cythonize(Extension("cython_rows", ["cython_rows.pyx"], include_dirs=include)),
+    *cythonize(
+        Extension("cython_rows", ["cython_rows.pyx"], include_dirs=include), build_dir="build"
+    ),
 ]
 setup(name="capi-examples", ext_modules=modules)
