@@ -1,4 +1,4 @@
-"""The command line: `cdropout bench`, `cdropout info`, `cdropout selftest`."""
+"""The command line: `cdropout bench`, `cdropout info`, `cdropout selftest`, `cdropout stream`."""
 
 import argparse
 import math

@@ -39,6 +39,9 @@ def calls(table, rows, columns, code, address):
     yield "apply", [code, *buffers[:2], n, mask, 0]
     yield "apply_bits", [code, *buffers[:2], n, buffers[2], 0, 2.0]
     yield "apply_bools", [code, *buffers[:3], plane, 2.0]
+    for channels in [(1, 0), (0, 1)]:
+        shared = Plane(rows, columns, keep=channels)
+        yield "apply_channels", [code, *buffers[:2], shared, mask, 0]
     yield "bits", [buffers[0], n, mask, 0]
     yield "bools", [buffers[0], n, mask, 0]
     if code in REALS:
@@ -102,6 +105,8 @@ def test_after_the_last_position_comes_the_first(table, p):
     where = x.ctypes.data, y.address
     double = DTYPES[np.float64]
     table.apply(double, *where, n, mask, start)
+    assert y.holds(mask.scale * kept)
+    table.apply_channels(double, *where, Plane(n, 1, (8, 8), (8, 8), (1, 0)), mask, start)
     assert y.holds(mask.scale * kept)
     table.bias_dropout_add(double, where[0], *[zero.ctypes.data] * 2, where[1], 1, n, mask, start)
     assert y.holds(mask.scale * kept)
