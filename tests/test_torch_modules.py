@@ -1,6 +1,7 @@
 """cdropout.torch's modules, convert and revert, and accelerate."""
 
 import copy
+import importlib
 import pickle
 import threading
 
@@ -256,3 +257,12 @@ def test_accelerate_in_threads():
     for thread in threads:
         thread.join()
     assert not failures and node_of(F.dropout(x, 0.5)) != NODE
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "3.0.0a1+cpu"])
+def test_other_versions_of_pytorch_are_refused(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(
+        ImportError, match=f"2.13 and later ones below 3.0, but found {version[:3]}"
+    ):
+        importlib.reload(ct)
