@@ -19,6 +19,7 @@ MODULES = [
     "fused",
     "copies",
     "xla",
+    "tensors",
 ]
 
 # Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all

@@ -1,0 +1,57 @@
+"""Dropout for PyTorch on the CPU: its names and meaning, at the speed of memory."""
+
+import re
+
+import torch
+
+if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
+    raise ImportError(
+        "cdropout.torch is written for PyTorch 2.13 and later ones below 3.0, "
+        f"but found {torch.__version__}"
+    )
+
+from cdropout.torch.functional import (
+    alpha_dropout,
+    bias_dropout_add,
+    drop_path,
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+    mc_dropout,
+)
+from cdropout.torch.modules import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+    convert,
+    revert,
+)
+from cdropout.torch.reroute import accelerate, disable, enable
+
+__all__ = [
+    "AlphaDropout",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
+    "accelerate",
+    "alpha_dropout",
+    "bias_dropout_add",
+    "convert",
+    "disable",
+    "drop_path",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "enable",
+    "feature_alpha_dropout",
+    "mc_dropout",
+    "revert",
+]

@@ -1,0 +1,183 @@
+"""Dropout as functions of tensors: those of torch.nn.functional, and some that it lacks."""
+
+import torch
+import torch.nn.functional as F
+
+from cdropout.functional import SATURATION
+from cdropout.torch.masked import check_generator, in_eager_mode, masked, way_for
+
+
+def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
+    """Zero each element of `input` with probability `p`; scale the others by ``1 / (1 - p)``.
+
+    Parameters
+    ----------
+    input : Tensor
+        Of any shape and strides. Strided CPU tensors of float16, bfloat16, float32 and float64 are
+        computed here; all others, subclasses too, go to `torch.nn.functional.dropout`.
+    p : float, default 0.5
+        The probability that an element is dropped, in [0, 1].
+    training : bool, default True
+        When false, `input` is returned as it is, and nothing is drawn.
+    inplace : bool, default False
+        Write the result to `input`.
+    generator : None, torch.Generator or cdropout.Generator
+        Where the mask comes from; by default PyTorch's generator for the CPU, from which each call
+        draws one seed, whatever the shape. Under vmap a cdropout.Generator names one mask for the
+        whole batch.
+
+    Returns
+    -------
+    Tensor
+        In the memory order of `input`. With p = 0 or without training, `input` itself.
+
+    Raises
+    ------
+    ValueError
+        If p is not in [0, 1].
+    RuntimeError
+        If p is NaN, or if `input` cannot be written to in place.
+    TypeError
+        If `training` is no bool, or generator is of another type.
+    NotImplementedError
+        If generator is given, but `input` is a tensor that is left to PyTorch.
+
+    Notes
+    -----
+    The same as PyTorch's but for this: dropped elements are +0.0 even where `input` is NaN or
+    infinite, and nothing per element is kept for backward, which draws the mask again.
+    """
+    return masked(F.dropout, input, p, training, inplace, generator)
+
+
+def dropout1d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    """`dropout` of whole channels of (N, C, L) or (C, L); other shapes are PyTorch's RuntimeError.
+
+    Parameters, results and errors are otherwise those of `dropout`.
+    """
+    shared = (input.dim() - 1,)
+    if input.dim() not in (2, 3):
+        return F.dropout1d(input, p, training, inplace)
+    return masked(F.dropout1d, input, p, training, inplace, generator, shared)
+
+
+def dropout2d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    """`dropout` of whole channels of (N, C, H, W).
+
+    Other numbers of dimensions count as (N, C, ...), with PyTorch's warnings. Parameters, results
+    and errors are otherwise those of `dropout`.
+    """
+    if input.dim() != 4:
+        return _unusual(F.dropout2d, input, p, training, inplace, generator)
+    return masked(F.dropout2d, input, p, training, inplace, generator, (2, 3))
+
+
+def dropout3d(input, p=0.5, training=True, inplace=False, *, generator=None):
+    """`dropout` of whole channels of (N, C, D, H, W) or (C, D, H, W).
+
+    Other numbers of dimensions count as (C, ...), with PyTorch's warning. Parameters, results and
+    errors are otherwise those of `dropout`.
+    """
+    ndim = input.dim()
+    if ndim not in (4, 5):
+        return _unusual(F.dropout3d, input, p, training, inplace, generator)
+    return masked(F.dropout3d, input, p, training, inplace, generator, tuple(range(ndim - 3, ndim)))
+
+
+def _unusual(peer, input, p, training, inplace, generator):
+    """A shape that PyTorch warns of, and will refuse one day: left to it."""
+    if generator is not None:
+        raise NotImplementedError(
+            f"generator= is not taken for the {input.dim()}D input that {peer.__name__} deprecates"
+        )
+    return peer(input, p, training, inplace)
+
+
+def alpha_step(x, p, inplace, generator, shared, _factor, way=in_eager_mode):
+    """What is dropped becomes SATURATION; then all move, to keep mean 0 and variance 1."""
+    check_generator(generator)
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    offset = a * SATURATION * (1 - p)  # a * SATURATION + b, with b = -a * p * SATURATION
+    moved = x.sub_(SATURATION) if inplace else x - SATURATION
+    return way(moved, p, True, generator, shared, a).add_(offset)
+
+
+def _alpha(peer, x, p, training, inplace, generator, shared=()):
+    way = way_for(x)
+    if way is None or training is not True or not 0 < p < 1 or x.numel() == 0:
+        return masked(peer, x, p, training, inplace, generator)
+    return alpha_step(x, float(p), inplace, generator, shared, None, way)
+
+
+def alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+    """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
+
+    Parameters, results and errors are those of `dropout`, but `training` is False by default, as in
+    `torch.nn.functional.alpha_dropout`.
+
+    Notes
+    -----
+    Klambauer et al., "Self-normalizing neural networks", NIPS 2017.
+    """
+    return _alpha(F.alpha_dropout, input, p, training, inplace, generator)
+
+
+def feature_alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+    """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
+    peer = F.feature_alpha_dropout
+    if input.dim() < 2:
+        return peer(input, p, training, inplace)
+    shared = tuple(range(2, input.dim()))
+    return _alpha(peer, input, p, training, inplace, generator, shared)
+
+
+def drop_path(input, p=0.5, training=True, inplace=False, *, scale_by_keep=True, generator=None):
+    """`dropout` of whole samples of (N, ...): stochastic depth.
+
+    Parameters
+    ----------
+    input, p, training, inplace, generator
+        As in `dropout`; p is the probability that a sample is dropped.
+    scale_by_keep : bool, default True
+        Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are.
+
+    Notes
+    -----
+    Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
+    """
+
+    def peer(x, p, training, inplace):
+        rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        factors = F.dropout(rows, p, training)
+        factors = factors if scale_by_keep or p == 1 else factors * (1 - p)
+        return x.mul_(factors) if inplace else x * factors
+
+    shared = tuple(range(1, input.dim()))
+    factor = None if scale_by_keep else 1.0
+    return masked(peer, input, p, training, inplace, generator, shared, factor)
+
+
+def mc_dropout(input, p=0.5, n=1, *, generator=None):
+    """Return `n` differently masked copies of `input`, stacked along a new first axis.
+
+    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator and errors
+    are those of `dropout`.
+    """
+    y = dropout(input.expand(n, *input.shape), p, generator=generator)
+    return y if p else y.clone()  # copies, even where dropout returns what it was given
+
+
+def bias_dropout_add(input, bias, residual, p=0.5, training=True, *, generator=None):
+    """Return ``residual + dropout(input + bias, p)``; nothing per element is kept for backward.
+
+    Parameters
+    ----------
+    input : Tensor
+    bias, residual : Tensor
+        They broadcast with input as in PyTorch's sums.
+    p, training, generator
+        As in `dropout`, as are the errors.
+    """
+    total = input + bias
+    y = dropout(total, p, training, True, generator=generator)
+    return residual + y

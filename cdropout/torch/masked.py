@@ -1,0 +1,263 @@
+"""A mask applied to a tensor, with derivatives: eagerly, under torch.func, in compiled graphs."""
+
+import torch
+from torch import Tensor, is_grad_enabled
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
+
+from cdropout.core.generators import Generator
+from cdropout.core.tensors import (
+    SEEDS,
+    compute,
+    compute_gradient,
+    draw_seed,
+    is_ordinary,
+    is_plain,
+    next_name,
+)
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WORD = 2**64 - 1
+
+
+# ---- which mask -------------------------------------------------------------------------------
+
+
+def check_generator(generator):
+    """TypeError unless a mask can be drawn from generator."""
+    if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
+        raise TypeError(
+            "generator has to be None, a torch.Generator or a cdropout.Generator, "
+            f"but got {type(generator).__name__}"
+        )
+
+
+def draw_name(p, generator):
+    """The seed, as a tensor, and the call number of the next mask; p = 1 draws nothing."""
+    check_generator(generator)
+    if p == 1:
+        return torch.zeros((), dtype=torch.int64, device="cpu"), 0
+    if isinstance(generator, Generator):
+        seed, call = next_name(generator)
+        return torch.tensor(seed - (seed >> 63 << 64), device="cpu"), call
+    return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+
+
+def draw_numbers(p, generator):
+    """The same name as two ints: `draw_name` for eager mode, where no tensor needs to be made."""
+    if generator is None and p != 1:
+        return draw_seed(), 0
+    seed, call = draw_name(p, generator)
+    return seed.item() & WORD, call
+
+
+# ---- the step, and its derivatives --------------------------------------------------------------
+
+
+class Eager(torch.autograd.Function):
+    """The step as eager mode records it: in PyTorch's older form, which costs it least."""
+
+    @staticmethod
+    def forward(ctx, x, draw):
+        ctx.draw = draw
+        if draw[2]:
+            ctx.mark_dirty(x)
+        return compute(x, *draw)
+
+    @staticmethod
+    def backward(ctx, gy):
+        gx = compute_gradient(gy, ctx.draw)
+        return Masked.apply(gy, *ctx.draw[:2]) if gx is None else gx, None
+
+
+# Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
+# of its methods is there, anew in each call: for a small tensor longer than its dropout takes.
+record = super(torch.autograd.Function, Eager).apply
+Eager._backward_cls.apply = Eager.backward
+
+
+def batched(step, info, in_dims, x, seed, name):
+    """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
+    call, p, shared, factor = name
+    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+    shared = tuple(axis + 1 for axis in shared)
+    if in_dims[1] is None:
+        shared = (0, *shared)
+    else:
+        seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
+    return step(x, seed, (call, p, shared, factor)), 0
+
+
+class Masked(torch.autograd.Function):
+    """The step for all else: torch.func, forward mode, second derivatives. It is linear in x."""
+
+    @staticmethod
+    def forward(x, seed, name):
+        if isinstance(seed, Tensor):
+            call, p, shared, factor = name
+            return torch.ops.cdropout.dropout(x, seed, call, p, shared, factor)
+        if is_plain(x):
+            return compute(x, seed, name)
+        ones = torch.ones(x.shape, dtype=x.dtype, device="cpu")
+        return x * compute(ones, seed, name, True)  # a batch of vmap's older kind, lazy zeros, ...
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _x, seed, ctx.name = inputs
+        if isinstance(seed, Tensor):
+            ctx.save_for_backward(seed)
+            ctx.save_for_forward(seed)
+            seed = None
+        ctx.seed = seed
+
+    @staticmethod
+    def backward(ctx, gy):
+        return Masked.jvp(ctx, gy), None, None
+
+    @staticmethod
+    def jvp(ctx, gx, *_others):
+        seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
+        return Masked.apply(gx, seed, ctx.name)
+
+    @staticmethod
+    def vmap(info, in_dims, x, seed, name):
+        return batched(Masked.apply, info, in_dims, x, seed, name)
+
+
+@torch.library.custom_op("cdropout::dropout", mutates_args=(), device_types="cpu")
+def _operator(
+    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
+) -> Tensor:
+    """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
+    return compute(x, seed.item() & WORD, (call, p, tuple(shared), factor))
+
+
+@_operator.register_fake
+def _(x, seed, call, p, shared, factor):
+    return torch.empty_like(x)
+
+
+def _save(ctx, inputs, output):
+    _x, seed, *ctx.name = inputs
+    ctx.save_for_backward(seed)
+
+
+def _backward(ctx, gy):
+    return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None, None, None
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+@_operator.register_vmap
+def _(info, in_dims, x, seed, *name):
+    return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
+
+
+# ---- the ways to it -----------------------------------------------------------------------------
+
+
+def _check_in_place(x):
+    """Let PyTorch refuse a tensor that cannot be written to, before anything is drawn."""
+    if torch._debug_has_internal_overlap(x) == 1:
+        x.detach().mul_(1)
+    differentiable = x.requires_grad and torch.is_grad_enabled()
+    if differentiable and (x.is_leaf or x._is_view()):
+        x.copy_(x)
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x.copy_(x)
+
+
+def in_eager_mode(x, p, inplace, generator, shared, factor):
+    """At once; autograd only hears of it if it has to."""
+    if inplace or generator is not None or p == 1 or forward_ad._current_level >= 0:
+        return _with_options(x, p, inplace, generator, shared, factor)
+    name = (0, p, shared, factor)
+    if x.requires_grad and is_grad_enabled():
+        return record(x, (draw_seed(), name, False))
+    return compute(x, draw_seed(), name)
+
+
+def _with_options(x, p, inplace, generator, shared, factor):
+    """What few calls ask of eager mode."""
+    forward_mode = forward_ad._current_level >= 0
+    watched = forward_mode or (x.requires_grad and is_grad_enabled())
+    check_generator(generator)
+    if inplace:
+        _check_in_place(x)
+        if forward_mode or (watched and x._is_view()):
+            return x.copy_(_with_options(x, p, False, generator, shared, factor))
+    seed, call = draw_numbers(p, generator)
+    name = (call, p, shared, factor)
+    if forward_mode:
+        return Masked.apply(x, seed, name)
+    if watched:
+        return record(x, (seed, name, inplace))
+    y = compute(x, seed, name, inplace)
+    if inplace and not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return y
+
+
+def under_transforms(x, p, inplace, generator, shared, factor):
+    """Under torch.func, where vmap's randomness decides what a draw is."""
+    seed, call = draw_name(p, generator)
+    y = Masked.apply(x, seed, (call, p, shared, factor))
+    return x.copy_(y) if inplace else y
+
+
+def in_a_graph(x, p, inplace, generator, shared, factor):
+    """As operators, where a compiler or a dispatch mode looks on."""
+    seed, call = draw_name(p, generator)
+    y = _operator(x, seed, call, p, list(shared), factor)
+    return x.copy_(y) if inplace else y
+
+
+def way_for(x):
+    """The function that applies masks to x here and now; None where PyTorch's own op has to."""
+    if not is_dynamo_compiling() and is_ordinary(x):
+        return in_eager_mode
+    if is_compiling():  # by torch.export too
+        return in_a_graph if _fits(x) else None
+    if torch._C._get_tracing_state() is not None:
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return under_transforms if type(x) is Tensor and _fits(x) else None
+    return in_a_graph if is_plain(x) else None  # a dispatch mode is active, or x is empty
+
+
+def _fits(x):
+    """Whether x, whatever wraps it, is a strided CPU tensor of floats that the kernels know."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
+
+
+def masked(peer, x, p, training, inplace, generator, shared=(), factor=None):
+    """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
+    if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
+        return in_eager_mode(x, p, inplace, generator, shared, factor)
+    sound = isinstance(training, bool) and 0 <= p <= 1
+    way = way_for(x) if sound else None
+    if way is None:
+        if generator is not None and sound and training:
+            raise NotImplementedError(
+                "generator= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
+                f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
+                f"on {x.device} is left to it"
+            )
+        return _left_to(peer, x, p, training, inplace)
+    if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
+        return x
+    return way(x, float(p), inplace, generator, shared, factor)
+
+
+def _left_to(peer, x, p, training, inplace):
+    """PyTorch's function, with its errors, but in clear words where a kind of tensor is refused."""
+    try:
+        return peer(x, p, training, inplace)
+    except RuntimeError as error:  # NotImplementedError is one
+        if x.is_floating_point() and x.layout is torch.strided:
+            raise
+        raise type(error)(
+            "dropout takes strided tensors of floating-point numbers, "
+            f"but got a {x.layout} tensor of {x.dtype}"
+        ) from error

@@ -1,0 +1,119 @@
+"""Reroutes PyTorch's own CPU dropout here, whoever calls it: functions, attention, RNNs."""
+
+import contextlib
+import functools
+import threading
+import warnings
+
+import torch
+
+from cdropout.core.tensors import compute, is_ordinary, keep_mask
+from cdropout.torch.functional import alpha_step
+from cdropout.torch.masked import draw_numbers, in_eager_mode
+
+
+class _Switch:
+    """Whether dropout is rerouted: in the whole process, as operators know no threads."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.library = None
+        self.on = False  # by enable
+        self.depth = 0  # of accelerate, in all threads together
+        self.active = False
+
+    def change(self, on=None, deeper=0):
+        """Turn the switch, or enter and leave accelerate."""
+        with self.lock:
+            if self.library is None:
+                self.library = _registered()
+            self.on = self.on if on is None else on
+            self.depth += deeper
+            self.active = self.on or self.depth > 0
+
+
+_switch = _Switch()
+
+
+def enable():
+    """Reroute PyTorch's dropout on the CPU, in all threads, until `disable` is called.
+
+    Whatever calls the operators aten::dropout, feature_dropout, alpha_dropout and
+    feature_alpha_dropout, in place or not, or aten::native_dropout, is reached: the functions and
+    modules of torch.nn, attention and recurrent nets, scripted and third-party models. Masks then
+    come from one seed a call of PyTorch's generator, so `torch.manual_seed` still repeats them, but
+    they are others than PyTorch's own. Other devices, types and layouts, subclasses, transforms of
+    torch.func and compiled graphs stay with PyTorch.
+
+    Notes
+    -----
+    The first call registers the operators, for good: to take them away would pull them from under
+    other threads. When disabled, they pass every call on to PyTorch's kernels, which adds some
+    microseconds to each.
+    """
+    _switch.change(on=True)
+
+
+def disable():
+    """Undo `enable`; without it, do nothing. An `accelerate` that is running stays in force."""
+    _switch.change(on=False)
+
+
+@contextlib.contextmanager
+def accelerate():
+    """Reroute PyTorch's dropout on the CPU for a while, as `enable` does; a context or a decorator.
+
+    It nests, and ends on an error too. It holds in all threads of the process, until the last one
+    that entered it has left.
+    """
+    _switch.change(deeper=1)
+    try:
+        yield
+    finally:
+        _switch.change(deeper=-1)
+
+
+# ---- the operators ------------------------------------------------------------------------------
+
+
+def _registered():
+    """A library that holds a kernel for each form of dropout, above and below autograd."""
+    library = torch.library.Library("aten", "IMPL")
+    for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
+        for name, step, first in (
+            ("dropout", in_eager_mode, None),
+            ("feature_dropout", in_eager_mode, 2),
+            ("alpha_dropout", alpha_step, None),
+            ("feature_alpha_dropout", alpha_step, 2),
+        ):
+            for inplace in (False, True):
+                form = name + "_" * inplace
+                kernel = torch.library.get_kernel(f"aten::{form}", key)
+                function = functools.partial(_rerouted, kernel, step, first, inplace)
+                library.impl(form, function, key, with_keyset=True)
+    kernel = torch.library.get_kernel("aten::native_dropout", "CPU")
+    with warnings.catch_warnings():  # that a kernel is replaced is the purpose
+        warnings.simplefilter("ignore")
+        library.impl("native_dropout", functools.partial(_native, kernel), "CPU", with_keyset=True)
+    return library
+
+
+def _ours(x, p, train):
+    return _switch.active and train is not False and 0 < p < 1 and is_ordinary(x)
+
+
+def _rerouted(kernel, step, first, inplace, keys, x, p, train):
+    """One form of dropout; `first` is the first of the axes along which a feature is shared."""
+    if not _ours(x, p, train) or x.dim() < (first or 0):
+        return kernel.call_boxed(keys, x, p, train)
+    shared = () if first is None else tuple(range(first, x.dim()))
+    return step(x, p, inplace, None, shared, None)
+
+
+def _native(kernel, keys, x, p, train):
+    """The form that returns its mask, as bools, and leaves the backward to PyTorch."""
+    if not _ours(x, p, train):
+        return kernel.call_boxed(keys, x, p, train)
+    seed, call = draw_numbers(p, None)
+    name = (call, p, (), None)
+    return compute(x, seed, name), keep_mask(x.shape, seed, name)

@@ -1,0 +1,259 @@
+"""cdropout.torch under autograd, torch.func, checkpoints, dispatch modes, compilers and threads."""
+
+import threading
+
+import pytest
+
+import cdropout as cd
+
+torch = pytest.importorskip("torch")
+ct = pytest.importorskip("cdropout.torch")
+
+# PyTorch itself scripts some of its formulas when they are first needed
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+FUNCTIONS = {
+    "dropout": lambda x: ct.dropout(x, 0.5),
+    "dropout2d": lambda x: ct.dropout2d(x, 0.5),
+    "alpha_dropout": lambda x: ct.alpha_dropout(x, 0.5, True),
+    "drop_path": lambda x: ct.drop_path(x, 0.5),
+    "in place": lambda x: ct.dropout(x * 2, 0.5, inplace=True),
+    "zero": lambda x: ct.dropout(x, 1.0),
+}
+
+
+def seeded(function):
+    """The function with the same mask in every call."""
+
+    def run(x):
+        torch.manual_seed(3)
+        return function(x)
+
+    return run
+
+
+def numbers(*shape, dtype=torch.float64):
+    return torch.linspace(-1, 2, torch.Size(shape).numel(), dtype=dtype).reshape(shape)
+
+
+# ---- autograd -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives_of_every_kind(name):
+    function = seeded(FUNCTIONS[name])
+    x = numbers(2, 3, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        function,
+        x,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=False,
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda x: function(x).pow(2), x, check_fwd_over_rev=True, check_rev_over_rev=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_in_any_layout(dtype):
+    x = torch.ones(4, 5, 6, 7, dtype=dtype, requires_grad=True)
+    y = ct.dropout(x, 0.5)
+    for gradient in (
+        torch.ones(1, dtype=dtype).expand_as(x),
+        torch.ones_like(x).permute(3, 2, 1, 0),
+    ):
+        if gradient.shape != y.shape:
+            gradient = gradient.permute(3, 2, 1, 0).contiguous(memory_format=torch.channels_last)
+        (gx,) = torch.autograd.grad(y, x, gradient, retain_graph=True)
+        assert torch.equal(gx, y) and gx.dtype == dtype
+
+
+def test_nothing_per_element_is_kept_for_backward():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        ct.dropout(torch.ones(1000, requires_grad=True)).sum().backward()
+    assert not kept
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_draws_the_same_mask_again(reentrant):
+    x = torch.ones(1000, requires_grad=True)
+    seen = []
+
+    def block(x):
+        y = ct.dropout(x.sin(), 0.5)
+        seen.append(y.detach().clone())
+        return y * y
+
+    y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+    y.sum().backward()
+    assert len(seen) == 2 and torch.equal(*seen)
+    assert torch.equal(x.grad != 0, seen[0] != 0)
+
+
+def test_modes_of_autograd():
+    x = torch.ones(100, requires_grad=True)
+    with torch.no_grad():
+        assert not ct.dropout(x).requires_grad
+    with torch.inference_mode():
+        assert ct.dropout(x).is_inference()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ct.dropout(torch.ones(4, 4) @ torch.ones(4, 4))
+    assert y.dtype == torch.bfloat16
+    assert not ct.dropout(x.detach()).requires_grad
+
+
+# ---- torch.func ---------------------------------------------------------------------------------
+
+
+def test_vmap_randomness():
+    x = torch.ones(50, 40)
+    different = torch.vmap(ct.dropout, randomness="different")(x)
+    assert len({tuple(row.tolist()) for row in different}) == 50
+    same = torch.vmap(ct.dropout, randomness="same")(x)
+    assert torch.equal(same, same[:1].expand(50, 40)) and 0 < (same == 0).sum() < 2000
+    with pytest.raises(RuntimeError, match="called random operation while in randomness error"):
+        torch.vmap(ct.dropout)(x)
+    unbatched = torch.vmap(lambda _: ct.dropout(x[0]), randomness="different")(x)
+    assert unbatched.shape == (50, 40) and len({tuple(row.tolist()) for row in unbatched}) == 50
+    assert torch.vmap(ct.dropout, in_dims=1, randomness="different")(x).shape == (40, 50)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_gradients_under_vmap_and_vmap_under_gradients(randomness):
+    def loss(x):
+        y = ct.dropout(x, 0.5)
+        return (y * y).sum(), y
+
+    x = numbers(6, 40)
+    grads, ys = torch.vmap(torch.func.grad(loss, has_aux=True), randomness=randomness)(x)
+    assert torch.equal(grads, 4 * ys)
+
+    def total(x):
+        losses, ys = torch.vmap(loss, randomness=randomness)(x)
+        return losses.sum(), ys
+
+    grads, ys = torch.func.grad(total, has_aux=True)(x)
+    assert torch.equal(grads, 4 * ys)
+
+
+def test_jvp_vjp_jacobians_and_hessians():
+    x = numbers(12)
+    y, tangent = torch.func.jvp(ct.dropout, (x,), (x * 3,))
+    assert torch.allclose(tangent, 3 * y)
+    y, vjp = torch.func.vjp(ct.dropout, x)
+    assert torch.equal(vjp(torch.ones(12, dtype=x.dtype))[0], (y != 0) * 2)
+    function = seeded(lambda x: ct.dropout(x, 0.5))
+    expected = torch.diag((function(torch.ones(12, dtype=x.dtype)) != 0) * 2.0).double()
+    generated = cd.Generator(1)
+
+    def named(x):
+        generated.state = {"seed": 1, "calls": 0, "spawned": 0}
+        return ct.dropout(x, 0.5, generator=generated)
+
+    jacobian = torch.func.jacrev(named)(x)
+    assert torch.equal(jacobian, torch.func.jacfwd(named, randomness="same")(x))
+    assert torch.equal(jacobian, jacobian.diag().diag()) and set(jacobian.diag().tolist()) == {0, 2}
+    hessian = torch.func.hessian(lambda x: named(x).pow(2).sum())(x)
+    assert torch.equal(hessian, 2 * jacobian @ jacobian)
+    assert expected.diag().sum() > 0
+
+
+# ---- graphs -------------------------------------------------------------------------------------
+
+
+def test_opcheck():
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    seed = torch.tensor(5)
+    for tensor, shared, factor in (
+        (x, [], None),
+        (x.permute(2, 0, 1), [2], 1.0),
+        (x.bfloat16(), [0], None),
+    ):
+        report = torch.library.opcheck(
+            torch.ops.cdropout.dropout.default,
+            (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, factor),
+        )
+        assert set(report.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_without_a_break_it_gives_what_eager_mode_gives(name):
+    function = FUNCTIONS[name]
+    compiled = torch.compile(lambda x: function(x) * 2, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 6, 5, 5, requires_grad=True)
+    torch.manual_seed(1)
+    y = compiled(x)
+    (gx,) = torch.autograd.grad(y.sum(), x)
+    torch.manual_seed(1)
+    expected = function(x) * 2
+    assert torch.equal(y, expected)
+    assert torch.equal(gx, torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_exported_it_draws_anew_in_each_call():
+    program = torch.export.export(ct.Dropout(0.5), (torch.ones(1000),))
+    torch.manual_seed(4)
+    first, second = program.module()(torch.ones(1000)), program.module()(torch.ones(1000))
+    assert not torch.equal(first, second)
+    torch.manual_seed(4)
+    assert torch.equal(ct.dropout(torch.ones(1000)), first)
+
+
+def test_fake_tensors_and_dispatch_modes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FakeTensorMode():
+        x = torch.ones(3, 4)
+        assert ct.dropout(x).shape == (3, 4)
+    x = torch.ones(1000, requires_grad=True)
+    with FlopCounterMode(display=False):
+        y = ct.dropout(x, 0.5)
+        assert 400 < (y != 0).sum() < 600
+        y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_torchscript_is_pytorchs_own():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), ct.Dropout(0.25), ct.AlphaDropout(0.5))
+    scripted = torch.jit.script(model)
+    graph = str(scripted.inlined_graph)
+    assert "aten::dropout" in graph and "aten::alpha_dropout" in graph and "value=0.25" in graph
+    assert type(model[1]) is ct.Dropout and scripted(torch.ones(2, 3)).shape == (2, 4)
+    traced = torch.jit.trace(lambda x: ct.dropout(x, 0.5), torch.ones(9), check_trace=False)
+    assert "aten::dropout" in str(traced.graph)
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+def test_threads_never_draw_the_same_mask():
+    x = torch.ones(256)
+    seen = [set() for _ in range(4)]
+
+    def work(mine):
+        for _ in range(500):
+            mine.add(tuple(ct.dropout(x, 0.5).tolist()))
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set.union(*seen)) == 2000
+
+
+def test_the_number_of_threads_does_not_matter():
+    x = torch.ones(5_000_011)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(8)
+            results.append(ct.dropout(x, 0.1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
