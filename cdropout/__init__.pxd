@@ -12,6 +12,7 @@ cdef extern from "cdropout.h" nogil:
         CDROPOUT_FLOAT64
         CDROPOUT_FLOAT16
         CDROPOUT_BFLOAT16
+        CDROPOUT_PART_OF_LARGE
 
     ctypedef struct cdropout_plane:
         size_t rows, columns

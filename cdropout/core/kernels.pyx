@@ -10,7 +10,7 @@ from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_TABLE_VERSION,
+    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, CDROPOUT_TABLE_VERSION,
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
@@ -63,11 +63,11 @@ cdef inline void apply_and_draw(
         step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
-cdef inline bint goes_past_cache(const element* x, const element* y, size_t n) noexcept nogil:
+cdef inline bint goes_past_cache(const element* x, const element* y, size_t n, bint large) noexcept nogil:
     """Whether to store y past the cache, which saves reading its lines: where memory, not the core, sets the pace."""
     if WORDS > 2 or sizeof(element) < 4 or x == y:
         return False
-    return n * sizeof(element) >= largest_cached
+    return large or n * sizeof(element) >= largest_cached
 
 
 cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
@@ -75,7 +75,9 @@ cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcep
     return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
 
 
-cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+cdef void apply_stream(
+    const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
+) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
     cdef uint8_t keep[GROUP_BYTES]                # the bits of the next GROUP elements, as y's lines divide them
@@ -84,7 +86,7 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     cdef Writer writer                            # what it holds is drawn, but not yet in keep
     cdef uint8_t room[ROOM]
     cdef element* lines = aligned_within(room, x)
-    cdef bint past_cache = goes_past_cache(x, y, n)
+    cdef bint past_cache = goes_past_cache(x, y, n, large)
     writer.to = keep
     writer.held = writer.count = 0
     open_stream(&stream, mask, start - first)
@@ -117,13 +119,13 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
 
 
 cdef void apply_packed(
-    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale
+    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
     """mask_and_scale, past the cache where that pays."""
     cdef uint8_t room[ROOM]
     cdef element* lines = aligned_within(room, x)
     cdef size_t part = up_to_line(y, n)
-    if goes_past_cache(x, y, n) and <uintptr_t>(y + part) % LINE == 0:
+    if goes_past_cache(x, y, n, large) and <uintptr_t>(y + part) % LINE == 0:
         mask_and_scale(x, y, bits, first, part, scale)
         while part + GROUP <= n:
             mask_and_scale(x + part, lines, bits, first + part, GROUP, scale)
@@ -159,6 +161,8 @@ cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept 
 cdef int apply(
     cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
+    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
+    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
     if size_of(dtype) == 0 or n and any_null(x, y, mask):
         return -1
     if n == 0:
@@ -166,29 +170,31 @@ cdef int apply(
     if mask.scale == 0:
         memset(y, 0, n * size_of(dtype))
     elif dtype == CDROPOUT_FLOAT32:
-        apply_stream(<const float*>x, <float*>y, n, mask, start)
+        apply_stream(<const float*>x, <float*>y, n, mask, start, large)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_stream(<const double*>x, <double*>y, n, mask, start)
+        apply_stream(<const double*>x, <double*>y, n, mask, start, large)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_stream(<const half*>x, <half*>y, n, mask, start)
+        apply_stream(<const half*>x, <half*>y, n, mask, start, large)
     else:
-        apply_stream(<const bfloat*>x, <bfloat*>y, n, mask, start)
+        apply_stream(<const bfloat*>x, <bfloat*>y, n, mask, start, large)
     return 0
 
 
 cdef int apply_bits(
     cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
 ) noexcept nogil:
+    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
+    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
     if size_of(dtype) == 0 or n and any_null(x, y, bits):
         return -1
     if dtype == CDROPOUT_FLOAT32:
-        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale)
+        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale)
+        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale, large)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale)
+        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale, large)
     else:
-        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale)
+        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale, large)
     return 0
 
 

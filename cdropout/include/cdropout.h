@@ -20,7 +20,15 @@ typedef struct {
   double scale;
 } cdropout_mask;
 
-typedef enum { CDROPOUT_FLOAT32 = 0, CDROPOUT_FLOAT64 = 1, CDROPOUT_FLOAT16 = 2, CDROPOUT_BFLOAT16 = 3 } cdropout_dtype;
+typedef enum {
+  CDROPOUT_FLOAT32 = 0,
+  CDROPOUT_FLOAT64 = 1,
+  CDROPOUT_FLOAT16 = 2,
+  CDROPOUT_BFLOAT16 = 3,
+  /* Added to one of these, in apply and apply_bits: y is part of an array that does not fit the cache, so store it past it. For
+   * an y that does not fit by itself they do so anyway. The bytes are the same. */
+  CDROPOUT_PART_OF_LARGE = 256
+} cdropout_dtype;
 
 /* Rows and columns of elements, and of bytes that say which are kept, at any strides: [0] from row to row, [1] from column
  * to column, in bytes. A stride of 0 in keep shares one decision, as between the elements of a channel. */
