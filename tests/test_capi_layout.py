@@ -112,7 +112,7 @@ def test_the_end_may_grow(edits):
         ([(r"y\[2\], keep\[2\]", "keep[2], y[2]")], "^cdropout_plane was "),
         ([("(size_t rows, columns);\n  p", r"\1, more;\n  p")], "^cdropout_plane was "),
         ([("FLOAT16 = 2", "FLOAT16 = 5")], "^CDROPOUT_FLOAT16 was 2, and is 5$"),
-        ([("CDROPOUT_FLOAT64 = 1, ", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
+        ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
     ],
 )
 def test_what_would_break_programs_is_seen(edits, message):
