@@ -14,6 +14,7 @@ from tables import DTYPES, Room, new_mask, numbers, octets, room_of
 SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # those of new_mask
 LENGTHS = [0, 1, 127, 128, 129, 511, 512, 513, 640, 1023, 1024, 1025, 1600, 8191, 8704, 20000]
 START = 2**33 - 77
+PART_OF_LARGE = 256
 
 
 @pytest.fixture(params=tables.tables())
@@ -38,6 +39,22 @@ def test_the_same_bytes(table, dtype, n):
         assert target.holds(want)
         table.apply(code, source.address, source.address, n, mask, START)  # in place: as ever
         assert source.holds(want)
+
+
+@pytest.mark.parametrize("isa", tables.tables())
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_part_of_a_large_array(isa, dtype):
+    """The caller may say so, in the type."""
+    table, n = tables.tables()[isa], 20000
+    x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
+    mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), Room(x.nbytes, 4)
+    where = DTYPES[dtype] + PART_OF_LARGE, x.ctypes.data, y.address, n
+    assert table.apply(*where, mask, START) == 0
+    assert y.holds(reference.apply(x, keep, P))
+    y.inside[:] = 0
+    assert table.apply_bits(*where, bits.ctypes.data, 0, 1 / 0.7) == 0
+    assert y.holds(reference.apply(x, keep, P))
+    assert table.apply(4 + PART_OF_LARGE, *where[1:], mask, START) == -1
 
 
 def test_from_how_many_bytes():

@@ -5,22 +5,18 @@ from libc.string cimport memcpy, memset
 cdef extern from "simd.h" nogil:
     uint32_t load_bits32 "cd_load_bits32"(const void*)
     void store_bits32 "cd_store_bits32"(void*, uint32_t)
-    ctypedef float f32 "cd_f32"                   # vectors; cd_u32 holds two half-size elements in each lane
+    ctypedef float f32 "cd_f32"                   # vectors
     ctypedef double f64 "cd_f64"
-    ctypedef unsigned int u32 "cd_u32"
     f32 load_f32 "cd_load_f32"(const void*)
     f64 load_f64 "cd_load_f64"(const void*)
-    u32 load_u32 "cd_load_u32"(const void*)
     void store_f32 "cd_store_f32"(void*, f32)
     void store_f64 "cd_store_f64"(void*, f64)
-    void store_u32 "cd_store_u32"(void*, u32)
     f32 fill_f32 "cd_fill_f32"(float)
     f64 fill_f64 "cd_fill_f64"(double)
     void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
     void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
     f32 kept_f32 "cd_kept_f32"(f32, const uint8_t*, size_t)
     f64 kept_f64 "cd_kept_f64"(f64, const uint8_t*, size_t)
-    u32 kept_16 "cd_kept_16"(u32, const uint8_t*, size_t)
 
 cdef struct half:                                 # structs, since Cython would take two ctypedefs of one type for one
     uint16_t bits
