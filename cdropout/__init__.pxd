@@ -12,6 +12,7 @@ cdef extern from "cdropout.h" nogil:
         CDROPOUT_FLOAT64
         CDROPOUT_FLOAT16
         CDROPOUT_BFLOAT16
+        CDROPOUT_PART_OF_LARGE
 
     ctypedef struct cdropout_plane:
         size_t rows, columns
@@ -34,8 +35,8 @@ cdef extern from "cdropout.h" nogil:
         int (*apply_bools)(
             cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
         ) noexcept nogil
-        void (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
-        void (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
+        int (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
+        int (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         int (*bias_dropout_add)(
             cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows,
             size_t columns, const cdropout_mask* mask, uint64_t start
@@ -48,3 +49,6 @@ cdef extern from "cdropout.h" nogil:
             cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask,
             uint64_t start
         ) noexcept nogil
+
+cdef extern from "cdropout.h":
+    const cdropout_table* cdropout_import() except NULL

@@ -1,4 +1,4 @@
-"""The command line: `cdropout bench`, `cdropout info`, `cdropout selftest`."""
+"""The command line: `cdropout bench`, `cdropout info`, `cdropout selftest`, `cdropout stream`."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import cdropout as cd
-from cdropout import selftest
+from cdropout import battery, selftest
 from cdropout.bench import command, compare, growth, machine, peers
 from cdropout.bench.contestant import TYPES
 from cdropout.bench.race import size_name
@@ -53,13 +53,23 @@ def probability(text):
 
 
 def count(text):
-    """A number of threads or of runs."""
+    """A number of threads, of runs or of bytes."""
     return number(text, int, lambda n: n >= 1, "an int of at least 1")
 
 
 def duration(text):
     """A time in seconds."""
     return number(text, float, lambda s: 0 <= s < math.inf, "a number of seconds of at least 0")
+
+
+def seed_number(text):
+    """A seed."""
+    return number(text, int, lambda n: -(2**63) <= n < 2**64, "an int in [-2**63, 2**64)")
+
+
+def call_number(text):
+    """A call number."""
+    return number(text, int, lambda n: 0 <= n < 2**64, "an int in [0, 2**64)")
 
 
 def size(text):
@@ -232,6 +242,30 @@ def add_bench(commands):
     parser.set_defaults(run=run_bench, error=parser.error)
 
 
+def run_stream(options, error, _):
+    """Write mask bits to standard output."""
+    return battery.run(options, error)
+
+
+def add_stream(commands):
+    """Add the command stream with its options."""
+    parser = commands.add_parser(
+        "stream",
+        help="write mask bits to standard output, for batteries of statistical tests",
+        description="Write keep bits without end, least significant bit of a byte first: those "
+        "of p = 1/2 as drawn, those of another p made fair by an exact extractor (Peres 1992).",
+        epilog=battery.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--seed", type=seed_number, default=0, metavar="S", help="of the mask (default 0)")
+    add("--call", type=call_number, default=0, metavar="C", help="of the mask (default 0)")
+    add("--p", type=probability, default=0.5, help="probability of a drop (default 0.5)")
+    add("--order", choices=battery.ORDERS, default="natural", help="see below (default natural)")
+    add("--bytes", type=count, metavar="N", help="end after so many (default: never)")
+    parser.set_defaults(run=run_stream, error=parser.error)
+
+
 def make_parser():
     """The parser of all commands."""
     parser = Parser(prog="cdropout", description="Dropout on the CPU at the speed of memory.")
@@ -242,6 +276,7 @@ def make_parser():
     info.set_defaults(run=run_info, error=info.error)
     check = commands.add_parser("selftest", help="prove that every instruction set is right here")
     check.set_defaults(run=run_selftest, error=check.error)
+    add_stream(commands)
     return parser
 
 

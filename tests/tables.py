@@ -44,8 +44,8 @@ KERNELS = {
     "apply": (c_int, c_int, c_void_p, c_void_p, c_size_t, MASK, c_uint64),
     "apply_bits": (c_int, c_int, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64, c_double),
     "apply_bools": (c_int, c_int, c_void_p, c_void_p, c_void_p, PLANE, c_double),
-    "bits": (None, c_void_p, c_size_t, MASK, c_uint64),
-    "bools": (None, c_void_p, c_size_t, MASK, c_uint64),
+    "bits": (c_int, c_void_p, c_size_t, MASK, c_uint64),
+    "bools": (c_int, c_void_p, c_size_t, MASK, c_uint64),
     "bias_dropout_add": (c_int, c_int, *[c_void_p] * 4, c_size_t, c_size_t, MASK, c_uint64),
     "bias_dropout_add_backward": (
         c_int,

@@ -1,8 +1,11 @@
-"""Arrays in, kernels called, arrays out: what core/masks.pyx calls."""
+"""Arrays in, kernels called, arrays out: what the compiled modules above call."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t, uint64_t
 
 from cdropout cimport cdropout_dtype, cdropout_mask
+
+cdef enum:
+    SHARED = 1 << 22                  # elements from which a second thread pays
 
 cdef extern from "numpy/arrayobject.h":
     tuple PyArray_IntTupleFromIntp(int, cnp.npy_intp*)
@@ -14,6 +17,9 @@ cdef cdropout_dtype code_of(cnp.ndarray array) noexcept
 cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
+cdef apply_contiguous(
+    cdropout_dtype dtype, size_t size, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, int most
+)
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale)
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale)

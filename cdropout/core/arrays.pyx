@@ -2,13 +2,17 @@
 from functools import partial
 
 cimport numpy as cnp
+from libc.limits cimport INT_MAX
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 
 import numpy as np
 
-from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
-from cdropout.core import threads
+from cdropout cimport (
+    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_dtype,
+    cdropout_mask,
+)
+from cdropout.core import dispatch, threads
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.stream cimport BLOCK
 from cdropout.core.strided cimport Box, apply_box, arrange, draw_box
@@ -20,7 +24,6 @@ cnp.import_array()
 
 cdef enum:
     SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
-    SHARED = 1 << 22                  # elements from which a second thread pays
 
 
 TYPES = "float16, bfloat16, float32 or float64"
@@ -203,19 +206,25 @@ def apply_piece(
         )
 
 
-cdef apply_shared(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start):
-    """A contiguous array, cut at block borders into a piece a thread."""
-    cdef size_t n = cnp.PyArray_SIZE(x)
+cdef apply_contiguous(
+    cdropout_dtype dtype, size_t size, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, int most
+):
+    """y = x * scale where the mask keeps, else +0.0, for n elements of `size` bytes, on at most `most` threads."""
     cdef size_t blocks = (n + BLOCK - 1) // BLOCK
-    cdef int pieces = min(threads.get_num_threads(), blocks)
-    cdef size_t each = (blocks + pieces - 1) // pieces * BLOCK
-    threads.share(
-        partial(
-            apply_piece, <int>code_of(x), <size_t>cnp.PyArray_ITEMSIZE(x),
-            <uintptr_t>cnp.PyArray_DATA(x), <uintptr_t>cnp.PyArray_DATA(y), n, each, <uintptr_t>mask, start,
-        ),
-        <int>((n + each - 1) // each),
-    )
+    cdef size_t pieces, each
+    if n < SHORT:
+        kernels.apply(dtype, x, y, n, mask, start)
+        return
+    pieces = min(<size_t>min(most, <int>threads.get_num_threads()), blocks) if n >= SHARED else 1
+    if pieces == 1:
+        with nogil:
+            kernels.apply(dtype, x, y, n, mask, start)
+        return
+    if n * size >= <size_t>dispatch.largest_cached:
+        dtype = <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE)
+    each = (blocks + pieces - 1) // pieces * BLOCK    # cut at block borders
+    work = partial(apply_piece, <int>dtype, size, <uintptr_t>x, <uintptr_t>y, n, each, <uintptr_t>mask, start)
+    threads.share(work, <int>((n + each - 1) // each))
 
 
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
@@ -232,13 +241,8 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
         box.scale = mask.scale
         with nogil:
             draw_box(&box, source, target, mask, start)
-    elif n < SHORT:
-        kernels.apply(dtype, source, target, n, mask, start)
-    elif n < SHARED or threads.get_num_threads() == 1:
-        with nogil:
-            kernels.apply(dtype, source, target, n, mask, start)
     else:
-        apply_shared(x, y, mask, start)
+        apply_contiguous(dtype, cnp.PyArray_ITEMSIZE(x), source, target, n, mask, start, INT_MAX)
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):

@@ -2,6 +2,7 @@
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
@@ -10,7 +11,6 @@ from cdropout cimport cdropout_table
 cdef extern from "simd.h" nogil:
     bint cpu_has_avx2 "cd_cpu_has_avx2"()
     bint cpu_has_avx512 "cd_cpu_has_avx512"()
-    size_t last_level_cache "cd_last_level_cache"()
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")    # the wider the later
 
@@ -46,9 +46,15 @@ def choose(wanted, built, runnable):
     return wanted
 
 
+def last_level_cache():
+    """Bytes of the last-level cache, or 32 MiB where the system does not say. (sysconf can say ten times too much.)"""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max([int(size[:-1]) << 10 for size in sizes if size.endswith("K")], default=1 << 25)
+
+
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
 module = importlib.import_module(module_of(isa))
-largest_cached = last_level_cache() or 1 << 25       # bytes; most machines have more than these 32 MiB, or say so
+largest_cached = last_level_cache() // 2             # bytes of an output: the input takes the other half
 module.set_largest_cached(largest_cached)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout.core.table")

@@ -89,7 +89,7 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
 cdef inline size_t up_to_line(const element* y, size_t n) noexcept nogil:
     """How many elements lie before the next cache line: stores across lines cost double. 0 where it does not pay."""
     cdef size_t before = <size_t>(-<uintptr_t>y) % LINE // sizeof(element)
-    return before if n > 4 * WORD and <uintptr_t>y % sizeof(element) == 0 else 0
+    return before if n > 32 * WORD and <uintptr_t>y % sizeof(element) == 0 else 0
 
 
 cdef inline void mask_and_scale(

@@ -10,7 +10,7 @@ from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_TABLE_VERSION,
+    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, CDROPOUT_TABLE_VERSION,
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
@@ -63,11 +63,11 @@ cdef inline void apply_and_draw(
         step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
-cdef inline bint goes_past_cache(const element* x, const element* y, size_t n) noexcept nogil:
+cdef inline bint goes_past_cache(const element* x, const element* y, size_t n, bint large) noexcept nogil:
     """Whether to store y past the cache, which saves reading its lines: where memory, not the core, sets the pace."""
     if WORDS > 2 or sizeof(element) < 4 or x == y:
         return False
-    return n * sizeof(element) >= largest_cached
+    return large or n * sizeof(element) >= largest_cached
 
 
 cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
@@ -75,7 +75,9 @@ cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcep
     return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
 
 
-cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+cdef void apply_stream(
+    const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
+) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
     cdef uint8_t keep[GROUP_BYTES]                # the bits of the next GROUP elements, as y's lines divide them
@@ -84,7 +86,7 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
     cdef Writer writer                            # what it holds is drawn, but not yet in keep
     cdef uint8_t room[ROOM]
     cdef element* lines = aligned_within(room, x)
-    cdef bint past_cache = goes_past_cache(x, y, n)
+    cdef bint past_cache = goes_past_cache(x, y, n, large)
     writer.to = keep
     writer.held = writer.count = 0
     open_stream(&stream, mask, start - first)
@@ -117,13 +119,13 @@ cdef void apply_stream(const element* x, element* y, size_t n, const cdropout_ma
 
 
 cdef void apply_packed(
-    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale
+    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
     """mask_and_scale, past the cache where that pays."""
     cdef uint8_t room[ROOM]
     cdef element* lines = aligned_within(room, x)
     cdef size_t part = up_to_line(y, n)
-    if goes_past_cache(x, y, n) and <uintptr_t>(y + part) % LINE == 0:
+    if goes_past_cache(x, y, n, large) and <uintptr_t>(y + part) % LINE == 0:
         mask_and_scale(x, y, bits, first, part, scale)
         while part + GROUP <= n:
             mask_and_scale(x + part, lines, bits, first + part, GROUP, scale)
@@ -136,7 +138,7 @@ cdef void apply_packed(
 
 
 cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil:
-    if not 0 <= p <= 1:
+    if mask == NULL or not 0 <= p <= 1:
         return -1
     mask.seed = seed
     mask.call = call
@@ -152,49 +154,61 @@ cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
 
 
+cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept nogil:
+    return not (a and b and c)
+
+
 cdef int apply(
     cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    if size_of(dtype) == 0:
+    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
+    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
+    if size_of(dtype) == 0 or n and any_null(x, y, mask):
         return -1
+    if n == 0:
+        return 0
     if mask.scale == 0:
         memset(y, 0, n * size_of(dtype))
     elif dtype == CDROPOUT_FLOAT32:
-        apply_stream(<const float*>x, <float*>y, n, mask, start)
+        apply_stream(<const float*>x, <float*>y, n, mask, start, large)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_stream(<const double*>x, <double*>y, n, mask, start)
+        apply_stream(<const double*>x, <double*>y, n, mask, start, large)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_stream(<const half*>x, <half*>y, n, mask, start)
+        apply_stream(<const half*>x, <half*>y, n, mask, start, large)
     else:
-        apply_stream(<const bfloat*>x, <bfloat*>y, n, mask, start)
+        apply_stream(<const bfloat*>x, <bfloat*>y, n, mask, start, large)
     return 0
 
 
 cdef int apply_bits(
     cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
 ) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale)
-    elif dtype == CDROPOUT_FLOAT64:
-        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale)
-    elif dtype == CDROPOUT_FLOAT16:
-        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale)
-    elif dtype == CDROPOUT_BFLOAT16:
-        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale)
-    else:
+    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
+    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
+    if size_of(dtype) == 0 or n and any_null(x, y, bits):
         return -1
+    if dtype == CDROPOUT_FLOAT32:
+        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
+    elif dtype == CDROPOUT_FLOAT64:
+        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale, large)
+    elif dtype == CDROPOUT_FLOAT16:
+        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale, large)
+    else:
+        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale, large)
     return 0
 
 
-cdef void bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+cdef int bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
     cdef Stream stream
     cdef Writer writer = Writer(out, 0, 0)
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP           # bits of the group before this are not wanted
     cdef uint64_t count
+    if n == 0 or any_null(out, mask, mask):
+        return -1 if n else 0
     if mask.scale == 0:
         memset(out, 0, n // 8 + (n % 8 != 0))
-        return
+        return 0
     open_stream(&stream, mask, start - first)
     while n:
         draw_group(&stream, keep)
@@ -210,12 +224,15 @@ cdef void bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
         first = 0
     store_bits64(keep, writer.held)
     memcpy(writer.to, keep, (writer.count + 7) // 8)
+    return 0
 
 
-cdef void bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
     cdef uint8_t packed[BLOCK_BYTES]
     cdef uint8_t end[8]
     cdef size_t part, whole
+    if n and any_null(out, mask, mask):
+        return -1
     while n:
         part = min(n, <size_t>(BLOCK - start % BLOCK))
         bits(packed, part, mask, start)
@@ -227,21 +244,22 @@ cdef void bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t star
         out += part
         n -= part
         start += part
+    return 0
 
 
 cdef int apply_bools(
     cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
 ) noexcept nogil:
+    if size_of(dtype) == 0 or plane == NULL or plane.rows and plane.columns and any_null(x, y, keep):
+        return -1
     if dtype == CDROPOUT_FLOAT32:
         apply_plane(plane, <const float*>x, <float*>y, keep, scale)
     elif dtype == CDROPOUT_FLOAT64:
         apply_plane(plane, <const double*>x, <double*>y, keep, scale)
     elif dtype == CDROPOUT_FLOAT16:
         apply_plane(plane, <const half*>x, <half*>y, keep, scale)
-    elif dtype == CDROPOUT_BFLOAT16:
-        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
     else:
-        return -1
+        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
     return 0
 
 
@@ -250,14 +268,18 @@ cdef int apply_channels(
 ) noexcept nogil:
     """apply_bools by a mask of one element a row (keep strides 1, 0) or a column (0, 1)."""
     cdef uint8_t keep[BLOCK]
-    cdef cdropout_plane part = plane[0]
-    cdef bint by_row = plane.keep[0] == 1
-    cdef size_t left = plane.rows if by_row else plane.columns
+    cdef cdropout_plane part
     cdef const char* source = <const char*>x
     cdef char* target = <char*>y
-    cdef size_t n
-    if size_of(dtype) == 0 or plane.keep[0] + plane.keep[1] != 1 or plane.keep[0] * plane.keep[1] != 0:
+    cdef bint by_row
+    cdef size_t left, n
+    if size_of(dtype) == 0 or plane == NULL or plane.keep[0] + plane.keep[1] != 1 or plane.keep[0] * plane.keep[1] != 0:
         return -1
+    if plane.rows == 0 or plane.columns == 0 or any_null(x, y, mask):
+        return -1 if plane.rows and plane.columns else 0
+    part = plane[0]
+    by_row = plane.keep[0] == 1
+    left = plane.rows if by_row else plane.columns
     while left:
         n = min(left, <size_t>BLOCK)
         bools(keep, n, mask, start)
@@ -310,12 +332,13 @@ cdef int bias_dropout_add(
     cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
-    elif dtype == CDROPOUT_FLOAT64:
-        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
-    else:
+    cdef bint some = rows and columns
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(x, bias, residual) or not (y and mask)):
         return -1
+    if some and dtype == CDROPOUT_FLOAT32:
+        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
+    elif some:
+        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
     return 0
 
 
@@ -348,12 +371,13 @@ cdef int bias_dropout_add_backward(
     cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
-    elif dtype == CDROPOUT_FLOAT64:
-        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
-    else:
+    cdef bint some = rows and columns
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(gy, gx, gbias) or mask == NULL):
         return -1
+    if some and dtype == CDROPOUT_FLOAT32:
+        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
+    elif some:
+        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
     return 0
 
 

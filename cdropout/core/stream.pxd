@@ -26,6 +26,9 @@ cdef extern from *:
     #define CD_MIX_2 0x94D049BB133111EBull
     #define CD_CALL 0xD1342543DE82EF95ull
     #define CD_INCREMENT 0xA0761D6478BD642Full
+    static const uint64_t CD_STEPS[8] = {
+      0, CD_GAMMA, 2 * CD_GAMMA, 3 * CD_GAMMA, 4 * CD_GAMMA, 5 * CD_GAMMA, 6 * CD_GAMMA, 7 * CD_GAMMA,
+    };
     enum { CD_WORDS = 64 / sizeof(cd_word), CD_PART = CD_WORDS > 1 ? 2 : 1, CD_PARTS = CD_WORDS / CD_PART };
     """
     const uint64_t GAMMA "CD_GAMMA"
@@ -33,6 +36,7 @@ cdef extern from *:
     const uint64_t MIX_2 "CD_MIX_2"
     const uint64_t CALL "CD_CALL"
     const uint64_t INCREMENT "CD_INCREMENT"
+    const uint64_t* STEPS "CD_STEPS"              # from the first lane's seed to each lane's
     const int WORDS "CD_WORDS"                    # vectors that hold the 8 lanes
     const int PART "CD_PART"                      # of them that are drawn together: more would not fit the registers
     const int PARTS "CD_PARTS"
@@ -71,16 +75,21 @@ cdef inline word draw(word* s0, word* s1) noexcept nogil:
     return r
 
 
+cdef inline void mix_lanes(word* z) noexcept nogil:
+    """mix in every lane of a vector."""
+    z[0] = (z[0] ^ (z[0] >> 30)) * MIX_1
+    z[0] = (z[0] ^ (z[0] >> 27)) * MIX_2
+    z[0] ^= z[0] >> 31
+
+
 cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
-    cdef uint64_t s0[LANES]
-    cdef uint64_t s1[LANES]
-    cdef int lane, v
-    for lane in range(LANES):
-        s0[lane] = mix(stream.K + GAMMA * (LANES * block + <uint64_t>lane + 1))
-        s1[lane] = mix(s0[lane] + stream.c)
+    cdef uint64_t first = stream.K + GAMMA * (LANES * block + 1)
+    cdef int v
     for v in range(WORDS):
-        stream.s0[v] = load(s0 + v * (LANES // WORDS))
-        stream.s1[v] = load(s1 + v * (LANES // WORDS))
+        stream.s0[v] = load(STEPS + v * (LANES // WORDS)) + first
+        mix_lanes(&stream.s0[v])
+        stream.s1[v] = stream.s0[v] + stream.c
+        mix_lanes(&stream.s1[v])
 
 
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:

@@ -1,5 +1,4 @@
 """Masks applied to PyTorch's CPU tensors, read by DLPack's C interface; compiled, since small calls are mostly overhead."""
-from functools import partial
 from threading import local
 
 from cpython.exc cimport PyErr_Clear
@@ -10,18 +9,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import torch
 
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
-from cdropout.core import threads
-from cdropout.core.arrays import apply_piece
+from cdropout.core.arrays cimport SHARED, apply_contiguous
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
 from cdropout.core.strided cimport MAX_DIMS, Box, arrange, draw_box
-from cdropout.core.stream cimport BLOCK
-
-cdef enum:
-    SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
-    SHARED = 1 << 22                  # elements from which a second thread pays
-
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
 
@@ -150,7 +142,10 @@ cpdef compute(x, uint64_t seed, tuple name, bint inplace=False):
     if not contiguous(&source):       # expanded or sliced: a copy costs less than a walk by strides
         y.copy_(x)
         source = target
-    apply_contiguous(&source, &target, &mask)
+    apply_contiguous(
+        type_of(&source), source.bits // 8, source.data, target.data, size_of(&source), &mask, 0,
+        torch.get_num_threads() if size_of(&source) >= SHARED else 1,
+    )
     return y
 
 
@@ -159,28 +154,6 @@ cdef name_mask(cdropout_mask* mask, uint64_t seed, uint64_t call, double p, fact
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if factor is not None and 0 < p < 1:
         mask.scale = factor
-
-
-cdef apply_contiguous(const View* x, const View* y, const cdropout_mask* mask):
-    cdef cdropout_dtype dtype = type_of(x)
-    cdef size_t n = size_of(x)
-    cdef size_t blocks = (n + BLOCK - 1) // BLOCK
-    cdef size_t pieces = 1
-    cdef size_t each
-    if n < SHORT:
-        kernels.apply(dtype, x.data, y.data, n, mask, 0)
-        return
-    if n >= SHARED:
-        pieces = min(<size_t>torch.get_num_threads(), <size_t>threads.get_num_threads(), blocks)
-    if pieces == 1:
-        with nogil:
-            kernels.apply(dtype, x.data, y.data, n, mask, 0)
-        return
-    each = (blocks + pieces - 1) // pieces * BLOCK
-    work = partial(
-        apply_piece, <int>dtype, <size_t>x.bits // 8, <uintptr_t>x.data, <uintptr_t>y.data, n, each, <uintptr_t>mask, 0
-    )
-    threads.share(work, (n + each - 1) // each)
 
 
 cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared):

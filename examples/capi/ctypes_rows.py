@@ -1,0 +1,57 @@
+"""ctypes: each row of a float32 array by a mask of its own, row i by that of call number i."""
+
+import ctypes
+from ctypes import CFUNCTYPE, POINTER, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+
+import numpy as np
+
+import cdropout
+from cdropout.core import dispatch
+
+
+class Mask(ctypes.Structure):
+    """cdropout_mask."""
+
+    _fields_ = [
+        ("seed", c_uint64),
+        ("call", c_uint64),
+        ("threshold", c_uint64),
+        ("scale", c_double),
+    ]
+
+
+class Table(ctypes.Structure):
+    """The beginning of cdropout_table: as much of it as is wanted here."""
+
+    _fields_ = [
+        ("version", c_uint32),
+        ("size", c_uint32),
+        ("mask_init", CFUNCTYPE(c_int, POINTER(Mask), c_uint64, c_uint64, c_double)),
+        (
+            "apply",
+            CFUNCTYPE(c_int, c_int, c_void_p, c_void_p, c_size_t, POINTER(Mask), c_uint64),
+        ),
+    ]
+
+
+FLOAT32 = 0  # cdropout_dtype
+capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+capsule_pointer.restype, capsule_pointer.argtypes = c_void_p, (ctypes.py_object, ctypes.c_char_p)
+kernels = Table.from_address(capsule_pointer(dispatch.table, b"cdropout.core.table"))
+
+
+def dropout_rows(x, y, p, seed):
+    """Drop each row of x into y; the kernel runs without the GIL."""
+    mask = Mask()
+    for row in range(len(x)):
+        if kernels.mask_init(mask, seed, row, p):
+            raise ValueError("p has to be between 0 and 1")
+        kernels.apply(FLOAT32, x[row].ctypes.data, y[row].ctypes.data, x.shape[1], mask, 0)
+
+
+if __name__ == "__main__":
+    x = np.ones((3, 1000), np.float32)
+    y = np.empty_like(x)
+    dropout_rows(x, y, 0.1, seed=42)
+    right = [cdropout.Mask(1000, 0.1, seed=42, call=row).apply(x[row]) for row in range(3)]
+    print("as from Python:", np.array_equal(y, right))

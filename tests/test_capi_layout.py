@@ -1,0 +1,143 @@
+"""The C interface as it was recorded: its end may grow, and nothing else may change.
+
+    python tests/test_capi_layout.py --record
+
+adds what is new to capi_layout.json. Do that when a version is released.
+"""
+
+import json
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import cdropout
+
+cffi = pytest.importorskip("cffi", reason="cffi reads the header")
+HEADER = Path(cdropout.get_include(), "cdropout.h").read_text()
+RECORD = Path(__file__).with_name("capi_layout.json")
+STRUCTS = ("cdropout_mask", "cdropout_plane", "cdropout_table")
+pytestmark = pytest.mark.skipif(sys.maxsize < 2**32, reason="the record is of 64-bit pointers")
+
+
+def layout(header):
+    """Return what a header declares: the version, the codes, and each field after its offset."""
+    ffi = cffi.FFI()
+    ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])
+    version = int(re.search(r"#define CDROPOUT_TABLE_VERSION (\d+)\n", header)[1])
+    fields = {
+        name: [
+            f"{kind.offset}: {kind.type.cname} {field}" for field, kind in ffi.typeof(name).fields
+        ]
+        for name in STRUCTS
+    }
+    codes = sorted(ffi.typeof("cdropout_dtype").relements.items(), key=lambda item: item[1])
+    return {"version": version, "codes": dict(codes), **fields}
+
+
+def breaks(recorded, present):
+    """Yield what programs compiled for the recorded layout would not survive."""
+    for name, code in recorded["codes"].items():
+        if present["codes"].get(name) != code:
+            yield f"{name} was {code}, and is {present['codes'].get(name)}"
+    for name in ("cdropout_mask", "cdropout_plane"):  # callers own these: they cannot even grow
+        if present[name] != recorded[name]:
+            yield f"{name} was {recorded[name]}, and is {present[name]}"
+    before, now = recorded["cdropout_table"], present["cdropout_table"]
+    for i, field in enumerate(before):
+        if now[i : i + 1] != [field]:
+            yield f"the table had {field!r}, and has {now[i : i + 1]}"
+    if present["version"] < recorded["version"]:
+        yield f"the version was {recorded['version']}, and is {present['version']}"
+    if len(now) > len(before) and present["version"] <= recorded["version"]:
+        yield f"the table has grown, but its version is {present['version']} still"
+
+
+def record():
+    return json.loads(RECORD.read_text())
+
+
+def test_what_is_recorded_has_not_changed():
+    assert list(breaks(record(), layout(HEADER))) == []
+
+
+def test_the_record_is_complete():
+    """Of its version: what is added has a later one, until that is recorded too."""
+    present = layout(HEADER)
+    assert present["version"] > record()["version"] or present == record()
+
+
+LAST = "(?=} cdropout_table)"
+GROWN = [
+    (LAST, "  int (*newer)(cdropout_mask *mask);\n"),
+    (r"TABLE_VERSION (\d+)", lambda found: f"TABLE_VERSION {int(found[1]) + 1}"),
+]
+CODE = ("CDROPOUT_BFLOAT16 = 3", "CDROPOUT_BFLOAT16 = 3, CDROPOUT_FLOAT8 = 4")
+
+
+def edited(*edits):
+    header = HEADER
+    for old, new in edits:
+        header, count = re.subn(old, new, header)
+        assert count == 1, old
+    return layout(header)
+
+
+@pytest.mark.parametrize("edits", [GROWN, [CODE], [*GROWN, CODE]], ids=["function", "type", "both"])
+def test_the_end_may_grow(edits):
+    assert list(breaks(record(), edited(*edits))) == []
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ([GROWN[0]], r"^the table has grown, but its version is \d+ still$"),
+        ([(r"TABLE_VERSION \d+", "TABLE_VERSION 0")], r"^the version was \d+, and is 0$"),
+        ([(r"(int \(\*mask_init\))", r"int (*newer)(void);\n\1")], "had .* mask_init', .* newer'"),
+        ([(r"\(\*bits\)", "(*draw_bits)")], "had .* bits', .* draw_bits'"),
+        (
+            [(r"size_t n, const uint8_t \*bits", "int n, const uint8_t *bits")],
+            " apply_bits', .* int,",
+        ),
+        ([(r"int \(\*bools\)", "void (*bools)")], r": int\(.* bools', .* void\(.* bools'"),
+        (
+            [(r"double \*gbias", "float *gbias")],
+            r" double \*.* float \*.* bias_dropout_add_backward",
+        ),
+        ([("  uint32_t size;", "  uint64_t size;")], "'4: uint32_t size', .*'8: uint64_t size'"),
+        ([("  double scale;", "  float scale;")], "^cdropout_mask was .*24: double .*24: float "),
+        ([("seed, call, threshold", "call, seed, threshold")], "^cdropout_mask was .* seed"),
+        ([(r"y\[2\], keep\[2\]", "keep[2], y[2]")], "^cdropout_plane was "),
+        ([("(size_t rows, columns);\n  p", r"\1, more;\n  p")], "^cdropout_plane was "),
+        ([("FLOAT16 = 2", "FLOAT16 = 5")], "^CDROPOUT_FLOAT16 was 2, and is 5$"),
+        ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
+    ],
+)
+def test_what_would_break_programs_is_seen(edits, message):
+    found = list(breaks(record(), edited(*edits)))
+    assert any(re.search(message, each) for each in found), found
+
+
+def test_a_function_may_not_go():
+    shorter = layout(HEADER)
+    last = shorter["cdropout_table"].pop()
+    assert list(breaks(record(), shorter)) == [f"the table had {last!r}, and has []"]
+
+
+def signatures(text):
+    """Return (result, name, arguments) of each function, less what differs in C and Cython."""
+    found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
+    assert found
+    return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]
+
+
+def test_the_cython_declarations_are_those_of_the_header():
+    cython = files("cdropout").joinpath("__init__.pxd").read_text()
+    tidy = re.sub(r"\s+", " ", cython).replace("( ", "(").replace(" )", ")")
+    assert signatures(tidy) == signatures(re.sub(r"\s+", " ", HEADER))
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--record"]:
+    RECORD.write_text(json.dumps(layout(HEADER), indent=1) + "\n")
