@@ -4,8 +4,9 @@
 #     tests/emulate.sh aarch64     NEON
 #     tests/emulate.sh s390x       big-endian
 #
-# It needs Debian (or what has its packages), and installs two of them: QEMU and the cross compiler. The foreign Python
-# and NumPy are unpacked into build/emulate, and stay there for the next time.
+# checks the recorded hashes and runs the tests of the kernels and of the half types, or the tests named after the machine.
+# It needs Debian, or what has its packages, and installs QEMU and the cross compiler; the foreign Python and NumPy are only
+# unpacked, into build/emulate, and stay there for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,7 +41,7 @@ unpack_root() {
   "${apt[@]}" install -y --no-install-recommends --download-only python3 libpython3-dev \
     python3-numpy python3-pytest libstdc++6
   for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-  rm "$root"/usr/include/python3.*/numpy # its headers: those of the native NumPy, which is newer, serve for all that run
+  rm -f "$root"/usr/include/python3.*/numpy # old headers: those of the native NumPy serve
 }
 
 # It calls itself by this file's name, so that the processes that it starts are emulated too.
@@ -88,6 +89,8 @@ write_foreign_python
 [ -e "$native" ] || python3 -m venv "$work/env"
 "$native" -m pip install -q 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
 [ -e "$modules/ml_dtypes" ] || build_ml_dtypes
+rm -rf "$work/build" "$modules"/cdropout*
 cross_build .
 "$foreign" -P -m cdropout selftest
+[ $# -gt 1 ] || set -- "$machine" tests/test_kernels.py tests/test_halves.py
 "$foreign" -P -m pytest -q -p no:cacheprovider "${@:2}"
