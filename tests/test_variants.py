@@ -278,7 +278,7 @@ def test_mc_dropout_at_its_ends():
         ({"n": True}, TypeError, "n has to be an int, but got bool"),
         ({"x": [1.0]}, TypeError, "but got list"),
         ({"out": np.ones((2, 4), np.float32)}, ValueError, r"\(2, 3, 4\), but got \(2, 4\)"),
-        ({"out": np.ones((2, 3, 4))}, ValueError, "type and byte order of x, <f4, but got <f8"),
+        ({"out": np.ones((2, 3, 4))}, ValueError, "type and byte order of x, .f4, but got .f8"),
     ],
 )
 def test_mc_dropout_errors(kwargs, error, words):
