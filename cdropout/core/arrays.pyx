@@ -25,7 +25,7 @@ cnp.import_array()
 
 cdef enum:
     SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
-    LONG_BOX = 1 << 16                # elements at any strides, where each may cost a page, after which signals are looked for
+    LONG_BOX = 1 << 16                # the LONG of arrays at any strides: an element may cost a page
 
 
 TYPES = "float16, bfloat16, float32 or float64"

@@ -52,7 +52,8 @@ def dropout(
     TypeError
         If an argument is of a type that is not taken; the message names it.
     ValueError
-        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed.
+        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed. (After a signal handler
+        has raised, as that of Ctrl-C does, out is written in part, and no call number used up.)
 
     Notes
     -----
