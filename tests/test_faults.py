@@ -109,10 +109,10 @@ def test_a_signal_ends_a_long_call(huge, alarm, call):
 
 @linux_only
 def test_ctrl_c_ends_the_drawing_of_a_mask(alarm):
-    mask = cd.Mask(1 << 34, 0.1)  # in less than 20 s none of these is done
+    mask = cd.Mask(1 << 32, 0.1)
     for call in (mask.bits, mask[::2].__array__, mask.__array__):
         alarm(signal.default_int_handler)
-        with pytest.raises((KeyboardInterrupt, MemoryError)):
+        with pytest.raises(KeyboardInterrupt):
             call()
 
 
