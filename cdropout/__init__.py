@@ -1,5 +1,8 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
+# first: where NumPy refuses a second interpreter, that one must not have claimed our own modules
+import numpy  # noqa: F401
+
 __version__ = "0.1.0.dev0"
 
 try:

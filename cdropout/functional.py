@@ -8,6 +8,7 @@ from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.generators import check_probability
+from cdropout.core.masks import draw_into
 
 __all__ = [
     "alpha_dropout",
@@ -184,15 +185,16 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     b = -a * p * SATURATION
     target = place(x, inplace, out)
     source = take(x)
+    keep = np.empty(source.shape, np.bool_)  # before the draw: what fails has changed nothing
     half = source.dtype.itemsize == 2  # computed in float32 and rounded once
     y = source.astype(np.float32) if half else target
     _, mask = dropout_axes(
         y if half else source, axes, p, True, half, rng, True, None if half else y, a
     )
-    keep = np.asarray(mask)
+    draw_into(keep, mask)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.add(y, y.dtype.type(b), out=y, where=keep)
-        np.copyto(y, y.dtype.type(a * SATURATION + b), where=~keep)
+        np.copyto(y, y.dtype.type(a * SATURATION + b), where=np.logical_not(keep, out=keep))
         if half:
             np.copyto(target, y, casting="same_kind")
     result = x if inplace else target

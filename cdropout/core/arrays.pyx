@@ -4,7 +4,7 @@ from functools import partial
 cimport numpy as cnp
 from libc.limits cimport INT_MAX
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from cdropout cimport (
 )
 from cdropout.core import dispatch, threads
 from cdropout.core.dispatch cimport kernels
+from cdropout.core.signals cimport answer_signals
 from cdropout.core.stream cimport BLOCK
-from cdropout.core.strided cimport Box, apply_box, arrange, draw_box
+from cdropout.core.strided cimport Axis, Box, apply_box, arrange, axis_to_cut, draw_box, elements
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
@@ -24,6 +25,7 @@ cnp.import_array()
 
 cdef enum:
     SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
+    LONG_BOX = 1 << 16                # the LONG of arrays at any strides: an element may cost a page
 
 
 TYPES = "float16, bfloat16, float32 or float64"
@@ -175,11 +177,13 @@ cdef inline bint plain(cnp.ndarray x, cnp.ndarray y) noexcept:
     return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
 
 
-cdef void fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
+cdef fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
     """The axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
     cdef int ndim = cnp.PyArray_NDIM(y)
     cdef ptrdiff_t step = 1
     cdef int i
+    if x is not None and not cnp.PyArray_SAMESHAPE(x, y):    # another thread, or the code of a rng, may do that
+        raise ValueError(f"x has another shape, {shape_of(x)}, than at the beginning of the call, {shape_of(y)}")
     box.ndim = ndim
     box.size = cnp.PyArray_ITEMSIZE(y)
     if x is not None:
@@ -206,54 +210,91 @@ def apply_piece(
         )
 
 
+cdef cdropout_dtype part_of(cdropout_dtype dtype, size_t bytes) noexcept:
+    """The code of a part of an array of so many bytes: stored past the cache if the whole does not fit it."""
+    return <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE) if bytes >= <size_t>dispatch.largest_cached else dtype
+
+
 cdef apply_contiguous(
     cdropout_dtype dtype, size_t size, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, int most
 ):
     """y = x * scale where the mask keeps, else +0.0, for n elements of `size` bytes, on at most `most` threads."""
     cdef size_t blocks = (n + BLOCK - 1) // BLOCK
-    cdef size_t pieces, each
+    cdef size_t sharers, each
     if n < SHORT:
         kernels.apply(dtype, x, y, n, mask, start)
         return
-    pieces = min(<size_t>min(most, <int>threads.get_num_threads()), blocks) if n >= SHARED else 1
-    if pieces == 1:
+    sharers = min(<size_t>min(most, <int>threads.get_num_threads()), blocks) if n >= SHARED else 1
+    if sharers == 1 and n <= LONG:
         with nogil:
             kernels.apply(dtype, x, y, n, mask, start)
         return
-    if n * size >= <size_t>dispatch.largest_cached:
-        dtype = <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE)
-    each = (blocks + pieces - 1) // pieces * BLOCK    # cut at block borders
+    dtype = part_of(dtype, n * size)
+    each = min((blocks + sharers - 1) // sharers * BLOCK, <size_t>LONG)    # cut at block borders
     work = partial(apply_piece, <int>dtype, size, <uintptr_t>x, <uintptr_t>y, n, each, <uintptr_t>mask, start)
-    threads.share(work, <int>((n + each - 1) // each))
+    threads.share(work, <int>((n + each - 1) // each), <int>sharers)
 
 
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
     """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order."""
     cdef size_t n = cnp.PyArray_SIZE(x)
-    cdef Box box
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef cdropout_dtype dtype = code_of(x)
+    cdef int64_t looked = 0
+    cdef Box box
     if n == 0:
         return
     if strides is not None or not plain(x, y):
         fill_box(&box, x, y, strides)
         box.scale = mask.scale
         with nogil:
-            draw_box(&box, source, target, mask, start)
+            run_box(&box, source, target, NULL, mask, start, &looked)
     else:
         apply_contiguous(dtype, cnp.PyArray_ITEMSIZE(x), source, target, n, mask, start, INT_MAX)
 
 
+cdef int run_box(
+    Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start, int64_t* looked
+) except -1 nogil:
+    """apply_box where keep is given, else draw_box; halved while it is long, so that signals are answered in time."""
+    cdef Axis* axis = &box.axes[axis_to_cut(box)]
+    cdef size_t length = axis.length
+    cdef ptrdiff_t middle = length // 2
+    if elements(box) <= LONG_BOX:
+        if keep != NULL:
+            apply_box(box, x, y, keep)
+        else:
+            draw_box(box, x, y, mask, start)
+        return 0
+    axis.length = middle
+    run_box(box, x, y, keep, mask, start, looked)
+    answer_signals(looked)
+    axis.length = length - middle
+    run_box(
+        box, x + middle * axis.x if x != NULL else NULL, y + middle * axis.y,
+        keep + middle * axis.keep if keep != NULL else NULL, mask, start + <uint64_t>(middle * axis.keep), looked,
+    )
+    axis.length = length
+    return 0
+
+
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
+    cdef const char* source
+    cdef char* target
+    cdef const uint8_t* kept
+    cdef int64_t looked = 0
     cdef Box box
     if cnp.PyArray_SIZE(x) == 0:
         return
     fill_box(&box, x, y, (<object>keep).strides)
     box.scale = scale
+    source = <const char*>cnp.PyArray_DATA(x)
+    target = <char*>cnp.PyArray_DATA(y)
+    kept = <const uint8_t*>cnp.PyArray_DATA(keep)
     with nogil:
-        apply_box(&box, <const char*>cnp.PyArray_DATA(x), <char*>cnp.PyArray_DATA(y), <const uint8_t*>cnp.PyArray_DATA(keep))
+        run_box(&box, source, target, kept, NULL, 0, &looked)
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
@@ -262,10 +303,18 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef const uint8_t* packed = <const uint8_t*>cnp.PyArray_DATA(bits)
-    cdef cdropout_dtype dtype = code_of(x)
+    cdef size_t size = cnp.PyArray_ITEMSIZE(x)
+    cdef cdropout_dtype dtype = part_of(code_of(x), n * size)
+    cdef size_t first = 0
+    cdef int64_t looked = 0
     if plain(x, y):
         with nogil:
-            kernels.apply_bits(dtype, source, target, n, packed, 0, scale)
+            while first < n:
+                answer_signals(&looked)
+                kernels.apply_bits(
+                    dtype, source + first * size, target + first * size, min(n - first, <size_t>LONG), packed, first, scale
+                )
+                first += LONG
     else:
         apply_bools(x, y, np.unpackbits(bits, count=n, bitorder="little").reshape(shape_of(x)), scale)
 
@@ -273,22 +322,31 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
 cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
     """Fill out (C order, a byte an element) with 1 where the mask keeps, else 0."""
     cdef size_t n = cnp.PyArray_SIZE(out)
-    cdef char* target = <char*>cnp.PyArray_DATA(out)
+    cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
+    cdef size_t first = 0
+    cdef int64_t looked = 0
     cdef Box box
     if n == 0:
         return
-    if strides is None:
+    if strides is not None:
+        fill_box(&box, None, out, strides)
         with nogil:
-            kernels.bools(<uint8_t*>target, n, mask, start)
+            run_box(&box, NULL, <char*>target, NULL, mask, start, &looked)
         return
-    fill_box(&box, None, out, strides)
     with nogil:
-        draw_box(&box, NULL, target, mask, start)
+        while first < n:
+            answer_signals(&looked)
+            kernels.bools(target + first, min(n - first, <size_t>LONG), mask, start + first)
+            first += LONG
 
 
-cdef draw_bits(cnp.ndarray out, Py_ssize_t n, const cdropout_mask* mask, uint64_t start):
+cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
     """Fill out (uint8, contiguous) with n keep bits, least significant first."""
     cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    if n:
-        with nogil:
-            kernels.bits(target, n, mask, start)
+    cdef size_t first = 0
+    cdef int64_t looked = 0
+    with nogil:
+        while first < n:
+            answer_signals(&looked)
+            kernels.bits(target + first // 8, min(n - first, <size_t>LONG), mask, start + first)
+            first += LONG

@@ -6,7 +6,7 @@ import numpy as np
 from cdropout cimport cdropout_mask
 from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport as_generator, as_probability, check_rng
+from cdropout.core.generators cimport Generator, as_generator, as_probability, as_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask, scale_of, shared_strides
 
 cnp.import_array()
@@ -52,7 +52,8 @@ def dropout(
     TypeError
         If an argument is of a type that is not taken; the message names it.
     ValueError
-        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed.
+        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed. (After a signal handler
+        has raised, as that of Ctrl-C does, out is written in part, and no call number used up.)
 
     Notes
     -----
@@ -61,9 +62,8 @@ def dropout(
     """
     if mask is None or not training:
         return dropout_axes(x, broadcast_dims, p, training, inplace, rng, return_mask, out)
-    as_probability(p)
-    if rng is not None:
-        check_rng(rng)
+    p = as_probability(p)             # once: a number's own code might answer otherwise the second time
+    as_rng(rng)
     if not empty(broadcast_dims):
         raise ValueError("mask= says which elements are kept: it excludes broadcast_dims")
     y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
@@ -107,9 +107,10 @@ cpdef dropout_axes(
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array = as_array(x)
     cdef cnp.ndarray target
+    cdef Generator generator = None
     cdef tuple strides = None if empty(broadcast_dims) else shared_strides(shape_of(array), broadcast_dims)
     if rng is not None:
-        check_rng(rng)
+        rng = as_rng(rng)
     if not training:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)
@@ -120,11 +121,17 @@ cpdef dropout_axes(
     else:
         target = destination(array, inplace, out)
         if 0 < probability < 1 and cnp.PyArray_SIZE(array):
-            as_generator(rng).name_next(&name)
+            generator = as_generator(rng)
+            generator.name_next(&name)
         if probability == 0:
             np.copyto(target, array)
         else:
-            apply_mask(array, target, &name, 0, strides)
+            try:
+                apply_mask(array, target, &name, 0, strides)
+            except BaseException:     # a signal handler has raised
+                if generator is not None:
+                    generator.take_back(&name)
+                raise
         result = x if inplace else target
     return (result, new_mask(name, shape_of(array), probability, strides)) if return_mask else result
 
@@ -133,9 +140,11 @@ cdef apply_given(x, mask, p, bint inplace, out):
     """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
     cdef cnp.ndarray array = as_array(x)
     cdef cnp.ndarray given
+    if p is not None:
+        p = as_probability(p)
     if isinstance(mask, Mask):
         check_shape((<Mask>mask).shape, array)
-        if p is not None and as_probability(p) != (<Mask>mask).p:
+        if p is not None and p != (<Mask>mask).p:
             raise ValueError(f"the mask has p={(<Mask>mask).p}, but p={p} was given")
         target = destination(array, inplace, out)
         apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
@@ -148,7 +157,7 @@ cdef apply_given(x, mask, p, bint inplace, out):
     if np.may_share_memory(target, given):
         given = given.copy()
     factors = given.dtype == array.dtype
-    scale = None if factors else scale_of(as_probability(p))
+    scale = None if factors else scale_of(p)
     if factors:
         apply_factors(array, target, given)
     elif scale == 0:                  # p = 1 keeps nothing, whatever the mask says
@@ -170,8 +179,6 @@ cdef apply_factors(cnp.ndarray x, cnp.ndarray y, cnp.ndarray factors):
 
 cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
     shape = shape_of(x)
-    if p is not None:
-        as_probability(p)
     if mask.dtype == np.uint8:
         shape = ((cnp.PyArray_SIZE(x) + 7) // 8,)
         if shape_of(mask) != shape:

@@ -1,12 +1,13 @@
 """bias_dropout_add and its backward: three operations on one reading of their arrays."""
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 
 import numpy as np
 
 from cdropout cimport cdropout_dtype, cdropout_mask
-from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
+from cdropout.core.arrays cimport LONG, as_array, code_of, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport as_generator, as_index, as_probability, check_rng
+from cdropout.core.generators cimport Generator, as_generator, as_index, as_probability, as_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask
 
 cnp.import_array()
@@ -65,9 +66,10 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
     cdef cnp.ndarray residual_array = as_array(residual, "residual")
     cdef tuple shape = shape_of(array)
     cdef cdropout_mask name
+    cdef Generator generator = None
     check_operands(array, bias_array, residual_array)
     if rng is not None:
-        check_rng(rng)
+        rng = as_rng(rng)
     target = destination(array, False, out)
     if out is not None and (np.may_share_memory(out, bias_array) or partly_overlap(out, residual_array)):
         raise ValueError("out overlaps bias, or partly overlaps residual; it has to be residual itself or lie apart")
@@ -78,8 +80,14 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
     direct = target.flags.c_contiguous and target.dtype == sources[0].dtype
     result = target if direct else np.empty(shape, sources[0].dtype)
     if 0 < probability < 1 and array.size:
-        as_generator(rng).name_next(&name)
-    run_forward(sources[0], sources[1], sources[2], result, &name)
+        generator = as_generator(rng)
+        generator.name_next(&name)
+    try:
+        run_forward(sources[0], sources[1], sources[2], result, &name)
+    except BaseException:             # a signal handler has raised
+        if generator is not None:
+            generator.take_back(&name)
+        raise
     if not direct:
         round_to(target, result)
     return (target, new_mask(name, shape, probability, None)) if return_mask else target
@@ -121,16 +129,32 @@ cdef cnp.ndarray as_row(cnp.ndarray bias, tuple shape):
     return bias if columns_of(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
+def tiles(size_t rows, size_t columns):
+    """Pieces of LONG elements at most, between which signals are answered: (first element, its column, rows, columns)."""
+    cdef size_t tall = max(LONG // columns, 1) if columns else 1
+    cdef size_t row, column
+    for row in range(0, rows, tall):
+        for column in range(0, columns, LONG):
+            yield row * columns + column, column, min(tall, rows - row), min(columns - column, <size_t>LONG)
+
+
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, const cdropout_mask* name):
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef size_t rows = cnp.PyArray_SIZE(x) // columns if columns else 0
     cdef cdropout_dtype dtype = code_of(x)
-    cdef const void* first = cnp.PyArray_DATA(x)
-    cdef const void* second = cnp.PyArray_DATA(bias)
-    cdef const void* third = cnp.PyArray_DATA(residual)
-    cdef void* target = cnp.PyArray_DATA(y)
-    with nogil:
-        kernels.bias_dropout_add(dtype, first, second, third, target, rows, columns, name, 0)
+    cdef size_t size = cnp.PyArray_ITEMSIZE(x)
+    cdef const char* first = <const char*>cnp.PyArray_DATA(x)
+    cdef const char* second = <const char*>cnp.PyArray_DATA(bias)
+    cdef const char* third = <const char*>cnp.PyArray_DATA(residual)
+    cdef char* target = <char*>cnp.PyArray_DATA(y)
+    cdef size_t at, column, height, width
+    for at, column, height, width in tiles(rows, columns):
+        with nogil:
+            kernels.bias_dropout_add(
+                dtype, first + at * size, second + column * size, third + at * size, target + at * size, height, width,
+                name, at,
+            )
+        PyErr_CheckSignals()
 
 
 def bias_dropout_add_backward(gy, mask, bias_shape=None):
@@ -192,8 +216,14 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
     cdef size_t columns = cnp.PyArray_SIZE(sums)
     cdef size_t rows = cnp.PyArray_SIZE(gy) // columns if columns else 0
     cdef cdropout_dtype dtype = code_of(gy)
-    cdef const void* source = cnp.PyArray_DATA(gy)
-    cdef void* target = cnp.PyArray_DATA(gx)
+    cdef size_t size = cnp.PyArray_ITEMSIZE(gy)
+    cdef const char* source = <const char*>cnp.PyArray_DATA(gy)
+    cdef char* target = <char*>cnp.PyArray_DATA(gx)
     cdef double* total = <double*>cnp.PyArray_DATA(sums)
-    with nogil:
-        kernels.bias_dropout_add_backward(dtype, source, target, total, rows, columns, &mask.name, mask.first)
+    cdef size_t at, column, height, width
+    for at, column, height, width in tiles(rows, columns):
+        with nogil:
+            kernels.bias_dropout_add_backward(
+                dtype, source + at * size, target + at * size, total + column, height, width, &mask.name, mask.first + at,
+            )
+        PyErr_CheckSignals()

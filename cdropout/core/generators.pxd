@@ -17,6 +17,7 @@ cdef class Generator:
     cdef restart(self, seed)
     cdef refresh(self)
     cdef name_next(self, cdropout_mask* mask)
+    cdef take_back(self, const cdropout_mask* mask)
 
-cdef check_rng(rng)
+cdef as_rng(rng)
 cdef Generator as_generator(rng)

@@ -126,6 +126,12 @@ cdef class Generator:
             mask.call = self.calls_
             self.calls_ += 1
 
+    cdef take_back(self, const cdropout_mask* mask):
+        """Undo name_next for a call that was interrupted, unless the next number has been handed out since."""
+        with cython.critical_section(self):
+            if self.seed_ == mask.seed and self.calls_ == mask.call + 1:
+                self.calls_ = mask.call
+
     @property
     def seed(self):
         """The seed, as an int in [0, 2**64)."""
@@ -195,12 +201,14 @@ def manual_seed(seed):
     return default
 
 
-cdef check_rng(rng):
-    """TypeError unless as_generator can make a generator of rng."""
-    if rng is None or isinstance(rng, (Generator, np.random.Generator, np.random.SeedSequence)):
-        return
+cdef as_rng(rng):
+    """What as_generator takes: a seed becomes a generator, so that no code of rng's runs later. TypeError if it is none."""
+    if rng is None or isinstance(rng, Generator):    # before NumPy's: np.random is imported when it is first named
+        return rng
+    if isinstance(rng, (np.random.Generator, np.random.SeedSequence)):
+        return rng
     try:
-        as_seed(rng)
+        return Generator(rng)
     except TypeError:
         raise TypeError(
             "rng has to be None, a cdropout.Generator, a numpy.random.Generator or SeedSequence, or an int, "
@@ -209,19 +217,17 @@ cdef check_rng(rng):
 
 
 cdef Generator as_generator(rng):
-    """The generator that rng names; from NumPy's, one seed is drawn for a new one."""
+    """The generator that as_rng's rng names; from NumPy's, one seed is drawn for a new one."""
     if rng is None:
         return default
     if isinstance(rng, Generator):
         return rng
     if isinstance(rng, np.random.Generator):
         return Generator(rng.integers(1 << 64, dtype=np.uint64))
-    if isinstance(rng, np.random.SeedSequence):
-        return Generator(rng.generate_state(1, np.uint64)[0])
-    return Generator(rng)
+    return Generator(rng.generate_state(1, np.uint64)[0])
 
 
 def own_generator(rng):
     """The generator of a module: None stays None, which is the default generator at the time of each call."""
-    check_rng(rng)
+    rng = as_rng(rng)
     return None if rng is None else as_generator(rng)

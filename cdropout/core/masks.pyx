@@ -84,6 +84,8 @@ cdef class Mask:
     """
 
     def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
+        cdef cdropout_mask name
+        cdef double probability
         shape = shape if isinstance(shape, (tuple, list)) else (shape,)
         shape = tuple([as_index(length, "each length in shape") for length in shape])
         if any(length < 0 for length in shape):
@@ -92,13 +94,15 @@ cdef class Mask:
             strides = tuple([as_index(step, "each of strides") for step in strides])
             if len(strides) != len(shape):
                 raise ValueError(f"strides has to have one number an axis of {shape}, but got {strides}")
-        self.name.seed = as_seed(seed)
-        self.name.call = as_count(call, "call")
-        self.p = as_probability(p)
-        kernels.mask_init(&self.name, self.name.seed, self.name.call, self.p)
-        if factor is not None and factor != self.name.scale:
-            self.name.scale = as_factor(factor, self.p)
+        name.seed = as_seed(seed)
+        name.call = as_count(call, "call")
+        probability = as_probability(p)
+        kernels.mask_init(&name, name.seed, name.call, probability)
+        if factor is not None and factor != name.scale:
+            name.scale = as_factor(factor, probability)
         self.become(shape, as_count(start, "start"), strides)
+        self.name = name              # only now: a second call of __init__ that fails leaves the mask as it was
+        self.p = probability
 
     cdef become(self, tuple shape, start, strides):
         """Set what says where the elements lie in the stream."""
@@ -220,7 +224,7 @@ cdef class Mask:
         if copy is False:
             raise ValueError("a mask holds no array that could be shared: copy=False cannot be met")
         out = np.empty(self.shape, np.bool_)
-        draw_bools(out, &self.name, self.first, self.steps)
+        draw_into(out, self)
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def bits(self):
@@ -260,6 +264,11 @@ cdef class Mask:
         target = destination(array, False, out)
         apply_mask(array, target, &self.name, self.first, self.steps)
         return target
+
+
+def draw_into(cnp.ndarray out, Mask mask):
+    """Fill out, bools of the mask's shape in C order, with what the mask keeps."""
+    draw_bools(out, &mask.name, mask.first, mask.steps)
 
 
 cdef double scale_of(double p) noexcept:

@@ -55,6 +55,29 @@ cdef void arrange(Box* box) noexcept nogil:
         box.ndim += 1
 
 
+cdef size_t elements(const Box* box) noexcept nogil:
+    cdef size_t product = 1
+    cdef int i
+    for i in range(box.ndim):
+        product *= box.axes[i].length
+    return product
+
+
+cdef int axis_to_cut(const Box* box) noexcept nogil:
+    """The longer axis furthest out in memory; in a long mask the one of the widest steps, or each part would draw it all."""
+    cdef size_t reach = 0
+    cdef int outer = 0
+    cdef int widest = 0
+    cdef int i
+    for i in range(box.ndim - 1, -1, -1):
+        if box.axes[i].length > 1:
+            outer = i
+            reach += (box.axes[i].length - 1) * distance(box.axes[i].keep)
+            if box.axes[widest].length == 1 or distance(box.axes[i].keep) >= distance(box.axes[widest].keep):
+                widest = i
+    return outer if reach < SPAN else widest
+
+
 cdef void copy_plane(const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
     cdef size_t _i, j
     for _i in range(plane.rows):

@@ -9,11 +9,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import torch
 
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
-from cdropout.core.arrays cimport SHARED, apply_contiguous
+from cdropout.core.arrays cimport SHARED, apply_contiguous, run_box
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
-from cdropout.core.strided cimport MAX_DIMS, Box, arrange, draw_box
+from cdropout.core.strided cimport MAX_DIMS, Box, arrange
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
 
@@ -159,6 +159,7 @@ cdef name_mask(cdropout_mask* mask, uint64_t seed, uint64_t call, double p, fact
 cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared):
     cdef ptrdiff_t size = x.bits // 8
     cdef ptrdiff_t step = 1
+    cdef int64_t looked = 0
     cdef Box box
     cdef int i
     if x.ndim > MAX_DIMS:
@@ -178,7 +179,7 @@ cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tupl
         step *= x.shape[i]
     arrange(&box)
     with nogil:
-        draw_box(&box, x.data, y.data, mask, 0)
+        run_box(&box, x.data, y.data, NULL, mask, 0, &looked)
 
 
 def compute_gradient(gy, tuple draw):

@@ -4,6 +4,9 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from cpython.exc cimport PyErr_CheckSignals
+from libc.limits cimport INT_MAX
+
 pool = None
 number = 0
 
@@ -85,15 +88,19 @@ class Share:
             raise interrupt
 
 
-def share(work, int pieces):
-    """Call work(0), ..., work(pieces - 1), each once, on as many threads; return when all are done."""
+def share(work, int pieces, int most=INT_MAX):
+    """Call work(0), ..., work(pieces - 1), each once, on at most `most` threads; return when all are done.
+
+    Between its pieces the caller lets signal handlers run; if one raises, no other piece is begun.
+    """
     global pool
+    cdef int helpers = <int>min(pieces, most, number) - 1
     executor = pool                    # another thread may set `pool` to None at any time
-    if executor is None:
+    if executor is None and helpers:
         executor = pool = ThreadPoolExecutor(max(number - 1, 1), thread_name_prefix="cdropout")
     shared = Share(work, pieces)
     try:
-        for _other in range(pieces - 1):
+        for _helper in range(helpers):
             try:
                 executor.submit(shared.help)
             except RuntimeError:       # no thread can be started: the caller does what is left
@@ -104,6 +111,7 @@ def share(work, int pieces):
             except IndexError:
                 break
             work(piece)
+            PyErr_CheckSignals()
     finally:
         shared.stop()
     if shared.error is not None:
