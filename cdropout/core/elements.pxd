@@ -166,3 +166,15 @@ cdef inline void add_masked(
         store_bits32(bits, few_bits_at(keep, first, rest))
         step_bias(<const real*>buffer[0], <const real*>buffer[1], <const real*>buffer[2], buffer[3], bits, scale)
         memcpy(y, buffer[3], rest * sizeof(real))
+
+
+cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
+    """sums += x; by copies, since neither needs an alignment, which C asks of what it reads by a pointer of its type."""
+    cdef double total
+    cdef real value
+    cdef size_t i
+    for i in range(n):
+        memcpy(&total, sums + i, sizeof(double))
+        memcpy(&value, x + i, sizeof(real))
+        total += value
+        memcpy(sums + i, &total, sizeof(double))

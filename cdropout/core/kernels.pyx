@@ -14,7 +14,9 @@ from cdropout cimport (
     cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
-from cdropout.core.elements cimport LINE, WORD, add_masked, bfloat, element, half, mask_and_scale, real, step, up_to_line
+from cdropout.core.elements cimport (
+    LINE, WORD, add_masked, add_to, bfloat, element, half, mask_and_scale, real, step, up_to_line,
+)
 from cdropout.core.planes cimport apply_plane
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
@@ -348,7 +350,7 @@ cdef void sum_rows(
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP
-    cdef size_t _row, part, done, i
+    cdef size_t _row, part, done
     open_stream(&stream, mask, start - first)
     draw_unless_none(&stream, mask, keep)
     for _row in range(rows):
@@ -359,8 +361,7 @@ cdef void sum_rows(
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
             mask_and_scale(gy, gx, keep, first, part, mask.scale)
-            for i in range(part):
-                gbias[done + i] += gx[i]
+            add_to(gbias + done, gx, part)
             gy += part
             gx += part
             first += part

@@ -51,38 +51,41 @@ cdef inline void apply_row(
     """n elements of a row; `typed`: its type only."""
     cdef element buffer[PIECE]
     cdef element* target
+    cdef const char* source
+    cdef char* place
     cdef size_t first, part
     if plane.x[1] == sizeof(element) and plane.y[1] == sizeof(element):
         mask_and_scale(<const element*>x, <element*>y, bits, 0, n, scale)
         return
     for first in range(0, n, 512):                # PIECE: Cython loops in C by a literal step only
         part = min(n - first, <size_t>PIECE)
-        target = <element*>y if plane.y[1] == sizeof(element) else buffer
+        source = x + <ptrdiff_t>first * plane.x[1]
+        place = y + <ptrdiff_t>first * plane.y[1]
+        target = <element*>place if plane.y[1] == sizeof(element) else buffer
         if plane.x[1] == sizeof(element):
-            mask_and_scale(<const element*>x, target, bits, first, part, scale)
+            mask_and_scale(<const element*>source, target, bits, first, part, scale)
         else:
-            gather(buffer, x, plane.x[1], part)
+            gather(buffer, source, plane.x[1], part)
             mask_and_scale(<const element*>buffer, target, bits, first, part, scale)
         if target == buffer:
-            scatter(y, plane.y[1], <const element*>buffer, part)
-        x += PIECE * plane.x[1]
-        y += PIECE * plane.y[1]
+            scatter(place, plane.y[1], <const element*>buffer, part)
 
 
 cdef inline void apply_rows(
     const cdropout_plane* plane, const char* x, char* y, const uint8_t* keep, double scale, element* typed
 ) noexcept nogil:
     cdef uint8_t bits[LONGEST_BYTES]
-    cdef size_t first, row, n
-    for first in range(0, plane.columns, 8192):    # LONGEST
-        n = min(plane.columns - first, <size_t>LONGEST)
+    cdef size_t row, n
+    cdef ptrdiff_t first                          # no pointer steps past the last: a step of keep may be beyond all memory
+    for first in range(0, <ptrdiff_t>plane.columns, 8192):    # LONGEST
+        n = min(plane.columns - <size_t>first, <size_t>LONGEST)
         for row in range(plane.rows):
             if row == 0 or plane.keep[0] != 0:
-                gather_bits(bits, keep + <ptrdiff_t>row * plane.keep[0], plane.keep[1], n)
-            apply_row(plane, x + <ptrdiff_t>row * plane.x[0], y + <ptrdiff_t>row * plane.y[0], bits, n, scale, typed)
-        x += LONGEST * plane.x[1]
-        y += LONGEST * plane.y[1]
-        keep += LONGEST * plane.keep[1]
+                gather_bits(bits, keep + <ptrdiff_t>row * plane.keep[0] + first * plane.keep[1], plane.keep[1], n)
+            apply_row(
+                plane, x + <ptrdiff_t>row * plane.x[0] + first * plane.x[1],
+                y + <ptrdiff_t>row * plane.y[0] + first * plane.y[1], bits, n, scale, typed,
+            )
 
 
 # ---- rows side by side: steps run on from row to row, and end where the lines of y do -------------

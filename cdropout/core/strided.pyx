@@ -79,12 +79,10 @@ cdef int axis_to_cut(const Box* box) noexcept nogil:
 
 
 cdef void copy_plane(const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
-    cdef size_t _i, j
-    for _i in range(plane.rows):
-        for j in range(plane.columns):
-            y[<ptrdiff_t>j * plane.y[1]] = keep[<ptrdiff_t>j * plane.keep[1]]
-        y += plane.y[0]
-        keep += plane.keep[0]
+    cdef ptrdiff_t i, j               # no pointer steps past the last row: the step to it may be beyond all memory
+    for i in range(<ptrdiff_t>plane.rows):
+        for j in range(<ptrdiff_t>plane.columns):
+            y[i * plane.y[0] + j * plane.y[1]] = keep[i * plane.keep[0] + j * plane.keep[1]]
 
 
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
