@@ -12,6 +12,7 @@ MODULES = [
     "dispatch",
     "threads",
     "strided",
+    "pieces",
     "arrays",
     "generators",
     "masks",
