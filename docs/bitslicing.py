@@ -1,4 +1,4 @@
-"""Draws docs/bitslicing.svg, of the bits that tests/reference.py draws: `python docs/bitslicing.py` writes it anew."""
+"""Draws docs/bitslicing.svg, of bits that tests/reference.py draws; run it to write that anew."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ COLOURS = {"open": "#ffffff", "kept": "#bbd7f0", "dropped": "#f4b183", "done": "
 
 
 def rows():
-    """Yield, for each word: the bit of T, and of each element shown its bit and what it comes to."""
+    """Yield, for each word, the bit of T, and each element's own bit with what it comes to."""
     K, c, _ = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
     s0, s1 = reference.lane_state(K, c, block=0, lane=0)

@@ -73,7 +73,7 @@ ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Mask(3, 0.5)))"
   # sanitizer's own memory passes; guard pages, which are the CPU's own check.
   sanitized pytest -q --capture=sys --ignore=tests/test_correlation.py --ignore=tests/test_cli.py --ignore=tests/test_compare.py \
     --ignore=tests/test_growth.py --ignore=tests/test_contestants.py --ignore=tests/test_guard_pages.py --ignore=tests/test_examples.py \
-    --ignore=tests/test_readme.py --deselect=tests/test_threads.py::test_nothing_leaks \
+    --ignore=tests/test_documents.py --deselect=tests/test_threads.py::test_nothing_leaks \
     --deselect=tests/test_build.py::test_nothing_is_allocated_but_the_output 2>&1 | tee "$work/report.suite"
   nothing_found "runtime error:|AddressSanitizer"
 
