@@ -34,6 +34,8 @@ exclude_patterns = [f"api/adapters/{name}.md" for name in ADAPTERS if not find_s
 html_theme = "furo"
 html_title = f"cdropout {version}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 
 class HelpOf(Directive):
