@@ -27,9 +27,9 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# A page on an adapter needs the framework itself: without it the page is left out.
+# A page on an adapter needs the framework itself: without it the page is left out of `api/*` in index.md.
 ADAPTERS = ("dask", "flax", "jax", "keras", "thinc", "torch")
-exclude_patterns = [f"api/adapters/{name}.md" for name in ADAPTERS if not find_spec(name)]
+exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
 
 html_theme = "furo"
 html_title = f"cdropout {version}"
