@@ -27,7 +27,7 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# A page on an adapter needs the framework itself: without it the page is left out of `api/*` in index.md.
+# An adapter's page needs its framework: without that, `api/*` in index.md has no such page.
 ADAPTERS = ("dask", "flax", "jax", "keras", "thinc", "torch")
 exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
 
