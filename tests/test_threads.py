@@ -17,7 +17,7 @@ import cdropout as cd
 import reference
 from quilts import limits_hold
 
-SHARED = 1 << 18  # elements from which a call is shared among threads; a test below checks it
+SHARED = 1 << 19  # elements from which a call is shared among threads; a test below checks it
 SEED = 31
 unix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no forks and limits")
 

@@ -7,7 +7,7 @@ from cdropout.core.strided cimport Box
 cdef enum:
     SHORT = 1 << 14                   # elements under which giving up the GIL costs more than it yields
     PIECE = 1 << 17                   # elements of a piece
-    SHARED = 1 << 18                  # elements from which a second thread pays
+    SHARED = 1 << 19                  # elements from which a second thread pays
 
 cdef int apply_span(
     cdropout_dtype dtype, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, size_t most

@@ -29,6 +29,7 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
+    LOOKS = 2000                      # before going to sleep: the others need about as long as the caller's last piece
     PATIENCE = 20_000_000             # ns between two looks for signals: another thread may hold the GIL for 5 ms each time
 
 cdef struct Pool:
@@ -172,13 +173,18 @@ cdef bint enter(Pool* pool, Work work, const void* call, size_t pieces, size_t h
 
 cdef void leave(Pool* pool) noexcept nogil:
     """Let nobody begin another piece, and wait for those at work: their memory is the caller's."""
+    cdef int _look
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.wanted = 0
     pool.pieces = pool.next
     if pool.busy:
         pool.waiting = True
         PyThread_release_lock(pool.lock)
-        PyThread_acquire_lock(pool.done, WAIT)
+        for _look in range(LOOKS):
+            if PyThread_acquire_lock(pool.done, 0):
+                break
+        else:
+            PyThread_acquire_lock(pool.done, WAIT)
         PyThread_acquire_lock(pool.lock, WAIT)
     pool.taken = False
     PyThread_release_lock(pool.lock)
