@@ -211,7 +211,9 @@ class DropPath(_Variant):
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 
-    def function(self, x: Any, p: Probability, training: bool, inplace: bool, **options: Any) -> Any:
+    def function(
+        self, x: Any, p: Probability, training: bool, inplace: bool, **options: Any
+    ) -> Any:
         """The function of this module, with its option."""
         return functional.drop_path(
             x, p, training, inplace, scale_by_keep=self.scale_by_keep, **options
