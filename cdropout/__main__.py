@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser().parse_args(arguments)
     try:
-        return options.run(options, options.error, arguments)
+        return int(options.run(options, options.error, arguments))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

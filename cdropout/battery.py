@@ -114,7 +114,7 @@ def widen(descriptor: int) -> None:
 def write(arrays: Iterable[NDArray[Any]], descriptor: int, most: int | None = None) -> None:
     """Write arrays to a file descriptor until there are `most` bytes, if that is given."""
     for array in arrays:
-        octets = memoryview(array).cast("B")[:most]
+        octets = array.data.cast("B")[:most]
         most = None if most is None else most - len(octets)
         while octets:
             octets = octets[os.write(descriptor, octets) :]

@@ -1,4 +1,4 @@
-"""Uses of the package with the types that they have: mypy checks them, and test_types.py runs them."""
+"""Uses of the package with the types they have: mypy checks them, and test_types.py runs them."""
 
 from array import array
 from typing import Any, TypeAlias, assert_type
