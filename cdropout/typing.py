@@ -14,7 +14,11 @@ __all__ = [
     "Axes",
     "Exporter",
     "GivenMask",
+    "Output",
     "Probability",
+    "Scalar",
+    "Shape",
+    "Source",
     "SupportsBuffer",
     "SupportsDLPack",
 ]

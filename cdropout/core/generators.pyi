@@ -2,8 +2,11 @@
 
 from typing import SupportsIndex
 
+from typing_extensions import disjoint_base
+
 from cdropout.typing import RNG, Probability
 
+@disjoint_base
 class Generator:
     def __init__(self, seed: SupportsIndex | None = None) -> None: ...
     @property
