@@ -11,14 +11,3 @@ TYPES: str
 def from_exporter(x: Exporter, name: str) -> NDArray[Any]: ...
 def take(x: Exporter) -> NDArray[Any]: ...
 def place(x: Exporter, inplace: bool, out: NDArray[Any] | None) -> NDArray[Any]: ...
-def apply_piece(
-    dtype: int,
-    size: int,
-    x: int,
-    y: int,
-    n: int,
-    each: int,
-    mask: int,
-    start: int,
-    piece: int,
-) -> None: ...

@@ -1,6 +1,5 @@
 """Types of core/fused.pyx: what comes back is always an array."""
 
-from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
@@ -76,4 +75,3 @@ def bias_dropout_add_backward(
 def bias_dropout_add_backward(
     gy: Source, mask: Mask, bias_shape: Axes | None = None
 ) -> tuple[NDArray[Any], NDArray[Any], Source]: ...
-def tiles(rows: int, columns: int) -> Iterator[tuple[int, int, int, int]]: ...
