@@ -19,6 +19,7 @@ LAYERS = [  # each imports from those before it only
     "core.arrays core.generators",
     "core.masks",
     "core.calls core.fused core.tensors core.xla",
+    "typing",
     "functional",
     "modules",
     "cdropout",  # __init__, which imports none of what follows
