@@ -7,6 +7,7 @@
 # All comes from PyPI. NumPy's headers are those of its wheel for the machine. CPython's are those of the Python at hand,
 # and only the sizes of C's types on Windows are written here. build/cross keeps what was downloaded for the next time.
 set -euo pipefail
+shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 work=$PWD/build/cross
@@ -19,7 +20,7 @@ install_tools() {
 }
 
 copy_headers() { # $1: where to
-  rm -rf "$1"
+  rm -rf "$1" && mkdir -p "$(dirname "$1")"
   cp -r "$("$python" -c "import sysconfig; print(sysconfig.get_path('include'))")" "$1"
   cp "$("$python" -c "import sysconfig; print(sysconfig.get_config_h_filename())")" "$1/pyconfig.h"
 }
@@ -50,17 +51,19 @@ print(*sorted(f'{symbol.name} DATA' for symbol in abi3info.DATAS), sep='\n')" >"
 
 # build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is Python's own name for it
 build() {
-  local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module
+  local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module modules
   shift 3
   [ -e "$folder/numpy" ] || "$python" -m pip install -q --no-deps --only-binary :all: --platform "$numpy" --target "$folder" numpy
   rm -rf "$folder/build"
   CC=$compiler LDSHARED="$compiler -shared -s $*" _PYTHON_HOST_PLATFORM=$platform \
     CFLAGS="-Werror=implicit-function-declaration -I$headers -I$folder/numpy/_core/include" \
-    "$python" -W ignore setup.py -q build_ext -j2 --build-temp "$folder/build" --build-lib "$folder/build/lib"
+    "$python" -W ignore setup.py -q build_ext -j2 --build-temp "$folder/build" --build-lib "$folder/build/lib" >/dev/null
   if [[ $platform = mingw* ]]; then # setuptools names them for the system that it runs on
     for module in "$folder"/build/lib/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
   fi
-  "$python" -m abi3audit --strict --assume-minimum-abi3 3.11 "$folder"/build/lib/cdropout/core/*
+  modules=("$folder"/build/lib/cdropout/core/*.{so,pyd})
+  "$python" -m abi3audit --strict --assume-minimum-abi3 3.11 "${modules[@]}"
+  echo "$platform: ${#modules[@]} modules"
 }
 
 machine() {
@@ -81,7 +84,4 @@ machines=(linux-aarch64 musllinux_1_2_x86_64 macosx-11.0-arm64 macosx-10.15-x86_
 [ $# -gt 0 ] || set -- "${machines[@]}"
 install_tools
 copy_headers "$headers"
-for name; do
-  echo "$name"
-  machine "$name"
-done
+for name; do machine "$name"; done
