@@ -272,11 +272,12 @@ def test_nothing_is_written_after_an_interrupted_call():
 
 
 FORK_WITHIN = """
-import os, signal
+import os, signal, warnings
 import numpy as np
 import cdropout as cd
 cd.set_num_threads(3)
 x, parent = np.ones(1 << 28, np.float16), os.getpid()
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
 
 def fork(*_):
     global child
