@@ -58,7 +58,7 @@ def from_exporter(x, name):
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)
-        except (BufferError, RuntimeError) as error:  # NumPy on types and devices that it does not know; BufferError since 2.5
+        except (BufferError, RuntimeError) as error:  # NumPy, of types and devices; the former since 2.5
             raise BufferError(f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array: {error}") from error
     try:
         return np.asarray(memoryview(x))
