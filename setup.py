@@ -29,8 +29,7 @@ if TARGET.startswith("win") or not TARGET.endswith(("x86_64", "amd64")):
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 # One build for CPython 3.11 and all later ones; free-threaded builds have no stable ABI.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
-if ABI3:
-    MACROS.append(("Py_LIMITED_API", "0x030B0000"))
+MACROS += [("Py_LIMITED_API", "0x030B0000")] * ABI3
 DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,  # C's own: the kernels divide unsigned numbers, and never by 0
@@ -47,16 +46,14 @@ def compiled(source, name, flags=()):
     extension.include_dirs = ["cdropout/core", "cdropout/include", numpy.get_include()]
     # A folder each, and flags only afterwards: cythonize would write extensions that share a
     # source to one C file, and hand the flags of the one to the next.
-    (extension,) = cythonize(
-        extension, build_dir=f"build/cython/{name}", compiler_directives=DIRECTIVES
-    )
+    folder = f"build/cython/{name}"
+    (extension,) = cythonize(extension, build_dir=folder, compiler_directives=DIRECTIVES)
     extension.extra_compile_args = [*FLAGS, *flags]
     return extension
 
 
 sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
 extensions = [compiled(source, source) for source in sorted(sources)]
-extensions += [
-    compiled("kernels", f"_kernels_{isa}", flags) for isa, flags in INSTRUCTION_SETS.items()
-]
+for isa, flags in INSTRUCTION_SETS.items():
+    extensions.append(compiled("kernels", f"_kernels_{isa}", flags))
 setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {})

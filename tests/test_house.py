@@ -122,3 +122,7 @@ def test_files_and_functions_are_short(path):
         functions = list(cython_functions(text))
         assert functions or path.suffix == ".pxd"
     assert {name: length for name, length in functions if length > FUNCTION_LINES} == {}
+
+
+def test_setup_is_shorter_still():
+    assert (ROOT / "setup.py").read_text().count("\n") < 60
