@@ -266,9 +266,11 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #else
 #if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
+#define CD_HAS_SHORTER_WAY 1
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
 #else
+#define CD_HAS_SHORTER_WAY 0
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_pick_f32(CD_LANES(v < most), v, most); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_pick_f32(CD_LANES(v > least), v, least); }
 #endif
@@ -288,17 +290,18 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   cd_u32 quiet = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01) & 0x02000200;
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
-#if defined(__GNUC__)
-__attribute__((noinline, cold))
+#if CD_HAS_SHORTER_WAY
+__attribute__((noinline, cold, unused)) static void cd_step_any_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+#else
+static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
 #endif
-static void cd_step_any_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (size_t i = 0; i < 64 / sizeof(cd_u32); i++) {
     cd_u32 v = cd_scale_f16(cd_load_u32((const cd_u32 *)x + i), cd_fill_f32(scale));
     cd_store_u32((cd_u32 *)y + i, cd_kept_16(v, keep, i));
   }
 }
-#if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
-/* In half the instructions, what lies below 2^16 / scale: no NaN, nor does an infinity go in or come out other than by a carry. */
+#if CD_HAS_SHORTER_WAY
+/* In half the instructions, what lies below 2^16 / scale: none is an infinity or a NaN, nor becomes one but by rounding up. */
 static inline cd_u32 cd_scale_one_f16(cd_u32 magnitudes, int widen, cd_f32 factor) {
   cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor; /* one half of each lane, times 4 */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as above */
@@ -319,13 +322,11 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
   for (int i = 0; i < 4; i++) {
     cd_u32 v = cd_load_u32(from + i), magnitudes = v & 0x7FFF7FFF;
-    cd_u32 low = cd_scale_one_f16(magnitudes, 1 << 13, CD_FILL(cd_f32, scale * 0x1p114f));
-    cd_u32 high = cd_scale_one_f16(magnitudes, 1 << 29, CD_FILL(cd_f32, scale * 0x1p114f));
+    cd_u32 low = cd_scale_one_f16(magnitudes, 1 << 13, cd_fill_f32(scale * 0x1p114f));
+    cd_u32 high = cd_scale_one_f16(magnitudes, 1 << 29, cd_fill_f32(scale * 0x1p114f));
     cd_store_u32((cd_u32 *)y + i, cd_kept_16((low & 0xFFFF) | high << 16 | (v & 0x80008000), keep, i));
   }
 }
-#else
-static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) { cd_step_any_f16(x, y, keep, scale); }
 #endif
 #endif
 
