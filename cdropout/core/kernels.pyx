@@ -382,7 +382,7 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
-fill_rows()
+fill_rows()                                       # before any kernel can be called
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION
