@@ -243,9 +243,9 @@ static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, flo
 #if defined(__AVX512VL__)
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 2; i++) {
-    cd_f32 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x + i)) * scale;
-    __mmask16 kept = (__mmask16)(cd_load_bits32(keep) >> 16 * i); /* to a register: straight to memory takes twice as long */
-    _mm256_storeu_si256((__m256i *)y + i, _mm512_maskz_cvtps_ph(kept, v, _MM_FROUND_TO_NEAREST_INT));
+    __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x + i));
+    v = _mm512_maskz_mul_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v, _mm512_set1_ps(scale));
+    _mm256_storeu_si256((__m256i *)y + i, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 }
 #else
