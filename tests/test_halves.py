@@ -7,6 +7,7 @@ import pytest
 import cdropout as cd
 
 import reference
+import tables
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 DTYPES = [*HALVES, np.float32, np.float64]
@@ -69,6 +70,33 @@ def test_every_number_is_kept_once(p, dtype):
             y = x.copy()
             assert cd.dropout(y, p, inplace=True, mask=mask) is y
             same(y, want)
+
+
+# zero, and what lies beside the bounds of subnormals, of 2^16 / scale, of infinities and of NaNs
+ODD = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
+       0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", tables.tables())
+@every_half
+@pytest.mark.parametrize(
+    "scale",
+    [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
+)
+def test_one_odd_number_in_each_place(isa, dtype, scale):
+    """Kernels take 32 at a time, and may have a shorter way if all of those are ordinary."""
+    x = np.random.default_rng(2).standard_normal((2 * len(ODD), 32, 32)).astype(dtype)
+    x[:, ::3, ::5] = 0
+    place = np.arange(32)
+    x.view(np.uint16)[:, place, place] = np.array([ODD, np.bitwise_or(ODD, 0x8000)]).reshape(-1, 1)
+    with np.errstate(all="ignore"):
+        wide = reference.widen(x.view(np.uint16), x.dtype.name).view(np.float32) * np.float32(scale)
+    want = reference.round_to_half(wide.view(np.uint32), x.dtype.name).view(dtype)
+    bits = np.full(x.size // 8, 255, np.uint8)
+    for y in (np.empty_like(x), x):
+        where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
+        tables.tables()[isa].apply_bits(tables.DTYPES[dtype], *where, 0, scale)
+        same(y, want)
 
 
 def layouts(x):

@@ -30,6 +30,7 @@ cdef enum:
 cdef extern from "simd.h" nogil:
     void store_past_cache "cd_stream"(void*, const void*, size_t)
     void end_stores_past_cache "cd_end_stream"()
+    void fill_rows "cd_fill_rows"()
 
 cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is stored past the cache
 
@@ -380,6 +381,8 @@ cdef int bias_dropout_add_backward(
         sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
     return 0
 
+
+fill_rows()                                       # before any kernel can be called
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

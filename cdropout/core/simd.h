@@ -105,14 +105,13 @@ static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
   return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
 }
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
+static inline void cd_fill_rows(void) {}
 #else
 /* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
 #if CD_BYTES == 32
-#define CD_OWN_16 {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
 #define CD_OWN_32 {1, 2, 4, 8, 16, 32, 64, 128}
 #define CD_OWN_64 {1, 1, 2, 2, 4, 4, 8, 8}
 #else
-#define CD_OWN_16 {1, 2, 4, 8, 16, 32, 64, 128}
 #define CD_OWN_32 {1, 2, 4, 8}
 #define CD_OWN_64 {1, 1, 2, 2}
 #endif
@@ -124,10 +123,19 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   cd_u32 own = (cd_u32)CD_OWN_64 << (uint32_t)(i * (CD_BYTES / 8));
   return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & own) == own));
 }
+/* Two-byte lanes look theirs up, 8 at a time: one instruction, where the above would take three and, on SSE2, seven. */
+typedef uint16_t cd_row __attribute__((vector_size(16)));
+static cd_row cd_rows_16[256];
+static inline void cd_fill_rows(void) {
+  for (int bits = 0; bits < 256; bits++)
+    for (int lane = 0; lane < 8; lane++) cd_rows_16[bits][lane] = (uint16_t)-(bits >> lane & 1);
+}
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
-  const cd_u16 own = CD_OWN_16;
-  uint16_t bits = (uint16_t)(cd_load_bits32(keep) >> i * (CD_BYTES / 2));
-  return v & (cd_u32)((CD_FILL(cd_u16, bits) & own) == own);
+#if CD_BYTES == 32
+  return v & (cd_u32)_mm256_set_m128i((__m128i)cd_rows_16[keep[2 * i + 1]], (__m128i)cd_rows_16[keep[2 * i]]);
+#else
+  return v & (cd_u32)cd_rows_16[keep[i]];
+#endif
 }
 #endif
 
@@ -179,6 +187,7 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   memcpy(&v, &u, 8);
   return v;
 }
+static inline void cd_fill_rows(void) {}
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
   uint32_t bits = cd_load_bits32(keep) >> 2 * i;
   return v & ((0 - (bits & 1) & 0xFFFF) | (0 - (bits >> 1 & 1)) << 16);
@@ -203,6 +212,17 @@ static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, flo
   const cd_u16 upper = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11, 43, 13, 45, 15, 47,
                         17, 49, 19, 51, 21, 53, 23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
   _mm512_storeu_si512(y, _mm512_maskz_permutex2var_epi16(cd_load_bits32(keep), low, (__m512i)upper, high));
+}
+#elif defined(__AVX2__)
+static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, float scale) {
+  for (int i = 0; i < 2; i++) { /* both halves of the lanes are rounded together: up, where their remainders say so */
+    cd_u32 v = cd_load_u32((const cd_u32 *)x + i);
+    __m256i low = (__m256i)((cd_f32)(v << 16) * scale), high = (__m256i)((cd_f32)(v & 0xFFFF0000) * scale);
+    cd_u16 upper = (cd_u16)_mm256_blend_epi16(_mm256_srli_epi32(low, 16), high, 0xAA);
+    cd_u16 rest = (cd_u16)_mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xAA);
+    rest = (cd_u16)_mm256_subs_epu16((__m256i)rest, (__m256i)(~upper & 1)); /* a tie goes up from odd numbers only */
+    cd_store_u32((cd_u32 *)y + i, cd_kept_16((cd_u32)(upper + (rest >> 15)), keep, i));
+  }
 }
 #else
 static inline cd_u32 cd_round_bf16(cd_f32 v) { /* to the upper 16 bits; what is below them means nothing */
@@ -232,7 +252,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 4; i++) {
     cd_f32 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)) * scale;
-    _mm_storeu_si128((__m128i *)y + i, _mm256_cvtps_ph(cd_kept_f32(v, keep, i), _MM_FROUND_TO_NEAREST_INT));
+    cd_row rounded = (cd_row)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* straight to memory it takes 2 cycles, not 1 */
+    _mm_storeu_si128((__m128i *)y + i, (__m128i)(rounded & cd_rows_16[keep[i]]));
   }
 }
 #endif
@@ -245,9 +266,11 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #else
 #if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
+#define CD_HAS_SHORTER_WAY 1
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
 #else
+#define CD_HAS_SHORTER_WAY 0
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_pick_f32(CD_LANES(v < most), v, most); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_pick_f32(CD_LANES(v > least), v, least); }
 #endif
@@ -267,12 +290,44 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
   cd_u32 quiet = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01) & 0x02000200;
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
+#if CD_HAS_SHORTER_WAY
+__attribute__((noinline, cold, unused)) static void cd_step_any_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+#else
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+#endif
   for (size_t i = 0; i < 64 / sizeof(cd_u32); i++) {
     cd_u32 v = cd_scale_f16(cd_load_u32((const cd_u32 *)x + i), cd_fill_f32(scale));
     cd_store_u32((cd_u32 *)y + i, cd_kept_16(v, keep, i));
   }
 }
+#if CD_HAS_SHORTER_WAY
+/* In half the instructions, what lies below 2^16 / scale: none is an infinity or a NaN, nor becomes one but by rounding up. */
+static inline cd_u32 cd_scale_one_f16(cd_u32 magnitudes, int widen, cd_f32 factor) {
+  cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor; /* one half of each lane, times 4 */
+  cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as above */
+  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                    /* rounded; its lower 16 bits are the digits */
+  return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* and the exponent, modulo 64, goes above them */
+}
+static inline int16_t cd_too_large_f16(float scale) { /* the least magnitude that is not scaled so: 2^16 / scale, or less */
+  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; large if negative or NaN */
+  return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
+}
+static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
+  const cd_u32 *from = (const cd_u32 *)x;
+  cd_i16 most = {0};
+  for (int i = 0; i < 4; i++) most = (cd_i16)_mm_max_epi16((__m128i)most, (__m128i)(cd_load_u32(from + i) & 0x7FFF7FFF));
+  if (_mm_movemask_epi8((__m128i)(most >= cd_too_large_f16(scale)))) {
+    cd_step_any_f16(x, y, keep, scale);
+    return;
+  }
+  for (int i = 0; i < 4; i++) {
+    cd_u32 v = cd_load_u32(from + i), magnitudes = v & 0x7FFF7FFF;
+    cd_u32 low = cd_scale_one_f16(magnitudes, 1 << 13, cd_fill_f32(scale * 0x1p114f));
+    cd_u32 high = cd_scale_one_f16(magnitudes, 1 << 29, cd_fill_f32(scale * 0x1p114f));
+    cd_store_u32((cd_u32 *)y + i, cd_kept_16((low & 0xFFFF) | high << 16 | (v & 0x80008000), keep, i));
+  }
+}
+#endif
 #endif
 
 /* Stores past the cache, of whole lines, which need not be read first: `to` is a multiple of 64. */
