@@ -111,7 +111,9 @@ class Copy:
             return None
         if done.returncode in (4, 5):  # pytest's own mistakes: nothing was tested
             raise SystemExit(done.stdout + done.stderr)
-        noticed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        noticed = [
+            line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))
+        ]
         return noticed[0] if noticed else f"exit status {done.returncode}"
 
 
