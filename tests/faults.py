@@ -1,7 +1,7 @@
 """The faults that mutate.py plants, one at a time, in the package: by file, (right, wrong) or (right, wrong, where).
 
-`right` stands in the file once. `where` is the instruction set that is built with the fault, "avx512" if none is named,
-and for other modules than the kernels the module.
+`right` stands in the file once. `where` is what is built anew: for the kernels an instruction set, "avx512" if none is named;
+for others the module of the file's name.
 """
 # ruff: noqa: E501
 # fmt: off
@@ -12,14 +12,14 @@ FAULTS = {
         ("0x94D049BB133111EBull", "0x94D049BB133111E9ull"),
         ("(r << 17) | (r >> 47)", "(r << 16) | (r >> 48)"),
         ("(b << 28) | (b >> 36)", "(b >> 28) | (b << 36)"),
-        ("LANES * block + <uint64_t>lane + 1", "LANES * block + <uint64_t>lane"),
-        ("mix(s0[lane] + stream.c)", "mix(s0[lane] + stream.K)"),
+        ("(LANES * block + 1)", "(LANES * block)"),
+        ("stream.s0[v] + stream.c", "stream.s0[v] + stream.K"),
         ("stream.c == 0", "stream.c == 2"),
         ("64 - lowest_bit(mask.threshold)", "63 - lowest_bit(mask.threshold)"),
         ("// GROUP * <uint64_t>stream.rounds", "// GROUP * <uint64_t>ROUNDS"),
         ("mix(stream.tie + GAMMA * (first + i + 1))", "mix(stream.tie + GAMMA * (first + i))"),
         ("stream.group + 64 * <uint64_t>lane", "stream.group + 64 * <uint64_t>v"),
-        ("load(s0 + v * (LANES // WORDS))", "load(s0 + (WORDS - 1 - v) * (LANES // WORDS))", "avx2"),
+        ("load(STEPS + v * (LANES // WORDS))", "load(STEPS + (WORDS - 1 - v) * (LANES // WORDS))", "avx2"),
         ("|= rounds.undecided[v] & ~r", "|= rounds.undecided[v] & r"),
         ("left |= rounds.undecided[v]", "left = rounds.undecided[v]", "avx2"),
         ("if stream.group % BLOCK == 0:", "if stream.group % (2 * BLOCK) == 0:"),
@@ -64,7 +64,7 @@ FAULTS = {
         ("past_cache and <uintptr_t>y % LINE == 0", "past_cache"),
         ("    if past_cache:\n        end_stores_past_cache()\n", ""),
         ("bits, first + part, n - part, scale)", "bits, first, n - part, scale)"),
-        ("if not 0 <= p <= 1:", "if p < 0 or p > 1:"),
+        ("or not 0 <= p <= 1:", "or p < 0 or p > 1:"),
         ("<uint64_t>ldexp(p, 64)", "<uint64_t>ldexp(<float>p, 64)"),
         ("n // 8 + (n % 8 != 0)", "n // 8 + 1"),
         ("        start += part\n", ""),
@@ -97,6 +97,12 @@ FAULTS = {
         ("box.scale = mask.scale", "box.scale = 1"),
         ('count=n, bitorder="little"', 'count=n, bitorder="big"'),
         ("if not cnp.PyArray_ISNOTSWAPPED(array):", "if False:"),
+        ("keep + middle * axis.keep if keep", "keep if keep"),
+        ("mask, start + <uint64_t>(middle * axis.keep), looked", "mask, start, looked"),
+        ("    axis.length = length\n    return 0", "    return 0"),
+        ("    answer_signals(looked)\n", ""),
+        ("target + first // 8", "target + first"),
+        ("kernels.bools(target + first,", "kernels.bools(target,"),
     ],
     "core/strided.pyx": [
         ("\n                    and outer.keep == axis.keep * <ptrdiff_t>axis.length", ""),
@@ -105,6 +111,20 @@ FAULTS = {
         ("mask, start + <uint64_t>(i * step.keep))", "mask, start)"),
         ("reach -= (length - 1) * step", "reach -= length * step"),
         ("<size_t>stride if stride >= 0 else 0 - <size_t>stride", "<size_t>stride"),
+    ],
+    "core/signals.pxd": [
+        ("elif not 0 <= now - last[0] < PATIENCE:", "elif False:", "arrays"),
+    ],
+    "core/fused.pyx": [
+        ("                name, at,", "                name, 0,"),
+        ("mask.first + at", "at"),
+        ("total + column", "total"),
+        ("second + column * size", "second"),
+        ("for column in range(0, columns, LONG)", "for column in range(LONG, columns, LONG)"),
+        ("np.may_share_memory(out, bias_array) or ", ""),
+        ("            generator.take_back(&name)\n", "            pass\n"),
+        ("(bias[at] == 1 and shape[i] != 1)", "bias[at] == 1"),
+        ("    while shape and shape[0] == 1:\n", "    while False:\n"),
     ],
     "core/masks.pyx": [
         ("high >= 1 << 64", "high > 1 << 64"),
@@ -117,6 +137,8 @@ FAULTS = {
     "core/generators.pyx": [
         ("            self.calls_ += 1\n", ""),
         ("if self.calls_ == LAST_CALL:", "if False:"),
+        (" and self.calls_ == mask.call + 1", ""),
+        ("self.spawned += count", "self.spawned += 1"),
         ("self.born != forks and self.born != SEEDED", "self.born != forks"),
         ("-(1 << 63) <= seed", "-(1 << 62) <= seed"),
         ("(first + <uint64_t>k + 1)", "(first + <uint64_t>k)"),
@@ -129,13 +151,17 @@ FAULTS = {
         ("    if not training:\n        probability = 0\n", ""),
         ("        given = given.copy()\n", "        pass\n"),
         ("    np.copyto(y, 0, where=dropped)\n", ""),
-        ("as_probability(p) != (<Mask>mask).p", "False"),
-        ("    if rng is not None:\n        check_rng(rng)\n    if not training:", "    if not training:"),
+        ("p != (<Mask>mask).p", "False"),
+        ("    if rng is not None:\n        rng = as_rng(rng)\n    if not training:", "    if not training:"),
+        ("    as_rng(rng)\n    if not empty", "    if not empty"),
+        ("                    generator.take_back(&name)\n", "                    pass\n"),
         ("    elif scale == 0: ", "    elif scale == 2: "),
     ],
     "core/threads.pyx": [
         ("    finally:\n        shared.stop()\n", "    finally:\n        pass\n"),
         ("                self.error = error\n", "                pass\n"),
+        ("            PyErr_CheckSignals()\n", ""),
+        ("                interrupt = error\n", "                raise\n"),
         ("                    self.busy -= 1\n", ""),
         ("os.register_at_fork(after_in_child=forget_pool)", "pass"),
         ("        self.todo.clear()\n", ""),

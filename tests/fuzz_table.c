@@ -77,7 +77,7 @@ static void agree(const Buffer *outputs, int set) {
 }
 
 static void flat(int dtype) { /* apply, apply_bits, bits, bools */
-  size_t n = take(2) % MOST, bytes = n * SIZES[dtype];
+  size_t n = take(2) % MOST >> take(1) % 16, bytes = n * SIZES[dtype];
   cdropout_mask mask = mask_of_input();
   uint64_t start = take(8) >> take(1) % 64, first = take(2) % 9999;
   if (start > UINT64_MAX - MOST) start -= MOST;
@@ -107,7 +107,7 @@ static size_t reach(const cdropout_plane *plane, const ptrdiff_t *strides, size_
 
 static void planes(int dtype) { /* apply_bools, apply_channels */
   ptrdiff_t size = (ptrdiff_t)SIZES[dtype];
-  cdropout_plane plane = {1 + take(1), 1 + take(1), {0}, {0}, {(int8_t)take(1), (int8_t)take(1)}};
+  cdropout_plane plane = {1 + take(1) % 64, 1 + take(1), {0}, {0}, {(int8_t)take(1), (int8_t)take(1)}};
   cdropout_mask mask = mask_of_input();
   uint64_t start = take(2);
   unsigned kind = (unsigned)take(1);
@@ -133,7 +133,7 @@ static void planes(int dtype) { /* apply_bools, apply_channels */
 }
 
 static void bias(int dtype) { /* bias_dropout_add and its backward; numbers are no NaN: which of two comes out is not said */
-  size_t rows = take(1), columns = 1 + take(2) % 3000, size = SIZES[dtype], bytes = rows * columns * size;
+  size_t columns = 1 + (take(2) % 3000 >> take(1) % 8), rows = take(2) % (MOST / columns + 2), size = SIZES[dtype], bytes = rows * columns * size;
   cdropout_mask mask = mask_of_input();
   uint64_t start = take(2);
   Buffer x = room(bytes, 1), b = room(columns * size, 1), residual = room(bytes, 1), y[SETS], z[SETS], sums[SETS];

@@ -24,6 +24,8 @@ KERNELS = ("stream", "bits", "elements", "planes", "kernels", "simd")  # what ea
 FIRST = {  # the tests that are the likeliest to notice; all the others come after them
     **dict.fromkeys(KERNELS, ["planes", "past_cache", "guard_pages", "halves", "fused", "kernels"]),
     "arrays": ["errors", "exporters", "layouts", "threads"],
+    "signals": ["faults"],
+    "fused": ["fused"],
     "strided": ["layouts", "masks"],
     "masks": ["masks", "errors"],
     "generators": ["generators"],
@@ -34,8 +36,9 @@ FIRST = {  # the tests that are the likeliest to notice; all the others come aft
 }
 # Left out: statistics and the command line, which take long; what needs other packages; and, where
 # one instruction set alone is there, what tests the choice between them.
-SLOW = ["correlation", "cli", "compare", "growth", "contestants", "examples", "readme"]
-OTHERS = ["dask", "dask_cluster", "thinc"]
+SLOW = "correlation randomness cli stream_command compare growth contestants examples readme".split()
+LONG = "load faults".split()  # last, and not for the kernels
+OTHERS = "capi_examples torch jax flax keras framework dask thinc".split()
 CHOICE = "not baseline_is_always and not environment_chooses and not one_byte and not cpu"
 HANGS = 400  # seconds
 
@@ -58,12 +61,14 @@ class Copy:
         shutil.copytree(ROOT / "tests", self.tree / "tests", dirs_exist_ok=True)
 
     def build_only_what_is_named(self):
+        """Without optimization, too: that is quicker, and no result depends on it."""
         setup = self.tree / "setup.py"
         chosen = (
             'NAMED = os.environ["NAMED"].split()\nMODULES = [m for m in MODULES if m in NAMED]\n'
             "INSTRUCTION_SETS = {i: f for i, f in INSTRUCTION_SETS.items() if i in NAMED}\n\n\n"
         )
-        setup.write_text(setup.read_text().replace("def compiled(", chosen + "def compiled("))
+        text = setup.read_text().replace("def compiled(", chosen + "def compiled(")
+        setup.write_text(text.replace('"-O3"', '"-O1"'))
 
     def restore(self, isa=None):
         """Put the good package back, with one instruction set if one is named."""
@@ -119,10 +124,13 @@ class Copy:
 
 def tests_for(name):
     """Return the files of tests, the likeliest first."""
-    left_out = {f"test_{part}.py" for part in SLOW + OTHERS}
-    every = {path.name for path in ROOT.glob("tests/test_*.py")} - left_out
+    left_out = tuple(f"test_{part}" for part in SLOW + OTHERS)
+    every = {path.name for path in ROOT.glob("tests/test_*.py")}
+    every = {name for name in every if not name.startswith(left_out)}
+    last = [f"test_{part}.py" for part in LONG]
     first = [f"test_{part}.py" for part in FIRST[name]]
-    return first + sorted(every - set(first))
+    tests = first + sorted(every - {*first, *last})
+    return tests if name in KERNELS else list(dict.fromkeys(tests + last))
 
 
 def main():
