@@ -36,7 +36,7 @@ FIRST = {  # the tests that are the likeliest to notice; all the others come aft
 }
 # Left out: statistics and the command line, which take long; what needs other packages; and, where
 # one instruction set alone is there, what tests the choice between them.
-SLOW = "correlation randomness cli stream_command compare growth contestants examples readme".split()
+SLOW = "correlation randomness cli stream compare growth contestants examples readme".split()
 LONG = "load faults".split()  # last, and not for the kernels
 OTHERS = "capi_examples torch jax flax keras framework dask thinc".split()
 CHOICE = "not baseline_is_always and not environment_chooses and not one_byte and not cpu"
