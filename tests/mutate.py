@@ -3,8 +3,8 @@
     python tests/mutate.py [--work FOLDER] [FILE ...]
 
 FILE is a part of a name in faults.py, as `stream` or `core/`; without one, all are planted. A fault
-is killed if the package does not import with it, or a test fails, crashes or hangs. Before that,
-the tests have to pass without a fault. FOLDER keeps the build for the next time. The environment
+is killed if the package does not import with it, or a test fails, crashes or hangs; without a
+fault the same tests have to pass. FOLDER keeps the build for the next time. The environment
 has to hold what builds and tests the package. Exit status 1: under 95 % are killed.
 """
 
@@ -22,7 +22,7 @@ from faults import FAULTS
 ROOT = Path(__file__).parents[1]
 KERNELS = ("stream", "bits", "elements", "planes", "kernels", "simd")  # what each set is built from
 FIRST = {  # the tests that are the likeliest to notice; all the others come after them
-    **dict.fromkeys(KERNELS, ["planes", "past_cache", "guard_pages", "halves", "fused", "kernels"]),
+    **dict.fromkeys(KERNELS, ["planes", "past_cache", "halves", "fused", "kernels", "guard_pages"]),
     "arrays": ["errors", "exporters", "layouts", "threads"],
     "signals": ["faults"],
     "fused": ["fused"],
@@ -48,6 +48,7 @@ class Copy:
 
     def __init__(self, work):
         self.tree, self.site, self.good = work / "tree", work / "site", work / "good"
+        self.passed = set()
         if not self.good.exists():
             files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True)
             for name in files.stdout.decode().split():
@@ -121,16 +122,45 @@ class Copy:
         ]
         return noticed[0] if noticed else f"exit status {done.returncode}"
 
+    def without_a_fault(self, isa, tests):
+        """Show that these tests pass on the good package, so that it was the fault that failed."""
+        if (isa, *tests) not in self.passed:
+            self.restore(isa)
+            if failure := self.first_failure(tests):
+                raise SystemExit(f"without a fault, {isa or 'all'}: {failure}")
+            self.passed.add((isa, *tests))
+
+    def notice(self, file, right, wrong, where=None):
+        """Return what notices this fault, or None: the likeliest tests, then all the others."""
+        name = Path(file).stem
+        isa = (where or "avx512") if name in KERNELS else None
+        self.restore(isa)
+        self.plant(file, right, wrong, isa or where or name)
+        for tests in tests_for(name):
+            if noticed := self.first_failure(tests):
+                self.without_a_fault(isa, tests)
+                return noticed
+        return None
+
 
 def tests_for(name):
-    """Return the files of tests, the likeliest first."""
+    """Return the files of tests in two parts, the likeliest and the others."""
     left_out = tuple(f"test_{part}" for part in SLOW + OTHERS)
     every = {path.name for path in ROOT.glob("tests/test_*.py")}
     every = {name for name in every if not name.startswith(left_out)}
     last = [f"test_{part}.py" for part in LONG]
     first = [f"test_{part}.py" for part in FIRST[name]]
-    tests = first + sorted(every - {*first, *last})
-    return tests if name in KERNELS else list(dict.fromkeys(tests + last))
+    others = sorted(every - {*first, *last})
+    return first, others if name in KERNELS else others + [
+        test for test in last if test not in first
+    ]
+
+
+def row(file, fault, noticed, seconds):
+    """One line of the table: the fault, what killed it, and how long that took."""
+    right, wrong, *where = (part.strip() or "nothing" for part in fault)
+    change = " ".join(f"{right} -> {wrong} {' '.join(where)}".split())
+    return f"| {file} | {change} | {noticed or 'MISSED'} | {seconds:.0f} s |"
 
 
 def main():
@@ -139,28 +169,19 @@ def main():
     parser.add_argument("files", nargs="*", help="parts of names in faults.py")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp())
-    copy, checked, missed, planted = Copy(work.absolute()), set(), [], 0
+    copy, missed, planted = Copy(work.absolute()), 0, 0
     for file, faults in FAULTS.items():
         if options.files and not any(part in file for part in options.files):
             continue
-        name = Path(file).stem
-        for right, wrong, *where in faults:
-            isa = (where or ["avx512"])[0] if name in KERNELS else None
-            copy.restore(isa)
-            if isa not in checked and (failure := copy.first_failure(tests_for(name))):
-                raise SystemExit(f"without a fault, {isa}: {failure}")
-            checked.add(isa)
+        for fault in faults:
             started = time.monotonic()
-            copy.plant(file, right, wrong, isa or name)
-            noticed = copy.first_failure(tests_for(name))
-            planted += 1
-            missed += [] if noticed else [(file, right, wrong)]
-            seconds = f"{time.monotonic() - started:.0f} s"
-            print(f"{file}: {right!r} -> {wrong!r}: {noticed or 'MISSED'} ({seconds})", flush=True)
-    print(f"{planted - len(missed)} of {planted} faults were killed")
+            noticed = copy.notice(file, *fault)
+            planted, missed = planted + 1, missed + (noticed is None)
+            print(row(file, fault, noticed, time.monotonic() - started), flush=True)
+    print(f"{planted - missed} of {planted} faults were killed")
     if not options.work:
         shutil.rmtree(work)
-    raise SystemExit(len(missed) > 0.05 * planted)
+    raise SystemExit(missed > 0.05 * planted)
 
 
 if __name__ == "__main__":

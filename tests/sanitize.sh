@@ -100,7 +100,7 @@ threads = [threading.Thread(target=table.bools, args=(address, room.size, mask, 
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
   sanitized pytest -q --capture=sys tests/test_threads.py tests/test_share.py tests/test_generators.py \
-    tests/test_kernels.py::test_threads_share_arrays tests/test_load.py -k "not memory and not leaves_the_process"
+    tests/test_kernels.py::test_threads_share_arrays tests/test_load.py --durations=8 -k "not memory and not leave_the_process"
   nothing_found "data race|ThreadSanitizer"
 }
 
