@@ -87,7 +87,7 @@ check_addresses() {
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Mask(3, 0.5)))"
   # CPython and NumPy lose some constants at their end; a leak is ours if a module of this package is among its callers
   sanitized pytest -q --capture=sys tests/test_errors.py tests/test_fused.py tests/test_generators.py tests/test_masks.py \
-    tests/test_modules.py || true # the exit status tells of CPython's constants too
+    tests/test_modules.py 2>&1 | tee "$work/report.suite" || true # the exit status tells of CPython's constants too
   nothing_found "cdropout/core/.*\.so|[0-9] failed"
 }
 
