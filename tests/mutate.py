@@ -22,7 +22,9 @@ from faults import FAULTS
 ROOT = Path(__file__).parents[1]
 KERNELS = ("stream", "bits", "elements", "planes", "kernels", "simd")  # what each set is built from
 FIRST = {  # the tests that are the likeliest to notice; all the others come after them
-    **dict.fromkeys(KERNELS, ["planes", "past_cache", "halves", "fused", "kernels", "guard_pages"]),
+    **dict.fromkeys(
+        KERNELS, ["planes", "past_cache", "halves", "fused", "corners", "kernels", "guard_pages"]
+    ),
     "arrays": ["errors", "exporters", "layouts", "threads"],
     "signals": ["faults"],
     "fused": ["fused"],
