@@ -34,7 +34,7 @@ FIRST = {  # the tests that are the likeliest to notice; all the others come aft
     "calls": ["errors", "functional"],
     "threads": ["share", "threads"],
     "functional": ["variants"],
-    "modules": ["modules"],
+    "modules": ["modules", "variants"],
 }
 # Left out: statistics and the command line, which take long; what needs other packages; and, where
 # one instruction set alone is there, what tests the choice between them.
