@@ -55,6 +55,13 @@ nothing_found() { # nothing_found WORDS: no report has these words
   say "nothing found by $what"
 }
 
+suite() { # suite WORDS OPTION...: the tests pass, and no report has these words
+  local status=0
+  sanitized pytest -q --capture=sys "${@:2}" 2>&1 | tee "$work/report.suite" || status=$?
+  nothing_found "$1"
+  return $status
+}
+
 table='import sys, ctypes; sys.path.insert(0, "tests"); import numpy as np, tables; table = tables.tables()["baseline"]
 mask = tables.new_mask(table, 0.3); room = np.empty(1 << 20, np.uint8); address = room.ctypes.data;'
 
@@ -77,18 +84,15 @@ check_addresses() {
     build load faults capi torch jax flax keras framework dask thinc; do
     left_out+=("--ignore-glob=tests/test_$name*.py")
   done
-  sanitized pytest -q --capture=sys "${left_out[@]}" --deselect=tests/test_threads.py::test_nothing_leaks \
-    2>&1 | tee "$work/report.suite"
-  nothing_found "runtime error:|AddressSanitizer"
+  suite "runtime error:|AddressSanitizer" "${left_out[@]}" --deselect=tests/test_threads.py::test_nothing_leaks
 
   say "the tests of all objects and errors: LeakSanitizer"
   options=("${base[@]}" "ASAN_OPTIONS=$common:detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=16")
   sees "cdropout.*masks" "import ctypes, cdropout
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Mask(3, 0.5)))"
   # CPython and NumPy lose some constants at their end; a leak is ours if a module of this package is among its callers
-  sanitized pytest -q --capture=sys tests/test_errors.py tests/test_fused.py tests/test_generators.py tests/test_masks.py \
-    tests/test_modules.py 2>&1 | tee "$work/report.suite" || true # the exit status tells of CPython's constants too
-  nothing_found "cdropout/core/.*\.so|[0-9] failed"
+  suite "cdropout/core/.*\.so|[0-9] (failed|error)" tests/test_errors.py tests/test_fused.py tests/test_generators.py tests/test_masks.py \
+    tests/test_modules.py || true # the exit status tells of CPython's constants too
 }
 
 check_threads() {
@@ -99,9 +103,8 @@ check_threads() {
 threads = [threading.Thread(target=table.bools, args=(address, room.size, mask, 0)) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
-  sanitized pytest -q --capture=sys tests/test_threads.py tests/test_share.py tests/test_generators.py \
-    tests/test_kernels.py::test_threads_share_arrays tests/test_load.py --durations=8 -k "not memory and not leave_the_process"
-  nothing_found "data race|ThreadSanitizer"
+  suite "data race|ThreadSanitizer" tests/test_threads.py tests/test_share.py tests/test_generators.py \
+    tests/test_kernels.py::test_threads_share_arrays tests/test_load.py -k "not memory and not leave_the_process"
 }
 
 fuzz() {
