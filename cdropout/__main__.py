@@ -1,14 +1,18 @@
 """The command line: `cdropout bench`, `cdropout info`, `cdropout selftest`, `cdropout stream`."""
 
+from __future__ import annotations
+
 import argparse
 import math
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,12 +27,14 @@ SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 LARGEST = 1 << 30  # elements: gigabytes in each of some twenty arrays
 SUFFIXES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 PICTURES = (".png", ".pdf", ".svg")
+Number = TypeVar("Number", int, float)
+Error: TypeAlias = Callable[[str], NoReturn]
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
@@ -36,10 +42,12 @@ class Parser(argparse.ArgumentParser):
 # ---- values of options ------------------------------------------------------------------------
 
 
-def number(text, kind, good, expected):
+def number(
+    text: str, kind: Callable[[str], Number], good: Callable[[Number], bool], expected: str
+) -> Number:
     """text as a number of this kind for which `good` holds; else an error with both sides."""
     try:
-        value = kind(text)
+        value: Number | None = kind(text)
     except ValueError:
         value = None
     if value is None or not good(value):
@@ -47,32 +55,32 @@ def number(text, kind, good, expected):
     return value
 
 
-def probability(text):
+def probability(text: str) -> float:
     """p; at 0 and 1 nothing is drawn, so there is nothing to race."""
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
 
 
-def count(text):
+def count(text: str) -> int:
     """A number of threads, of runs or of bytes."""
     return number(text, int, lambda n: n >= 1, "an int of at least 1")
 
 
-def duration(text):
+def duration(text: str) -> float:
     """A time in seconds."""
     return number(text, float, lambda s: 0 <= s < math.inf, "a number of seconds of at least 0")
 
 
-def seed_number(text):
+def seed_number(text: str) -> int:
     """A seed."""
     return number(text, int, lambda n: -(2**63) <= n < 2**64, "an int in [-2**63, 2**64)")
 
 
-def call_number(text):
+def call_number(text: str) -> int:
     """A call number."""
     return number(text, int, lambda n: 0 <= n < 2**64, "an int in [0, 2**64)")
 
 
-def size(text):
+def size(text: str) -> int:
     """A number of elements: 1000, 16Ki, 1Mi."""
     match = re.fullmatch(r"([0-9]+)(|Ki|Mi|Gi)", text.strip())
     value = int(match[1]) * SUFFIXES[match[2]] if match else 0
@@ -82,12 +90,12 @@ def size(text):
     return value
 
 
-def sizes(text):
+def sizes(text: str) -> list[int]:
     """Numbers of elements, in rising order."""
     return sorted({size(part) for part in text.split(",")})
 
 
-def dtypes(text):
+def dtypes(text: str) -> list[str]:
     """Names of types, in the order of TYPES."""
     names = [part.strip() for part in text.split(",")]
     for name in names:
@@ -97,7 +105,7 @@ def dtypes(text):
     return [name for name in TYPES if name in names]
 
 
-def new_file(text):
+def new_file(text: str) -> Path:
     """A path that can be written, checked now and not after the race."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
@@ -106,7 +114,7 @@ def new_file(text):
     return path
 
 
-def picture(text):
+def picture(text: str) -> Path:
     """A path with a suffix that can be drawn."""
     path = new_file(text)
     if path.suffix.lower() not in PICTURES:
@@ -118,7 +126,7 @@ def picture(text):
 # ---- the commands -----------------------------------------------------------------------------
 
 
-def chosen_peers(options, error):
+def chosen_peers(options: argparse.Namespace, error: Error) -> list[str]:
     """The names of the peers to race: all libraries that are installed, unless some were named."""
     installed = peers.installed()
     named = options.peer or []
@@ -137,7 +145,7 @@ def chosen_peers(options, error):
     return [name for name in peers.PEERS if name in named]
 
 
-def check_bench(options, error):
+def check_bench(options: argparse.Namespace, error: Error) -> None:
     """Refuse what cannot work before anything is raced, and fill in what was not given."""
     options.peers = chosen_peers(options, error)
     options.threads = options.threads or (2 if options.growth else 1)
@@ -163,7 +171,7 @@ def check_bench(options, error):
     options.runs = options.runs or 1
 
 
-def run_bench(options, error, arguments):
+def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
     """Race, in a new process if another instruction set is wanted: it is chosen at import."""
     check_bench(options, error)
     try:
@@ -181,7 +189,7 @@ def run_bench(options, error, arguments):
         error(f"the process of a run ended with code {problem.returncode}")
 
 
-def run_info(*_):
+def run_info(*_: object) -> int:
     """Print what was installed, what is in use, and where things are."""
     lines = {
         "cdropout": version("cdropout"),
@@ -199,12 +207,12 @@ def run_info(*_):
     return 0
 
 
-def run_selftest(*_):
+def run_selftest(*_: object) -> int:
     """Prove that every instruction set is right here."""
     return selftest.run()
 
 
-def add_bench(commands):
+def add_bench(commands: Any) -> None:
     """Add the command bench with its options."""
     parser = commands.add_parser(
         "bench",
@@ -242,12 +250,12 @@ def add_bench(commands):
     parser.set_defaults(run=run_bench, error=parser.error)
 
 
-def run_stream(options, error, _):
+def run_stream(options: argparse.Namespace, error: Error, _: object) -> int:
     """Write mask bits to standard output."""
     return battery.run(options, error)
 
 
-def add_stream(commands):
+def add_stream(commands: Any) -> None:
     """Add the command stream with its options."""
     parser = commands.add_parser(
         "stream",
@@ -266,7 +274,7 @@ def add_stream(commands):
     parser.set_defaults(run=run_stream, error=parser.error)
 
 
-def make_parser():
+def make_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="cdropout", description="Dropout on the CPU at the speed of memory.")
     parser.add_argument("--version", action="version", version=f"cdropout {version('cdropout')}")
@@ -280,7 +288,7 @@ def make_parser():
     return parser
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Parameters
@@ -296,7 +304,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser().parse_args(arguments)
     try:
-        return options.run(options, options.error, arguments)
+        return int(options.run(options, options.error, arguments))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -1,10 +1,16 @@
 """The command `cdropout stream`: mask bits on standard output, for batteries of tests."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 import cdropout as cd
 
@@ -30,7 +36,7 @@ END = 2**64  # positions of a mask, numbers of seeds and of calls
 # ---- what is drawn ----------------------------------------------------------------------------
 
 
-def drawn(order, p, seed, call):
+def drawn(order: str, p: float, seed: int, call: int) -> Iterator[NDArray[np.uint64]]:
     """Yield keep bits, as contiguous arrays of uint64 words, least significant bit first.
 
     Parameters
@@ -41,7 +47,8 @@ def drawn(order, p, seed, call):
     """
     if order in ("natural", "blocks"):
         for start in range(0, END, NEIGHBOURS * EACH):
-            words = cd.Mask(NEIGHBOURS * EACH, p, seed, call, start).bits().view(np.uint64)
+            drawn = cd.Mask(NEIGHBOURS * EACH, p, seed, call, start).bits()
+            words: NDArray[np.uint64] = drawn.view(np.uint64)
             if order == "blocks":
                 words = words.reshape(-1, NEIGHBOURS, BLOCK // 64).swapaxes(1, 2)
             yield np.ascontiguousarray(words)
@@ -58,7 +65,7 @@ def drawn(order, p, seed, call):
 # ---- made fair --------------------------------------------------------------------------------
 
 
-def fair(bits, depth=DEPTH):
+def fair(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
     """Return bits that are 1 with probability 1/2, exactly, whatever p is.
 
     Parameters
@@ -81,7 +88,7 @@ def fair(bits, depth=DEPTH):
     return np.concatenate([found, fair(differ, depth - 1), fair(equal, depth - 1)])
 
 
-def fair_octets(chunks):
+def fair_octets(chunks: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint8]]:
     """Yield packed bits made fair of packed bits; what does not fill a byte goes to the next."""
     rest = np.empty(0, bool)
     for words in chunks:
@@ -96,7 +103,7 @@ def fair_octets(chunks):
 # ---- written ----------------------------------------------------------------------------------
 
 
-def widen(descriptor):
+def widen(descriptor: int) -> None:
     """Let a pipe hold PIPE bytes, where the system can: on Linux, and under no lower limit."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
@@ -104,10 +111,10 @@ def widen(descriptor):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
 
 
-def write(arrays, descriptor, most=None):
+def write(arrays: Iterable[NDArray[Any]], descriptor: int, most: int | None = None) -> None:
     """Write arrays to a file descriptor until there are `most` bytes, if that is given."""
     for array in arrays:
-        octets = memoryview(array).cast("B")[:most]
+        octets = array.data.cast("B")[:most]
         most = None if most is None else most - len(octets)
         while octets:
             octets = octets[os.write(descriptor, octets) :]
@@ -115,7 +122,7 @@ def write(arrays, descriptor, most=None):
             return
 
 
-def run(options, error):
+def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
     """Write bits until the reader closes the pipe, or there are options.bytes; the exit code."""
     descriptor = sys.stdout.fileno()
     if os.isatty(descriptor):

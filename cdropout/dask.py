@@ -1,6 +1,9 @@
 """Dropout of Dask arrays: every chunk draws its own window of the one mask, whatever the chunks."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -15,20 +18,63 @@ from cdropout import functional
 from cdropout.core.generators import check_probability
 from cdropout.core.masks import Mask, shared_strides
 
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
+    from numpy.typing import NDArray
+
+    from cdropout.typing import RNG, Axes, Probability
+
 __all__ = ["dropout", "dropout_backward", "mask_to_dask"]
 
 
+@overload
 def dropout(
-    x,
-    p=0.5,
-    training=True,
+    x: da.Array,
+    p: Probability = 0.5,
+    training: bool = True,
     *,
-    seed=None,
-    call=0,
-    rng=None,
-    broadcast_dims=(),
-    return_mask=False,
-):
+    seed: SupportsIndex | None = None,
+    call: SupportsIndex = 0,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    return_mask: Literal[False] = False,
+) -> da.Array: ...
+@overload
+def dropout(
+    x: da.Array,
+    p: Probability = 0.5,
+    training: bool = True,
+    *,
+    seed: SupportsIndex | None = None,
+    call: SupportsIndex = 0,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    return_mask: Literal[True],
+) -> tuple[da.Array, Mask]: ...
+@overload
+def dropout(
+    x: da.Array,
+    p: Probability = 0.5,
+    training: bool = True,
+    *,
+    seed: SupportsIndex | None = None,
+    call: SupportsIndex = 0,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    return_mask: bool = False,
+) -> da.Array | tuple[da.Array, Mask]: ...
+def dropout(
+    x: da.Array,
+    p: Probability = 0.5,
+    training: bool = True,
+    *,
+    seed: SupportsIndex | None = None,
+    call: SupportsIndex = 0,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    return_mask: bool = False,
+) -> da.Array | tuple[da.Array, Mask]:
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``, later.
 
     Nothing is drawn until the result is computed. It equals that of `cdropout.dropout` with the
@@ -87,7 +133,7 @@ def dropout(
     return (y, mask) if return_mask else y
 
 
-def dropout_backward(gy, mask):
+def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
 
     Parameters
@@ -114,7 +160,7 @@ def dropout_backward(gy, mask):
     return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
 
 
-def mask_to_dask(mask, chunks="auto"):
+def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
     """Return which elements `mask` keeps, as a lazy bool array; `Mask.to_dask` calls this.
 
     Parameters
@@ -128,7 +174,7 @@ def mask_to_dask(mask, chunks="auto"):
     return da.map_blocks(mask_chunk, mask, chunks=chunks, dtype=bool, meta=meta)
 
 
-def _checked_meta(x):
+def _checked_meta(x: Any) -> Any:
     """Return an empty chunk of x; refuse what cannot be dropped, before anything is computed."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
@@ -141,15 +187,15 @@ def _checked_meta(x):
     return Mask(meta.shape, 0.5).apply(meta)  # raises what it would raise for each chunk
 
 
-def dropout_chunk(chunk, mask, block_info):
+def dropout_chunk(chunk: Any, mask: Mask, block_info: Any) -> NDArray[Any]:
     """The task of one chunk; dask.array.map_blocks, which says where it lies, names it so."""
     return _window(mask, block_info).apply(chunk)
 
 
-def mask_chunk(mask, block_info):
+def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
     """The task of one chunk of a mask."""
     return np.asarray(_window(mask, block_info))
 
 
-def _window(mask, block_info):
+def _window(mask: Mask, block_info: Any) -> Mask:
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

@@ -1,5 +1,9 @@
 """Dropout modules for Flax, with its argument names: Dropout for nnx, LinenDropout for linen."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from cdropout.jax import dropout  # first: it says how to install JAX
 
 try:
@@ -7,10 +11,13 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`") from error
 
+if TYPE_CHECKING:
+    import jax
+
 __all__ = ["Dropout", "LinenDropout"]
 
 
-def _key_of(rngs, collection):
+def _key_of(rngs: Any, collection: str) -> Any:
     """The next key of a source of keys, or the key itself."""
     if isinstance(rngs, nnx.Rngs):
         rngs = rngs[collection]
@@ -45,7 +52,9 @@ class Dropout(nnx.Dropout):
         As `cdropout.jax.dropout`, in the call.
     """
 
-    def __call__(self, inputs, *, deterministic=None, rngs=None):
+    def __call__(
+        self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
+    ) -> jax.Array:
         """Return the inputs masked and scaled; arguments given here go before the module's own."""
         if deterministic is None:
             deterministic = self.deterministic
@@ -72,7 +81,9 @@ class LinenDropout(linen.Dropout):
     """
 
     @linen.compact
-    def __call__(self, inputs, deterministic=None, rng=None):
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None
+    ) -> jax.Array:
         """Return the inputs masked and scaled; `rng` is a key that goes before the stream's."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
         if deterministic or self.rate == 0:

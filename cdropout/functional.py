@@ -264,14 +264,14 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     n : int
         The number of copies, at least 0.
     p, rng, return_mask
-        As in `dropout`. All copies come from one mask of shape (n, *x.shape), and so from one call
-        number.
-    out : ndarray of shape (n, *x.shape), optional
+        As in `dropout`. All copies come from one mask of shape ``(n, *x.shape)``, and so from
+        one call number.
+    out : ndarray of shape ``(n, *x.shape)``, optional
         Takes the result; it must not overlap x.
 
     Returns
     -------
-    ndarray of shape (n, *x.shape)
+    ndarray of shape ``(n, *x.shape)``
 
     Raises
     ------

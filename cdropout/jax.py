@@ -1,7 +1,10 @@
 """Dropout for JAX on the CPU: a key names the mask, and XLA calls the kernels."""
 
+from __future__ import annotations
+
 import warnings
 from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,12 +24,23 @@ except ImportError as error:
         "cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`"
     ) from error
 
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from cdropout.typing import Axes, Probability
+
 __all__ = ["dropout", "seed_and_call"]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def dropout(key, x, p, broadcast_dims=(), inplace=False):
+def dropout(
+    key: ArrayLike,
+    x: ArrayLike,
+    p: Probability,
+    broadcast_dims: Axes = (),
+    inplace: bool = False,
+) -> jax.Array:
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
 
     Parameters
@@ -78,7 +92,7 @@ def dropout(key, x, p, broadcast_dims=(), inplace=False):
     return _draw(key, x, p, shared, bool(inplace))
 
 
-def seed_and_call(key):
+def seed_and_call(key: ArrayLike) -> tuple[int, int]:
     """Return the seed and the call number of the mask that a key names.
 
     A key of two words (threefry's, JAX's default) is the seed, the higher word first, and the call
@@ -98,13 +112,13 @@ def seed_and_call(key):
     return _seed_and_call(np.asarray(_words(key)))
 
 
-def _seed_and_call(words):
+def _seed_and_call(words: Any) -> tuple[int, int]:
     """Must match name_mask in core/xla.pyx."""
     high, low, *rest = (int(word) for word in words)
     return high << 32 | low, rest[0] << 32 | rest[1] if rest else 0
 
 
-def _is_typed(key):
+def _is_typed(key: Any) -> bool:
     """Whether a key is typed, or raw; TypeError if it is neither."""
     dtype = getattr(key, "dtype", type(key).__name__)
     if hasattr(key, "dtype") and jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -114,7 +128,7 @@ def _is_typed(key):
     return False
 
 
-def _words(key):
+def _words(key: Any) -> Any:
     """The uint32 words of one key."""
     words = jax.random.key_data(key) if _is_typed(key) else key
     if words.shape not in ((2,), (4,)):
@@ -132,25 +146,25 @@ _compiled = jax.jit(_dropout.bind, static_argnames=("p", "shared", "inplace"))
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
-def _draw(key, x, p, shared, inplace):
+def _draw(key: Any, x: jax.Array, p: float, shared: int, inplace: bool) -> jax.Array:
     """Bit i of shared stands for axis i, after the axes that key and x begin with under vmap."""
     return _dropout.bind(_words(key), x, p=p, shared=shared, inplace=inplace)
 
 
 @_dropout.def_impl
-def _run(key, x, **parameters):
+def _run(key: Any, x: Any, **parameters: Any) -> Any:
     with jax.disable_jit(False):  # XLA has the only implementation
         return _compiled(key, x, **parameters)
 
 
-def _varying(aval):
+def _varying(aval: Any) -> frozenset[Any]:
     """The axes of a shard_map's mesh along which a value differs; JAX has renamed it since 0.7."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
 
 @_dropout.def_abstract_eval
-def _result(key, x, **_):
+def _result(key: Any, x: Any, **_: Any) -> Any:
     if not _varying(key) <= _varying(x):
         axes = tuple(sorted(_varying(key) - _varying(x)))
         raise ValueError(
@@ -160,7 +174,7 @@ def _result(key, x, **_):
     return x.update(weak_type=False)
 
 
-def _transpose(gy, key, x, **parameters):
+def _transpose(gy: Any, key: Any, x: Any, **parameters: Any) -> tuple[None, Any]:
     return None, gy if type(gy) is ad.Zero else _dropout.bind(key, gy, **parameters)
 
 
@@ -170,7 +184,7 @@ ad.defjvp(
 ad.primitive_transposes[_dropout] = _transpose
 
 
-def _batch(arguments, axes, *, shared, **parameters):
+def _batch(arguments: Any, axes: Any, *, shared: int, **parameters: Any) -> tuple[Any, int]:
     """A batch of keys draws a mask each; a batch of x alone shares one, along an axis more."""
     key, x = arguments
     key_axis, x_axis = axes
@@ -193,7 +207,7 @@ batching.primitive_batchers[_dropout] = _batch
 
 
 @cache
-def _registered():
+def _registered() -> bool:
     """Whether XLA takes the handler; a version that it does not know is a warning."""
     jax.local_devices(backend="cpu")  # before XLA has begun it would queue, and then not begin
     try:
@@ -208,7 +222,7 @@ def _registered():
     return True
 
 
-def _apply(key, x, p, shared):
+def _apply(key: Any, x: Any, p: float, shared: int) -> Any:
     """What the handler does, on NumPy arrays."""
     key, x = np.asarray(key), np.asarray(x)
     y = np.empty_like(x)
@@ -221,12 +235,12 @@ def _apply(key, x, p, shared):
     return y
 
 
-def _call_back(key, x, p, shared):
+def _call_back(key: Any, x: Any, p: float, shared: int) -> Any:
     function = partial(_apply, p=p, shared=shared)
     return jax.pure_callback(function, jax.ShapeDtypeStruct(x.shape, x.dtype), key, x)
 
 
-def _lower(context, key, x, *, inplace, **attributes):
+def _lower(context: Any, key: Any, x: Any, *, inplace: bool, **attributes: Any) -> Any:
     if not _registered():
         lower = mlir.lower_fun(_call_back, multiple_results=False)
     else:
@@ -235,7 +249,7 @@ def _lower(context, key, x, *, inplace, **attributes):
     return lower(context, key, x, **attributes)
 
 
-def _refuse(context, *_, **__):
+def _refuse(context: Any, *_: Any, **__: Any) -> Any:
     platforms = ", ".join(context.module_context.platforms)
     raise NotImplementedError(
         f"cdropout draws its masks on the CPU, and has no kernels for {platforms}; "

@@ -1,5 +1,9 @@
 """Dropout layers for Keras 3, drawn by cdropout on the backends torch, jax and numpy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from cdropout.core.calls import dropout
 from cdropout.core.generators import Generator
 
@@ -13,6 +17,9 @@ except ImportError as error:
         "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
     ) from error
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -21,7 +28,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 # ---- the backends: a function for a name as two words, the seed and the call number -------------
 
 
-def _generator(words):
+def _generator(words: Any) -> Generator:
     """One that hands out that name next."""
     seed, call = (int(word) & 0xFFFFFFFF for word in words)  # torch has them as int32
     generator = Generator(seed)
@@ -29,11 +36,11 @@ def _generator(words):
     return generator
 
 
-def _draw_numpy(words, x, p, shared):
+def _draw_numpy(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
     return dropout(x, p, rng=_generator(words), broadcast_dims=shared)
 
 
-def _draw_torch(words, x, p, shared):
+def _draw_torch(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
     from torch.nn.functional import dropout as peer
 
     from cdropout.torch.masked import masked
@@ -41,7 +48,7 @@ def _draw_torch(words, x, p, shared):
     return masked(peer, x, p, True, False, _generator(words.tolist()), shared)
 
 
-def _draw_jax(words, x, p, shared):
+def _draw_jax(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
     from jax import numpy as jnp
 
     from cdropout.jax import dropout as draw
@@ -52,7 +59,7 @@ def _draw_jax(words, x, p, shared):
 DRAW = {"numpy": _draw_numpy, "torch": _draw_torch, "jax": _draw_jax}
 
 
-def _draw_for(x):
+def _draw_for(x: Any) -> Callable[..., Any] | None:
     """The function for x; None where Keras has to do it: TensorFlow, other devices and types."""
     backend = keras.backend.backend()
     if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
@@ -73,11 +80,11 @@ def _draw_for(x):
 class _Drawn:
     """What the layers share: `_shared_axes` says along which axes one draw is shared."""
 
-    def call(self, inputs, training=False):
+    def call(self: Any, inputs: Any, training: bool = False) -> Any:
         """Return the inputs masked and scaled; as they are unless training."""
         draw = _draw_for(inputs) if training and 0 < self.rate < 1 else None
         if draw is None:
-            return super().call(inputs, training=training)
+            return super().call(inputs, training=training)  # type: ignore[misc]
         shared = self._shared_axes(tuple(inputs.shape))
         return draw(self.seed_generator.next(), inputs, self.rate, shared)
 
@@ -85,7 +92,7 @@ class _Drawn:
 class _Spatial(_Drawn):
     """Whole channels: one draw for each sample and channel."""
 
-    def _shared_axes(self, shape):
+    def _shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         first = getattr(self, "data_format", None) == "channels_first"
         return tuple(range(2, len(shape))) if first else tuple(range(1, len(shape) - 1))
 
@@ -114,7 +121,7 @@ class Dropout(_Drawn, keras.layers.Dropout):
         If rate is not in [0, 1]; in the call, if noise_shape does not fit the inputs.
     """
 
-    def _shared_axes(self, shape):
+    def _shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         noise = tuple(self.noise_shape or shape)
         full = (1,) * (len(shape) - len(noise)) + noise  # aligned as in NumPy's broadcasting
         fits = [drawn in (None, 1, length) for drawn, length in zip(full, shape, strict=False)]

@@ -1,10 +1,22 @@
 """Dropout as modules: forward, backward, train and eval, for networks of NumPy arrays."""
 
+from __future__ import annotations
+
 import contextlib
+from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
 from cdropout.core.generators import check_probability, own_generator
 from cdropout.functional import dropout, dropout_backward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import ClassVar, Self
+
+    from numpy.typing import NDArray
+
+    from cdropout.core.masks import Mask
+    from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape, Source
 
 
 class Dropout:
@@ -48,26 +60,48 @@ class Dropout:
     Dropout(p=0.2, inplace=False)
     """
 
-    def __init__(self, p=0.5, inplace=False, *, rng=None):
+    def __init__(self, p: Probability = 0.5, inplace: bool = False, *, rng: RNG = None) -> None:
         check_probability(p)
         self.p = p
         self.inplace = inplace
         self.training = True
-        self.mask = None
+        self.mask: Mask | None = None
         self._rng = own_generator(rng)
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
+    @overload
+    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Any) -> Any:
         """Return x dropped and scaled, as `dropout` does; in evaluation x itself."""
         y, self.mask = dropout(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
         return y
 
-    def __call__(self, x):
+    @overload
+    def __call__(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
+    @overload
+    def __call__(self, x: Source) -> Source | NDArray[Any]: ...
+    def __call__(self, x: Any) -> Any:
         """The same as forward."""
         return self.forward(x)
 
-    def backward(self, gy, *, mask=None, out=None):
+    @overload
+    def backward(
+        self,
+        gy: Array[Shape, Scalar],
+        *,
+        mask: Mask | None = None,
+        out: Array[Shape, Scalar] | None = None,
+    ) -> Array[Shape, Scalar]: ...
+    @overload
+    def backward(self, gy: Exporter, *, mask: Mask | None = None, out: Output) -> Output: ...
+    @overload
+    def backward(
+        self, gy: Exporter, *, mask: Mask | None = None, out: None = None
+    ) -> NDArray[Any]: ...
+    def backward(self, gy: Any, *, mask: Mask | None = None, out: Any = None) -> Any:
         """Return the gradient of a forward's input, given that of its output.
 
         Parameters
@@ -83,36 +117,41 @@ class Dropout:
         RuntimeError
             If there was no forward yet, and no mask is given.
         """
-        if mask is None and self.mask is None:
+        mask = self.mask if mask is None else mask
+        if mask is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward was called before forward: there is no mask; "
                 "call forward first, or pass mask="
             )
-        return dropout_backward(gy, self.mask if mask is None else mask, out=out)
+        return dropout_backward(gy, mask, out=out)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Drop from now on, or with ``mode=False`` stop dropping; return the module."""
         self.training = bool(mode)
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
         """Return inputs as they are from now on; return the module."""
         return self.train(False)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """What stands between the brackets of repr."""
         return f"p={self.p}, inplace={self.inplace}"
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
 class _Variant(Dropout):
     """A module of another function with dropout's arguments."""
 
-    function = None
+    function: ClassVar[Callable[..., Any]]
 
-    def forward(self, x):
+    @overload
+    def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
+    @overload
+    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Any) -> Any:
         """Return the function of x; shapes, types and errors are the function's."""
         y, self.mask = self.function(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
@@ -161,23 +200,32 @@ class DropPath(_Variant):
         Scale the samples that are kept by ``1 / (1 - p)``.
     """
 
-    def __init__(self, p=0.5, inplace=False, *, scale_by_keep=True, rng=None):
+    def __init__(
+        self,
+        p: Probability = 0.5,
+        inplace: bool = False,
+        *,
+        scale_by_keep: bool = True,
+        rng: RNG = None,
+    ) -> None:
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 
-    def function(self, x, p, training, inplace, **options):
+    def function(
+        self, x: Any, p: Probability, training: bool, inplace: bool, **options: Any
+    ) -> Any:
         """The function of this module, with its option."""
         return functional.drop_path(
             x, p, training, inplace, scale_by_keep=self.scale_by_keep, **options
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """What stands between the brackets of repr."""
         return f"{super().extra_repr()}, scale_by_keep={self.scale_by_keep}"
 
 
 @contextlib.contextmanager
-def always_on(*modules):
+def always_on(*modules: object) -> Iterator[None]:
     """Hold modules in training mode for a while, as Monte-Carlo dropout needs them at prediction.
 
     Parameters
@@ -205,7 +253,7 @@ def always_on(*modules):
             module.train(mode)
 
 
-def _all_modules(thing):
+def _all_modules(thing: Any) -> Iterator[Any]:
     """Every module in nested containers."""
     if isinstance(thing, dict):
         thing = tuple(thing.values())

@@ -1,5 +1,7 @@
 """The proof, at the user's site, that every instruction set draws and applies masks as recorded."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -7,9 +9,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import cdropout as cd
 from cdropout.core import dispatch
@@ -25,7 +30,7 @@ FALSE_ALARM = 1e-6
 EACH_BYTE = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
-def keep_bound(n, p, risk=FALSE_ALARM):
+def keep_bound(n: int, p: float, risk: float = FALSE_ALARM) -> float:
     """Return by how much the number of kept elements may differ from n * (1 - p).
 
     A sum of n independent draws is outside with probability at most `risk`, whatever p is.
@@ -42,22 +47,22 @@ def keep_bound(n, p, risk=FALSE_ALARM):
 # ---- one instruction set: that of this process ------------------------------------------------
 
 
-def wrong_record(records):
+def wrong_record(records: list[dict[str, Any]]) -> str | None:
     """Return the first record that this process draws otherwise, as a sentence, or None."""
     for record in records:
         p = float.fromhex(record["p"])
         mask = cd.Mask(record["n"], p, record["seed"], record["call"], start=record["start"])
-        drawn = hashlib.sha256(mask.bits()).hexdigest()
+        drawn = hashlib.sha256(mask.bits().data).hexdigest()
         if drawn != record["sha256"]:
             return f"{mask!r} has the SHA-256 {drawn}, but the record says {record['sha256']}"
     return None
 
 
-def same_bits(a, b):
+def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def wrong_apply(dtype, p, start):
+def wrong_apply(dtype: type[np.generic], p: float, start: int) -> str | None:
     """Return which of forward, in place and backward is not where(mask, x * scale, 0), or None."""
     mask = cd.Mask(APPLIED, p, seed=1, start=start)
     x = np.random.default_rng(0).standard_normal(APPLIED).astype(dtype)
@@ -75,7 +80,7 @@ def wrong_apply(dtype, p, start):
     return None
 
 
-def wrong_keep_rate(p, seed):
+def wrong_keep_rate(p: float, seed: int) -> str | None:
     """Return how the keep rate of many elements is out of its bound, as a sentence, or None."""
     parts = [cd.Mask(PART, p, seed, start=start) for start in range(0, MANY, PART)]
     kept = sum(int(EACH_BYTE[part.bits()].sum(dtype=np.int64)) for part in parts)
@@ -86,7 +91,7 @@ def wrong_keep_rate(p, seed):
     return None
 
 
-def failures(records, seed):
+def failures(records: list[dict[str, Any]], seed: int) -> Iterator[str | None]:
     """Yield what is wrong in this process, a sentence each."""
     yield wrong_record(records)
     for dtype in np.float32, np.float64:
@@ -97,7 +102,7 @@ def failures(records, seed):
         yield wrong_keep_rate(p, seed)
 
 
-def here(path=RECORDS):
+def here(path: str | Path = RECORDS) -> int:
     """Check the instruction set of this process, print a line, and return the exit code."""
     began = time.perf_counter()
     records = json.loads(Path(path).read_text())
@@ -118,7 +123,7 @@ def here(path=RECORDS):
 # ---- all of them ------------------------------------------------------------------------------
 
 
-def run_under(isa, statement, **options):
+def run_under(isa: str, statement: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Run a Python statement in a new process with this instruction set, as `subprocess.run` does.
 
     The set is chosen at import, so a process has one. The new one finds its modules where this
@@ -129,7 +134,7 @@ def run_under(isa, statement, **options):
     return subprocess.run([sys.executable, "-c", program], env=environment, **options)
 
 
-def check_one(isa, path):
+def check_one(isa: str, path: str | Path) -> bool:
     """Check one set in a process of its own; print its line and return whether it is right."""
     statement = f"from cdropout import selftest; sys.exit(selftest.here({str(path)!r}))"
     done = run_under(isa, statement, capture_output=True, text=True)
@@ -141,7 +146,7 @@ def check_one(isa, path):
     return done.returncode == 0
 
 
-def run(path=RECORDS):
+def run(path: str | Path = RECORDS) -> int:
     """Check every instruction set that was built and that this CPU runs; return the exit code.
 
     Parameters

@@ -1,5 +1,9 @@
 """An Ops for thinc and spaCy whose dropout masks this package draws."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 try:
@@ -8,6 +12,11 @@ except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
 
 from cdropout.functional import dropout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 __all__ = ["CdropoutOps", "use_cdropout"]
 
@@ -27,7 +36,7 @@ class CdropoutOps(NumpyOps):
 
     name = "cdropout"
 
-    def get_dropout_mask(self, shape, drop):
+    def get_dropout_mask(self, shape: tuple[int, ...], drop: float | None) -> NDArray[np.float32]:
         """Return 0 with probability `drop`, else ``1 / (1 - drop)``: a float32 array of `shape`.
 
         Parameters
@@ -54,14 +63,14 @@ class CdropoutOps(NumpyOps):
         return dropout(np.ones(shape, np.float32), drop, inplace=True, rng=seed)
 
 
-def use_cdropout():
+def use_cdropout() -> Callable[[Any], Any]:
     """Return a callback for spaCy that makes `CdropoutOps` the current ops.
 
     In ``[nlp.before_creation]`` of a config it is ``@callbacks = "cdropout.use_cdropout.v1"``. The
     trained pipeline keeps that name: whoever loads it needs this package too.
     """
 
-    def before_creation(language):
+    def before_creation(language: Any) -> Any:
         set_current_ops(CdropoutOps())
         return language
 

@@ -230,7 +230,7 @@ def parse_options():
     add = parser.add_argument
     add("--quick", action="store_true", help="smaller models and fewer steps: shows no speed")
     add(
-        "--steps", type=int, default=30, metavar="N", help="steps of the transformer that are timed"
+        "--steps", type=int, default=15, metavar="N", help="steps of the transformer that are timed"
     )
     add("--seeds", type=int, default=5, metavar="N", help="seeds of the loss curves, at least 2")
     add("--p", type=float, default=0.1, help="probability that an element is dropped")
@@ -262,7 +262,7 @@ def main():
             Convolutions, images, options, 2 * options.steps,
         ),
     }  # fmt: skip
-    curves = learn("Small transformer", Transformer, small, options, 120)
+    curves = learn("Small transformer", Transformer, small, options, 80)
     try:
         draw(ratios, curves, options.plot)
     except ModuleNotFoundError:

@@ -64,12 +64,9 @@ cross_build() {
     cd "$1"
     export CC=$target-gcc CXX=$target-g++ LDSHARED="$target-gcc -shared" LDCXXSHARED="$target-g++ -shared"
     export CFLAGS=$flags CXXFLAGS=$flags
-    "$native" -W ignore -c "
-import platform, runpy, sys
-platform.machine = lambda: '$machine'
-sys.argv = ['setup.py', '-q', 'build', '--build-base', '$work/build', '--build-lib', '$modules']
-sys.argv += ['install_egg_info', '--install-dir', '$modules']
-runpy.run_path('setup.py', run_name='__main__')"
+    export _PYTHON_HOST_PLATFORM=linux-$machine # what it is built for
+    "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
+      install_egg_info --install-dir "$modules"
   )
   for library in "$modules"/*/*.cpython-*.so; do # a name that every Python takes
     [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"

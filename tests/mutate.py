@@ -26,19 +26,21 @@ FIRST = {  # the tests that are the likeliest to notice; all the others come aft
         KERNELS, ["planes", "past_cache", "halves", "fused", "corners", "kernels", "guard_pages"]
     ),
     "arrays": ["errors", "exporters", "layouts", "threads"],
-    "signals": ["faults"],
+    "pieces": ["layouts", "masks", "threads"],
     "fused": ["fused"],
     "strided": ["layouts", "masks"],
     "masks": ["masks", "errors"],
     "generators": ["generators"],
     "calls": ["errors", "functional"],
-    "threads": ["share", "threads"],
+    "threads": ["threads"],
     "functional": ["variants"],
     "modules": ["modules", "variants"],
 }
 # Left out: statistics and the command line, which take long; what needs other packages; and, where
 # one instruction set alone is there, what tests the choice between them.
-SLOW = "correlation randomness cli stream compare growth contestants examples readme".split()
+SLOW = (
+    "correlation randomness cli stream compare growth contestants examples documents house".split()
+)
 LONG = "load faults".split()  # last, and not for the kernels
 OTHERS = "capi_examples torch jax flax keras framework dask thinc".split()
 CHOICE = "not baseline_is_always and not environment_chooses and not one_byte and not cpu"
@@ -67,10 +69,10 @@ class Copy:
         """Without optimization, too: that is quicker, and no result depends on it."""
         setup = self.tree / "setup.py"
         chosen = (
-            'NAMED = os.environ["NAMED"].split()\nMODULES = [m for m in MODULES if m in NAMED]\n'
-            "INSTRUCTION_SETS = {i: f for i, f in INSTRUCTION_SETS.items() if i in NAMED}\n\n\n"
+            'NAMED = __import__("os").environ["NAMED"].split()\nsources = sources & {*NAMED}\n'
+            "INSTRUCTION_SETS = {i: f for i, f in INSTRUCTION_SETS.items() if i in NAMED}\n"
         )
-        text = setup.read_text().replace("def compiled(", chosen + "def compiled(")
+        text = setup.read_text().replace("extensions = [", chosen + "extensions = [")
         setup.write_text(text.replace('"-O3"', '"-O1"'))
 
     def restore(self, isa=None):

@@ -148,15 +148,6 @@ def test_the_examples_compile_without_a_warning(compiler, name):
     compile_strictly(compiler, EXAMPLES / name, "-std=c11" if name.endswith(".c") else "-std=c++17")
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_the_readme_compiles_without_a_warning(compiler, tmp_path):
-    readme = (EXAMPLES.parent.parent / "README.md").read_text()
-    (block,) = re.findall(r"```c\n(.*?)```", readme, re.DOTALL)
-    source = tmp_path / "readme.c"
-    source.write_text(block)
-    compile_strictly(compiler, source, "-std=c11")
-
-
 @pytest.mark.skipif(not COMPILERS, reason="needs GCC or Clang")
 def test_a_fault_would_be_seen(tmp_path):
     source = tmp_path / "fault.c"

@@ -40,6 +40,12 @@ def huge():
     return array
 
 
+@pytest.fixture(scope="module")
+def other():
+    """Return a second array like it, to read from."""
+    return quilt(np.float32, HUGE)
+
+
 @pytest.fixture
 def alarm():
     """Return a function that sets off one signal soon, with this handler."""
@@ -72,35 +78,41 @@ def added(x, bias, g):
 
 
 KEPT = np.broadcast_to(np.True_, 1 << 18)
+
+
+def packed(x):
+    return x.view(np.uint8)[: x.size // 8]
+
+
 LONG_CALLS = {
-    "p = 0.1": lambda x, g: cd.dropout(x, 0.1, rng=g, inplace=True),
-    "p = 1": lambda x, g: cd.dropout(x, 1, rng=g, inplace=True),
-    "float16": lambda x, g: cd.dropout(x.view(np.float16), 0.1, rng=g, inplace=True),
-    "float64": lambda x, g: cd.dropout(x.view(np.float64), 0.1, rng=g, inplace=True),
-    "out": lambda x, g: cd.dropout(x[: HUGE // 2], 0.1, rng=g, out=x[HUGE // 2 :]),
-    "one thread": lambda x, g: (cd.set_num_threads(1), cd.dropout(x, 0.1, rng=g, inplace=True)),
-    "turned": lambda x, g: cd.dropout(square(x).T, 0.1, rng=g, inplace=True),
-    "every other": lambda x, g: cd.dropout(x[::2], 0.1, rng=g, inplace=True),
-    "channels": lambda x, g: cd.dropout(square(x), 0.1, rng=g, inplace=True, broadcast_dims=1),
-    "module": lambda x, g: cd.Dropout(0.1, True, rng=g)(x),
-    "backward": lambda x, g: cd.dropout_backward(x, cd.Mask(HUGE, 0.1), True),
-    "bools": lambda x, g: cd.dropout_backward(
+    "p = 0.1": lambda x, g, _: cd.dropout(x, 0.1, rng=g, inplace=True),
+    "p = 1": lambda x, g, _: cd.dropout(x, 1, rng=g, inplace=True),
+    "float16": lambda x, g, _: cd.dropout(x.view(np.float16), 0.1, rng=g, inplace=True),
+    "float64": lambda x, g, _: cd.dropout(x.view(np.float64), 0.1, rng=g, inplace=True),
+    "out": lambda x, g, _: cd.dropout(x[: HUGE // 2], 0.1, rng=g, out=x[HUGE // 2 :]),
+    "one thread": lambda x, g, _: (cd.set_num_threads(1), cd.dropout(x, 0.1, rng=g, inplace=True)),
+    "turned": lambda x, g, _: cd.dropout(square(x).T, 0.1, rng=g, inplace=True),
+    "every other": lambda x, g, _: cd.dropout(x[::2], 0.1, rng=g, inplace=True),
+    "channels": lambda x, g, _: cd.dropout(square(x), 0.1, rng=g, inplace=True, broadcast_dims=1),
+    "module": lambda x, g, _: cd.Dropout(0.1, True, rng=g)(x),
+    "backward": lambda x, g, _: cd.dropout_backward(x, cd.Mask(HUGE, 0.1), True),
+    "bools": lambda x, g, _: cd.dropout_backward(
         square(x), np.broadcast_to(KEPT, (1 << 18, 1 << 18)), True, p=0.1
     ),
-    "bits": lambda x, g: cd.dropout_backward(x, quilt(np.uint8, HUGE // 8), True, p=0.1),
-    "fused": lambda x, g: added(square(x), x[: 1 << 18].copy(), g),
-    "fused, one row": lambda x, g: added(x, quilt(np.float32, HUGE), g),
+    "bits": lambda x, g, other: cd.dropout_backward(x, packed(other), True, p=0.1),
+    "fused": lambda x, g, other: added(square(x), other[: 1 << 18], g),
+    "fused, one row": lambda x, g, other: added(x, other, g),
 }
 
 
 @linux_only
 @pytest.mark.parametrize("call", LONG_CALLS.values(), ids=LONG_CALLS)
-def test_a_signal_ends_a_long_call(huge, alarm, call):
+def test_a_signal_ends_a_long_call(huge, other, alarm, call):
     huge[: 1 << 14] = huge[END:] = 1
     generator = cd.Generator(SEED)
     alarm(stop)
     with pytest.raises(Stop, match="the handler"):
-        call(huge, generator)
+        call(huge, generator, other)
     assert generator.state == {"seed": SEED, "calls": 0, "spawned": 0}
     ends = huge[: 1 << 14].all(), huge[END:].all()
     assert any(ends), "one end was not reached: the call did not run to its own end"

@@ -39,6 +39,19 @@ def transformer():
     torch.set_num_threads(threads)
 
 
+# ---- speed --------------------------------------------------------------------------------------
+
+
+def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
+    output = run("torch_speed", "--runs", "1", folder=tmp_path)
+    rows = re.findall(r"^(forward.*?) +(\(\d+, \d+\)) +(.*)$", output, re.MULTILINE)
+    steps = ["forward", "forward and backward"]
+    assert [row[:2] for row in rows] == [(s, f"({n}, {n})") for n in (8, 1024) for s in steps]
+    for *_, figures in rows:
+        theirs, ours, ratio, least, most = map(float, re.findall(r"\d+\.\d+", figures))
+        assert least == ratio == most and ratio == pytest.approx(theirs / ours, rel=0.01)
+
+
 # ---- the transformer ----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """cdropout.torch under autograd, torch.func, checkpoints, dispatch modes, compilers and threads."""
 
+import shutil
 import threading
 
 import pytest
@@ -190,6 +191,20 @@ def test_compiled_without_a_break_it_gives_what_eager_mode_gives(name):
     expected = function(x) * 2
     assert torch.equal(y, expected)
     assert torch.equal(gx, torch.autograd.grad(expected.sum(), x)[0])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles C++")
+def test_a_model_compiled_to_machine_code_gives_what_eager_mode_gives():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())
+    compiled, x = torch.compile(model, fullgraph=True), torch.randn(64, 32, requires_grad=True)
+    for seed in (1, 2):
+        gradients = []
+        for run in (model, compiled):
+            torch.manual_seed(seed)
+            y = run(x)
+            gradients += [y, *torch.autograd.grad(y.sum(), [x, model[0].weight])]
+        for eager, fast in zip(gradients[:3], gradients[3:], strict=True):
+            torch.testing.assert_close(fast, eager)
 
 
 def test_exported_it_draws_anew_in_each_call():

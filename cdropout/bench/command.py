@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cdropout.bench import chart, compare, contestant, kernels, machine, peers, race, report, runs
 
@@ -57,7 +58,7 @@ def measure(options):
     return results
 
 
-def run(options):
+def run(options: Any) -> int:
     """Run the benchmark.
 
     Parameters

@@ -8,6 +8,7 @@ of 30 numbers none became slower so, and without TOLERANCE one did in 8 % of the
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cdropout.bench import peers
 from cdropout.bench.kernels import PAIRED
@@ -19,7 +20,7 @@ SAME = ("p", "threads", "cold")  # without which two runs cannot be compared
 DEPENDS_ON = ("cdropout", "isa", "cpu", "platform", "python", "numpy")
 
 
-def load(path, options):
+def load(path: str, options: Any) -> Any:
     """The numbers of earlier runs, or ValueError if they cannot be compared with what is wanted."""
     try:
         old = json.loads(Path(path).read_text())

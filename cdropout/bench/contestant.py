@@ -8,7 +8,7 @@ call draws a new mask, and returns when its work is done.
 import importlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class Contestant(NamedTuple):
 
     name: str
     version: str
-    prepare: Callable
-    as_array: Callable = np.asarray
+    prepare: Callable[[Arrays, float], tuple[Callable[[], Any], Callable[[], Any]]]
+    as_array: Callable[[Any], np.ndarray] = np.asarray
 
 
 def element_type(name):

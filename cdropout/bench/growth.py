@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ def report(dtype, rows, missing):
     return [*lines, *table(rows), *missing, *wrong], not wrong
 
 
-def run(options):
+def run(options: Any) -> int:
     """Measure and print how the cost grows.
 
     Parameters

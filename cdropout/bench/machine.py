@@ -23,7 +23,7 @@ def words_of(path):
         return ""
 
 
-def cpu_name():
+def cpu_name() -> str:
     """The CPU's own name, where the system says it."""
     name = re.search(r"^model name\s*:\s*(.+)$", words_of("/proc/cpuinfo"), re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()

@@ -146,11 +146,11 @@ PEERS = {
 }
 
 
-def is_variant(name):
+def is_variant(name: str) -> bool:
     """Whether this is another way to call a library that takes part already."""
     return "-" in name
 
 
-def installed():
+def installed() -> list[str]:
     """The names of the peers that can be imported, without importing them."""
     return [name for name in PEERS if find_spec(name.partition("-")[0])]

@@ -24,13 +24,13 @@ class Cell(NamedTuple):
     mode: str
     contestant: str
     ns_per_element: float  # the median over the rounds, as all that follows
-    ns_quartiles: tuple
+    ns_quartiles: tuple[float, float]
     gb_per_s: float
     to_memcpy: float  # time as a multiple of memcpy's in the same round
     to_best_peer: float | None  # likewise of the peer whose median is lowest
     rounds: int
     calls_a_round: int
-    to_memcpy_runs: list  # to_memcpy of each run, when there are several
+    to_memcpy_runs: list[float]  # to_memcpy of each run, when there are several
 
 
 def show_progress(text):
@@ -39,7 +39,7 @@ def show_progress(text):
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def size_name(size):
+def size_name(size: int) -> str:
     """64, 1Ki, 16Mi, 1Gi."""
     for step, suffix in (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki"):
         if size % step == 0:

@@ -1,31 +1,19 @@
 """Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
-from functools import partial
-
 cimport numpy as cnp
-from libc.limits cimport INT_MAX
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
 import numpy as np
 
-from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_dtype,
-    cdropout_mask,
-)
-from cdropout.core import dispatch, threads
+from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.signals cimport answer_signals
-from cdropout.core.stream cimport BLOCK
-from cdropout.core.strided cimport Axis, Box, apply_box, arrange, axis_to_cut, draw_box, elements
+from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box
+from cdropout.core.strided cimport Box, arrange
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
 
 cnp.import_array()
-
-cdef enum:
-    SHORT = 16384                     # elements under which giving up the GIL costs more than it yields
-    LONG_BOX = 1 << 16                # the LONG of arrays at any strides: an element may cost a page
 
 
 TYPES = "float16, bfloat16, float32 or float64"
@@ -70,7 +58,7 @@ def from_exporter(x, name):
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)
-        except RuntimeError as error:  # NumPy's word for types and devices that it does not know
+        except (BufferError, RuntimeError) as error:  # NumPy, of types and devices; the former since 2.5
             raise BufferError(f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array: {error}") from error
     try:
         return np.asarray(memoryview(x))
@@ -197,51 +185,12 @@ cdef fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
     arrange(box)
 
 
-def apply_piece(
-    int dtype, size_t size, uintptr_t x, uintptr_t y, size_t n, size_t each, uintptr_t mask, uint64_t start, size_t piece
-):
-    """Piece number `piece` of a contiguous array: `each` elements, fewer in the last."""
-    cdef size_t first = piece * each
-    cdef size_t length = min(each, n - first)
-    with nogil:
-        kernels.apply(
-            <cdropout_dtype>dtype, <const char*>x + first * size, <char*>y + first * size, length,
-            <const cdropout_mask*>mask, start + first,
-        )
-
-
-cdef cdropout_dtype part_of(cdropout_dtype dtype, size_t bytes) noexcept:
-    """The code of a part of an array of so many bytes: stored past the cache if the whole does not fit it."""
-    return <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE) if bytes >= <size_t>dispatch.largest_cached else dtype
-
-
-cdef apply_contiguous(
-    cdropout_dtype dtype, size_t size, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, int most
-):
-    """y = x * scale where the mask keeps, else +0.0, for n elements of `size` bytes, on at most `most` threads."""
-    cdef size_t blocks = (n + BLOCK - 1) // BLOCK
-    cdef size_t sharers, each
-    if n < SHORT:
-        kernels.apply(dtype, x, y, n, mask, start)
-        return
-    sharers = min(<size_t>min(most, <int>threads.get_num_threads()), blocks) if n >= SHARED else 1
-    if sharers == 1 and n <= LONG:
-        with nogil:
-            kernels.apply(dtype, x, y, n, mask, start)
-        return
-    dtype = part_of(dtype, n * size)
-    each = min((blocks + sharers - 1) // sharers * BLOCK, <size_t>LONG)    # cut at block borders
-    work = partial(apply_piece, <int>dtype, size, <uintptr_t>x, <uintptr_t>y, n, each, <uintptr_t>mask, start)
-    threads.share(work, <int>((n + each - 1) // each), <int>sharers)
-
-
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
     """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef cdropout_dtype dtype = code_of(x)
-    cdef int64_t looked = 0
     cdef Box box
     if n == 0:
         return
@@ -249,34 +198,12 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
         fill_box(&box, x, y, strides)
         box.scale = mask.scale
         with nogil:
-            run_box(&box, source, target, NULL, mask, start, &looked)
+            run_box(&box, source, target, NULL, mask, start, SIZE_MAX)
+    elif n < SHORT:
+        kernels.apply(dtype, source, target, n, mask, start)
     else:
-        apply_contiguous(dtype, cnp.PyArray_ITEMSIZE(x), source, target, n, mask, start, INT_MAX)
-
-
-cdef int run_box(
-    Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start, int64_t* looked
-) except -1 nogil:
-    """apply_box where keep is given, else draw_box; halved while it is long, so that signals are answered in time."""
-    cdef Axis* axis = &box.axes[axis_to_cut(box)]
-    cdef size_t length = axis.length
-    cdef ptrdiff_t middle = length // 2
-    if elements(box) <= LONG_BOX:
-        if keep != NULL:
-            apply_box(box, x, y, keep)
-        else:
-            draw_box(box, x, y, mask, start)
-        return 0
-    axis.length = middle
-    run_box(box, x, y, keep, mask, start, looked)
-    answer_signals(looked)
-    axis.length = length - middle
-    run_box(
-        box, x + middle * axis.x if x != NULL else NULL, y + middle * axis.y,
-        keep + middle * axis.keep if keep != NULL else NULL, mask, start + <uint64_t>(middle * axis.keep), looked,
-    )
-    axis.length = length
-    return 0
+        with nogil:
+            apply_span(dtype, source, target, n, mask, start, SIZE_MAX)
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
@@ -284,7 +211,6 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     cdef const char* source
     cdef char* target
     cdef const uint8_t* kept
-    cdef int64_t looked = 0
     cdef Box box
     if cnp.PyArray_SIZE(x) == 0:
         return
@@ -294,7 +220,7 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     target = <char*>cnp.PyArray_DATA(y)
     kept = <const uint8_t*>cnp.PyArray_DATA(keep)
     with nogil:
-        run_box(&box, source, target, kept, NULL, 0, &looked)
+        run_box(&box, source, target, kept, NULL, 0, SIZE_MAX)
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
@@ -303,18 +229,10 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef const uint8_t* packed = <const uint8_t*>cnp.PyArray_DATA(bits)
-    cdef size_t size = cnp.PyArray_ITEMSIZE(x)
-    cdef cdropout_dtype dtype = part_of(code_of(x), n * size)
-    cdef size_t first = 0
-    cdef int64_t looked = 0
+    cdef cdropout_dtype dtype = code_of(x)
     if plain(x, y):
         with nogil:
-            while first < n:
-                answer_signals(&looked)
-                kernels.apply_bits(
-                    dtype, source + first * size, target + first * size, min(n - first, <size_t>LONG), packed, first, scale
-                )
-                first += LONG
+            apply_bits_span(dtype, source, target, n, packed, scale)
     else:
         apply_bools(x, y, np.unpackbits(bits, count=n, bitorder="little").reshape(shape_of(x)), scale)
 
@@ -323,30 +241,20 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
     """Fill out (C order, a byte an element) with 1 where the mask keeps, else 0."""
     cdef size_t n = cnp.PyArray_SIZE(out)
     cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    cdef size_t first = 0
-    cdef int64_t looked = 0
     cdef Box box
     if n == 0:
         return
     if strides is not None:
         fill_box(&box, None, out, strides)
         with nogil:
-            run_box(&box, NULL, <char*>target, NULL, mask, start, &looked)
-        return
-    with nogil:
-        while first < n:
-            answer_signals(&looked)
-            kernels.bools(target + first, min(n - first, <size_t>LONG), mask, start + first)
-            first += LONG
+            run_box(&box, NULL, <char*>target, NULL, mask, start, SIZE_MAX)
+    else:
+        with nogil:
+            draw_bools_span(target, n, mask, start)
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
     """Fill out (uint8, contiguous) with n keep bits, least significant first."""
     cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    cdef size_t first = 0
-    cdef int64_t looked = 0
     with nogil:
-        while first < n:
-            answer_signals(&looked)
-            kernels.bits(target + first // 8, min(n - first, <size_t>LONG), mask, start + first)
-            first += LONG
+        draw_bits_span(target, n, mask, start)

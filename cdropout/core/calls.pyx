@@ -20,7 +20,7 @@ def dropout(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, of any shape and strides
+    x : ndarray of float16, bfloat16, float32 or float64, of any shape and strides
         Or any object with DLPack or the buffer protocol over such elements; it is read without a copy.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].

@@ -1,14 +1,16 @@
 """bias_dropout_add and its backward: three operations on one reading of their arrays."""
 cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport SIZE_MAX, uint64_t
 
 import numpy as np
 
 from cdropout cimport cdropout_dtype, cdropout_mask
-from cdropout.core.arrays cimport LONG, as_array, code_of, destination, partly_overlap, shape_of
+from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator, as_generator, as_index, as_probability, as_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask
+from cdropout.core.pieces cimport PIECE, SHARED
+from cdropout.core.threads cimport share
 
 cnp.import_array()
 
@@ -129,32 +131,59 @@ cdef cnp.ndarray as_row(cnp.ndarray bias, tuple shape):
     return bias if columns_of(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
-def tiles(size_t rows, size_t columns):
-    """Pieces of LONG elements at most, between which signals are answered: (first element, its column, rows, columns)."""
-    cdef size_t tall = max(LONG // columns, 1) if columns else 1
-    cdef size_t row, column
-    for row in range(0, rows, tall):
-        for column in range(0, columns, LONG):
-            yield row * columns + column, column, min(tall, rows - row), min(columns - column, <size_t>LONG)
+cdef struct Tiles:                    # of rows x columns: a tile is some whole rows or, where they are long, part of one
+    size_t rows, columns, size        # size: bytes an element
+    cdropout_dtype dtype
+    const char* x                     # or its gradient
+    const char* bias                  # of `columns` elements, or NULL, as
+    const char* residual
+    char* y                           # or x's gradient
+    double* sums                      # the gradient of bias
+    const cdropout_mask* mask
+    uint64_t start
+
+
+cdef size_t height_of(const Tiles* tiles) noexcept nogil:
+    return max(<size_t>PIECE // tiles.columns, <size_t>1)
+
+
+cdef size_t across(const Tiles* tiles) noexcept nogil:
+    return (tiles.columns - 1) // PIECE + 1
+
+
+cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
+    return ((tiles.rows - 1) // height_of(tiles) + 1) * across(tiles) if tiles.rows and tiles.columns else 0
+
+
+cdef void run_tile(const void* call, size_t piece) noexcept nogil:
+    cdef const Tiles* tiles = <const Tiles*>call
+    cdef size_t row = piece // across(tiles) * height_of(tiles)
+    cdef size_t column = piece % across(tiles) * PIECE
+    cdef size_t rows = min(tiles.rows - row, height_of(tiles))
+    cdef size_t columns = min(tiles.columns - column, <size_t>PIECE)
+    cdef size_t first = row * tiles.columns + column
+    cdef size_t at = first * tiles.size
+    if tiles.sums == NULL:
+        kernels.bias_dropout_add(
+            tiles.dtype, tiles.x + at, tiles.bias + column * tiles.size, tiles.residual + at, tiles.y + at, rows, columns,
+            tiles.mask, tiles.start + first,
+        )
+    else:
+        kernels.bias_dropout_add_backward(
+            tiles.dtype, tiles.x + at, tiles.y + at, tiles.sums + column, rows, columns, tiles.mask, tiles.start + first,
+        )
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, const cdropout_mask* name):
+    cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
-    cdef size_t rows = cnp.PyArray_SIZE(x) // columns if columns else 0
-    cdef cdropout_dtype dtype = code_of(x)
-    cdef size_t size = cnp.PyArray_ITEMSIZE(x)
-    cdef const char* first = <const char*>cnp.PyArray_DATA(x)
-    cdef const char* second = <const char*>cnp.PyArray_DATA(bias)
-    cdef const char* third = <const char*>cnp.PyArray_DATA(residual)
-    cdef char* target = <char*>cnp.PyArray_DATA(y)
-    cdef size_t at, column, height, width
-    for at, column, height, width in tiles(rows, columns):
-        with nogil:
-            kernels.bias_dropout_add(
-                dtype, first + at * size, second + column * size, third + at * size, target + at * size, height, width,
-                name, at,
-            )
-        PyErr_CheckSignals()
+    cdef Tiles tiles = Tiles(
+        n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), code_of(x), <const char*>cnp.PyArray_DATA(x),
+        <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual), <char*>cnp.PyArray_DATA(y), NULL,
+        name, 0,
+    )
+    with nogil:
+        share(run_tile, &tiles, count_tiles(&tiles), SIZE_MAX if n >= SHARED else 1)
 
 
 def bias_dropout_add_backward(gy, mask, bias_shape=None):
@@ -214,16 +243,10 @@ cdef bint broadcast_at(i, tuple shape, tuple bias):
 
 cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
     cdef size_t columns = cnp.PyArray_SIZE(sums)
-    cdef size_t rows = cnp.PyArray_SIZE(gy) // columns if columns else 0
-    cdef cdropout_dtype dtype = code_of(gy)
-    cdef size_t size = cnp.PyArray_ITEMSIZE(gy)
-    cdef const char* source = <const char*>cnp.PyArray_DATA(gy)
-    cdef char* target = <char*>cnp.PyArray_DATA(gx)
-    cdef double* total = <double*>cnp.PyArray_DATA(sums)
-    cdef size_t at, column, height, width
-    for at, column, height, width in tiles(rows, columns):
-        with nogil:
-            kernels.bias_dropout_add_backward(
-                dtype, source + at * size, target + at * size, total + column, height, width, &mask.name, mask.first + at,
-            )
-        PyErr_CheckSignals()
+    cdef Tiles tiles = Tiles(
+        cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), code_of(gy),
+        <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
+        &mask.name, mask.first,
+    )
+    with nogil:                       # one after the other: so the order of the sums never changes
+        share(run_tile, &tiles, count_tiles(&tiles), 1)

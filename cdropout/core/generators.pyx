@@ -139,7 +139,7 @@ cdef class Generator:
 
     @property
     def calls(self):
-        """How many call numbers were handed out: the number of the next one."""
+        """How many call numbers were handed out, and so the number of the next one."""
         return self.state["calls"]
 
     @property

@@ -89,8 +89,7 @@ cdef void apply_stream(
     cdef uint8_t room[ROOM]
     cdef element* lines = aligned_within(room, x)
     cdef bint past_cache = goes_past_cache(x, y, n, large)
-    writer.to = keep
-    writer.held = writer.count = 0
+    writer.to, writer.held, writer.count = keep, 0, 0
     open_stream(&stream, mask, start - first)
     draw_group(&stream, drawn)
     if n > part and part >= WORD:                 # let steps end where the lines of y do, not where groups do

@@ -240,7 +240,7 @@ cdef class Mask:
         from cdropout.dask import mask_to_dask
         return mask_to_dask(self, chunks)
 
-    def scale(self, dtype=np.float32):
+    def scale(self, dtype="float32"):
         """The factor, 1 / (1 - p), where kept, else 0: an array of `dtype`, which is one that dropout takes."""
         ones = np.ones(self.shape, dtype)
         return self.apply(ones, ones)

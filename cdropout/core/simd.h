@@ -101,7 +101,9 @@ static inline int cd_any(cd_word v) {
  * whose keep bits, 4 bytes, are at `keep`. A select, since a product would turn a dropped NaN into NaN. */
 #if defined(__AVX512VL__)
 /* Here GCC 12 needs the intrinsics: it does not find the mask registers by itself. */
-static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v); }
+static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
+  return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
+}
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
 #else
 /* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
@@ -198,7 +200,8 @@ static inline __m512i cd_round_bf16(cd_f32 v) { /* to the upper 16 bits; what is
 static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, float scale) {
   cd_u32 v = cd_load_u32(x);
   __m512i low = cd_round_bf16((cd_f32)(v << 16) * scale), high = cd_round_bf16((cd_f32)(v & 0xFFFF0000) * scale);
-  const cd_u16 upper = {1, 33, 3, 35, 5, 37, 7, 39, 9, 41, 11, 43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53, 23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
+  const cd_u16 upper = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11, 43, 13, 45, 15, 47,
+                        17, 49, 19, 51, 21, 53, 23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
   _mm512_storeu_si512(y, _mm512_maskz_permutex2var_epi16(cd_load_bits32(keep), low, (__m512i)upper, high));
 }
 #else
@@ -248,12 +251,12 @@ static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_pick_f32(CD_LANES(v < most), v, most); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_pick_f32(CD_LANES(v > least), v, least); }
 #endif
-static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) { /* finite, in bits 13 to 27, to bits 0 to 15 */
-  cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                         /* the first product is exact */
-  cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                /* 2^16 becomes infinity below */
+static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* finite, in bits 13 to 27, to bits 0 to 15 */
+  cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
+  cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                   /* 2^16 becomes infinity below */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* 2^-14: subnormals' too */
-  cd_u32 aligner = exponent + (13 << 23);                                       /* its last bit is the result's last */
-  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(aligner)) - aligner;  /* rounded by the sum */
+  cd_u32 aligner = exponent + (13 << 23);                                          /* its last bit is the result's last */
+  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(aligner)) - aligner;     /* rounded by the sum */
   return digits + ((exponent - (113u << 23)) >> 13);
 }
 static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
@@ -311,8 +314,8 @@ static inline int cd_cpu_has_avx2(void) {
 }
 static inline int cd_cpu_has_avx512(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  return cd_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  return cd_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
   return 0;
 #endif

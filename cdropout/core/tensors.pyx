@@ -9,10 +9,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import torch
 
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
-from cdropout.core.arrays cimport SHARED, apply_contiguous, run_box
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
+from cdropout.core.pieces cimport SHARED, SHORT, apply_span, draw_bools_span, run_box
 from cdropout.core.strided cimport MAX_DIMS, Box, arrange
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
@@ -142,10 +142,7 @@ cpdef compute(x, uint64_t seed, tuple name, bint inplace=False):
     if not contiguous(&source):       # expanded or sliced: a copy costs less than a walk by strides
         y.copy_(x)
         source = target
-    apply_contiguous(
-        type_of(&source), source.bits // 8, source.data, target.data, size_of(&source), &mask, 0,
-        torch.get_num_threads() if size_of(&source) >= SHARED else 1,
-    )
+    apply_dense(&source, &target, &mask)
     return y
 
 
@@ -156,10 +153,25 @@ cdef name_mask(cdropout_mask* mask, uint64_t seed, uint64_t call, double p, fact
         mask.scale = factor
 
 
+cdef most_threads(const View* x):
+    """What PyTorch allows."""
+    return torch.get_num_threads() if size_of(x) >= SHARED else 1
+
+
+cdef apply_dense(const View* x, const View* y, const cdropout_mask* mask):
+    cdef size_t most
+    if size_of(x) < SHORT:
+        kernels.apply(type_of(x), x.data, y.data, size_of(x), mask, 0)
+        return
+    most = most_threads(x)
+    with nogil:
+        apply_span(type_of(x), x.data, y.data, size_of(x), mask, 0, most)
+
+
 cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared):
     cdef ptrdiff_t size = x.bits // 8
     cdef ptrdiff_t step = 1
-    cdef int64_t looked = 0
+    cdef size_t most = most_threads(x)
     cdef Box box
     cdef int i
     if x.ndim > MAX_DIMS:
@@ -179,7 +191,7 @@ cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tupl
         step *= x.shape[i]
     arrange(&box)
     with nogil:
-        run_box(&box, x.data, y.data, NULL, mask, 0, &looked)
+        run_box(&box, x.data, y.data, NULL, mask, 0, most)
 
 
 def compute_gradient(gy, tuple draw):
@@ -198,7 +210,7 @@ def keep_mask(shape, uint64_t seed, tuple name):
     keep = torch.empty(shape, dtype=torch.bool, device="cpu")
     exchange.read(<void*>keep, &view)
     with nogil:
-        kernels.bools(<uint8_t*>view.data, size_of(&view), &mask, 0)
+        draw_bools_span(<uint8_t*>view.data, size_of(&view), &mask, 0)
     return keep
 
 

@@ -1,14 +1,57 @@
-"""How many threads share a large array, and the small pool of Python threads that they come from."""
+"""How many threads share a call, and the pool that they come from.
+
+The pool's threads know nothing of Python: they wait until a gate opens, take pieces of the call that is in the pool until
+none is left, and wait again. Python's own locks keep them in order, since every Python has these on every system.
+"""
 import operator
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.limits cimport INT_MAX
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc
 
-pool = None
-number = 0
+cdef extern from "pythread.h" nogil:
+    ctypedef void* Lock "PyThread_type_lock"
+    const unsigned long NOT_STARTED "((unsigned long)-1)"
+    unsigned long PyThread_start_new_thread(void (*)(void*) noexcept nogil, void*)
+    unsigned long PyThread_get_thread_ident()
+    Lock PyThread_allocate_lock()
+    int PyThread_acquire_lock(Lock, int)
+    void PyThread_release_lock(Lock)
+
+cdef extern from "<time.h>" nogil:
+    const int TIME_UTC
+    struct timespec:
+        int64_t tv_sec
+        long tv_nsec
+    int timespec_get(timespec*, int)
+
+cdef enum:
+    WAIT = 1
+    LOOKS = 2000                      # before going to sleep: the others need about as long as the caller's last piece
+    PATIENCE = 20_000_000             # ns between two looks for signals: another thread may hold the GIL for 5 ms each time
+
+cdef struct Pool:
+    Lock lock                         # of all that follows
+    Lock gate                         # held while there is nothing to do; a thread that gets it takes part
+    Lock done                         # held, but when the last thread has left a call for whose end the caller waits
+    size_t threads                    # that were started
+    bint open                         # the gate is, and nobody has come through yet
+    bint taken                        # there is a call in the pool
+    bint waiting                      # its caller waits until nobody is busy
+    size_t wanted                     # threads that may still come
+    size_t busy                       # threads at work on a piece
+    size_t next, pieces
+    Work work
+    const void* call
+
+cdef Pool* pool = NULL
+cdef size_t number = 1
+cdef unsigned long main_thread = 0    # the one in which signals' handlers run
+
+
+# ---- the number of threads ----------------------------------------------------------------------
 
 
 def available():
@@ -31,91 +74,11 @@ def set_num_threads(n):
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
     number = n
-    forget_pool()
 
 
 def get_num_threads():
     """Return the number of threads that may share one call: CDROPOUT_NUM_THREADS, or the CPUs this process may use."""
     return number
-
-
-def forget_pool():
-    """Make the next call start a new pool: after a fork the child has none of its parent's threads."""
-    global pool
-    pool = None
-
-
-class Share:
-    """The pieces of one call: each is claimed once, by the caller or by a thread of the pool."""
-
-    def __init__(self, work, pieces):
-        self.work = work
-        self.todo = list(range(pieces))
-        self.busy = 0                  # threads of the pool at work on a piece
-        self.error = None              # what went wrong in one of them
-        self.idle = threading.Condition()
-
-    def help(self):
-        """What a thread of the pool does."""
-        while True:
-            with self.idle:
-                if not self.todo:
-                    return
-                piece = self.todo.pop()
-                self.busy += 1
-            try:
-                self.work(piece)
-            except BaseException as error:
-                self.error = error
-            finally:
-                with self.idle:
-                    self.busy -= 1
-                    self.idle.notify_all()
-
-    def stop(self):
-        """Let nobody claim another piece, and wait for those at work: their memory is the caller's."""
-        interrupt = None
-        self.todo.clear()
-        while True:
-            try:
-                with self.idle:
-                    while self.busy:
-                        self.idle.wait()
-                break
-            except BaseException as error:    # a second Ctrl-C must not leave threads behind that write
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-
-def share(work, int pieces, int most=INT_MAX):
-    """Call work(0), ..., work(pieces - 1), each once, on at most `most` threads; return when all are done.
-
-    Between its pieces the caller lets signal handlers run; if one raises, no other piece is begun.
-    """
-    global pool
-    cdef int helpers = <int>min(pieces, most, number) - 1
-    executor = pool                    # another thread may set `pool` to None at any time
-    if executor is None and helpers:
-        executor = pool = ThreadPoolExecutor(max(number - 1, 1), thread_name_prefix="cdropout")
-    shared = Share(work, pieces)
-    try:
-        for _helper in range(helpers):
-            try:
-                executor.submit(shared.help)
-            except RuntimeError:       # no thread can be started: the caller does what is left
-                break
-        while True:
-            try:
-                piece = shared.todo.pop()
-            except IndexError:
-                break
-            work(piece)
-            PyErr_CheckSignals()
-    finally:
-        shared.stop()
-    if shared.error is not None:
-        raise shared.error
 
 
 def from_environment(text):
@@ -126,6 +89,162 @@ def from_environment(text):
     return int(text)
 
 
+# ---- the pool's threads -------------------------------------------------------------------------
+
+
+cdef Pool* new_pool() noexcept:
+    """A pool without threads; NULL if there is no room, and each caller does its work alone."""
+    cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
+    if new == NULL:
+        return NULL
+    new.lock, new.gate, new.done = PyThread_allocate_lock(), PyThread_allocate_lock(), PyThread_allocate_lock()
+    if new.lock == NULL or new.gate == NULL or new.done == NULL:
+        return NULL
+    PyThread_acquire_lock(new.gate, WAIT)
+    PyThread_acquire_lock(new.done, WAIT)
+    return new
+
+
+def start_anew():
+    """At import, and in a forked child, which has none of its parent's threads."""
+    global pool, main_thread
+    pool = new_pool()
+    main_thread = threading.main_thread().ident
+
+
+cdef void open_gate(Pool* pool) noexcept nogil:
+    """Let one more thread in, which will let in the next. The lock is held."""
+    if pool.wanted and pool.next < pool.pieces and not pool.open:
+        pool.open = True
+        PyThread_release_lock(pool.gate)
+
+
+cdef bint take_piece(Pool* pool) noexcept nogil:
+    """Do the next piece, if there is one. The lock is held, but not meanwhile."""
+    cdef size_t piece = pool.next
+    if piece == pool.pieces:
+        return False
+    pool.next += 1
+    pool.busy += 1
+    PyThread_release_lock(pool.lock)
+    pool.work(pool.call, piece)
+    PyThread_acquire_lock(pool.lock, WAIT)
+    pool.busy -= 1
+    return True
+
+
+cdef void serve(void* argument) noexcept nogil:
+    """The life of a thread."""
+    cdef Pool* pool = <Pool*>argument
+    while True:
+        PyThread_acquire_lock(pool.gate, WAIT)
+        PyThread_acquire_lock(pool.lock, WAIT)
+        pool.open = False
+        if pool.wanted:               # not too late
+            pool.wanted -= 1
+            open_gate(pool)
+            while take_piece(pool):
+                continue
+            if pool.waiting and pool.busy == 0:
+                pool.waiting = False
+                PyThread_release_lock(pool.done)
+        PyThread_release_lock(pool.lock)
+
+
+# ---- the caller ---------------------------------------------------------------------------------
+
+
+cdef bint enter(Pool* pool, Work work, const void* call, size_t pieces, size_t helpers) noexcept nogil:
+    """Put a call into the pool; False if another is in it: then its threads are busy anyway."""
+    if pool == NULL or helpers == 0:
+        return False
+    PyThread_acquire_lock(pool.lock, WAIT)
+    if pool.taken:
+        PyThread_release_lock(pool.lock)
+        return False
+    while pool.threads < helpers and PyThread_start_new_thread(serve, pool) != NOT_STARTED:
+        pool.threads += 1             # where none can be started, the others do what is left
+    pool.taken = True
+    pool.work, pool.call, pool.next, pool.pieces, pool.wanted = work, call, 0, pieces, helpers
+    open_gate(pool)
+    PyThread_release_lock(pool.lock)
+    return True
+
+
+cdef void leave(Pool* pool) noexcept nogil:
+    """Let nobody begin another piece, and wait for those at work: their memory is the caller's."""
+    cdef int _look
+    PyThread_acquire_lock(pool.lock, WAIT)
+    pool.wanted = 0
+    pool.pieces = pool.next
+    if pool.busy:
+        pool.waiting = True
+        PyThread_release_lock(pool.lock)
+        for _look in range(LOOKS):
+            if PyThread_acquire_lock(pool.done, 0):
+                break
+        else:
+            PyThread_acquire_lock(pool.done, WAIT)
+        PyThread_acquire_lock(pool.lock, WAIT)
+    pool.taken = False
+    PyThread_release_lock(pool.lock)
+
+
+cdef int take_part(Pool* shared) except -1 nogil:
+    cdef int64_t looked = 0
+    cdef bint more = True
+    while more:
+        PyThread_acquire_lock(shared.lock, WAIT)
+        more = take_piece(shared)
+        PyThread_release_lock(shared.lock)
+        answer_signals(&looked)
+        if pool != shared:
+            with gil:
+                raise RuntimeError("a signal's handler has forked within a call on several threads, which the child lacks")
+    return 0
+
+
+cdef int do_all(Work work, const void* call, size_t pieces) except -1 nogil:
+    cdef int64_t looked = 0
+    cdef size_t piece
+    for piece in range(pieces):
+        work(call, piece)
+        if pieces > 1:
+            answer_signals(&looked)
+    return 0
+
+
+cdef int share(Work work, const void* call, size_t pieces, size_t most) except -1 nogil:
+    """work(call, i) for each i < pieces, on at most `most` threads, and no more than were asked for; -1 if a signal's
+    handler raised: then some pieces are not done."""
+    cdef Pool* shared = pool
+    if not enter(shared, work, call, pieces, min(number, most, pieces) - 1 if pieces else 0):
+        return do_all(work, call, pieces)
+    try:
+        return take_part(shared)
+    finally:
+        if pool == shared:
+            leave(shared)
+
+
+cdef int answer_signals(int64_t* last) except -1 nogil:
+    """Let handlers run if the last look is long ago; -1 if one raised. `last` is the caller's, 0 at the beginning."""
+    cdef timespec time
+    cdef int64_t now
+    if PyThread_get_thread_ident() != main_thread:
+        return 0
+    timespec_get(&time, TIME_UTC)
+    now = time.tv_sec * 1_000_000_000 + time.tv_nsec
+    if last[0] == 0:
+        last[0] = now
+    elif not 0 <= now - last[0] < PATIENCE:
+        last[0] = now
+        with gil:
+            PyErr_CheckSignals()
+    return 0
+
+
 set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
+start_anew()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_pool)
+    os.register_at_fork(after_in_child=start_anew)

@@ -3,6 +3,6 @@
 import os
 
 
-def get_include():
+def get_include() -> str:
     """Return the folder of cdropout.h, for a compiler's -I."""
     return os.path.dirname(os.path.abspath(__file__))

@@ -69,8 +69,8 @@ typedef struct {
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   /* y = residual + (x + bias) * scale where the mask keeps, else residual + 0; float32 and float64, rows without gaps. bias has
    * `columns` elements, the same for every row; y may be x or residual. */
-  int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows,
-                          size_t columns, const cdropout_mask *mask, uint64_t start);
+  int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows, size_t columns,
+                          const cdropout_mask *mask, uint64_t start);
   /* gx = gy * scale where kept, else +0.0; the sum of gx over the rows is added to the `columns` doubles of gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);

@@ -1,13 +1,30 @@
 """Dropout as functions of tensors: those of torch.nn.functional, and some that it lacks."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from cdropout.functional import SATURATION
 from cdropout.torch.masked import check_generator, in_eager_mode, masked, way_for
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
+    from cdropout.torch.masked import Source, Way
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """Zero each element of `input` with probability `p`; scale the others by ``1 / (1 - p)``.
 
     Parameters
@@ -50,7 +67,14 @@ def dropout(input, p=0.5, training=True, inplace=False, *, generator=None):
     return masked(F.dropout, input, p, training, inplace, generator)
 
 
-def dropout1d(input, p=0.5, training=True, inplace=False, *, generator=None):
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """`dropout` of whole channels of (N, C, L) or (C, L); other shapes are PyTorch's RuntimeError.
 
     Parameters, results and errors are otherwise those of `dropout`.
@@ -61,7 +85,14 @@ def dropout1d(input, p=0.5, training=True, inplace=False, *, generator=None):
     return masked(F.dropout1d, input, p, training, inplace, generator, shared)
 
 
-def dropout2d(input, p=0.5, training=True, inplace=False, *, generator=None):
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """`dropout` of whole channels of (N, C, H, W).
 
     Other numbers of dimensions count as (N, C, ...), with PyTorch's warnings. Parameters, results
@@ -72,7 +103,14 @@ def dropout2d(input, p=0.5, training=True, inplace=False, *, generator=None):
     return masked(F.dropout2d, input, p, training, inplace, generator, (2, 3))
 
 
-def dropout3d(input, p=0.5, training=True, inplace=False, *, generator=None):
+def dropout3d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """`dropout` of whole channels of (N, C, D, H, W) or (C, D, H, W).
 
     Other numbers of dimensions count as (C, ...), with PyTorch's warning. Parameters, results and
@@ -84,7 +122,14 @@ def dropout3d(input, p=0.5, training=True, inplace=False, *, generator=None):
     return masked(F.dropout3d, input, p, training, inplace, generator, tuple(range(ndim - 3, ndim)))
 
 
-def _unusual(peer, input, p, training, inplace, generator):
+def _unusual(
+    peer: Callable[..., Tensor],
+    input: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    generator: Source,
+) -> Tensor:
     """A shape that PyTorch warns of, and will refuse one day: left to it."""
     if generator is not None:
         raise NotImplementedError(
@@ -93,7 +138,15 @@ def _unusual(peer, input, p, training, inplace, generator):
     return peer(input, p, training, inplace)
 
 
-def alpha_step(x, p, inplace, generator, shared, _factor, way=in_eager_mode):
+def alpha_step(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...],
+    _factor: float | None,
+    way: Way = in_eager_mode,
+) -> Tensor:
     """What is dropped becomes SATURATION; then all move, to keep mean 0 and variance 1."""
     check_generator(generator)
     a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
@@ -102,14 +155,29 @@ def alpha_step(x, p, inplace, generator, shared, _factor, way=in_eager_mode):
     return way(moved, p, True, generator, shared, a).add_(offset)
 
 
-def _alpha(peer, x, p, training, inplace, generator, shared=()):
+def _alpha(
+    peer: Callable[..., Tensor],
+    x: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...] = (),
+) -> Tensor:
     way = way_for(x)
     if way is None or training is not True or not 0 < p < 1 or x.numel() == 0:
         return masked(peer, x, p, training, inplace, generator)
     return alpha_step(x, float(p), inplace, generator, shared, None, way)
 
 
-def alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
 
     Parameters, results and errors are those of `dropout`, but `training` is False by default, as in
@@ -122,7 +190,14 @@ def alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None
     return _alpha(F.alpha_dropout, input, p, training, inplace, generator)
 
 
-def feature_alpha_dropout(input, p=0.5, training=False, inplace=False, *, generator=None):
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
     peer = F.feature_alpha_dropout
     if input.dim() < 2:
@@ -131,7 +206,15 @@ def feature_alpha_dropout(input, p=0.5, training=False, inplace=False, *, genera
     return _alpha(peer, input, p, training, inplace, generator, shared)
 
 
-def drop_path(input, p=0.5, training=True, inplace=False, *, scale_by_keep=True, generator=None):
+def drop_path(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    scale_by_keep: bool = True,
+    generator: Source = None,
+) -> Tensor:
     """`dropout` of whole samples of (N, ...): stochastic depth.
 
     Parameters
@@ -146,7 +229,7 @@ def drop_path(input, p=0.5, training=True, inplace=False, *, scale_by_keep=True,
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
 
-    def peer(x, p, training, inplace):
+    def peer(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
         factors = F.dropout(rows, p, training)
         factors = factors if scale_by_keep or p == 1 else factors * (1 - p)
@@ -157,7 +240,7 @@ def drop_path(input, p=0.5, training=True, inplace=False, *, scale_by_keep=True,
     return masked(peer, input, p, training, inplace, generator, shared, factor)
 
 
-def mc_dropout(input, p=0.5, n=1, *, generator=None):
+def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None) -> Tensor:
     """Return `n` differently masked copies of `input`, stacked along a new first axis.
 
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator and errors
@@ -167,7 +250,15 @@ def mc_dropout(input, p=0.5, n=1, *, generator=None):
     return y if p else y.clone()  # copies, even where dropout returns what it was given
 
 
-def bias_dropout_add(input, bias, residual, p=0.5, training=True, *, generator=None):
+def bias_dropout_add(
+    input: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    generator: Source = None,
+) -> Tensor:
     """Return ``residual + dropout(input + bias, p)``; nothing per element is kept for backward.
 
     Parameters

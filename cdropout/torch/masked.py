@@ -1,5 +1,8 @@
 """A mask applied to a tensor, with derivatives: eagerly, under torch.func, in compiled graphs."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
@@ -16,6 +19,13 @@ from cdropout.core.tensors import (
     next_name,
 )
 
+if TYPE_CHECKING:
+    from cdropout.core.tensors import _Name
+
+# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, factor)
+Source: TypeAlias = torch.Generator | Generator | None
+Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], float | None], Tensor]
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WORD = 2**64 - 1
 
@@ -23,7 +33,7 @@ WORD = 2**64 - 1
 # ---- which mask -------------------------------------------------------------------------------
 
 
-def check_generator(generator):
+def check_generator(generator: object) -> None:
     """TypeError unless a mask can be drawn from generator."""
     if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
         raise TypeError(
@@ -32,7 +42,7 @@ def check_generator(generator):
         )
 
 
-def draw_name(p, generator):
+def draw_name(p: float, generator: Source) -> tuple[Tensor, int]:
     """The seed, as a tensor, and the call number of the next mask; p = 1 draws nothing."""
     check_generator(generator)
     if p == 1:
@@ -43,12 +53,12 @@ def draw_name(p, generator):
     return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
 
 
-def draw_numbers(p, generator):
+def draw_numbers(p: float, generator: Source) -> tuple[int, int]:
     """The same name as two ints: `draw_name` for eager mode, where no tensor needs to be made."""
     if generator is None and p != 1:
         return draw_seed(), 0
     seed, call = draw_name(p, generator)
-    return seed.item() & WORD, call
+    return int(seed.item()) & WORD, call
 
 
 # ---- the step, and its derivatives --------------------------------------------------------------
@@ -58,14 +68,14 @@ class Eager(torch.autograd.Function):
     """The step as eager mode records it: in PyTorch's older form, which costs it least."""
 
     @staticmethod
-    def forward(ctx, x, draw):
+    def forward(ctx: Any, x: Tensor, draw: "tuple[int, _Name, bool]") -> Tensor:
         ctx.draw = draw
         if draw[2]:
             ctx.mark_dirty(x)
         return compute(x, *draw)
 
     @staticmethod
-    def backward(ctx, gy):
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         gx = compute_gradient(gy, ctx.draw)
         return Masked.apply(gy, *ctx.draw[:2]) if gx is None else gx, None
 
@@ -73,10 +83,17 @@ class Eager(torch.autograd.Function):
 # Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
 # of its methods is there, anew in each call: for a small tensor longer than its dropout takes.
 record = super(torch.autograd.Function, Eager).apply
-Eager._backward_cls.apply = Eager.backward
+Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
-def batched(step, info, in_dims, x, seed, name):
+def batched(
+    step: Callable[..., Tensor],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
+    seed: Tensor,
+    name: "_Name",
+) -> tuple[Tensor, int]:
     """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
     call, p, shared, factor = name
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
@@ -92,7 +109,7 @@ class Masked(torch.autograd.Function):
     """The step for all else: torch.func, forward mode, second derivatives. It is linear in x."""
 
     @staticmethod
-    def forward(x, seed, name):
+    def forward(x: Tensor, seed: Tensor | int, name: "_Name") -> Tensor:
         if isinstance(seed, Tensor):
             call, p, shared, factor = name
             return torch.ops.cdropout.dropout(x, seed, call, p, shared, factor)
@@ -102,7 +119,7 @@ class Masked(torch.autograd.Function):
         return x * compute(ones, seed, name, True)  # a batch of vmap's older kind, lazy zeros, ...
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _x, seed, ctx.name = inputs
         if isinstance(seed, Tensor):
             ctx.save_for_backward(seed)
@@ -111,16 +128,18 @@ class Masked(torch.autograd.Function):
         ctx.seed = seed
 
     @staticmethod
-    def backward(ctx, gy):
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
         return Masked.jvp(ctx, gy), None, None
 
     @staticmethod
-    def jvp(ctx, gx, *_others):
+    def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
         seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
         return Masked.apply(gx, seed, ctx.name)
 
     @staticmethod
-    def vmap(info, in_dims, x, seed, name):
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor, name: "_Name"
+    ) -> tuple[Tensor, int]:
         return batched(Masked.apply, info, in_dims, x, seed, name)
 
 
@@ -129,20 +148,22 @@ def _operator(
     x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
 ) -> Tensor:
     """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
-    return compute(x, seed.item() & WORD, (call, p, tuple(shared), factor))
+    return compute(x, int(seed.item()) & WORD, (call, p, tuple(shared), factor))
 
 
 @_operator.register_fake
-def _(x, seed, call, p, shared, factor):
+def _(
+    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
+) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _x, seed, *ctx.name = inputs
     ctx.save_for_backward(seed)
 
 
-def _backward(ctx, gy):
+def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None, None, None
 
 
@@ -150,14 +171,14 @@ _operator.register_autograd(_backward, setup_context=_save)
 
 
 @_operator.register_vmap
-def _(info, in_dims, x, seed, *name):
+def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
     return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
 
 
 # ---- the ways to it -----------------------------------------------------------------------------
 
 
-def _check_in_place(x):
+def _check_in_place(x: Tensor) -> None:
     """Let PyTorch refuse a tensor that cannot be written to, before anything is drawn."""
     if torch._debug_has_internal_overlap(x) == 1:
         x.detach().mul_(1)
@@ -168,7 +189,14 @@ def _check_in_place(x):
         x.copy_(x)
 
 
-def in_eager_mode(x, p, inplace, generator, shared, factor):
+def in_eager_mode(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...],
+    factor: float | None,
+) -> Tensor:
     """At once; autograd only hears of it if it has to."""
     if inplace or generator is not None or p == 1 or forward_ad._current_level >= 0:
         return _with_options(x, p, inplace, generator, shared, factor)
@@ -178,7 +206,14 @@ def in_eager_mode(x, p, inplace, generator, shared, factor):
     return compute(x, draw_seed(), name)
 
 
-def _with_options(x, p, inplace, generator, shared, factor):
+def _with_options(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...],
+    factor: float | None,
+) -> Tensor:
     """What few calls ask of eager mode."""
     forward_mode = forward_ad._current_level >= 0
     watched = forward_mode or (x.requires_grad and is_grad_enabled())
@@ -199,21 +234,35 @@ def _with_options(x, p, inplace, generator, shared, factor):
     return y
 
 
-def under_transforms(x, p, inplace, generator, shared, factor):
+def under_transforms(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...],
+    factor: float | None,
+) -> Tensor:
     """Under torch.func, where vmap's randomness decides what a draw is."""
     seed, call = draw_name(p, generator)
     y = Masked.apply(x, seed, (call, p, shared, factor))
     return x.copy_(y) if inplace else y
 
 
-def in_a_graph(x, p, inplace, generator, shared, factor):
+def in_a_graph(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...],
+    factor: float | None,
+) -> Tensor:
     """As operators, where a compiler or a dispatch mode looks on."""
     seed, call = draw_name(p, generator)
     y = _operator(x, seed, call, p, list(shared), factor)
     return x.copy_(y) if inplace else y
 
 
-def way_for(x):
+def way_for(x: Tensor) -> Way | None:
     """The function that applies masks to x here and now; None where PyTorch's own op has to."""
     if not is_dynamo_compiling() and is_ordinary(x):
         return in_eager_mode
@@ -226,12 +275,21 @@ def way_for(x):
     return in_a_graph if is_plain(x) else None  # a dispatch mode is active, or x is empty
 
 
-def _fits(x):
+def _fits(x: Tensor) -> bool:
     """Whether x, whatever wraps it, is a strided CPU tensor of floats that the kernels know."""
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
 
 
-def masked(peer, x, p, training, inplace, generator, shared=(), factor=None):
+def masked(
+    peer: Callable[..., Tensor],
+    x: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    generator: Source,
+    shared: tuple[int, ...] = (),
+    factor: float | None = None,
+) -> Tensor:
     """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
     if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
         return in_eager_mode(x, p, inplace, generator, shared, factor)
@@ -250,7 +308,9 @@ def masked(peer, x, p, training, inplace, generator, shared=(), factor=None):
     return way(x, float(p), inplace, generator, shared, factor)
 
 
-def _left_to(peer, x, p, training, inplace):
+def _left_to(
+    peer: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
+) -> Tensor:
     """PyTorch's function, with its errors, but in clear words where a kind of tensor is refused."""
     try:
         return peer(x, p, training, inplace)

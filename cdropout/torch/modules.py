@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdropout.torch import functional
-from cdropout.torch.masked import check_generator
+from cdropout.torch.masked import Source, check_generator
 
 
 class _Here(nn.Module):
     """What the modules add to PyTorch's: a generator."""
 
-    generator = None  # of the class: modules that convert swapped have none of their own
+    generator: Source = None  # of the class: modules that convert swapped have none of their own
 
-    def __init__(self, p=0.5, inplace=False, *, generator=None):
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
         if not 0 <= p <= 1:  # NaN, which PyTorch's modules take and their forward refuses
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
@@ -144,11 +144,11 @@ OURS = {theirs: ours for ours, theirs in THEIRS.items()}
 class Swap(NamedTuple):
     """What `convert` or `revert` did: names of modules, as `named_modules` gives them."""
 
-    swapped: list  # those that are of the other class now
-    kept: dict  # those that were left alone, and why
+    swapped: list[str]  # those that are of the other class now
+    kept: dict[str, str]  # those that were left alone, and why
 
 
-def convert(model):
+def convert(model: nn.Module) -> Swap:
     """Make each of PyTorch's dropout modules in `model` one of ours, in place.
 
     Parameters
@@ -182,7 +182,7 @@ def convert(model):
     return swap
 
 
-def revert(model):
+def revert(model: nn.Module) -> Swap:
     """Undo `convert`: make each of our modules in `model` PyTorch's, in place.
 
     Parameters
@@ -210,7 +210,7 @@ def revert(model):
     return swap
 
 
-def _modules_of(model, name):
+def _modules_of(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} takes a torch.nn.Module, but got {type(model).__name__}")
     return list(model.named_modules())

@@ -1,9 +1,12 @@
 """Reroutes PyTorch's own CPU dropout here, whoever calls it: functions, attention, RNNs."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import threading
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,18 +14,25 @@ from cdropout.core.tensors import compute, is_ordinary, keep_mask
 from cdropout.torch.functional import alpha_step
 from cdropout.torch.masked import draw_numbers, in_eager_mode
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from cdropout.torch.masked import Way
+
 
 class _Switch:
     """Whether dropout is rerouted: in the whole process, as operators know no threads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.library = None
+        self.library: torch.library.Library | None = None
         self.on = False  # by enable
         self.depth = 0  # of accelerate, in all threads together
         self.active = False
 
-    def change(self, on=None, deeper=0):
+    def change(self, on: bool | None = None, deeper: int = 0) -> None:
         """Turn the switch, or enter and leave accelerate."""
         with self.lock:
             if self.library is None:
@@ -35,7 +45,7 @@ class _Switch:
 _switch = _Switch()
 
 
-def enable():
+def enable() -> None:
     """Reroute PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
     Whatever calls the operators aten::dropout, feature_dropout, alpha_dropout and
@@ -54,13 +64,13 @@ def enable():
     _switch.change(on=True)
 
 
-def disable():
+def disable() -> None:
     """Undo `enable`; without it, do nothing. An `accelerate` that is running stays in force."""
     _switch.change(on=False)
 
 
 @contextlib.contextmanager
-def accelerate():
+def accelerate() -> Iterator[None]:
     """Reroute PyTorch's dropout on the CPU for a while, as `enable` does; a context or a decorator.
 
     It nests, and ends on an error too. It holds in all threads of the process, until the last one
@@ -76,7 +86,7 @@ def accelerate():
 # ---- the operators ------------------------------------------------------------------------------
 
 
-def _registered():
+def _registered() -> torch.library.Library:
     """A library that holds a kernel for each form of dropout, above and below autograd."""
     library = torch.library.Library("aten", "IMPL")
     for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
@@ -98,11 +108,20 @@ def _registered():
     return library
 
 
-def _ours(x, p, train):
+def _ours(x: Tensor, p: float, train: bool | None) -> bool:
     return _switch.active and train is not False and 0 < p < 1 and is_ordinary(x)
 
 
-def _rerouted(kernel, step, first, inplace, keys, x, p, train):
+def _rerouted(
+    kernel: Any,
+    step: Way,
+    first: int | None,
+    inplace: bool,
+    keys: Any,
+    x: Tensor,
+    p: float,
+    train: bool,
+) -> Tensor:
     """One form of dropout; `first` is the first of the axes along which a feature is shared."""
     if not _ours(x, p, train) or x.dim() < (first or 0):
         return kernel.call_boxed(keys, x, p, train)
@@ -110,7 +129,9 @@ def _rerouted(kernel, step, first, inplace, keys, x, p, train):
     return step(x, p, inplace, None, shared, None)
 
 
-def _native(kernel, keys, x, p, train):
+def _native(
+    kernel: Any, keys: Any, x: Tensor, p: float, train: bool | None
+) -> tuple[Tensor, Tensor]:
     """The form that returns its mask, as bools, and leaves the backward to PyTorch."""
     if not _ours(x, p, train):
         return kernel.call_boxed(keys, x, p, train)

@@ -17,9 +17,7 @@ class Dropout {
     kernels_.apply(CDROPOUT_FLOAT32, x, y, n, &last_, 0);
   }
 
-  void backward(const float *gy, float *gx, std::size_t n) const {
-    kernels_.apply(CDROPOUT_FLOAT32, gy, gx, n, &last_, 0);
-  }
+  void backward(const float *gy, float *gx, std::size_t n) const { kernels_.apply(CDROPOUT_FLOAT32, gy, gx, n, &last_, 0); }
 
  private:
   const cdropout_table &kernels_;

@@ -1,0 +1,13 @@
+"""Types of core/arrays.pyx."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cdropout.typing import Exporter
+
+TYPES: str
+
+def from_exporter(x: Exporter, name: str) -> NDArray[Any]: ...
+def take(x: Exporter) -> NDArray[Any]: ...
+def place(x: Exporter, inplace: bool, out: NDArray[Any] | None) -> NDArray[Any]: ...

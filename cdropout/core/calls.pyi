@@ -1,0 +1,160 @@
+"""Types of core/calls.pyx: an array comes back with its shape and type, or an exporter itself."""
+
+from typing import Any, Literal, TypeVar, overload
+
+from numpy.typing import NDArray
+
+from cdropout.core.masks import Mask
+from cdropout.typing import (
+    RNG,
+    Array,
+    Axes,
+    Exporter,
+    GivenMask,
+    Output,
+    Probability,
+    Scalar,
+    Shape,
+    Source,
+)
+
+_Given = TypeVar("_Given", bound=GivenMask)
+
+@overload
+def dropout(
+    x: Array[Shape, Scalar],
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: GivenMask | None = None,
+    return_mask: Literal[False] = False,
+    out: Array[Shape, Scalar] | None = None,
+) -> Array[Shape, Scalar]: ...
+@overload
+def dropout(
+    x: Array[Shape, Scalar],
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: Mask | None = None,
+    return_mask: Literal[True],
+    out: Array[Shape, Scalar] | None = None,
+) -> tuple[Array[Shape, Scalar], Mask]: ...
+@overload
+def dropout(
+    x: Array[Shape, Scalar],
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: _Given,
+    return_mask: Literal[True],
+    out: Array[Shape, Scalar] | None = None,
+) -> tuple[Array[Shape, Scalar], _Given | Mask]: ...
+@overload
+def dropout(
+    x: Exporter,
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: Literal[False] = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: GivenMask | None = None,
+    return_mask: Literal[False] = False,
+    out: Output,
+) -> Output: ...
+@overload
+def dropout(
+    x: Source,
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: GivenMask | None = None,
+    return_mask: Literal[False] = False,
+    out: NDArray[Any] | None = None,
+) -> Source | NDArray[Any]: ...
+@overload
+def dropout(
+    x: Source,
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: Mask | None = None,
+    return_mask: Literal[True],
+    out: NDArray[Any] | None = None,
+) -> tuple[Source | NDArray[Any], Mask]: ...
+@overload
+def dropout(
+    x: Source,
+    p: Probability = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    rng: RNG = None,
+    broadcast_dims: Axes = (),
+    mask: _Given | None = None,
+    return_mask: bool = False,
+    out: NDArray[Any] | None = None,
+) -> Source | NDArray[Any] | tuple[Source | NDArray[Any], _Given | Mask]: ...
+@overload
+def dropout_backward(
+    gy: Array[Shape, Scalar],
+    mask: GivenMask,
+    inplace: bool = False,
+    *,
+    p: Probability | None = None,
+    out: Array[Shape, Scalar] | None = None,
+) -> Array[Shape, Scalar]: ...
+@overload
+def dropout_backward(
+    gy: Exporter,
+    mask: GivenMask,
+    inplace: Literal[False] = False,
+    *,
+    p: Probability | None = None,
+    out: Output,
+) -> Output: ...
+@overload
+def dropout_backward(
+    gy: Exporter,
+    mask: GivenMask,
+    inplace: Literal[False] = False,
+    *,
+    p: Probability | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def dropout_backward(
+    gy: Source,
+    mask: GivenMask,
+    inplace: bool = False,
+    *,
+    p: Probability | None = None,
+    out: NDArray[Any] | None = None,
+) -> Source | NDArray[Any]: ...
+def dropout_axes(
+    x: Exporter,
+    broadcast_dims: Axes,
+    p: Probability,
+    training: bool,
+    inplace: bool,
+    rng: RNG,
+    return_mask: bool,
+    out: NDArray[Any] | None,
+    factor: float | None = None,
+) -> Any: ...

@@ -1,0 +1,16 @@
+"""Types of core/dispatch.pyx."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+INSTRUCTION_SETS: tuple[str, ...]
+isa: str
+largest_cached: int
+module: ModuleType
+table: object  # a capsule
+
+def module_of(isa: str) -> str: ...
+def built() -> tuple[str, ...]: ...
+def runnable() -> tuple[str, ...]: ...
+def choose(wanted: str | None, built: Sequence[str], runnable: Sequence[str]) -> str: ...
+def last_level_cache() -> int: ...

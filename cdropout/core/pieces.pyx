@@ -1,0 +1,142 @@
+"""The kernels on arrays of any size: cut into pieces, which threads share, and between which signals are answered."""
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
+
+from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_dtype, cdropout_mask
+from cdropout.core import dispatch
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.strided cimport Axis, Box, apply_box, axis_to_cut, draw_box, elements
+from cdropout.core.threads cimport share
+
+cdef enum:
+    BOX_PIECE = 1 << 16               # at any strides, where an element may cost a page
+
+cdef size_t largest_cached = dispatch.largest_cached
+
+
+cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
+    """Bytes an element."""
+    return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 2
+
+
+cdef inline size_t sharers(size_t n, size_t most) noexcept nogil:
+    return most if n >= SHARED else 1
+
+
+# ---- elements in a row --------------------------------------------------------------------------
+
+cdef struct Span:
+    void (*run)(const Span* span, size_t first, size_t n) noexcept nogil
+    size_t n
+    cdropout_dtype dtype
+    const char* x
+    char* y
+    const cdropout_mask* mask         # with what follows, or
+    uint64_t start                    # where x begins in the mask
+    const uint8_t* bits               # with
+    double scale
+
+
+cdef void apply_part(const Span* span, size_t first, size_t n) noexcept nogil:
+    cdef size_t at = first * size_of(span.dtype)
+    cdef cdropout_dtype dtype = span.dtype
+    if span.n * size_of(dtype) >= largest_cached:    # the part is stored as the whole would be: past the cache
+        dtype = <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE)
+    if span.bits == NULL:
+        kernels.apply(dtype, span.x + at, span.y + at, n, span.mask, span.start + first)
+    else:
+        kernels.apply_bits(dtype, span.x + at, span.y + at, n, span.bits, first, span.scale)
+
+
+cdef void draw_bits_part(const Span* span, size_t first, size_t n) noexcept nogil:
+    kernels.bits(<uint8_t*>span.y + first // 8, n, span.mask, span.start + first)
+
+
+cdef void draw_bools_part(const Span* span, size_t first, size_t n) noexcept nogil:
+    kernels.bools(<uint8_t*>span.y + first, n, span.mask, span.start + first)
+
+
+cdef void run_piece(const void* call, size_t piece) noexcept nogil:
+    cdef const Span* span = <const Span*>call
+    span.run(span, piece * PIECE, min(span.n - piece * PIECE, <size_t>PIECE))
+
+
+cdef int run_span(const Span* span, size_t most) except -1 nogil:
+    return share(run_piece, span, span.n // PIECE + (span.n % PIECE != 0), sharers(span.n, most))
+
+
+cdef int apply_span(
+    cdropout_dtype dtype, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, size_t most
+) except -1 nogil:
+    """y = x * scale where the mask keeps, else +0.0, on at most `most` threads."""
+    cdef Span span = Span(apply_part, n, dtype, x, y, mask, start, NULL, 0)
+    return run_span(&span, most)
+
+
+cdef int apply_bits_span(
+    cdropout_dtype dtype, const char* x, char* y, size_t n, const uint8_t* bits, double scale
+) except -1 nogil:
+    """y = x * scale where the packed bit is set, else +0.0."""
+    cdef Span span = Span(apply_part, n, dtype, x, y, NULL, 0, bits, scale)
+    return run_span(&span, SIZE_MAX)
+
+
+cdef int draw_bits_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil:
+    """Fill out with n keep bits, least significant first."""
+    cdef Span span = Span(draw_bits_part, n, CDROPOUT_FLOAT32, NULL, <char*>out, mask, start, NULL, 0)
+    return run_span(&span, SIZE_MAX)
+
+
+cdef int draw_bools_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil:
+    """Fill out with 1 where the mask keeps, else 0."""
+    cdef Span span = Span(draw_bools_part, n, CDROPOUT_FLOAT32, NULL, <char*>out, mask, start, NULL, 0)
+    return run_span(&span, SIZE_MAX)
+
+
+# ---- elements at any strides --------------------------------------------------------------------
+
+cdef struct BoxCall:
+    const Box* box
+    const char* x                     # or NULL: y = keep
+    char* y
+    const uint8_t* keep               # or NULL:
+    const cdropout_mask* mask
+    uint64_t start
+    int halvings
+
+
+cdef void run_part(const void* call, size_t piece) noexcept nogil:
+    """The part that is left after `halvings` halvings: at each, a bit of piece says which half it lies in."""
+    cdef BoxCall part = (<const BoxCall*>call)[0]
+    cdef Box box = part.box[0]
+    cdef Axis* axis
+    cdef ptrdiff_t middle
+    cdef int i
+    for i in range(part.halvings - 1, -1, -1):
+        axis = &box.axes[axis_to_cut(&box)]
+        middle = axis.length // 2
+        if piece >> i & 1:
+            axis.length -= middle
+            part.x = part.x + middle * axis.x if part.x else NULL
+            part.y += middle * axis.y
+            part.keep = part.keep + middle * axis.keep if part.keep else NULL
+            part.start += <uint64_t>(middle * axis.keep)
+        else:
+            axis.length = middle
+    if elements(&box) == 0:           # a half of one element
+        return
+    if part.keep:
+        apply_box(&box, part.x, part.y, part.keep)
+    else:
+        draw_box(&box, part.x, part.y, part.mask, part.start)
+
+
+cdef int run_box(
+    const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start, size_t most
+) except -1 nogil:
+    """`apply_box` where keep is given, else `draw_box`, on at most `most` threads."""
+    cdef BoxCall call = BoxCall(box, x, y, keep, mask, start, 0)
+    cdef size_t n = elements(box)
+    while n >> call.halvings > BOX_PIECE:
+        call.halvings += 1
+    return share(run_part, &call, <size_t>1 << call.halvings, sharers(n, most))

@@ -1,0 +1,3 @@
+"""Types of core/xla.pyx."""
+
+handler: object  # a capsule

@@ -1,0 +1,96 @@
+"""Draws docs/bitslicing.svg, of bits that tests/reference.py draws; run it to write that anew."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests"))
+import reference  # noqa: E402
+
+SEED, CALL, P = 42, 7, 0.1  # the example of docs/stream.md
+FIRST, SHOWN = 12, 16  # elements of lane 0 in block 0
+CELL, LEFT, TOP = 30, 150, 62
+COLOURS = {"open": "#ffffff", "kept": "#bbd7f0", "dropped": "#f4b183", "done": "#eeeeee"}
+
+
+def rows():
+    """Yield, for each word, the bit of T, and each element's own bit with what it comes to."""
+    K, c, _ = reference.mask_constants(SEED, CALL)
+    T = reference.threshold(P)
+    s0, s1 = reference.lane_state(K, c, block=0, lane=0)
+    decided = set()
+    for j in range(reference.rounds(T)):
+        word, s0, s1 = reference.xoroshiro128pp(s0, s1)
+        wanted = (T >> (63 - j)) & 1
+        cells = []
+        for element in range(FIRST, FIRST + SHOWN):
+            drawn = (word >> element) & 1
+            if element in decided:
+                outcome = "done"
+            elif drawn == wanted:
+                outcome = "open"
+            else:
+                outcome = "kept" if drawn > wanted else "dropped"
+                decided.add(element)
+            cells.append((drawn, outcome))
+        yield wanted, cells
+
+
+def text(x, y, content, anchor="middle", size=14, colour="#222222"):
+    style = f'text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
+    return f'<text x="{x}" y="{y}" {style}>{content}</text>'
+
+
+def box(x, y, outcome):
+    style = f'fill="{COLOURS[outcome]}" stroke="#bbbbbb"'
+    return f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" {style}/>'
+
+
+def picture():
+    """Return the SVG."""
+    middle = LEFT + CELL * SHOWN / 2
+    parts = [text(middle, 22, "elements of the lane: 64 bits of a word, of which 16 are shown")]
+    parts += [text(LEFT - 30, TOP - 12, "bit of p"), text(12, TOP - 12, "word", "start")]
+    outcomes = {}
+    for column in range(SHOWN):
+        x = LEFT + CELL * column + CELL / 2
+        parts.append(text(x, TOP - 12, FIRST + column, colour="#777777", size=12))
+    for j, (wanted, cells) in enumerate(rows()):
+        y = TOP + CELL * j
+        parts += [text(12, y + 20, f"r{j}", "start"), text(LEFT - 30, y + 20, wanted)]
+        for column, (drawn, outcome) in enumerate(cells):
+            x = LEFT + CELL * column
+            colour = "#bbbbbb" if outcome == "done" else "#222222"
+            parts += [box(x, y, outcome), text(x + CELL / 2, y + 20, drawn, colour=colour)]
+            if outcome in ("kept", "dropped"):
+                outcomes[column] = outcome
+    y = TOP + CELL * (j + 1) + 12
+    parts.append(text(12, y + 20, "the mask", "start"))
+    for column, outcome in sorted(outcomes.items()):
+        x = LEFT + CELL * column
+        parts += [box(x, y, outcome), text(x + CELL / 2, y + 20, int(outcome == "kept"))]
+    parts += legend(y + CELL + 22)
+    width, height = LEFT + CELL * SHOWN + 16, y + CELL + 62
+    shape = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {shape} font-family="sans-serif">'
+    ground = f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>'
+    return "\n".join([head, ground, *parts, "</svg>", ""])
+
+
+def legend(y):
+    """Return what says what the colours mean."""
+    meanings = {
+        "open": "as in p: goes on",
+        "kept": "above p: kept",
+        "dropped": "below p: dropped",
+        "done": "decided",
+    }
+    parts = []
+    for i, (outcome, meaning) in enumerate(meanings.items()):
+        x = 12 + 160 * i
+        parts += [box(x, y - 4, outcome), text(x + CELL + 8, y + 16, meaning, "start", 13)]
+    return parts
+
+
+if __name__ == "__main__":
+    (HERE / "bitslicing.svg").write_text(picture(), encoding="utf-8")

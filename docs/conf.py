@@ -1,0 +1,54 @@
+"""How Sphinx builds these documents: `sphinx-build -W docs build/docs`, with cdropout installed."""
+
+import io
+import os
+from contextlib import redirect_stdout, suppress
+from importlib.util import find_spec
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+import cdropout
+from cdropout.__main__ import main
+
+os.environ.setdefault("KERAS_BACKEND", "numpy")  # else Keras imports TensorFlow
+
+project = "cdropout"
+release = version = cdropout.__version__
+copyright = "the authors of cdropout"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+default_role = "py:obj"  # docstrings name functions in single backticks
+napoleon_google_docstring = False
+napoleon_use_param = False  # several names may share a line
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+
+# An adapter's page needs its framework: without that, `api/*` in index.md has no such page.
+ADAPTERS = ("dask", "flax", "jax", "keras", "thinc", "torch")
+exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
+
+html_theme = "furo"
+html_title = f"cdropout {version}"
+html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+
+
+class HelpOf(Directive):
+    """What a command says of itself: ``help-of:: bench``."""
+
+    required_arguments = 1
+
+    def run(self):
+        text = io.StringIO()
+        with redirect_stdout(text), suppress(SystemExit):
+            main([*self.arguments, "--help"])
+        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+
+
+def setup(app):
+    app.add_directive("help-of", HelpOf)

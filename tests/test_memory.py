@@ -1,0 +1,132 @@
+"""Tests of memory: too little of it changes nothing, and none is kept, nor a reference."""
+
+import gc
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import cdropout as cd
+
+
+def run(script, **variables):
+    """Return (exit status, standard output, standard error) of a Python that runs the script."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        capture_output=True, text=True, env={**os.environ, **variables}, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+LIMIT = """
+import resource
+import numpy as np
+import cdropout as cd
+huge = np.broadcast_to(np.float32(1), (1 << 15, 1 << 15))     # 4 GiB, were they not all the same
+fortran = np.ones((4096, 4096), np.float32, order="F")
+small, bits = np.ones(1000, np.float32), np.zeros(1 << 21, np.uint8)
+generator, module, failed = cd.Generator(1), cd.Dropout(rng=2), 0
+module(small)
+mask = cd.Mask(huge.shape, 0.5)
+with open("/proc/self/statm") as status:
+    used = int(status.read().split()[0]) * resource.getpagesize()
+limit = used + (8 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+for call in [
+    lambda: cd.dropout(huge, rng=generator),
+    lambda: cd.dropout(huge, rng=generator, broadcast_dims=0),
+    lambda: cd.dropout(huge, 1, rng=generator),
+    lambda: cd.dropout_backward(huge, mask),
+    lambda: cd.dropout_backward(huge, np.broadcast_to(np.True_, huge.shape), p=0.5),
+    lambda: cd.dropout_backward(fortran, bits, True, p=0.5),
+    lambda: module(huge),
+    lambda: mask.apply(huge),
+    lambda: mask.bits(),
+    lambda: mask.scale(),
+    lambda: mask[::2].bits(),
+    lambda: np.asarray(mask),
+]:
+    try:
+        call()
+    except MemoryError:
+        failed += 1
+assert failed == 12, failed
+assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
+assert fortran.min() == 1, "in place, but there was no room for the bits"
+y, drawn = cd.dropout(small, rng=generator, return_mask=True)
+assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.scale()).all()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_too_little_memory_changes_nothing():
+    status, out, err = run(LIMIT, CDROPOUT_NUM_THREADS="1")
+    assert (status, out) == (0, "done"), err
+
+
+def calls_of_all_kinds(x, out, generator, mask, numpy_rng, bools, bits, scale, frozen):
+    """Return calls that work and 12 calls that do not."""
+    module = cd.Dropout(rng=1)
+    module(x)
+    return [
+        lambda: cd.dropout(x, 0.5, rng=generator, return_mask=True),
+        lambda: cd.dropout(x, 0, rng=generator),
+        lambda: cd.dropout(x, rng=generator, out=out, broadcast_dims=0),
+        lambda: cd.dropout(x, rng=numpy_rng),
+        lambda: [cd.dropout_backward(x, m, p=0.5, out=out) for m in (mask, bools, bits, scale)],
+        lambda: cd.dropout(memoryview(x), mask=mask),
+        lambda: (mask[::2, 1], mask.apply(x), mask.apply(x, out), hash(mask), repr(mask)),
+        lambda: (module(x), module.backward(x), generator.spawn(2), generator.state),
+        lambda: cd.dropout(x, 1.5, rng=generator),
+        lambda: cd.dropout(x, "0.5", rng=generator),
+        lambda: cd.dropout([x], rng=generator),
+        lambda: cd.dropout(x, rng="seed"),
+        lambda: cd.dropout(x, rng=generator, out=out[1:]),
+        lambda: cd.dropout(x, rng=generator, out=x[::-1]),
+        lambda: cd.dropout(frozen, rng=generator, inplace=True),
+        lambda: cd.dropout(x, rng=generator, broadcast_dims=(0, 0)),
+        lambda: cd.dropout_backward(x, bools),
+        lambda: cd.dropout_backward(x.T, mask),
+        lambda: mask[5, 5, 5],
+        lambda: module(x.astype(int)),
+    ]
+
+
+def make_all(calls, times):
+    """Make all calls so often; return how many failed."""
+    failed = 0
+    for _ in range(times):
+        for call in calls:
+            try:
+                call()
+            except (TypeError, ValueError, IndexError):
+                failed += 1
+    return failed
+
+
+def test_nothing_leaks():
+    x, mask = np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
+    held = [x, x.copy(), cd.Generator(1), mask, np.random.default_rng(1)]
+    held += [np.asarray(mask), mask.bits(), mask.scale(), x.copy()]
+    held[-1].flags.writeable = False
+    calls = calls_of_all_kinds(*held)
+    held.append(x.dtype)
+    assert make_all(calls, 20) == 20 * 12
+    gc.collect()
+    before = [sys.getrefcount(thing) for thing in held]
+    tracemalloc.start()
+    try:
+        make_all(calls, 10)
+        gc.collect()
+        first = tracemalloc.get_traced_memory()[0]
+        make_all(calls, 1000)  # 10**4 calls and more
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - first
+    finally:
+        tracemalloc.stop()
+    assert [sys.getrefcount(thing) for thing in held] == before
+    assert grown < 20_000  # bytes; one small object in one of the calls would be 1000 times 24
