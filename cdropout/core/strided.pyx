@@ -26,6 +26,7 @@ cdef void arrange(Box* box) noexcept nogil:
     """Drop axes of length 1, sort the others into memory order, and join those that run on into each other."""
     cdef Axis axis
     cdef Axis* outer
+    cdef ptrdiff_t length
     cdef int kept = 0
     cdef int i, j
     for i in range(box.ndim):
@@ -43,8 +44,9 @@ cdef void arrange(Box* box) noexcept nogil:
         axis = box.axes[i]
         if box.ndim:
             outer = &box.axes[box.ndim - 1]
-            if (outer.x == axis.x * <ptrdiff_t>axis.length and outer.y == axis.y * <ptrdiff_t>axis.length
-                    and outer.keep == axis.keep * <ptrdiff_t>axis.length):
+            length = <ptrdiff_t>axis.length
+            if (outer.x == axis.x * length and outer.y == axis.y * length
+                    and outer.keep % length == 0 and outer.keep // length == axis.keep):    # the product may wrap around
                 axis.length *= outer.length
                 box.ndim -= 1
         box.axes[box.ndim] = axis
