@@ -276,7 +276,7 @@ import os, signal, warnings
 import numpy as np
 import cdropout as cd
 cd.set_num_threads(3)
-x, parent = np.ones(1 << 28, np.float16), os.getpid()
+x, parent = np.ones((1 << 13, 1 << 13), np.float16).T, os.getpid()     # a layout that takes long
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
 
 def fork(*_):
