@@ -47,7 +47,7 @@ cdef struct Pool:
     const void* call
 
 cdef Pool* pool = NULL
-cdef size_t number = 1
+cdef size_t number = 1                # of threads that may share a call; read and written with the pool's lock held
 cdef unsigned long main_thread = 0    # the one in which signals' handlers run
 
 
@@ -67,18 +67,31 @@ def set_num_threads(n):
     n : int
         At least 1. The result of a call never depends on it.
     """
-    global number
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"the number of threads has to be an int, but got {type(n).__name__}")
     n = operator.index(n)
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
-    number = n
+    exchange_number(n)
 
 
 def get_num_threads():
     """Return the number of threads that may share one call: CDROPOUT_NUM_THREADS, or the CPUs this process may use."""
-    return number
+    return exchange_number(0)
+
+
+cdef size_t exchange_number(size_t new) noexcept nogil:
+    """The number so far; new from now on, unless that is 0."""
+    global number
+    cdef size_t old
+    if pool != NULL:
+        PyThread_acquire_lock(pool.lock, WAIT)
+    old = number
+    if new:
+        number = new
+    if pool != NULL:
+        PyThread_release_lock(pool.lock)
+    return old
 
 
 def from_environment(text):
@@ -154,12 +167,14 @@ cdef void serve(void* argument) noexcept nogil:
 # ---- the caller ---------------------------------------------------------------------------------
 
 
-cdef bint enter(Pool* pool, Work work, const void* call, size_t pieces, size_t helpers) noexcept nogil:
-    """Put a call into the pool; False if another is in it: then its threads are busy anyway."""
-    if pool == NULL or helpers == 0:
+cdef bint enter(Pool* pool, Work work, const void* call, size_t pieces, size_t most) noexcept nogil:
+    """Put a call into the pool; False if another is in it (then its threads are busy anyway), or one thread is to do it."""
+    cdef size_t helpers
+    if pool == NULL or min(pieces, most) < 2:
         return False
     PyThread_acquire_lock(pool.lock, WAIT)
-    if pool.taken:
+    helpers = min(number, most, pieces) - 1
+    if pool.taken or helpers == 0:
         PyThread_release_lock(pool.lock)
         return False
     while pool.threads < helpers and PyThread_start_new_thread(serve, pool) != NOT_STARTED:
@@ -218,7 +233,7 @@ cdef int share(Work work, const void* call, size_t pieces, size_t most) except -
     """work(call, i) for each i < pieces, on at most `most` threads, and no more than were asked for; -1 if a signal's
     handler raised: then some pieces are not done."""
     cdef Pool* shared = pool
-    if not enter(shared, work, call, pieces, min(number, most, pieces) - 1 if pieces else 0):
+    if not enter(shared, work, call, pieces, most):
         return do_all(work, call, pieces)
     try:
         return take_part(shared)
@@ -244,7 +259,7 @@ cdef int answer_signals(int64_t* last) except -1 nogil:
     return 0
 
 
-set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
 start_anew()
+set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=start_anew)
