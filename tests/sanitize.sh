@@ -84,7 +84,7 @@ check_addresses() {
     build load faults memory capi documents house types torch jax flax keras framework dask thinc; do
     left_out+=("--ignore-glob=tests/test_$name*.py")
   done
-  suite "runtime error:|AddressSanitizer" "${left_out[@]}"
+  suite "runtime error:|ERROR: AddressSanitizer" "${left_out[@]}"
 
   say "the tests of all objects and errors: LeakSanitizer"
   options=("${base[@]}" "ASAN_OPTIONS=$common:detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=16")
@@ -103,7 +103,7 @@ check_threads() {
 threads = [threading.Thread(target=table.bools, args=(address, room.size, mask, 0)) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
-  suite "data race|ThreadSanitizer" tests/test_threads.py tests/test_generators.py \
+  suite "WARNING: ThreadSanitizer" tests/test_threads.py tests/test_generators.py \
     tests/test_kernels.py::test_threads_share_arrays tests/test_load.py \
     -k "not memory and not leave_the_process and not sharing_begins and not cannot_be_started" # which count threads
 }
