@@ -133,7 +133,8 @@ static void planes(int dtype) { /* apply_bools, apply_channels */
 }
 
 static void bias(int dtype) { /* bias_dropout_add and its backward; numbers are no NaN: which of two comes out is not said */
-  size_t columns = 1 + (take(2) % 3000 >> take(1) % 8), rows = take(2) % (MOST / columns + 2), size = SIZES[dtype], bytes = rows * columns * size;
+  size_t columns = 1 + (take(2) % 3000 >> take(1) % 8), rows = take(2) % (MOST / columns + 2), size = SIZES[dtype],
+         bytes = rows * columns * size;
   cdropout_mask mask = mask_of_input();
   uint64_t start = take(2);
   Buffer x = room(bytes, 1), b = room(columns * size, 1), residual = room(bytes, 1), y[SETS], z[SETS], sums[SETS];

@@ -32,9 +32,9 @@ static char *room(int buffer, size_t bytes) {
 
 static void tell(const char *what) {
   char text[300];
-  int size = snprintf(text, sizeof text, "%s: %s, dtype %d, %zu elements, %zu x %zu, start %llu, y %zu bytes from the %s\n", what,
-                      now.kernel, now.dtype, now.n, now.rows, now.columns, (unsigned long long)now.start, now.offset,
-                      now.at_end ? "end" : "beginning");
+  int size =
+      snprintf(text, sizeof text, "%s: %s, dtype %d, %zu elements, %zu x %zu, start %llu, y %zu bytes from the %s\n", what, now.kernel,
+               now.dtype, now.n, now.rows, now.columns, (unsigned long long)now.start, now.offset, now.at_end ? "end" : "beginning");
   if (write(2, text, size) != size) _exit(3);
 }
 
@@ -123,13 +123,14 @@ static void add_bias(const cdropout_mask *mask) {
 
 static void planes(const cdropout_mask *mask) {
   ptrdiff_t rows = now.rows, columns = now.columns;
-  const ptrdiff_t kinds[][6] = { /* from row to row and column to column, in items: of x, of y, of the bools */
-      {columns, 1, columns, 1, columns, 1},                        /* dense: decisions of their own, */
-      {columns, 1, columns, 1, 1, 0},                              /* one a row, */
-      {columns, 1, columns, 1, 0, 1},                              /* one a column */
-      {columns, -1, -columns, 1, -columns, -1},                    /* backwards */
-      {0, 1, 3 * columns, 3, -2 * columns, -2},                    /* gaps */
-      {1, rows, 1, rows, 1, rows},                                 /* turned */
+  const ptrdiff_t kinds[][6] = {
+      /* from row to row and column to column, in items: of x, of y, of the bools */
+      {columns, 1, columns, 1, columns, 1},     /* dense: decisions of their own, */
+      {columns, 1, columns, 1, 1, 0},           /* one a row, */
+      {columns, 1, columns, 1, 0, 1},           /* one a column */
+      {columns, -1, -columns, 1, -columns, -1}, /* backwards */
+      {0, 1, 3 * columns, 3, -2 * columns, -2}, /* gaps */
+      {1, rows, 1, rows, 1, rows},              /* turned */
   };
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_plane(kinds[i]);
   apply_channels(mask, 1);

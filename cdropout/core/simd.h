@@ -303,9 +303,9 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 #if CD_HAS_SHORTER_WAY
 /* In half the instructions, what lies below 2^16 / scale: none is an infinity or a NaN, nor becomes one but by rounding up. */
 static inline cd_u32 cd_scale_one_f16(cd_u32 magnitudes, int widen, cd_f32 factor) {
-  cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor; /* one half of each lane, times 4 */
+  cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor;      /* one half of each lane, times 4 */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as above */
-  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                    /* rounded; its lower 16 bits are the digits */
+  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* rounded; its lower 16 bits are the digits */
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* and the exponent, modulo 64, goes above them */
 }
 static inline int16_t cd_too_large_f16(float scale) { /* the least magnitude that is not scaled so: 2^16 / scale, or less */
