@@ -242,6 +242,36 @@ WINDOWS = [
 ]
 
 
+# Neighbours in memory lie more than 1024 elements apart in the mask: these are not walked.
+FAR = [
+    ((3, 60, 40, 41), (0, 2, 3, 1)),  # channels last
+    ((1, 190, 40, 41), (0, 2, 3, 1)),  # more than is copied at once, in one row
+    ((1100, 1030), (1, 0)),
+    ((70, 64, 65), (2, 1, 0)),
+]
+
+
+@pytest.mark.parametrize("shape, order", FAR)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_orders_far_from_that_of_the_mask(shape, order, dtype):
+    x = numbers(shape, dtype).transpose(order).copy().transpose(np.argsort(order))
+    assert not x.flags.c_contiguous and x.strides[order[-1]] == x.itemsize
+    x.flags.writeable = False
+    expected = reference.dropout(x, 0.3, SEED, 0)
+    y, mask = cd.dropout(x, 0.3, rng=SEED, return_mask=True)
+    assert y.strides == x.strides
+    expect_same(y, expected)
+    expect_same(cd.dropout_backward(x, mask, out=np.empty(shape, dtype)), expected)
+    part = mask[1:] if shape[0] > 1 else mask[:, 1:]  # a window
+    expect_same(
+        part.apply(x[1:] if shape[0] > 1 else x[:, 1:]),
+        expected[1:] if shape[0] > 1 else expected[:, 1:],
+    )
+    z = x.copy(order="K")
+    expect_same(cd.dropout(z, 0.3, inplace=True, rng=SEED), expected)
+    assert z.strides == x.strides
+
+
 @pytest.mark.parametrize("shape, index", WINDOWS, ids=str)
 def test_large_windows_of_masks(shape, index):
     mask = cd.Mask(shape, 0.3, SEED, 4)[index]

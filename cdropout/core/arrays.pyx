@@ -1,5 +1,6 @@
 """Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
@@ -8,12 +9,15 @@ import numpy as np
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box
-from cdropout.core.strided cimport Box, arrange
+from cdropout.core.strided cimport Box, arrange, is_far_from_mask
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
 
 cnp.import_array()
+
+cdef enum:
+    COPIED = 1 << 18                  # elements of a copy: it stays in the cache
 
 
 TYPES = "float16, bfloat16, float32 or float64"
@@ -197,6 +201,9 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
     if strides is not None or not plain(x, y):
         fill_box(&box, x, y, strides)
         box.scale = mask.scale
+        if strides is None and is_far_from_mask(&box):
+            apply_by_copies(x, y, mask, start)
+            return
         with nogil:
             run_box(&box, source, target, NULL, mask, start, SIZE_MAX)
     elif n < SHORT:
@@ -204,6 +211,23 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
     else:
         with nogil:
             apply_span(dtype, source, target, n, mask, start, SIZE_MAX)
+
+
+cdef apply_by_copies(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start):
+    """apply_mask for a mask in C order, whatever the order of x and y: some rows at a time."""
+    cdef size_t length = cnp.PyArray_DIM(x, 0)
+    cdef size_t row = cnp.PyArray_SIZE(x) // length
+    cdef size_t rows = max(COPIED // row, 1)
+    cdef size_t first
+    cdef cnp.ndarray part
+    for first in range(0, length, rows):
+        if row > COPIED:
+            apply_by_copies(x[first], y[first], mask, start + first * row)
+        else:
+            part = np.array(x[first:first + rows], order="C")
+            apply_mask(part, part, mask, start + first * row, None)
+            y[first:first + rows] = part
+        PyErr_CheckSignals()
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):

@@ -20,6 +20,7 @@ cdef struct Box:
     double scale
 
 cdef void arrange(Box* box) noexcept nogil
+cdef bint is_far_from_mask(const Box* box) noexcept nogil
 cdef size_t elements(const Box* box) noexcept nogil
 cdef int axis_to_cut(const Box* box) noexcept nogil
 cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep) noexcept nogil

@@ -13,7 +13,7 @@ from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
 from cdropout.core.pieces cimport SHARED, SHORT, apply_span, draw_bools_span, run_box
-from cdropout.core.strided cimport MAX_DIMS, Box, arrange
+from cdropout.core.strided cimport MAX_DIMS, Box, arrange, is_far_from_mask
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
 
@@ -137,7 +137,11 @@ cpdef compute(x, uint64_t seed, tuple name, bint inplace=False):
     y = x if inplace else empty_like(x)
     read(y, &target)
     if shared or not contiguous(&target):
-        apply_strided(&source, &target, &mask, shared)
+        if not apply_strided(&source, &target, &mask, shared):
+            dense = x.clone(memory_format=torch.contiguous_format)
+            read(dense, &source)
+            apply_dense(&source, &source, &mask)
+            y.copy_(dense)
         return y
     if not contiguous(&source):       # expanded or sliced: a copy costs less than a walk by strides
         y.copy_(x)
@@ -168,7 +172,8 @@ cdef apply_dense(const View* x, const View* y, const cdropout_mask* mask):
         apply_span(type_of(x), x.data, y.data, size_of(x), mask, 0, most)
 
 
-cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared):
+cdef bint apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared) except -1:
+    """False if nothing was done, since copies in C order cost less."""
     cdef ptrdiff_t size = x.bits // 8
     cdef ptrdiff_t step = 1
     cdef size_t most = most_threads(x)
@@ -177,7 +182,7 @@ cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tupl
     if x.ndim > MAX_DIMS:
         raise ValueError(f"dropout takes at most {MAX_DIMS} dimensions, but got {x.ndim}")
     if size_of(x) == 0:
-        return
+        return True
     strides = shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), shared) if shared else None
     box.ndim = x.ndim
     box.dtype = type_of(x)
@@ -190,8 +195,11 @@ cdef apply_strided(const View* x, const View* y, const cdropout_mask* mask, tupl
         box.axes[i].keep = step if strides is None else strides[i]
         step *= x.shape[i]
     arrange(&box)
+    if not shared and is_far_from_mask(&box):
+        return False
     with nogil:
         run_box(&box, x.data, y.data, NULL, mask, 0, most)
+    return True
 
 
 def compute_gradient(gy, tuple draw):
