@@ -3,11 +3,13 @@
 import copy
 import itertools
 import math
+import operator
 import pickle
 import re
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +165,22 @@ def test_spawned_seeds_are_the_reference(seed):
     assert generator.spawn(0) == []
 
 
+def test_children_that_cannot_be_made_use_up_no_numbers(monkeypatch):
+    generator, index, left = cd.Generator(1), operator.index, [1, 2, 3]
+
+    def short_of_memory(value):
+        if not left:
+            raise MemoryError
+        left.pop()
+        return index(value)
+
+    monkeypatch.setattr(operator, "index", short_of_memory)
+    with pytest.raises(MemoryError):
+        generator.spawn(5)
+    monkeypatch.undo()
+    assert not left and generator.state == {"seed": 1, "calls": 0, "spawned": 0}
+
+
 # ---- threads ----------------------------------------------------------------------------------
 
 
@@ -197,6 +215,15 @@ def test_threads_are_given_each_child_once():
     in_threads(8, lambda i: seeds[i].extend(generator.spawn(1)[0].seed for _ in range(200)))
     expected = sorted(reference.spawn_seed(1, i) for i in range(1600))
     assert sorted(itertools.chain(*seeds)) == expected
+
+
+def test_threads_get_no_child_twice_where_python_code_runs_between(monkeypatch):
+    """The GIL and a critical section are let go of while a thread waits within them."""
+    generator, seeds = cd.Generator(1), []
+    index = operator.index
+    monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
+    in_threads(4, lambda _: seeds.extend(child.seed for child in generator.spawn(5)))
+    assert sorted(seeds) == sorted(reference.spawn_seed(1, i) for i in range(20))
 
 
 # ---- forks ------------------------------------------------------------------------------------

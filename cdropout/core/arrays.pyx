@@ -36,14 +36,19 @@ cdef bint takes(cnp.ndarray array):
     return number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16) or number == bfloat16
 
 
+cdef bint has_own_mask(cnp.ndarray array):
+    """Whether it is NumPy's masked array; np.ma is imported when it is first named, so not for a plain array."""
+    return type(array) is not cnp.ndarray and isinstance(array, np.ma.MaskedArray)
+
+
 cdef cnp.ndarray as_array(object x, name="x"):
     """x as an array of a type that the kernels know, without a copy; TypeError, with its name, if it is none."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
-    elif isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
     elif isinstance(x, cnp.ndarray):
+        if has_own_mask(x):
+            raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
         array = np.asarray(x)
     elif isinstance(x, np.generic):
         array = np.asarray(x)
@@ -144,7 +149,7 @@ cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
         return x
     if out is None:
         return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    if type(out) is not cnp.ndarray and (not isinstance(out, cnp.ndarray) or isinstance(out, np.ma.MaskedArray)):
+    if not isinstance(out, cnp.ndarray) or has_own_mask(out):
         raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
     if out is not x:
         check_out(x, out)

@@ -4,7 +4,7 @@ cimport numpy as cnp
 import numpy as np
 
 from cdropout cimport cdropout_mask
-from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, shape_of
+from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, has_own_mask, shape_of
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator, as_generator, as_probability, as_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask, scale_of, shared_strides
@@ -149,7 +149,7 @@ cdef apply_given(x, mask, p, bint inplace, out):
         target = destination(array, inplace, out)
         apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
         return x if inplace else target
-    if not isinstance(mask, cnp.ndarray) or isinstance(mask, np.ma.MaskedArray):
+    if not isinstance(mask, cnp.ndarray) or has_own_mask(mask):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
     given = mask
     check_given(array, given, p)

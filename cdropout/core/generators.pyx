@@ -168,18 +168,22 @@ cdef class Generator:
 
         The k-th child over the life of this generator has the seed mix(mix(seed + 2 * GAMMA) + GAMMA * (k + 1)).
         """
-        cdef uint64_t first, count
+        cdef uint64_t first, seed, count
         count = as_count(n, "n")
         with cython.critical_section(self):
             self.refresh()
             first = self.spawned
+            seed = self.seed_
             if count > LAST_CALL - first:
                 raise OverflowError("a generator has 2**64 - 1 children at the most")
-            children = [
-                Generator(mix(mix(self.seed_ + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)
-            ]
-            self.spawned += count
-        return children
+            self.spawned += count     # before the children are made: meanwhile another thread may get in
+        try:
+            return [Generator(mix(mix(seed + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
+        except BaseException:         # no room
+            with cython.critical_section(self):
+                if self.seed_ == seed and self.spawned == first + count:
+                    self.spawned = first
+            raise
 
     def __reduce__(self):
         return Generator, (self.seed_,), self.state

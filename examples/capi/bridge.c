@@ -74,6 +74,11 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "bridge", .m_methods = methods};
 
 PyMODINIT_FUNC PyInit_bridge(void) {
+  PyObject *bridge = NULL;
   kernels = cdropout_import();
-  return kernels ? PyModule_Create(&module) : NULL;
+  if (kernels) bridge = PyModule_Create(&module);
+#ifdef Py_GIL_DISABLED /* otherwise a free-threaded Python would turn the GIL on */
+  if (bridge) PyUnstable_Module_SetGIL(bridge, Py_MOD_GIL_NOT_USED);
+#endif
+  return bridge;
 }

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """A Cython module: each row of a float32 array by a mask of its own, row i by that of call number i."""
 from cdropout cimport CDROPOUT_FLOAT32, cdropout_import, cdropout_mask, cdropout_table
 from libc.stdint cimport uint64_t

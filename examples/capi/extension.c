@@ -53,6 +53,11 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "extension", .m_methods = methods};
 
 PyMODINIT_FUNC PyInit_extension(void) {
+  PyObject *extension = NULL;
   kernels = cdropout_import();
-  return kernels ? PyModule_Create(&module) : NULL;
+  if (kernels) extension = PyModule_Create(&module);
+#ifdef Py_GIL_DISABLED /* otherwise a free-threaded Python would turn the GIL on */
+  if (extension) PyUnstable_Module_SetGIL(extension, Py_MOD_GIL_NOT_USED);
+#endif
+  return extension;
 }
