@@ -255,6 +255,14 @@ def feature_alpha_dropout(
     return _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out)
 
 
+def check_copies(n):
+    """TypeError or ValueError unless n is a number of copies."""
+    if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
+        raise TypeError(f"n has to be an int, but got {type(n).__name__}")
+    if n < 0:
+        raise ValueError(f"n has to be at least 0, but got {n}")
+
+
 def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     """Return `n` differently masked copies of `x`, for Monte-Carlo dropout.
 
@@ -283,10 +291,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
     array = take(x)
-    if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
-        raise TypeError(f"n has to be an int, but got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"n has to be at least 0, but got {n}")
+    check_copies(n)
     copies = np.broadcast_to(array, (n, *array.shape))
     out = np.empty(copies.shape, array.dtype) if out is None else out
     return dropout(copies, p, rng=rng, return_mask=return_mask, out=out)

@@ -95,7 +95,7 @@ class Copy:
         path = self.tree / "cdropout" / file
         text = path.read_text()
         if text.count(right) != 1:
-            raise SystemExit(f"{file}: there have to be one, but are {text.count(right)}: {right}")
+            raise SystemExit(f"{file}: expected one, but found {text.count(right)}: {right}")
         path.write_text(text.replace(right, wrong))
         try:
             if file.endswith(".py"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mmap")
-FIXED, SHARED, PRIVATE, ANONYMOUS = 0x10, 0x01, mmap.MAP_PRIVATE, mmap.MAP_ANONYMOUS
+FIXED, SHARED, PRIVATE, ANONYMOUS = 0x10, 0x01, 0x02, 0x20  # Linux's
 NORESERVE = 0x4000
-READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+READ_WRITE = 0x1 | 0x2
 
 
 def mapped(address, size, flags, file):

@@ -132,6 +132,7 @@ def test_ctrl_c_ends_the_drawing_of_a_mask(alarm):
 def test_a_real_ctrl_c():
     script = (
         "import numpy as np, cdropout as cd, os, signal, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's jobs ignore it
         "from quilts import quilt\n"
         f"x, g = quilt(np.float32, {HUGE}), cd.Generator(1)\n"
         "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"

@@ -109,6 +109,12 @@ def test_other_functions():
     y = ct.drop_path(x, 0.5)
     assert set(y.unique().tolist()) == {0.0, 2.0} and torch.equal(y[:, 0], y[:, 2])
     assert set(ct.drop_path(x, 0.5, scale_by_keep=False).unique().tolist()) == {0.0, 1.0}
+    for n, error, words in (
+        (-1, ValueError, "at least 0, but got -1"),
+        ("2", TypeError, "an int, but got str"),
+    ):
+        with pytest.raises(error, match=f"^n has to be {words}$"):
+            ct.mc_dropout(x, 0.5, n)
     copies = ct.mc_dropout(x, 0.5, 4)
     assert copies.shape == (4, 1000, 3) and not torch.equal(copies[0], copies[1])
     bias, residual = torch.full((3,), 2.0), torch.full((1000, 3), 5.0)

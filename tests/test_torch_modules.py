@@ -3,6 +3,8 @@
 import copy
 import importlib
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -35,6 +37,13 @@ def disabled_afterwards():
 
 def node_of(y):
     return type(y.grad_fn).__name__
+
+
+def test_without_pytorch_it_says_what_to_install():
+    script = "import sys; sys.modules['torch'] = None; import cdropout.torch"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
+    words = "ImportError: cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
+    assert done.stderr.splitlines()[-1] == words
 
 
 # ---- modules ----------------------------------------------------------------------------------

@@ -145,8 +145,6 @@ def test_jvp_vjp_jacobians_and_hessians():
     assert torch.allclose(tangent, 3 * y)
     y, vjp = torch.func.vjp(ct.dropout, x)
     assert torch.equal(vjp(torch.ones(12, dtype=x.dtype))[0], (y != 0) * 2)
-    function = seeded(lambda x: ct.dropout(x, 0.5))
-    expected = torch.diag((function(torch.ones(12, dtype=x.dtype)) != 0) * 2.0).double()
     generated = cd.Generator(1)
 
     def named(x):
@@ -158,7 +156,6 @@ def test_jvp_vjp_jacobians_and_hessians():
     assert torch.equal(jacobian, jacobian.diag().diag()) and set(jacobian.diag().tolist()) == {0, 2}
     hessian = torch.func.hessian(lambda x: named(x).pow(2).sum())(x)
     assert torch.equal(hessian, 2 * jacobian @ jacobian)
-    assert expected.diag().sum() > 0
 
 
 # ---- graphs -------------------------------------------------------------------------------------

@@ -2,7 +2,12 @@
 
 import re
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        "cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
+    ) from error
 
 if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
     raise ImportError(

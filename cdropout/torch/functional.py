@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from cdropout.functional import SATURATION
+from cdropout.functional import SATURATION, check_copies
 from cdropout.torch.masked import check_generator, in_eager_mode, masked, way_for
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source =
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator and errors
     are those of `dropout`.
     """
+    check_copies(n)
     y = dropout(input.expand(n, *input.shape), p, generator=generator)
     return y if p else y.clone()  # copies, even where dropout returns what it was given
 
