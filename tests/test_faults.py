@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -13,20 +12,12 @@ import pytest
 import cdropout as cd
 
 import reference
+from children import run
 from quilts import limits_hold, linux_only, quilt
 
 SEED = 31
 HUGE = 1 << 36  # float32 elements: 256 GiB, which takes ten seconds and more
 END = HUGE - (1 << 14)  # where the last 64 KiB begin
-
-
-def run(script, **variables):
-    """Return (exit status, standard output, standard error) of a Python that runs the script."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        capture_output=True, text=True, env={**os.environ, **variables}, timeout=60,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
 # ---- signals ----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Load: many threads and very many calls on shared things, and what an import leaves alone."""
 
 import itertools
-import subprocess
 import sys
 import threading
 
@@ -11,18 +10,11 @@ import pytest
 import cdropout as cd
 
 import reference
+from children import run
 
 SEED, P = 31, 0.3
 THREADS, CALLS = 8, 10_000
 SIZES = [1, 64, 100]  # elements; of which the twin's masks are known below
-
-
-def run(script):
-    """Return (exit status, standard output, standard error) of a Python that runs the script."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
 def in_threads(work):

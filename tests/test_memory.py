@@ -1,8 +1,6 @@
 """Tests of memory: too little of it changes nothing, and none is kept, nor a reference."""
 
 import gc
-import os
-import subprocess
 import sys
 import sysconfig
 import tracemalloc
@@ -12,15 +10,7 @@ import pytest
 
 import cdropout as cd
 
-
-def run(script, **variables):
-    """Return (exit status, standard output, standard error) of a Python that runs the script."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        capture_output=True, text=True, env={**os.environ, **variables}, timeout=60,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
-
+from children import run
 
 LIMIT = """
 import resource

@@ -5,7 +5,6 @@ import operator
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 
@@ -15,6 +14,7 @@ import pytest
 import cdropout as cd
 
 import reference
+from children import run
 from quilts import limits_hold
 
 SHARED = 1 << 19  # elements from which a call is shared among threads; a test below checks it
@@ -27,15 +27,6 @@ def same_threads_afterwards():
     number = cd.get_num_threads()
     yield
     cd.set_num_threads(number)
-
-
-def run(script, **variables):
-    """Return (exit status, standard output, standard error) of a Python that runs the script."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        capture_output=True, text=True, env={**os.environ, **variables}, timeout=60,
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
 def numbers(n, dtype=np.float32):
@@ -276,7 +267,7 @@ import os, signal, warnings
 import numpy as np
 import cdropout as cd
 cd.set_num_threads(3)
-x, parent = np.ones((1 << 13, 1 << 13), np.float16).T, os.getpid()     # a layout that takes long
+x, parent = np.ones((1000, 1 << 17), np.float16).T, os.getpid()     # a layout that takes long
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
 
 def fork(*_):

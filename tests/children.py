@@ -1,0 +1,14 @@
+"""Python programs of their own, for what a test cannot do to its own process."""
+
+import os
+import subprocess
+import sys
+
+
+def run(script, **variables):
+    """Return (exit status, standard output, standard error) of a Python that runs the script."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        capture_output=True, text=True, env={**os.environ, **variables}, timeout=300,
+    )  # fmt: skip
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
