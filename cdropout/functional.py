@@ -170,9 +170,8 @@ def drop_path(
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
 
 
-# SELU's value for an argument of minus infinity, -lambda * alpha: Klambauer et al.,
-# "Self-normalizing neural networks",
-# NIPS 2017, with the constants of its equation (14)
+# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
+# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
 SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 

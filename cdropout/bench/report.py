@@ -10,7 +10,7 @@ BUSY = 0.9  # of a CPU: with less, others have run in between
 FOOT = """\
 Medians of paired rounds. GB/s: bytes read and written. /memcpy: time divided by that of a memcpy
 of the same bytes (np.copyto, 1 thread); /peer: by that of the fastest peer. memcpy-threads: a
-piece for each thread; memcpy-stream: likewise, with stores that pass the cache by."""
+piece for each thread; memcpy-stream: likewise, with stores that bypass the cache."""
 
 
 def heading_words(about):
