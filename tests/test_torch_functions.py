@@ -237,11 +237,13 @@ REFUSED = {
     "bool": lambda: torch.ones(3, dtype=torch.bool),
     "complex": lambda: torch.ones(3, dtype=torch.complex64),
     "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
 }
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_tensors_without_floats_get_pytorchs_error_type_in_clear_words(kind):
     x = REFUSED[kind]()

@@ -143,11 +143,13 @@ FORMS = {
     "dropout_": lambda x: F.dropout(x * 1, 0.5, inplace=True),
     "torch.dropout": lambda x: torch.dropout(x, 0.5, True),
     "dropout2d": lambda x: F.dropout2d(x, 0.5),
+    "dropout2d_": lambda x: torch.feature_dropout_(x * 1, 0.5, True),
     "dropout1d": lambda x: F.dropout1d(x.flatten(2), 0.5),
     "module": nn.Dropout(0.5),
     "alpha": lambda x: F.alpha_dropout(x, 0.5, True),
     "alpha_": lambda x: F.alpha_dropout(x * 1, 0.5, True, True),
     "feature_alpha": lambda x: F.feature_alpha_dropout(x, 0.5, True),
+    "feature_alpha_": lambda x: torch.feature_alpha_dropout_(x * 1, 0.5, True),
     "native": lambda x: torch.native_dropout(x, 0.5, True)[0],
 }
 

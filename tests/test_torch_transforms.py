@@ -1,6 +1,8 @@
 """cdropout.torch under autograd, torch.func, checkpoints, dispatch modes, compilers and threads."""
 
+import functools
 import shutil
+import sys
 import threading
 
 import pytest
@@ -174,6 +176,43 @@ def test_opcheck():
             (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, factor),
         )
         assert set(report.values()) == {"SUCCESS"}
+
+
+def test_a_checkpoint_of_a_rerouted_model_draws_the_same_mask_again():
+    block = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Dropout(0.5))
+    x, gradients = torch.randn(5, 8, requires_grad=True), []
+    with ct.accelerate():
+        for run in (
+            block,
+            lambda x: torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False),
+        ):
+            torch.manual_seed(3)
+            y = run(x)
+            torch.rand(7)  # the generator goes on
+            gradients.append(torch.autograd.grad(y.sum(), x)[0])
+    assert torch.equal(*gradients)
+
+
+class Masked(torch.utils.data.Dataset):
+    """Four samples, each a dropped row of ones."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return ct.dropout(torch.ones(64), 0.5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # CPython's, on forks
+def test_workers_of_a_loader_draw_masks_of_their_own_that_a_seed_repeats():
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        loader = torch.utils.data.DataLoader(Masked(), batch_size=1, num_workers=2)
+        runs.append(torch.cat(list(loader)))
+    assert len(runs[0].unique(dim=0)) == 4
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
