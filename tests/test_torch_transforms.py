@@ -1,6 +1,5 @@
 """cdropout.torch under autograd, torch.func, checkpoints, dispatch modes, compilers and threads."""
 
-import functools
 import shutil
 import sys
 import threading
