@@ -183,7 +183,7 @@ def test_each_line_of_the_chart_can_be_told_apart_in_grey():
     assert min(np.diff(greys)) > 0.05 and greys[-1] < 0.75
     dashes = [str(look["linestyle"]) for look in chart.LIBRARIES.values()]
     assert len(set(dashes)) == len(dashes)
-    assert list(chart.MARKERS) == [*peers.OURS, *peers.PEERS]
+    assert list(chart.MARKERS) == [*peers.OURS, *peers.ADAPTERS, *peers.PEERS]
     assert len(set(chart.MARKERS.values())) == len(chart.MARKERS)
     copied = [chart.style(name) for name in peers.rooflines(2)]
     assert len({look["linestyle"] for look in copied}) == len(copied)

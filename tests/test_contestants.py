@@ -15,6 +15,7 @@ from cdropout.core import copies, dispatch
 
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 FRAMEWORKS = [name for name in peers.installed() if not name.startswith("numpy")]
+FRAMEWORKS += peers.adapters_beside(FRAMEWORKS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,12 +142,17 @@ def types_of(name):
     return ["float32"] if name == "torch-compile" else list(contestant.TYPES)
 
 
+def test_an_adapter_takes_part_beside_its_framework_only():
+    assert peers.adapters_beside(["numpy", "jax"]) == []
+    assert peers.adapters_beside(["numpy", "torch"]) == ["cdropout-torch"]
+
+
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_installed_frameworks_pass_their_check(name):
     # In a process of its own: they start threads, set environment variables and print warnings.
     statement = (
         "from cdropout.bench import contestant, peers; "
-        f"maker, types = peers.PEERS[{name!r}], {types_of(name)}; "
+        f"maker, types = {{**peers.PEERS, **peers.ADAPTERS}}[{name!r}], {types_of(name)}; "
         "print({contestant.wrong(maker(1, dtype), dtype, 0.1) for dtype in types})"
     )
     done = selftest.run_under(dispatch.isa, statement, capture_output=True, text=True)

@@ -16,6 +16,7 @@ COPIES = {"memcpy": "-", "memcpy-threads": "--", "memcpy-stream": ":"}
 MARKERS = {
     "cdropout": "o",
     "cdropout-new": "h",
+    "cdropout-torch": "p",
     "numpy": "s",
     "numpy-rand": "P",
     "numpy-binomial": "d",

@@ -10,7 +10,7 @@ from cdropout.bench import chart, compare, contestant, kernels, machine, peers, 
 def admit(name, dtype, options):
     """Return (contestant, None), or (None, why it is left out), having made and checked it."""
     race.show_progress(f"checking {name} with {dtype}")
-    maker = {**peers.OURS, **peers.PEERS}[name]
+    maker = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
         admitted = maker(options.threads, dtype)
         reason = contestant.wrong(admitted, dtype, options.p)
@@ -22,7 +22,7 @@ def admit(name, dtype, options):
 def gather(dtype, results, options):
     """The contestants for one type; `results` is told of them, and of those left out."""
     admitted = []
-    for name in [*peers.OURS, *options.peers]:
+    for name in [*peers.OURS, *peers.adapters_beside(options.peers), *options.peers]:
         each, reason = admit(name, dtype, options)
         if reason:
             said = results["left_out"].get(name)

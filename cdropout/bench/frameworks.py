@@ -34,11 +34,12 @@ def from_torch(torch, tensor):
     return tensor.numpy()
 
 
-def autograd_contestant(torch, name, wrapped):
-    """`torch.nn.functional.dropout`, as `wrapped` makes it; the backward is autograd's."""
+def autograd_contestant(torch, name, wrapped, dropout=None):
+    """`torch.nn.functional.dropout`, or another, as `wrapped` makes it; backward is autograd's."""
+    dropout = dropout or torch.nn.functional.dropout
 
     def prepare(arrays, p):
-        drop = wrapped(lambda x: torch.nn.functional.dropout(x, p))
+        drop = wrapped(lambda x: dropout(x, p))
         x, gy = to_torch(torch, arrays.x), to_torch(torch, arrays.gy)
         leaf = x.clone().requires_grad_()
 
@@ -54,6 +55,13 @@ def autograd_contestant(torch, name, wrapped):
 def torch_eager(threads, _):
     """`torch.nn.functional.dropout`, eager."""
     return autograd_contestant(import_torch(threads), "torch", lambda drop: drop)
+
+
+def torch_adapter(threads, _):
+    """`cdropout.torch.dropout`: this package as PyTorch's users call it."""
+    from cdropout.torch import dropout
+
+    return autograd_contestant(import_torch(threads), "cdropout-torch", lambda drop: drop, dropout)
 
 
 def torch_compiled(threads, _):

@@ -8,7 +8,7 @@ import numpy as np
 
 import cdropout as cd
 from cdropout.bench.contestant import Contestant
-from cdropout.bench.frameworks import FRAMEWORKS
+from cdropout.bench.frameworks import FRAMEWORKS, torch_adapter
 from cdropout.core import copies
 
 PIECE = 1 << 18  # bytes from which a copy is worth handing to another thread
@@ -83,6 +83,12 @@ def cdropout_new(threads, _):
 
 
 OURS = {"cdropout": cdropout, "cdropout-new": cdropout_new}
+ADAPTERS = {"cdropout-torch": torch_adapter}  # each beside the framework of its name
+
+
+def adapters_beside(others):
+    """The names of the adapters to these frameworks."""
+    return [name for name in ADAPTERS if name.partition("-")[2] in others]
 
 
 # ---- NumPy ------------------------------------------------------------------------------------
