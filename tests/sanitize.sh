@@ -103,7 +103,9 @@ check_threads() {
   # setarch -R: GCC's runtime knows addresses that are not random only. die_after_fork: the suite forks, with threads.
   options=(setarch -R env "LD_PRELOAD=$(runtime libtsan.so)" "TSAN_OPTIONS=log_path=$work/report:die_after_fork=0")
   sees "data race" "$table import threading
-threads = [threading.Thread(target=table.bools, args=(address, room.size, mask, 0)) for _ in range(2)]
+def work():
+    for _ in range(100): table.bools(address, room.size, mask, 0)
+threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
   suite "WARNING: ThreadSanitizer" tests/test_threads.py tests/test_generators.py \
