@@ -72,6 +72,20 @@ def test_every_number_is_kept_once(p, dtype):
             same(y, want)
 
 
+@every_half
+def test_every_number_times_0(dtype):
+    """What is given as kept at p = 1, where the scale is 0: infinity times 0 is a NaN."""
+    x = every_number(dtype)
+    keep = np.ones(x.shape, np.bool_)
+    want = reference.apply(x, keep, 1)
+    nan = np.isnan(want)
+    assert nan.sum() > np.isnan(x).sum()
+    for mask in (keep, np.packbits(keep)):
+        y = cd.dropout_backward(x, mask, p=1)
+        np.testing.assert_array_equal(np.isnan(y), nan)
+        same(y[~nan], want[~nan])
+
+
 # zero, and what lies beside the bounds of subnormals, of 2^16 / scale, of infinities and of NaNs
 ODD = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
        0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip

@@ -282,12 +282,13 @@ static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {   
   cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(aligner)) - aligner;     /* rounded by the sum */
   return digits + ((exponent - (113u << 23)) >> 13);
 }
-static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale) {
+static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale, uint32_t invalid) {
   cd_u32 low = cd_scale_magnitude_f16((v & 0x7FFF) << 13, scale);
   cd_u32 high = cd_scale_magnitude_f16(v >> 3 & 0x0FFFE000, scale);
   cd_u32 finite = low | high << 16;
   cd_u32 special = cd_at_least_16(v & 0x7FFF7FFF, 0x7C00); /* infinity and NaN stay what they are, but for ... */
-  cd_u32 quiet = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01) & 0x02000200;
+  cd_u32 nan = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01);
+  cd_u32 quiet = (nan & 0x02000200) | (~nan & invalid); /* ... the quiet bit, and infinity times 0 */
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
 #if CD_HAS_SHORTER_WAY
@@ -296,7 +297,7 @@ __attribute__((noinline, cold, unused)) static void cd_step_any_f16(const void *
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
 #endif
   for (size_t i = 0; i < 64 / sizeof(cd_u32); i++) {
-    cd_u32 v = cd_scale_f16(cd_load_u32((const cd_u32 *)x + i), cd_fill_f32(scale));
+    cd_u32 v = cd_scale_f16(cd_load_u32((const cd_u32 *)x + i), cd_fill_f32(scale), scale == 0 ? 0x82008200 : 0);
     cd_store_u32((cd_u32 *)y + i, cd_kept_16(v, keep, i));
   }
 }
