@@ -80,9 +80,10 @@ def test_every_number_times_0(isa, dtype):
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
     tables.tables()[isa].apply_bits(tables.DTYPES[dtype], *where, 0, 0.0)
-    finite = np.isfinite(x)
-    assert np.isnan(y[~finite]).all() and not y[finite].any()
-    np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
+    with np.errstate(all="ignore"):  # on NaN, bfloat16's functions warn
+        finite = np.isfinite(x)
+        assert np.isnan(y[~finite]).all() and not y[finite].any()
+        np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
 # zero, and what lies beside the bounds of subnormals, of 2^16 / scale, of infinities and of NaNs
