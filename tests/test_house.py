@@ -18,7 +18,7 @@ LAYERS = [  # each imports from those before it only
     "core.dispatch",
     "core.strided core.threads core.copies",
     "core.pieces",
-    "core.arrays core.generators",
+    "core.arrays core.generators core.openmp",
     "core.masks",
     "core.calls core.fused core.tensors core.xla",
     "typing",

@@ -2,14 +2,15 @@
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 import numpy as np
 
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box
+from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box, sharers
 from cdropout.core.strided cimport Box, arrange, is_far_from_mask
+from cdropout.core.threads cimport share
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
@@ -210,12 +211,12 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
             apply_by_copies(x, y, mask, start)
             return
         with nogil:
-            run_box(&box, source, target, NULL, mask, start, SIZE_MAX)
+            run_box(&box, source, target, NULL, mask, start, share, sharers(n))
     elif n < SHORT:
         kernels.apply(dtype, source, target, n, mask, start)
     else:
         with nogil:
-            apply_span(dtype, source, target, n, mask, start, SIZE_MAX)
+            apply_span(dtype, source, target, n, mask, start, share, sharers(n))
 
 
 cdef apply_by_copies(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start):
@@ -240,8 +241,9 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     cdef const char* source
     cdef char* target
     cdef const uint8_t* kept
+    cdef size_t n = cnp.PyArray_SIZE(x)
     cdef Box box
-    if cnp.PyArray_SIZE(x) == 0:
+    if n == 0:
         return
     fill_box(&box, x, y, (<object>keep).strides)
     box.scale = scale
@@ -249,7 +251,7 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     target = <char*>cnp.PyArray_DATA(y)
     kept = <const uint8_t*>cnp.PyArray_DATA(keep)
     with nogil:
-        run_box(&box, source, target, kept, NULL, 0, SIZE_MAX)
+        run_box(&box, source, target, kept, NULL, 0, share, sharers(n))
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
@@ -276,7 +278,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
     if strides is not None:
         fill_box(&box, None, out, strides)
         with nogil:
-            run_box(&box, NULL, <char*>target, NULL, mask, start, SIZE_MAX)
+            run_box(&box, NULL, <char*>target, NULL, mask, start, share, sharers(n))
     else:
         with nogil:
             draw_bools_span(target, n, mask, start)

@@ -1,6 +1,6 @@
 """bias_dropout_add and its backward: three operations on one reading of their arrays."""
 cimport numpy as cnp
-from libc.stdint cimport SIZE_MAX, uint64_t
+from libc.stdint cimport uint64_t
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator, as_generator, as_index, as_probability, as_rng
 from cdropout.core.masks cimport Mask, check_shape, new_mask
-from cdropout.core.pieces cimport PIECE, SHARED
+from cdropout.core.pieces cimport PIECE, sharers
 from cdropout.core.threads cimport share
 
 cnp.import_array()
@@ -183,7 +183,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
         name, 0,
     )
     with nogil:
-        share(run_tile, &tiles, count_tiles(&tiles), SIZE_MAX if n >= SHARED else 1)
+        share(run_tile, &tiles, count_tiles(&tiles), sharers(n))
 
 
 def bias_dropout_add_backward(gy, mask, bias_shape=None):

@@ -6,10 +6,10 @@ from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.strided cimport Axis, Box, apply_box, axis_to_cut, draw_box, elements
-from cdropout.core.threads cimport share
+from cdropout.core.threads cimport Share, share
 
 cdef enum:
-    BOX_PIECE = 1 << 16               # at any strides, where an element may cost a page
+    SHARED = 1 << 19                  # elements from which waking a second thread pays
 
 cdef size_t largest_cached = dispatch.largest_cached
 
@@ -19,8 +19,9 @@ cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 2
 
 
-cdef inline size_t sharers(size_t n, size_t most) noexcept nogil:
-    return most if n >= SHARED else 1
+cdef size_t sharers(size_t n) noexcept nogil:
+    """How many of the pool's threads may share a call on n elements."""
+    return SIZE_MAX if n >= SHARED else 1
 
 
 # ---- elements in a row --------------------------------------------------------------------------
@@ -61,16 +62,17 @@ cdef void run_piece(const void* call, size_t piece) noexcept nogil:
     span.run(span, piece * PIECE, min(span.n - piece * PIECE, <size_t>PIECE))
 
 
-cdef int run_span(const Span* span, size_t most) except -1 nogil:
-    return share(run_piece, span, span.n // PIECE + (span.n % PIECE != 0), sharers(span.n, most))
+cdef int run_span(const Span* span, Share how, size_t most) except -1 nogil:
+    return how(run_piece, span, span.n // PIECE + (span.n % PIECE != 0), most)
 
 
 cdef int apply_span(
-    cdropout_dtype dtype, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start, size_t most
+    cdropout_dtype dtype, const char* x, char* y, size_t n, const cdropout_mask* mask, uint64_t start,
+    Share how, size_t most,
 ) except -1 nogil:
-    """y = x * scale where the mask keeps, else +0.0, on at most `most` threads."""
+    """y = x * scale where the mask keeps, else +0.0, on at most `most` threads, which `how` brings to it."""
     cdef Span span = Span(apply_part, n, dtype, x, y, mask, start, NULL, 0)
-    return run_span(&span, most)
+    return run_span(&span, how, most)
 
 
 cdef int apply_bits_span(
@@ -78,19 +80,19 @@ cdef int apply_bits_span(
 ) except -1 nogil:
     """y = x * scale where the packed bit is set, else +0.0."""
     cdef Span span = Span(apply_part, n, dtype, x, y, NULL, 0, bits, scale)
-    return run_span(&span, SIZE_MAX)
+    return run_span(&span, share, sharers(n))
 
 
 cdef int draw_bits_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil:
     """Fill out with n keep bits, least significant first."""
     cdef Span span = Span(draw_bits_part, n, CDROPOUT_FLOAT32, NULL, <char*>out, mask, start, NULL, 0)
-    return run_span(&span, SIZE_MAX)
+    return run_span(&span, share, sharers(n))
 
 
 cdef int draw_bools_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil:
     """Fill out with 1 where the mask keeps, else 0."""
     cdef Span span = Span(draw_bools_part, n, CDROPOUT_FLOAT32, NULL, <char*>out, mask, start, NULL, 0)
-    return run_span(&span, SIZE_MAX)
+    return run_span(&span, share, sharers(n))
 
 
 # ---- elements at any strides --------------------------------------------------------------------
@@ -132,11 +134,12 @@ cdef void run_part(const void* call, size_t piece) noexcept nogil:
 
 
 cdef int run_box(
-    const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start, size_t most
+    const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start,
+    Share how, size_t most,
 ) except -1 nogil:
-    """`apply_box` where keep is given, else `draw_box`, on at most `most` threads."""
+    """`apply_box` where keep is given, else `draw_box`, on at most `most` threads, which `how` brings to it."""
     cdef BoxCall call = BoxCall(box, x, y, keep, mask, start, 0)
     cdef size_t n = elements(box)
-    while n >> call.halvings > BOX_PIECE:
+    while n >> call.halvings > PIECE:
         call.halvings += 1
-    return share(run_part, &call, <size_t>1 << call.halvings, sharers(n, most))
+    return how(run_part, &call, <size_t>1 << call.halvings, most)

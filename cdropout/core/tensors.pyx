@@ -12,7 +12,8 @@ from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDR
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
-from cdropout.core.pieces cimport SHARED, SHORT, apply_span, draw_bools_span, run_box
+from cdropout.core.openmp cimport share_by_openmp, sharers_by_openmp
+from cdropout.core.pieces cimport SHORT, apply_span, draw_bools_span, run_box
 from cdropout.core.strided cimport MAX_DIMS, Box, arrange, is_far_from_mask
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
@@ -157,26 +158,22 @@ cdef name_mask(cdropout_mask* mask, uint64_t seed, uint64_t call, double p, fact
         mask.scale = factor
 
 
-cdef most_threads(const View* x):
-    """What PyTorch allows."""
-    return torch.get_num_threads() if size_of(x) >= SHARED else 1
-
-
 cdef apply_dense(const View* x, const View* y, const cdropout_mask* mask):
+    cdef size_t n = size_of(x)
     cdef size_t most
-    if size_of(x) < SHORT:
-        kernels.apply(type_of(x), x.data, y.data, size_of(x), mask, 0)
+    if n < SHORT:
+        kernels.apply(type_of(x), x.data, y.data, n, mask, 0)
         return
-    most = most_threads(x)
+    most = sharers_by_openmp(n)
     with nogil:
-        apply_span(type_of(x), x.data, y.data, size_of(x), mask, 0, most)
+        apply_span(type_of(x), x.data, y.data, n, mask, 0, share_by_openmp, most)
 
 
 cdef bint apply_strided(const View* x, const View* y, const cdropout_mask* mask, tuple shared) except -1:
     """False if nothing was done, since copies in C order cost less."""
     cdef ptrdiff_t size = x.bits // 8
     cdef ptrdiff_t step = 1
-    cdef size_t most = most_threads(x)
+    cdef size_t most = sharers_by_openmp(size_of(x))
     cdef Box box
     cdef int i
     if x.ndim > MAX_DIMS:
@@ -198,7 +195,7 @@ cdef bint apply_strided(const View* x, const View* y, const cdropout_mask* mask,
     if not shared and is_far_from_mask(&box):
         return False
     with nogil:
-        run_box(&box, x.data, y.data, NULL, mask, 0, most)
+        run_box(&box, x.data, y.data, NULL, mask, 0, share_by_openmp, most)
     return True
 
 

@@ -1,0 +1,6 @@
+"""Types of core/openmp.pyx."""
+
+found: list[int]
+
+def addresses(*names: str) -> list[int]: ...
+def be_alone() -> None: ...
