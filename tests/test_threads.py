@@ -126,6 +126,11 @@ def test_a_number_of_threads_that_is_none(number, error, words):
     assert cd.get_num_threads() == 3
 
 
+def test_a_number_of_threads_beyond_all_numbers_is_no_limit():
+    cd.set_num_threads(2**64)
+    assert cd.get_num_threads() == sys.maxsize
+
+
 @pytest.mark.parametrize("text", ["1", "3"])
 def test_the_environment_sets_it(text):
     script = "import cdropout as cd; print(cd.get_num_threads())"

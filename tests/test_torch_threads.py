@@ -30,7 +30,7 @@ def three_threads():
 
 
 CALLS = {
-    "a piece and a bit": ((65_537,), "dropout"),
+    "two pieces and a bit": ((131_073,), "dropout"),
     "some pieces": ((3, 5, 7, 1321), "dropout"),
     "turns": ((5_000, 4_001), "dropout"),
     "channels": ((64, 50, 32, 32), "dropout2d"),
@@ -50,28 +50,56 @@ def test_the_number_of_threads_does_not_matter(name, threads):
 
 COUNT = """
 import os
+import numpy as np
 import torch
-native = {native}
+native, theirs, ours = {arguments}
 if native:
     torch.__config__.parallel_info = lambda: "ATen parallel backend: native thread pool"
-import cdropout as cd
 import cdropout.torch as ct
-from cdropout.core.openmp import found
-torch.set_num_threads(3)
-cd.set_num_threads(3)
-x = torch.ones(1 << 21)
-x * 2                           # PyTorch's threads are there from now on
-before = len(os.listdir("/proc/self/task"))
-y = ct.dropout(x, 0.3, generator=cd.Generator(5))
-started = len(os.listdir("/proc/self/task")) - before
-print(any(found), started, torch.equal(y, torch.from_numpy(cd.Mask(x.shape, 0.3, 5).scale())))
+import cdropout as cd
+torch.set_num_threads(theirs)
+cd.set_num_threads(ours)
+x = torch.from_numpy(np.ones(1 << 21, np.float32))
+
+def drop(x):
+    {drop}
+
+def multiply(x):
+    x.mul_(2)
+
+def started(call, *arguments):
+    before = set(os.listdir("/proc/self/task"))
+    call(*arguments)
+    return len(set(os.listdir("/proc/self/task")) - before)
+
+print(started(drop, x), end=" ")
+same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).scale()).all()
+print(started(multiply, x), end=" ")
+print(started(drop, x[: 1 << 17]), started(multiply, x), same)
 """
+THREADS = {  # (without OpenMP, PyTorch's limit, this package's): those that two calls start, twice
+    "PyTorch's": ((False, 3, 3), "2 0 0 0 True"),
+    "some of PyTorch's": ((False, 4, 2), "3 0 0 0 True"),
+    "the caller alone": ((False, 3, 1), "0 2 0 0 True"),
+    "PyTorch allows no other": ((False, 1, 3), "0 0 0 0 True"),
+    "the pool's": ((True, 3, 3), "2 2 0 0 True"),
+    "some of the pool's": ((True, 2, 3), "1 1 0 0 True"),
+}
 
 
 @linux_only
-@pytest.mark.parametrize(("native", "out"), [(False, "True 0 True"), (True, "False 2 True")])
-def test_threads_are_pytorchs_where_they_are_openmps(native, out):
-    assert run(COUNT.format(native=native)) == (0, out, "")
+@pytest.mark.parametrize("case", THREADS)
+def test_whose_threads_share_a_call(case):
+    """Those that do the first call do the others too: PyTorch's operation finds them."""
+    arguments, out = THREADS[case]
+    drop = "ct.dropout(x, 0.3, inplace=True, generator=cd.Generator(5))"
+    assert run(COUNT.format(arguments=arguments, drop=drop)) == (0, out, "")
+
+
+@linux_only
+def test_they_draw_a_mask_that_is_kept_too():
+    drop = "cd.core.tensors.keep_mask(x.shape, 5, (0, 0.3, (), None))"
+    assert run(COUNT.format(arguments=(False, 3, 3), drop=drop)) == (0, "2 0 0 0 False", "")
 
 
 @unix_only
@@ -107,23 +135,32 @@ import cdropout.torch as ct
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
 torch.set_num_threads(3)
 cd.set_num_threads(3)
-long, short = torch.ones(1 << 22, 4, 2, 2), torch.ones(1 << 20)  # small channels take long: 0.2 s
+long, short = torch.ones(1 << 21, 4, 2, 2), torch.ones(1 << 20)  # small channels take long: 0.1 s
 
 def fork(*_):
     global child
     child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(100)       # rather than to hang
 
-def drop(function, x):      # by none of PyTorch's own operations, which hang in a child
+def drop(function, x):          # by none of PyTorch's own operations, which hang in a child
+    x.numpy()[:] = 1
     function(x, 0.5, generator=cd.Generator(1), inplace=True)
-    return (x.numpy() == getattr(cd, function.__name__)(np.ones(x.shape), rng=1)).all()
+
+def right(function, x):
+    ones = np.ones(x.shape, np.float32)
+    return (x.numpy() == getattr(cd, function.__name__)(ones, rng=1, inplace=True)).all()
 
 child = None
 signal.signal(signal.SIGALRM, fork)
-signal.setitimer(signal.ITIMER_REAL, 0.01)
-same = drop(ct.dropout2d, long)
-if child is None:
-    signal.pause()
-same = same and drop(ct.dropout, short)
+while child is None:            # until the handler forks within a call
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    drop(ct.dropout2d, long)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+same = right(ct.dropout2d, long)
+drop(ct.dropout, short)
+same = same and right(ct.dropout, short)
 if child == 0:
     os._exit(0 if same else 1)
 print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -281,7 +281,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
             run_box(&box, NULL, <char*>target, NULL, mask, start, share, sharers(n))
     else:
         with nogil:
-            draw_bools_span(target, n, mask, start)
+            draw_bools_span(target, n, mask, start, share, sharers(n))
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):

@@ -5,6 +5,7 @@ CPUs. Where its OpenMP is not found (GNU's, or LLVM's by GNU's names), the pool 
 """
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 from libc.stdint cimport int64_t, uintptr_t
@@ -12,7 +13,7 @@ from libc.stdint cimport int64_t, uintptr_t
 import torch
 
 from cdropout.core.pieces cimport sharers
-from cdropout.core.threads cimport Work, answer_signals, exchange_number, share
+from cdropout.core.threads cimport Work, answer_signals, exchange_number, forked, share
 
 cdef enum:
     AWAKE = 1 << 17                   # elements from which a second thread pays that need not be woken
@@ -22,6 +23,7 @@ cdef struct Turn:
     Work work
     const void* call
     size_t first, end                 # of the pieces
+    size_t most                       # threads
 
 ctypedef int (*Count)() noexcept nogil
 ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, unsigned int) noexcept nogil
@@ -29,41 +31,39 @@ ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, u
 
 def addresses(*names):
     """Where the functions lie that PyTorch's library calls by these names; 0 for each if it uses no OpenMP."""
+    functions = []
     if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
-        library = next(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"), None)
-        for scope in (None, library):             # all that the process shares comes first, as for the library itself
-            functions = [getattr(ctypes.CDLL(scope), name, None) for name in names]
-            if None not in functions:
-                return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
-    return [0] * len(names)
+        folder = Path(torch.__file__).parent / "lib"
+        # as the library's own names are looked up: on Linux first among those that the whole process shares
+        places = [folder / "libtorch_cpu.dylib"] if sys.platform == "darwin" else [None, folder / "libtorch_cpu.so"]
+        for library in [ctypes.CDLL(place) for place in places if place is None or place.exists()]:
+            functions = functions or [getattr(library, name) for name in names if hasattr(library, name)]
+    if len(functions) < len(names):
+        return [0] * len(names)
+    return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
 
 
 found = addresses("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 cdef Parallel parallel = <Parallel><uintptr_t>found[0]
 cdef Count thread_num = <Count><uintptr_t>found[1]
 cdef Count num_threads = <Count><uintptr_t>found[2]
-cdef bint alone = False               # a forked child has none of its parent's threads, and GNU's OpenMP would wait for them
-
-
-def be_alone():
-    global alone
-    alone = True
 
 
 cdef void take_part(void* turn) noexcept nogil:
-    """The pieces of one thread of a team: in a row, so that it does the same ones of the next operation."""
+    """The pieces of one thread of a team: in a row, as PyTorch gives out parts of tensors."""
     cdef Turn all = (<Turn*>turn)[0]
-    cdef size_t n = all.end - all.first
-    cdef size_t team = num_threads()
+    cdef size_t team = min(<size_t>num_threads(), all.most)
     cdef size_t me = thread_num()
+    cdef size_t n = all.end - all.first
     cdef size_t i
-    for i in range(n * me // team, n * (me + 1) // team):
-        all.work(all.call, all.first + i)
+    if me < team:
+        for i in range(n * me // team, n * (me + 1) // team):
+            all.work(all.call, all.first + i)
 
 
 cdef size_t sharers_by_openmp(size_t n):
     """How many threads may share a call on n elements: no more than PyTorch allows."""
-    if parallel == NULL or alone:
+    if parallel == NULL or forked:    # GNU's OpenMP would wait for threads that a forked child lacks
         return min(sharers(n), <size_t>torch.get_num_threads())
     return torch.get_num_threads() if n >= AWAKE else 1
 
@@ -71,20 +71,16 @@ cdef size_t sharers_by_openmp(size_t n):
 cdef int share_by_openmp(Work work, const void* call, size_t pieces, size_t most) except -1 nogil:
     """`share` on PyTorch's threads."""
     cdef size_t team = min(exchange_number(0), most, pieces)
-    cdef Turn turn = Turn(work, call, 0, 0)
+    cdef Turn turn = Turn(work, call, 0, 0, team)
     cdef int64_t looked = 0
-    if parallel == NULL or alone or team < 2:
+    if parallel == NULL or forked or team < 2:
         return share(work, call, pieces, most)
     while turn.end < pieces:
         turn.first = turn.end
         turn.end = min(turn.first + TURN * team, pieces)
-        if alone:                     # a signal's handler has forked
+        if forked:                    # by a signal's handler
             take_part(&turn)          # outside of any team: one of one
         else:
-            parallel(take_part, &turn, team, 0)
+            parallel(take_part, &turn, 0, 0)    # all of its threads: GNU's ends those that a smaller team leaves over
         answer_signals(&looked)
     return 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=be_alone)

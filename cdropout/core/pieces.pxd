@@ -18,7 +18,9 @@ cdef int apply_bits_span(
     cdropout_dtype dtype, const char* x, char* y, size_t n, const uint8_t* bits, double scale
 ) except -1 nogil
 cdef int draw_bits_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil
-cdef int draw_bools_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil
+cdef int draw_bools_span(
+    uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start, Share how, size_t most
+) except -1 nogil
 cdef int run_box(
     const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start,
     Share how, size_t most,

@@ -89,10 +89,12 @@ cdef int draw_bits_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint6
     return run_span(&span, share, sharers(n))
 
 
-cdef int draw_bools_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) except -1 nogil:
+cdef int draw_bools_span(
+    uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start, Share how, size_t most
+) except -1 nogil:
     """Fill out with 1 where the mask keeps, else 0."""
     cdef Span span = Span(draw_bools_part, n, CDROPOUT_FLOAT32, NULL, <char*>out, mask, start, NULL, 0)
-    return run_span(&span, share, sharers(n))
+    return run_span(&span, how, most)
 
 
 # ---- elements at any strides --------------------------------------------------------------------

@@ -210,12 +210,14 @@ def keep_mask(shape, uint64_t seed, tuple name):
     """The mask of `compute` without shared axes, as a tensor of bools."""
     cdef cdropout_mask mask
     cdef View view
+    cdef size_t most
     call, p, _shared, factor = name
     name_mask(&mask, seed, call, p, factor)
     keep = torch.empty(shape, dtype=torch.bool, device="cpu")
     exchange.read(<void*>keep, &view)
+    most = sharers_by_openmp(size_of(&view))
     with nogil:
-        draw_bools_span(<uint8_t*>view.data, size_of(&view), &mask, 0)
+        draw_bools_span(<uint8_t*>view.data, size_of(&view), &mask, 0, share_by_openmp, most)
     return keep
 
 

@@ -5,6 +5,7 @@ none is left, and wait again. Python's own locks keep them in order, since every
 """
 import operator
 import os
+import sys
 import threading
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -65,14 +66,15 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. The result of a call never depends on it.
+        At least 1. The result of a call never depends on it. Calls on PyTorch's tensors are shared by no more threads
+        than `torch.set_num_threads` allows either.
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"the number of threads has to be an int, but got {type(n).__name__}")
     n = operator.index(n)
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
-    exchange_number(n)
+    exchange_number(min(n, sys.maxsize))
 
 
 def get_num_threads():
@@ -120,7 +122,8 @@ cdef Pool* new_pool() noexcept:
 
 def start_anew():
     """At import, and in a forked child, which has none of its parent's threads."""
-    global pool, main_thread
+    global pool, main_thread, forked
+    forked = pool != NULL
     pool = new_pool()
     main_thread = threading.main_thread().ident
 
