@@ -104,7 +104,6 @@ FAULTS = {
         ("mask, start - before)", "mask, start)"),
         ("mask, start + <uint64_t>(first * widest.keep)", "mask, start"),
         ("mask, start + <uint64_t>(i * step.keep))", "mask, start)"),
-        ("reach -= (length - 1) * step", "reach -= length * step"),
         ("<size_t>stride if stride >= 0 else 0 - <size_t>stride", "<size_t>stride"),
     ],
     "core/fused.pyx": [

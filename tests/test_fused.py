@@ -14,10 +14,11 @@ SEED = 2**64 - 5
 N, T, C = 5, 9, 70
 BIASES = [(C,), (T, C), (1, C), (), (1,), (T, 1), (N, 1, C), (N, T, C), (N, 1, 1), (1, T, C),
           (1, 1, 1)]  # fmt: skip
-# The shapes of x and of bias: a row that is shorter, longer and as long as the stream's groups
+# The shapes of x and of bias: a row that is shorter, longer and as long as the stream's groups;
+# one that is cut into pieces
 LONG = [((3000,), (3000,)), ((40, 511), (511,)), ((40, 512), (512,)), ((33, 513), (513,)),
-        ((9001, 1), (1,)), ((2, 8192), (8192,)), ((700, 13), (700, 1)), ((1, 6), (6,)),
-        ((1, 1), (1, 1)), ((), ()), ((4,), (1,))]  # fmt: skip
+        ((9001, 1), (1,)), ((2, 8192), (8192,)), ((2, 65_539), (65_539,)),
+        ((700, 13), (700, 1)), ((1, 6), (6,)), ((1, 1), (1, 1)), ((), ()), ((4,), (1,))]  # fmt: skip
 EMPTY = [((0,), (0,)), ((3, 0), (0,)), ((0, 4), (4,)), ((0, 4), (0, 1)), ((3, 0), (3, 1)),
          ((2, 0, 3), (1, 3)), ((0,), ())]  # fmt: skip
 CASES = [*(((N, T, C), bias) for bias in BIASES), *LONG, *EMPTY]
