@@ -4,6 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+unix_only = pytest.mark.skipif(sys.platform == "win32", reason="no forks, alarms and limits here")
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux counts threads")
+
 
 def run(script, **variables):
     """Return (exit status, standard output, standard error) of a Python that runs the script."""

@@ -14,12 +14,11 @@ import pytest
 import cdropout as cd
 
 import reference
-from children import run
+from children import linux_only, run, unix_only
 from quilts import limits_hold
 
 SHARED = 1 << 19  # elements from which a call is shared among threads; a test below checks it
 SEED = 31
-unix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no forks and limits")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +64,6 @@ def started(call):
 
 cd.set_num_threads(3)
 """
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux says how many")
 CALLS = {
     "dropout": "cd.dropout(x)",
     "layout": "cd.dropout(x.reshape(1024, -1).T)",

@@ -3,13 +3,13 @@
 import copy
 import importlib
 import pickle
-import subprocess
-import sys
 import threading
 
 import pytest
 
 import cdropout as cd
+
+import children
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
@@ -41,9 +41,9 @@ def node_of(y):
 
 def test_without_pytorch_it_says_what_to_install():
     script = "import sys; sys.modules['torch'] = None; import cdropout.torch"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
+    _, _, errors = children.run(script)
     words = "ImportError: cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
-    assert done.stderr.splitlines()[-1] == words
+    assert errors.splitlines()[-1] == words
 
 
 # ---- modules ----------------------------------------------------------------------------------

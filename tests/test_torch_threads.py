@@ -1,20 +1,17 @@
 """cdropout.torch on PyTorch's own threads, without them, and after forks."""
 
 import signal
-import sys
 
 import numpy as np
 import pytest
 
 import cdropout as cd
 
-from children import run
+from children import linux_only, run, unix_only
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
 
-unix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no forks and alarms")
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux counts threads")
 pytestmark = pytest.mark.usefixtures("three_threads")
 SEED = 5
 
