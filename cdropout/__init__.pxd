@@ -1,6 +1,6 @@
 """The C interface for Cython: a mask by value, the kernels, and the table that holds them. Must match include/cdropout.h."""
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "cdropout.h" nogil:
     ctypedef struct cdropout_mask:
@@ -12,13 +12,13 @@ cdef extern from "cdropout.h" nogil:
         CDROPOUT_FLOAT64
         CDROPOUT_FLOAT16
         CDROPOUT_BFLOAT16
+        CDROPOUT_BOOL
         CDROPOUT_PART_OF_LARGE
 
-    ctypedef struct cdropout_plane:
-        size_t rows, columns
-        ptrdiff_t x[2]
-        ptrdiff_t y[2]
-        ptrdiff_t keep[2]
+    ctypedef struct cdropout_axis:
+        size_t length
+        ptrdiff_t x, y
+        int64_t mask
 
     const int CDROPOUT_TABLE_VERSION
 
@@ -32,9 +32,6 @@ cdef extern from "cdropout.h" nogil:
         int (*apply_bits)(
             cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
         ) noexcept nogil
-        int (*apply_bools)(
-            cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
-        ) noexcept nogil
         int (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         int (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         int (*bias_dropout_add)(
@@ -45,9 +42,17 @@ cdef extern from "cdropout.h" nogil:
             cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
             const cdropout_mask* mask, uint64_t start
         ) noexcept nogil
-        int (*apply_channels)(
-            cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask,
-            uint64_t start
+        int (*apply_strided)(
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+            const cdropout_mask* mask, uint64_t start
+        ) noexcept nogil
+        int (*apply_bits_strided)(
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+            const uint8_t* bits, uint64_t bit_start, double scale
+        ) noexcept nogil
+        int (*apply_bools_strided)(
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+            const uint8_t* bools, double scale
         ) noexcept nogil
 
 cdef extern from "cdropout.h":

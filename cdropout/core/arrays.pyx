@@ -1,25 +1,23 @@
 """Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
 cimport numpy as cnp
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import numpy as np
 
-from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
+from cdropout cimport (
+    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype,
+    cdropout_mask,
+)
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box, sharers
-from cdropout.core.strided cimport Box, arrange, is_far_from_mask
+from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_view, sharers
 from cdropout.core.threads cimport share
+from cdropout.core.view cimport MAX_DIMS, View
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
 
 cnp.import_array()
-
-cdef enum:
-    COPIED = 1 << 18                  # elements of a copy: it stays in the cache
-
 
 TYPES = "float16, bfloat16, float32 or float64"
 cdef int bfloat16 = -1                # NumPy's number for ml_dtypes.bfloat16, once such an array has come
@@ -175,24 +173,39 @@ cdef inline bint plain(cnp.ndarray x, cnp.ndarray y) noexcept:
     return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
 
 
-cdef fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
-    """The axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
+cdef fill_axes(cdropout_axis* axes, cnp.ndarray x, cnp.ndarray y, tuple strides):
+    """Fill in the axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
     cdef int ndim = cnp.PyArray_NDIM(y)
     cdef ptrdiff_t step = 1
     cdef int i
     if x is not None and not cnp.PyArray_SAMESHAPE(x, y):    # another thread, or the code of a rng, may do that
         raise ValueError(f"x has another shape, {shape_of(x)}, than at the beginning of the call, {shape_of(y)}")
-    box.ndim = ndim
-    box.size = cnp.PyArray_ITEMSIZE(y)
-    if x is not None:
-        box.dtype = code_of(x)
     for i in range(ndim - 1, -1, -1):
-        box.axes[i].length = cnp.PyArray_DIM(y, i)
-        box.axes[i].x = cnp.PyArray_STRIDE(x, i) if x is not None else 0
-        box.axes[i].y = cnp.PyArray_STRIDE(y, i)
-        box.axes[i].keep = step if strides is None else <ptrdiff_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+        axes[i].length = cnp.PyArray_DIM(y, i)
+        axes[i].x = cnp.PyArray_STRIDE(x, i) if x is not None else 0
+        axes[i].y = cnp.PyArray_STRIDE(y, i)
+        axes[i].mask = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
         step *= cnp.PyArray_DIM(y, i)
-    arrange(box)
+
+
+cdef apply_view(
+    cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, cnp.ndarray bits, cnp.ndarray bools, uint64_t start,
+    tuple strides, double scale,
+):
+    """Apply a mask, packed bits or bools to arrays at any strides; without x, y is 1 where the mask keeps, else 0."""
+    cdef cdropout_axis axes[MAX_DIMS]
+    cdef View view
+    cdef size_t n = cnp.PyArray_SIZE(y)
+    cdef int ndim = cnp.PyArray_NDIM(y)
+    cdef cdropout_dtype dtype = code_of(x) if x is not None else CDROPOUT_BOOL
+    cdef const uint8_t* packed = NULL if bits is None else <const uint8_t*>cnp.PyArray_DATA(bits)
+    cdef const uint8_t* bytes = NULL if bools is None else <const uint8_t*>cnp.PyArray_DATA(bools)
+    fill_axes(axes, x, y, strides)
+    view.x = NULL if x is None else <const char*>cnp.PyArray_DATA(x)
+    view.y = <char*>cnp.PyArray_DATA(y)
+    view.start = start
+    with nogil:
+        run_view(&view, ndim, axes, dtype, mask, packed, bytes, scale, share, sharers(n))
 
 
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
@@ -201,17 +214,10 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef cdropout_dtype dtype = code_of(x)
-    cdef Box box
     if n == 0:
         return
     if strides is not None or not plain(x, y):
-        fill_box(&box, x, y, strides)
-        box.scale = mask.scale
-        if strides is None and is_far_from_mask(&box):
-            apply_by_copies(x, y, mask, start)
-            return
-        with nogil:
-            run_box(&box, source, target, NULL, mask, start, share, sharers(n))
+        apply_view(x, y, mask, None, None, start, strides, mask.scale)
     elif n < SHORT:
         kernels.apply(dtype, source, target, n, mask, start)
     else:
@@ -219,39 +225,10 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
             apply_span(dtype, source, target, n, mask, start, share, sharers(n))
 
 
-cdef apply_by_copies(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start):
-    """apply_mask for a mask in C order, whatever the order of x and y: some rows at a time."""
-    cdef size_t length = cnp.PyArray_DIM(x, 0)
-    cdef size_t row = cnp.PyArray_SIZE(x) // length
-    cdef size_t rows = max(COPIED // row, 1)
-    cdef size_t first
-    cdef cnp.ndarray part
-    for first in range(0, length, rows):
-        if row > COPIED:
-            apply_by_copies(x[first], y[first], mask, start + first * row)
-        else:
-            part = np.array(x[first:first + rows], order="C")
-            apply_mask(part, part, mask, start + first * row, None)
-            y[first:first + rows] = part
-        PyErr_CheckSignals()
-
-
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
-    cdef const char* source
-    cdef char* target
-    cdef const uint8_t* kept
-    cdef size_t n = cnp.PyArray_SIZE(x)
-    cdef Box box
-    if n == 0:
-        return
-    fill_box(&box, x, y, (<object>keep).strides)
-    box.scale = scale
-    source = <const char*>cnp.PyArray_DATA(x)
-    target = <char*>cnp.PyArray_DATA(y)
-    kept = <const uint8_t*>cnp.PyArray_DATA(keep)
-    with nogil:
-        run_box(&box, source, target, kept, NULL, 0, share, sharers(n))
+    if cnp.PyArray_SIZE(x):
+        apply_view(x, y, NULL, None, keep, 0, (<object>keep).strides, scale)
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
@@ -264,21 +241,18 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     if plain(x, y):
         with nogil:
             apply_bits_span(dtype, source, target, n, packed, scale)
-    else:
-        apply_bools(x, y, np.unpackbits(bits, count=n, bitorder="little").reshape(shape_of(x)), scale)
+    elif n:
+        apply_view(x, y, NULL, bits, None, 0, None, scale)
 
 
 cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
-    """Fill out (C order, a byte an element) with 1 where the mask keeps, else 0."""
+    """Fill out (C order, a byte per element) with 1 where the mask keeps, else 0."""
     cdef size_t n = cnp.PyArray_SIZE(out)
     cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    cdef Box box
     if n == 0:
         return
     if strides is not None:
-        fill_box(&box, None, out, strides)
-        with nogil:
-            run_box(&box, NULL, <char*>target, NULL, mask, start, share, sharers(n))
+        apply_view(None, out, mask, None, None, start, strides, mask.scale)
     else:
         with nogil:
             draw_bools_span(target, n, mask, start, share, sharers(n))

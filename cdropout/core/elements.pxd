@@ -2,6 +2,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
+from cdropout.core.bits cimport spread_bits
+
 cdef extern from "simd.h" nogil:
     uint32_t load_bits32 "cd_load_bits32"(const void*)
     void store_bits32 "cd_store_bits32"(void*, uint32_t)
@@ -24,11 +26,15 @@ cdef struct half:                                 # structs, since Cython would 
 cdef struct bfloat:
     uint16_t bits
 
+cdef struct boolean:                              # of y only: 1 where an element is kept
+    uint8_t byte
+
 ctypedef fused element:
     float
     double
     half
     bfloat
+    boolean
 
 cdef enum:
     WORD = 32                                     # elements that one step takes
@@ -53,6 +59,8 @@ cdef inline void step(const element* x, element* y, const uint8_t* keep, double 
         step_f16(x, y, keep, <float>scale)
     elif element is bfloat:
         step_bf16(x, y, keep, <float>scale)
+    else:
+        spread_bits(<uint8_t*>y, keep, WORD)
 
 
 cdef inline uint32_t bits_at(const uint8_t* keep, uint64_t first) noexcept nogil:

@@ -6,18 +6,19 @@ any number of threads may run any of these.
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, CDROPOUT_TABLE_VERSION,
-    cdropout_dtype, cdropout_mask, cdropout_plane, cdropout_table,
+    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, CDROPOUT_TABLE_VERSION,
+    cdropout_axis, cdropout_dtype, cdropout_mask, cdropout_table,
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
 from cdropout.core.elements cimport (
-    LINE, WORD, add_masked, add_to, bfloat, element, half, mask_and_scale, real, step, up_to_line,
+    LINE, WORD, add_masked, add_to, bfloat, boolean, element, half, mask_and_scale, real, step, up_to_line,
 )
-from cdropout.core.planes cimport apply_plane
+from cdropout.core.tiles cimport Rows, Source, append_stream, apply_view, begin_rows, next_row
+from cdropout.core.view cimport MAX_DIMS, View, arrange
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
     open_stream,
@@ -201,31 +202,13 @@ cdef int apply_bits(
 
 
 cdef int bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
-    cdef Stream stream
     cdef Writer writer = Writer(out, 0, 0)
-    cdef uint8_t keep[GROUP_BYTES]
-    cdef uint64_t first = start % GROUP           # bits of the group before this are not wanted
-    cdef uint64_t count
+    cdef uint8_t last[8]
     if n == 0 or any_null(out, mask, mask):
         return -1 if n else 0
-    if mask.scale == 0:
-        memset(out, 0, n // 8 + (n % 8 != 0))
-        return 0
-    open_stream(&stream, mask, start - first)
-    while n:
-        draw_group(&stream, keep)
-        if first == 0 and n >= GROUP:
-            write_group(&writer, keep)
-            n -= GROUP
-            continue
-        while n and first < GROUP:
-            count = min(64 - first % 64, n)
-            write_bits(&writer, load_bits64(keep + first // 64 * 8) >> first % 64, count)
-            first += count
-            n -= count
-        first = 0
-    store_bits64(keep, writer.held)
-    memcpy(writer.to, keep, (writer.count + 7) // 8)
+    append_stream(&writer, n, mask, start)
+    store_bits64(last, writer.held)
+    memcpy(writer.to, last, (writer.count + 7) // 8)
     return 0
 
 
@@ -249,52 +232,100 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
     return 0
 
 
-cdef int apply_bools(
-    cdropout_dtype dtype, const void* x, void* y, const uint8_t* keep, const cdropout_plane* plane, double scale
+# ---- views ------------------------------------------------------------------------------------------
+
+cdef enum:
+    LONG_ROW = 4096                               # elements from which entering the stream for each row costs little
+
+
+cdef inline void apply_long_rows(
+    const View* view, const cdropout_mask* mask, element* typed
 ) noexcept nogil:
-    if size_of(dtype) == 0 or plane == NULL or plane.rows and plane.columns and any_null(x, y, keep):
-        return -1
-    if dtype == CDROPOUT_FLOAT32:
-        apply_plane(plane, <const float*>x, <float*>y, keep, scale)
-    elif dtype == CDROPOUT_FLOAT64:
-        apply_plane(plane, <const double*>x, <double*>y, keep, scale)
-    elif dtype == CDROPOUT_FLOAT16:
-        apply_plane(plane, <const half*>x, <half*>y, keep, scale)
+    """Draw, mask and scale each row by itself; `typed`: its type only."""
+    cdef Rows rows
+    cdef size_t n = view.axes[view.ndim - 1].length
+    begin_rows(&rows, view, view.ndim - 1)
+    while True:
+        apply_stream(
+            <const element*>(view.x + <ptrdiff_t>rows.x), <element*>(view.y + <ptrdiff_t>rows.y), n, mask,
+            view.start + rows.mask, False,
+        )
+        if not next_row(&rows):
+            return
+
+
+cdef inline void apply_typed(const View* view, const Source* source, double scale, element* typed) noexcept nogil:
+    cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
+    if (element is not boolean and source.mask != NULL and scale != 0 and row.length >= LONG_ROW and row.mask == 1
+            and row.x == sizeof(element) and row.y == sizeof(element)):
+        apply_long_rows(view, source.mask, typed)
     else:
-        apply_plane(plane, <const bfloat*>x, <bfloat*>y, keep, scale)
-    return 0
+        apply_view(view, source, scale, typed)
 
 
-cdef int apply_channels(
-    cdropout_dtype dtype, const void* x, void* y, const cdropout_plane* plane, const cdropout_mask* mask, uint64_t start
+cdef int apply_source(
+    cdropout_dtype dtype, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source, uint64_t start,
+    double scale,
 ) noexcept nogil:
-    """apply_bools by a mask of one element a row (keep strides 1, 0) or a column (0, 1)."""
-    cdef uint8_t keep[BLOCK]
-    cdef cdropout_plane part
-    cdef const char* source = <const char*>x
-    cdef char* target = <char*>y
-    cdef bint by_row
-    cdef size_t left, n
-    if size_of(dtype) == 0 or plane == NULL or plane.keep[0] + plane.keep[1] != 1 or plane.keep[0] * plane.keep[1] != 0:
+    cdef View view
+    cdef int i
+    cdef bint empty = False
+    if size_of(dtype) == 0 and dtype != CDROPOUT_BOOL or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
         return -1
-    if plane.rows == 0 or plane.columns == 0 or any_null(x, y, mask):
-        return -1 if plane.rows and plane.columns else 0
-    part = plane[0]
-    by_row = plane.keep[0] == 1
-    left = plane.rows if by_row else plane.columns
-    while left:
-        n = min(left, <size_t>BLOCK)
-        bools(keep, n, mask, start)
-        if by_row:
-            part.rows = n
-        else:
-            part.columns = n
-        apply_bools(dtype, source, target, keep, &part, mask.scale)
-        source += <ptrdiff_t>n * plane.x[not by_row]
-        target += <ptrdiff_t>n * plane.y[not by_row]
-        start += n
-        left -= n
+    for i in range(ndim):
+        empty = empty or axes[i].length == 0
+    if empty:
+        return 0
+    if y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+        return -1
+    view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL
+    view.y = <char*>y
+    view.start = start
+    arrange(&view, ndim, axes)
+    if dtype == CDROPOUT_FLOAT32:
+        apply_typed(&view, source, scale, <float*>y)
+    elif dtype == CDROPOUT_FLOAT64:
+        apply_typed(&view, source, scale, <double*>y)
+    elif dtype == CDROPOUT_FLOAT16:
+        apply_typed(&view, source, scale, <half*>y)
+    elif dtype == CDROPOUT_BFLOAT16:
+        apply_typed(&view, source, scale, <bfloat*>y)
+    else:
+        apply_typed(&view, source, scale, <boolean*>y)
     return 0
+
+
+cdef int apply_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const cdropout_mask* mask, uint64_t start,
+) noexcept nogil:
+    cdef Source source = Source(mask, NULL, NULL)
+    if mask == NULL:
+        return -1
+    return apply_source(dtype, x, y, ndim, axes, &source, start, mask.scale)
+
+
+cdef int apply_bits_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const uint8_t* bits, uint64_t bit_start, double scale,
+) noexcept nogil:
+    cdef Source source = Source(NULL, bits, NULL)
+    if bits == NULL:
+        return -1
+    return apply_source(dtype, x, y, ndim, axes, &source, bit_start, scale)
+
+
+cdef int apply_bools_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const uint8_t* bools, double scale,
+) noexcept nogil:
+    cdef Source source = Source(NULL, NULL, bools)
+    if bools == NULL:
+        return -1
+    return apply_source(dtype, x, y, ndim, axes, &source, 0, scale)
+
+
+# ---- bias, dropout and residual in one pass -----------------------------------------------------------
 
 
 cdef inline void draw_unless_none(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
@@ -390,10 +421,11 @@ kernels.size = sizeof(cdropout_table)
 kernels.mask_init = mask_init
 kernels.apply = apply
 kernels.apply_bits = apply_bits
-kernels.apply_bools = apply_bools
 kernels.bits = bits
 kernels.bools = bools
 kernels.bias_dropout_add = bias_dropout_add
 kernels.bias_dropout_add_backward = bias_dropout_add_backward
-kernels.apply_channels = apply_channels
+kernels.apply_strided = apply_strided
+kernels.apply_bits_strided = apply_bits_strided
+kernels.apply_bools_strided = apply_bools_strided
 table = PyCapsule_New(&kernels, "cdropout.core.table", NULL)

@@ -1,9 +1,9 @@
 """The kernels on arrays of any size, cut into pieces for threads and signals; -1 if a signal's handler raised."""
 from libc.stdint cimport uint8_t, uint64_t
 
-from cdropout cimport cdropout_dtype, cdropout_mask
-from cdropout.core.strided cimport Box
+from cdropout cimport cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout.core.threads cimport Share
+from cdropout.core.view cimport View
 
 cdef enum:
     SHORT = 1 << 14                   # elements under which giving up the GIL costs more than it yields
@@ -21,7 +21,7 @@ cdef int draw_bits_span(uint8_t* out, size_t n, const cdropout_mask* mask, uint6
 cdef int draw_bools_span(
     uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start, Share how, size_t most
 ) except -1 nogil
-cdef int run_box(
-    const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start,
-    Share how, size_t most,
+cdef int run_view(
+    View* view, int ndim, const cdropout_axis* axes, cdropout_dtype dtype, const cdropout_mask* mask, const uint8_t* bits,
+    const uint8_t* bools, double scale, Share how, size_t most,
 ) except -1 nogil

@@ -2,11 +2,13 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 
-from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_dtype, cdropout_mask
+from cdropout cimport (
+    CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdropout_dtype, cdropout_mask,
+)
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.strided cimport Axis, Box, apply_box, axis_to_cut, draw_box, elements
 from cdropout.core.threads cimport Share, share
+from cdropout.core.view cimport MAX_DIMS, View, arrange, choose_tile, count_tiles, take_tile
 
 cdef enum:
     SHARED = 1 << 19                  # elements from which waking a second thread pays
@@ -99,49 +101,37 @@ cdef int draw_bools_span(
 
 # ---- elements at any strides --------------------------------------------------------------------
 
-cdef struct BoxCall:
-    const Box* box
-    const char* x                     # or NULL: y = keep
-    char* y
-    const uint8_t* keep               # or NULL:
-    const cdropout_mask* mask
-    uint64_t start
-    int halvings
+cdef struct ViewCall:
+    const View* view
+    const size_t* lengths             # of a tile
+    cdropout_dtype dtype
+    const cdropout_mask* mask         # or
+    const uint8_t* bits               # or
+    const uint8_t* bools              # with
+    double scale
 
 
-cdef void run_part(const void* call, size_t piece) noexcept nogil:
-    """The part that is left after `halvings` halvings: at each, a bit of piece says which half it lies in."""
-    cdef BoxCall part = (<const BoxCall*>call)[0]
-    cdef Box box = part.box[0]
-    cdef Axis* axis
-    cdef ptrdiff_t middle
-    cdef int i
-    for i in range(part.halvings - 1, -1, -1):
-        axis = &box.axes[axis_to_cut(&box)]
-        middle = axis.length // 2
-        if piece >> i & 1:
-            axis.length -= middle
-            part.x = part.x + middle * axis.x if part.x else NULL
-            part.y += middle * axis.y
-            part.keep = part.keep + middle * axis.keep if part.keep else NULL
-            part.start += <uint64_t>(middle * axis.keep)
-        else:
-            axis.length = middle
-    if elements(&box) == 0:           # a half of one element
-        return
-    if part.keep:
-        apply_box(&box, part.x, part.y, part.keep)
+cdef void run_tile(const void* call, size_t number) noexcept nogil:
+    cdef const ViewCall* all = <const ViewCall*>call
+    cdef View tile
+    take_tile(&tile, all.view, all.lengths, number)
+    if all.mask != NULL:
+        kernels.apply_strided(all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.mask, tile.start)
+    elif all.bits != NULL:
+        kernels.apply_bits_strided(all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.bits, tile.start, all.scale)
     else:
-        draw_box(&box, part.x, part.y, part.mask, part.start)
+        kernels.apply_bools_strided(
+            all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.bools + <ptrdiff_t>tile.start, all.scale,
+        )
 
 
-cdef int run_box(
-    const Box* box, const char* x, char* y, const uint8_t* keep, const cdropout_mask* mask, uint64_t start,
-    Share how, size_t most,
+cdef int run_view(
+    View* view, int ndim, const cdropout_axis* axes, cdropout_dtype dtype, const cdropout_mask* mask, const uint8_t* bits,
+    const uint8_t* bools, double scale, Share how, size_t most,
 ) except -1 nogil:
-    """`apply_box` where keep is given, else `draw_box`, on at most `most` threads, which `how` brings to it."""
-    cdef BoxCall call = BoxCall(box, x, y, keep, mask, start, 0)
-    cdef size_t n = elements(box)
-    while n >> call.halvings > PIECE:
-        call.halvings += 1
-    return how(run_part, &call, <size_t>1 << call.halvings, most)
+    """y = x * scale where the mask, the bits or the bools keep, else +0.0, on at most `most` threads, which `how` brings to it."""
+    cdef size_t lengths[MAX_DIMS]
+    cdef ViewCall call = ViewCall(view, lengths, dtype, mask, bits, bools, scale)
+    arrange(view, ndim, axes)
+    choose_tile(lengths, view)
+    return how(run_tile, &call, count_tiles(view, lengths), most)

@@ -194,6 +194,27 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 }
 #endif
 
+static inline void cd_prefetch(const void *p) { /* to the second level of the cache */
+#if defined(__GNUC__)
+  __builtin_prefetch(p, 0, 2);
+#else
+  (void)p;
+#endif
+}
+/* Parts of 16 or 8 bits of the low bits of a, and for vectors of 64 bytes then of b, one part per lane. */
+static inline cd_word cd_part_per_lane(uint64_t a, uint64_t b, uint64_t bits) {
+  (void)b;
+#if !defined(__GNUC__)
+  cd_word v = a;
+#elif CD_BYTES == 64
+  cd_word v = (cd_word){a, a, a, a, b, b, b, b} >> ((cd_word){0, 1, 2, 3, 0, 1, 2, 3} * bits);
+#elif CD_BYTES == 32
+  cd_word v = (cd_word){a, a, a, a} >> ((cd_word){0, 1, 2, 3} * bits);
+#else
+  cd_word v = (cd_word){a, a} >> ((cd_word){0, 1} * bits);
+#endif
+  return v & (((uint64_t)1 << bits) - 1);
+}
 static inline cd_word cd_zero(void) { return CD_FILL(cd_word, 0); }
 static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
 static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }

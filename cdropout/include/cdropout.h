@@ -25,17 +25,19 @@ typedef enum {
   CDROPOUT_FLOAT64 = 1,
   CDROPOUT_FLOAT16 = 2,
   CDROPOUT_BFLOAT16 = 3,
+  CDROPOUT_BOOL = 4,
   /* Added to one of these, in apply and apply_bits: y is part of an array that does not fit the cache, so store it past it. For
    * an y that does not fit by itself they do so anyway. The bytes are the same. */
   CDROPOUT_PART_OF_LARGE = 256
 } cdropout_dtype;
 
-/* Rows and columns of elements, and of bytes that say which are kept, at any strides: [0] from row to row, [1] from column
- * to column, in bytes. A stride of 0 in keep shares one decision, as between the elements of a channel. */
+/* One axis of x, of y and of a mask: its length, the bytes from one element to the next in x and in y, and the elements of the
+ * mask. A stride of 0 in the mask shares one draw along the axis. */
 typedef struct {
-  size_t rows, columns;
-  ptrdiff_t x[2], y[2], keep[2];
-} cdropout_plane;
+  size_t length;
+  ptrdiff_t x, y;
+  int64_t mask;
+} cdropout_axis;
 
 /* The table only ever grows at its end, and each time its version with it: a program runs with the version that it was
  * compiled for and with all later ones. */
@@ -62,8 +64,6 @@ typedef struct {
   int (*apply)(cdropout_dtype dtype, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
   /* The same with given keep bits, from bit number bit_start on, */
   int (*apply_bits)(cdropout_dtype dtype, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start, double scale);
-  /* and with bytes that are not 0 where an element is kept, at any strides. */
-  int (*apply_bools)(cdropout_dtype dtype, const void *x, void *y, const uint8_t *keep, const cdropout_plane *plane, double scale);
   /* What the mask keeps, as packed bits (n / 8 bytes, rounded up; the last is filled up with 0) and as n bytes of 0 or 1. */
   int (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
@@ -74,10 +74,16 @@ typedef struct {
   /* gx = gy * scale where kept, else +0.0; the sum of gx over the rows is added to the `columns` doubles of gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
-  /* apply with one decision for a whole row (plane->keep = {1, 0}: channels first) or a whole column ({0, 1}: channels last):
-   * plane->keep counts elements of the mask here. -1 for other strides. */
-  int (*apply_channels)(cdropout_dtype dtype, const void *x, void *y, const cdropout_plane *plane, const cdropout_mask *mask,
-                        uint64_t start);
+  /* apply, apply_bits, and the same with bytes that are not 0 where an element is kept, for arrays at any strides: up to 64 axes,
+   * in any order. start is the position in the mask (bit_start: in the bits; bools: the address) of the element at x and y.
+   * The axes' stride `mask` counts elements of the mask, bits or bytes. For CDROPOUT_BOOL y is 1 where an element is kept and
+   * otherwise 0, and x is not read. */
+  int (*apply_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
+                       const cdropout_mask *mask, uint64_t start);
+  int (*apply_bits_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
+                            const uint8_t *bits, uint64_t bit_start, double scale);
+  int (*apply_bools_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
+                             const uint8_t *bools, double scale);
 } cdropout_table;
 
 #ifdef __cplusplus
