@@ -32,7 +32,6 @@ for call in [
     lambda: cd.dropout(huge, 1, rng=generator),
     lambda: cd.dropout_backward(huge, mask),
     lambda: cd.dropout_backward(huge, np.broadcast_to(np.True_, huge.shape), p=0.5),
-    lambda: cd.dropout_backward(fortran, bits, True, p=0.5),
     lambda: module(huge),
     lambda: mask.apply(huge),
     lambda: mask.bits(),
@@ -44,9 +43,10 @@ for call in [
         call()
     except MemoryError:
         failed += 1
-assert failed == 12, failed
+assert failed == 11, failed
 assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
-assert fortran.min() == 1, "in place, but there was no room for the bits"
+cd.dropout_backward(fortran, bits, True, p=0.5)  # in any memory order without a copy
+assert fortran.max() == 0
 y, drawn = cd.dropout(small, rng=generator, return_mask=True)
 assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.scale()).all()
 print("done")

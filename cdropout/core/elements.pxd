@@ -29,6 +29,12 @@ cdef struct bfloat:
 cdef struct boolean:                              # of y only: 1 where an element is kept
     uint8_t byte
 
+ctypedef fused floating:
+    float
+    double
+    half
+    bfloat
+
 ctypedef fused element:
     float
     double
@@ -92,7 +98,7 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
 
 cdef inline size_t up_to_line(const element* y, size_t n) noexcept nogil:
     """How many elements lie before the next cache line: stores across lines cost double. 0 where it does not pay."""
-    cdef size_t before = <size_t>(-<uintptr_t>y) % LINE // sizeof(element)
+    cdef size_t before = <size_t>(-<uintptr_t>y) % LINE // sizeof(element) % WORD
     return before if n > 32 * WORD and <uintptr_t>y % sizeof(element) == 0 else 0
 
 

@@ -15,7 +15,7 @@ from cdropout cimport (
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
 from cdropout.core.elements cimport (
-    LINE, WORD, add_masked, add_to, bfloat, boolean, element, half, mask_and_scale, real, step, up_to_line,
+    LINE, WORD, add_masked, add_to, bfloat, boolean, floating, half, mask_and_scale, real, step, up_to_line,
 )
 from cdropout.core.tiles cimport Rows, Source, append_stream, apply_view, begin_rows, next_row
 from cdropout.core.view cimport MAX_DIMS, View, arrange
@@ -43,7 +43,7 @@ def set_largest_cached(size_t bytes):
 
 
 cdef inline void apply_and_draw(
-    const element* x, element* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
+    const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
 ) noexcept nogil:
     """mask_and_scale for a GROUP of elements, and meanwhile the next group is drawn: a round, a step, a round, ...
 
@@ -67,20 +67,20 @@ cdef inline void apply_and_draw(
         step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
-cdef inline bint goes_past_cache(const element* x, const element* y, size_t n, bint large) noexcept nogil:
+cdef inline bint goes_past_cache(const floating* x, const floating* y, size_t n, bint large) noexcept nogil:
     """Whether to store y past the cache, which saves reading its lines: where memory, not the core, sets the pace."""
-    if WORDS > 2 or sizeof(element) < 4 or x == y:
+    if WORDS > 2 or sizeof(floating) < 4 or x == y:
         return False
-    return large or n * sizeof(element) >= largest_cached
+    return large or n * sizeof(floating) >= largest_cached
 
 
-cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
+cdef inline floating* aligned_within(uint8_t* room, const floating* typed) noexcept nogil:
     """The first line of ROOM bytes; `typed`: its type only."""
-    return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
+    return <floating*>(room + <size_t>(-<uintptr_t>room) % LINE)
 
 
 cdef void apply_stream(
-    const element* x, element* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
+    const floating* x, floating* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
 ) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
@@ -89,7 +89,7 @@ cdef void apply_stream(
     cdef size_t part = min(GROUP - first, n)
     cdef Writer writer                            # what it holds is drawn, but not yet in keep
     cdef uint8_t room[ROOM]
-    cdef element* lines = aligned_within(room, x)
+    cdef floating* lines = aligned_within(room, x)
     cdef bint past_cache = goes_past_cache(x, y, n, large)
     writer.to, writer.held, writer.count = keep, 0, 0
     open_stream(&stream, mask, start - first)
@@ -110,7 +110,7 @@ cdef void apply_stream(
     while n > GROUP:
         apply_and_draw(x, lines if past_cache else y, keep, mask.scale, &stream, drawn)
         if past_cache:
-            store_past_cache(y, lines, GROUP * sizeof(element))
+            store_past_cache(y, lines, GROUP * sizeof(floating))
         writer.to = keep
         write_group(&writer, drawn)
         x += GROUP
@@ -122,17 +122,17 @@ cdef void apply_stream(
 
 
 cdef void apply_packed(
-    const element* x, element* y, const uint8_t* bits, uint64_t first, size_t n, double scale, bint large
+    const floating* x, floating* y, const uint8_t* bits, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
     """mask_and_scale, past the cache where that pays."""
     cdef uint8_t room[ROOM]
-    cdef element* lines = aligned_within(room, x)
+    cdef floating* lines = aligned_within(room, x)
     cdef size_t part = up_to_line(y, n)
     if goes_past_cache(x, y, n, large) and <uintptr_t>(y + part) % LINE == 0:
         mask_and_scale(x, y, bits, first, part, scale)
         while part + GROUP <= n:
             mask_and_scale(x + part, lines, bits, first + part, GROUP, scale)
-            store_past_cache(y + part, lines, GROUP * sizeof(element))
+            store_past_cache(y + part, lines, GROUP * sizeof(floating))
             part += GROUP
         end_stores_past_cache()
     else:
@@ -239,7 +239,7 @@ cdef enum:
 
 
 cdef inline void apply_long_rows(
-    const View* view, const cdropout_mask* mask, element* typed
+    const View* view, const cdropout_mask* mask, floating* typed
 ) noexcept nogil:
     """Draw, mask and scale each row by itself; `typed`: its type only."""
     cdef Rows rows
@@ -247,17 +247,17 @@ cdef inline void apply_long_rows(
     begin_rows(&rows, view, view.ndim - 1)
     while True:
         apply_stream(
-            <const element*>(view.x + <ptrdiff_t>rows.x), <element*>(view.y + <ptrdiff_t>rows.y), n, mask,
+            <const floating*>(view.x + <ptrdiff_t>rows.x), <floating*>(view.y + <ptrdiff_t>rows.y), n, mask,
             view.start + rows.mask, False,
         )
         if not next_row(&rows):
             return
 
 
-cdef inline void apply_typed(const View* view, const Source* source, double scale, element* typed) noexcept nogil:
+cdef inline void apply_typed(const View* view, const Source* source, double scale, floating* typed) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    if (element is not boolean and source.mask != NULL and scale != 0 and row.length >= LONG_ROW and row.mask == 1
-            and row.x == sizeof(element) and row.y == sizeof(element)):
+    if (source.mask != NULL and scale != 0 and row.length >= LONG_ROW and row.mask == 1
+            and row.x == sizeof(floating) and row.y == sizeof(floating)):
         apply_long_rows(view, source.mask, typed)
     else:
         apply_view(view, source, scale, typed)
@@ -291,7 +291,7 @@ cdef int apply_source(
     elif dtype == CDROPOUT_BFLOAT16:
         apply_typed(&view, source, scale, <bfloat*>y)
     else:
-        apply_typed(&view, source, scale, <boolean*>y)
+        apply_view(&view, source, scale, <boolean*>y)
     return 0
 
 

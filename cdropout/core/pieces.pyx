@@ -131,7 +131,7 @@ cdef int run_view(
 ) except -1 nogil:
     """y = x * scale where the mask, the bits or the bools keep, else +0.0, on at most `most` threads, which `how` brings to it."""
     cdef size_t lengths[MAX_DIMS]
-    cdef ViewCall call = ViewCall(view, lengths, dtype, mask, bits, bools, scale)
+    cdef ViewCall call = ViewCall(view, &lengths[0], dtype, mask, bits, bools, scale)
     arrange(view, ndim, axes)
     choose_tile(lengths, view)
     return how(run_tile, &call, count_tiles(view, lengths), most)
