@@ -50,15 +50,12 @@ cdef enum:
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
     """y = x * scale where the bit of keep (4 bytes) is set, else +0.0, for WORD elements; y is x, or lies apart."""
     cdef size_t i
-    cdef f32 factor
-    cdef f64 factor_f64
+    cdef f32 factor = fill_f32(<float>scale)
+    cdef f64 factor_f64 = fill_f64(scale)
     if element is double:
-        factor_f64 = fill_f64(scale)
         for i in range(WORD * sizeof(double) // sizeof(f64)):
             store_f64(<f64*>y + i, kept_f64(load_f64(<f64*>x + i) * factor_f64, keep, i))
-        return
-    factor = fill_f32(<float>scale)
-    if element is float:
+    elif element is float:
         for i in range(WORD * sizeof(float) // sizeof(f32)):
             store_f32(<f32*>y + i, kept_f32(load_f32(<f32*>x + i) * factor, keep, i))
     elif element is half:
