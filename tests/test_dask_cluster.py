@@ -13,7 +13,9 @@ import pytest
 
 import cdropout as cd
 
-pytest.importorskip("distributed", reason="Dask's cluster is optional")
+from needs import import_or_skip
+
+import_or_skip("distributed")
 import dask.array as da  # noqa: E402
 from distributed import Client, KilledWorker, LocalCluster  # noqa: E402
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import cdropout
 from cdropout.__main__ import make_parser
 
 import reference
+from needs import find_or_skip
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -56,10 +56,8 @@ GREETING = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re
 @blocks("python")
 def test_python_runs(block):
     """Each by itself: a process has one Keras backend."""
-    imported = re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)
-    missing = [name for name in imported if not find_spec(name)]
-    if missing:
-        pytest.skip(f"{missing[0]} is not installed")
+    find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
+    find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
     done = subprocess.run([sys.executable, "-P", "-c", block], capture_output=True, text=True)
     assert (done.returncode, GREETING.sub("", done.stderr)) == (0, "")
 

@@ -7,7 +7,9 @@ import pytest
 
 import cdropout as cd
 
-jax = pytest.importorskip("jax")
+from needs import import_or_skip
+
+jax = import_or_skip("jax")
 from jax import numpy as jnp  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 

@@ -1,6 +1,5 @@
 """The Keras layers on each backend, in a process of its own: a process has one."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-if not importlib.util.find_spec("keras"):  # to import it would need its backend
-    pytest.skip("keras is not installed", allow_module_level=True)
+from needs import find_or_skip
+
+find_or_skip("keras")  # to import it would need its backend
+BACKENDS = {"numpy": "scipy", "jax": "jax", "torch": "torch"}  # and what Keras needs for it
 
 CHECKS = Path(__file__).with_name("keras_checks.py")
 
@@ -31,15 +32,9 @@ def run(*command, backend):
     )
 
 
-def needs(backend):
-    module = "cdropout.torch" if backend == "torch" else backend
-    if not importlib.util.find_spec(backend) or not importlib.util.find_spec(module):
-        pytest.skip(f"{module} is not installed")
-
-
-@pytest.mark.parametrize("backend", ["numpy", "jax", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_layers(backend):
-    needs(backend)
+    find_or_skip(BACKENDS[backend])
     kerass_own = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", kerass_own, str(CHECKS))
     done = run(*command, backend=backend)
@@ -59,7 +54,7 @@ for ours, theirs in (Dropout, layers.Dropout), (SpatialDropout1D, layers.Spatial
 
 
 def test_with_tensorflow_it_is_kerass_own():
-    needs("tensorflow")
+    find_or_skip("tensorflow")
     done = run("-c", OWN, backend="tensorflow")
     assert done.stdout.split() == ["True"] * 4, done.stderr
 

@@ -12,6 +12,7 @@ from randomness import BLOCK, FAMILIES, GRAM, LAGS, ORDERS, PART, SEED, SHORT, d
 FEW = 1 << 20  # elements, in the tests of the arithmetic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_the_masks_pass(p):
     rate, *others = randomness.everything(draw, p, SHORT)
@@ -153,12 +154,12 @@ def test_masks_that_all_share_a_little_are_caught():
     assert found == {f"distances in {name}"}
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_bits_of_seed_and_call_that_do_less_are_caught(p):
+@pytest.mark.parametrize("p, bases", [(0.5, 120), pytest.param(0.1, 400, marks=pytest.mark.slow)])
+def test_bits_of_seed_and_call_that_do_less_are_caught(p, bases):
     one_element = leaking(lambda seed, call, block: (seed & ~(1 << 17), call, block), [13])
-    assert caught(randomness.avalanche(one_element, p, 400)) == {"avalanche of bit to element"}
+    assert caught(randomness.avalanche(one_element, p, bases)) == {"avalanche of bit to element"}
     some = leaking(lambda seed, call, block: (seed, call & ~(1 << 63), block))
-    assert "avalanche of bit" in caught(randomness.avalanche(some, p, 400))
+    assert "avalanche of bit" in caught(randomness.avalanche(some, p, bases))
 
 
 # ---- the arithmetic ---------------------------------------------------------------------------

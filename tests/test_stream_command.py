@@ -14,6 +14,7 @@ from cdropout import battery
 from cdropout.__main__ import main
 
 import reference
+from needs import slow
 
 SEED, CALL = 2**64 - 3, 2**64 - 5  # whose neighbours wrap around to 0
 END = 2**64
@@ -105,7 +106,7 @@ def test_a_deeper_extractor_finds_more():
 
 
 @pytest.mark.parametrize("order", battery.ORDERS)
-@pytest.mark.parametrize("p", [0.1, 0.75])
+@pytest.mark.parametrize("p", [0.1, *slow(0.75)])
 def test_bits_of_any_p_are_fair(p, order):
     size = 200_000
     bits = unpack(streamed("--p", str(p), "--order", order, size=size))
@@ -127,7 +128,7 @@ def test_no_fair_bit_is_lost_between_the_parts():
 # ---- how it ends ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", ["0.5", "0.1"])
+@pytest.mark.parametrize("p", ["0.5", *slow("0.1")])
 def test_the_stream_ends_quietly_when_the_reader_closes(p):
     with subprocess.Popen(
         [*COMMAND, "--p", p], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="these examples are PyTorch's")
+from needs import find_or_skip, import_or_skip
+
+torch = import_or_skip("torch")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -56,7 +58,7 @@ def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
 
 
 def test_transformer_prints_times_bytes_and_losses(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
+    find_or_skip("matplotlib")
     output = run("transformer", "--quick", "--threads", "1", "--steps", "5", folder=tmp_path)
     for title in ("Transformer, 2 layers", "Convolutions with Dropout2d"):
         table = output.partition(title)[2].partition("\n\n")[0]

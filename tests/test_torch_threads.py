@@ -8,9 +8,10 @@ import pytest
 import cdropout as cd
 
 from children import linux_only, run, unix_only
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("three_threads")
 SEED = 5

@@ -9,9 +9,10 @@ import pytest
 import cdropout as cd
 
 import children
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
 
 # PyTorch itself scripts some of its formulas when they are first needed
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
