@@ -97,6 +97,7 @@ def test_interpreted_examples_say_that_they_are_right(load, folder, name):
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "as from Python: True\n")
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_call_is_printed(load, folder):
     load("numba_rows")
     load("cython_rows")

@@ -151,6 +151,7 @@ def test_an_adapter_takes_part_beside_its_framework_only():
     assert peers.adapters_beside(["numpy", "torch"]) == ["cdropout-torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_installed_frameworks_pass_their_check(name):
     if package := peers.missing(name.removeprefix("cdropout-")):

@@ -266,6 +266,7 @@ def test_without_dask_the_command_that_installs_it_is_named():
     assert done.stdout.splitlines() == ["cdropout.dask needs Dask: pip install 'dask[array]'"] * 2
 
 
+@pytest.mark.slow
 def test_the_xarray_example_finds_the_same_bits_in_all_chunks():
     import_or_skip("xarray")
     example = Path(__file__).parent.parent / "examples" / "xarray_dropout.py"

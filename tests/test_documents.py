@@ -32,10 +32,16 @@ BLOCKS = [
 ]
 
 
-def blocks(language):
-    """The parameters of a test: the blocks of one language."""
+def blocks(language, *slow):
+    """Return a mark: the blocks of one language are a parameter, slow if they match a pattern."""
     found = [
-        pytest.param(code, id=f"{name}:{i}") for name, i, kind, code in BLOCKS if kind == language
+        pytest.param(
+            code,
+            id=f"{name}:{i}",
+            marks=[pytest.mark.slow] * any(re.search(pattern, code) for pattern in slow),
+        )
+        for name, i, kind, code in BLOCKS
+        if kind == language
     ]
     return pytest.mark.parametrize("block", found)
 
@@ -53,7 +59,7 @@ def test_every_kind_of_block_is_looked_at():
 GREETING = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
 
 
-@blocks("python")
+@blocks("python", "import keras", "import flax|from flax")
 def test_python_runs(block):
     """Each by itself: a process has one Keras backend."""
     find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))

@@ -13,6 +13,7 @@ from needs import find_or_skip
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "framework, arguments, names",
     [

@@ -27,7 +27,7 @@ LENGTHS, OFFSETS = 2101, 64
 # Planes take longer: they are tried in one of 16 places, the types in turn, and in all of them by
 # `GUARD_PAGES_EVERY=1 pytest -m slow tests/test_guard_pages.py`.
 EVERY = int(os.environ.get("GUARD_PAGES_EVERY", 16))
-sparsely = pytest.mark.parametrize("sparse", [16, *slow(1)])
+sparsely = pytest.mark.parametrize("sparse", [32, *slow(1)])
 
 
 @pytest.fixture(scope="session")

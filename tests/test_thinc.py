@@ -237,6 +237,7 @@ def test_a_spacy_config_names_it():
 # ---- the example --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_masks_cost():
     find_or_skip("sklearn")  # the digits come with it
     example = Path(__file__).parent.parent / "examples" / "thinc_digits.py"

@@ -235,6 +235,7 @@ def test_compiled_without_a_break_it_gives_what_eager_mode_gives(name):
     assert torch.equal(gx, torch.autograd.grad(expected.sum(), x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles C++")
 def test_a_model_compiled_to_machine_code_gives_what_eager_mode_gives():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())
