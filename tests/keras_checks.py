@@ -49,7 +49,8 @@ def test_every_backend_draws_the_same(backend):
         make = import_or_skip("jax").numpy.asarray
     elif backend == "torch":
         make = import_or_skip("torch").as_tensor
-    words, x = np.array([42, 5]), numbers(5, 70)
+    words = np.array([42, 5], "int32" if backend == "torch" else "uint32")  # as Keras has them
+    x = numbers(5, 70)
     y = DRAW[backend](make(words), make(x), 0.3, (1,))
     np.testing.assert_array_equal(np.asarray(y), expected(x, 0.3, 42, 5, (1,)))
 
