@@ -13,7 +13,7 @@ import pytest
 
 import cdropout
 
-from needs import find_or_skip
+from needs import find_or_skip, slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "capi"
 COMPILED = ("extension", "cython_rows")
@@ -90,7 +90,7 @@ def test_other_shapes_are_refused(load, name):
         load(name).dropout_rows(numbers(3, 10), numbers(3, 11), 0.1, SEED)
 
 
-@pytest.mark.parametrize("name", INTERPRETED)
+@pytest.mark.parametrize("name", ["ctypes_rows", "cffi_rows", *slow("numba_rows")])
 def test_interpreted_examples_say_that_they_are_right(load, folder, name):
     load(name)
     done = subprocess.run([sys.executable, folder / f"{name}.py"], capture_output=True, text=True)

@@ -100,7 +100,7 @@ def test_a_bias_is_caught():
     assert not randomness.rate(biased, 0.5, 10**9).passes()
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.5, *slow(0.1)])
 @pytest.mark.parametrize("order", ORDERS)
 def test_neighbours_that_are_alike_are_caught(order, p):
     tests = randomness.order(damaged(order, copy_neighbour), p, order, PART)
@@ -134,7 +134,10 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+FEW_FAMILIES = ["consecutive seeds", "a grid of calls and blocks", "blocks of 2^k"]
+
+
+@pytest.mark.parametrize("name", [*FEW_FAMILIES, *slow(*sorted(FAMILIES.keys() - FEW_FAMILIES))])
 def test_masks_that_share_elements_are_caught(name):
     found = caught(randomness.family(leaking(LEAKS[name]), 0.5, name, SHORT.repetitions))
     assert f"pairs of {name}" in found
