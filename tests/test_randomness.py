@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import randomness
+from needs import slow
 from randomness import BLOCK, FAMILIES, GRAM, LAGS, ORDERS, PART, SEED, SHORT, draw
 
 FEW = 1 << 20  # elements, in the tests of the arithmetic
