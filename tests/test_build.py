@@ -187,6 +187,12 @@ def test_package_data():
     for name in ("__init__.pxd", "core/stream.pxd", "core/dispatch.pxd", "core/simd.h"):
         assert files("cdropout").joinpath(name).is_file(), name
     assert (Path(cdropout.get_include()) / "cdropout.h").is_file()
+
+
+@pytest.mark.skipif(
+    (PACKAGE.parent / "setup.py").exists(), reason="an editable install: nothing was copied"
+)
+def test_sources_are_not_installed():
     assert not [*PACKAGE.rglob("*.c"), *PACKAGE.rglob("*.pyx")]
 
 
@@ -202,16 +208,63 @@ def test_the_interfaces_name_the_same_kernels():
         assert f"CDROPOUT_{dtype.__name__.upper()} = {code}" in header
 
 
-def test_an_unbuilt_checkout_says_what_to_do(tmp_path):
+# ---- a checkout that is not built --------------------------------------------------------------
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import numpy, pytest
+sys.path = [PATH] + [entry for entry in sys.path if not Path(entry, "cdropout", "core").exists()]
+"""
+PYTEST = "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {!r}]))"
+NOT_BUILT = "the checkout {} of cdropout is not built: run `pip install -e .` in it"
+HIDDEN = (
+    "cdropout is installed, but the checkout {}, which is not built, hides it: "
+    "start Python in another folder, or run `pip install -e .` in it"
+)
+
+
+@pytest.fixture
+def unbuilt(tmp_path):
+    """Return a folder with the Python files of the package, and a test of it."""
     for path in PACKAGE.rglob("*.py"):
         copy = tmp_path / "cdropout" / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    done = run("import cdropout", PYTHONPATH=str(tmp_path))
+    (tmp_path / "tests").mkdir()
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path / "tests")
+    (tmp_path / "tests" / "test_one.py").write_text("import cdropout\ndef test_one(): pass\n")
+    return tmp_path
+
+
+def run_with_path(code, *path):
+    """Run code with these folders on the path, and no other that holds cdropout."""
+    return run(ELSEWHERE.replace("PATH", ", ".join(f"{str(entry)!r}" for entry in path)) + code)
+
+
+@pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
+def test_an_unbuilt_checkout_says_what_to_do(unbuilt, message, others):
+    done = run_with_path("import cdropout", unbuilt, *others)
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert re.match("ImportError: .*has not been built: run `pip install .` ", last), done.stderr
+    assert done.stderr.splitlines()[-1] == f"ImportError: {message.format(unbuilt)}"
     assert "During handling" not in done.stderr
+
+
+@pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
+def test_pytest_in_an_unbuilt_checkout_says_once_what_to_do(unbuilt, message, others):
+    done = run_with_path(PYTEST.format(str(unbuilt / "tests")), unbuilt, *others)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    expected = f"ERROR: {message.format(unbuilt)}. See the beginning of CONTRIBUTING.md."
+    assert done.stderr.split("\n", 1)[0] == expected
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_pytest_without_the_package_says_once_what_to_do(unbuilt):
+    done = run_with_path(PYTEST.format(str(unbuilt / "tests")), unbuilt / "tests")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    expected = "ERROR: cdropout is not installed: run `pip install -e .` in its checkout. "
+    assert done.stderr.split("\n", 1)[0] == expected + "See the beginning of CONTRIBUTING.md."
 
 
 def test_a_missing_numpy_is_not_taken_for_an_unbuilt_checkout():

@@ -3,10 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
-from faults import FAULTS
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports from those before it only
@@ -74,10 +70,3 @@ def test_imports_go_one_way():
     upward = {(importer, name) for importer, name, later in wrong if later}
     assert {pair for pair in wrong if not pair[2]} == set()
     assert upward <= WHEN_CALLED
-
-
-@pytest.mark.parametrize("file", FAULTS)
-def test_faults_can_be_planted(file):
-    """What mutate.py changes stands in the source, once."""
-    text = (PACKAGE / file).read_text()
-    assert [right for right, *_ in FAULTS[file] if text.count(right) != 1] == []
