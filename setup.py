@@ -1,11 +1,16 @@
 """What pyproject.toml cannot say: one kernel source, built once for each instruction set."""
 
+import os
+import sys
 import sysconfig
+import threading
 from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer
 
 # Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all
 # that its flags name.
@@ -40,20 +45,51 @@ DIRECTIVES = {
 }
 
 
-def compiled(source, name, flags=()):
-    path = [f"cdropout/core/{source}.pyx"]
-    extension = Extension(f"cdropout.core.{name}", path, define_macros=MACROS, py_limited_api=ABI3)
-    extension.include_dirs = ["cdropout/core", "cdropout/include", numpy.get_include()]
-    # A folder each, and flags only afterwards: cythonize would write extensions that share a
-    # source to one C file, and hand the flags of the one to the next.
-    folder = f"build/cython/{name}"
-    (extension,) = cythonize(extension, build_dir=folder, compiler_directives=DIRECTIVES)
-    extension.extra_compile_args = [*FLAGS, *flags]
-    return extension
+class BuildExt(build_ext):
+    """Compile in parallel, and only the modules whose sources, headers or flags changed."""
+
+    cython = threading.Lock()  # Cython compiles one module at a time, beside the C compilers
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def run(self):
+        given = self.build_lib, self.build_temp
+        if self.inplace:  # pip deletes its folders after an editable install; this one stays
+            kept = f"build/inplace.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+            self.build_lib = self.build_temp = kept
+        super().run()
+        self.build_lib, self.build_temp = given
+
+    def build_extension(self, ext):
+        # A folder per module: the kernels share one source, and the C file holds the module's name.
+        folder = f"build/cython/{ext.name}"
+        source = Path(folder, ext.sources[0]).with_suffix(".c")
+        with self.cython:
+            force = self.force or newer("setup.py", source)
+            (translated,) = cythonize(
+                ext, build_dir=folder, force=force, quiet=True, compiler_directives=DIRECTIVES
+            )
+        ext.sources, ext.depends = translated.sources, [*translated.depends, "setup.py"]
+        super().build_extension(ext)
+
+
+def extension(source, name, flags=()):
+    return Extension(
+        f"cdropout.core.{name}",
+        [f"cdropout/core/{source}.pyx"],
+        include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
+        define_macros=MACROS,
+        extra_compile_args=[*FLAGS, *flags],
+        py_limited_api=ABI3,
+    )
 
 
 sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
-extensions = [compiled(source, source) for source in sorted(sources)]
-for isa, flags in INSTRUCTION_SETS.items():
-    extensions.append(compiled("kernels", f"_kernels_{isa}", flags))
-setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {})
+setup(
+    ext_modules=[extension(source, source) for source in sorted(sources)]
+    + [extension("kernels", f"_kernels_{isa}", INSTRUCTION_SETS[isa]) for isa in INSTRUCTION_SETS],
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+)

@@ -10,10 +10,18 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "cdropout.core.masks":
         raise
-    raise ImportError(
-        "this checkout of cdropout has not been built: "
-        "run `pip install .` in it, and import it from another folder"
-    ) from None
+    import sys
+    from importlib.machinery import PathFinder
+    from pathlib import Path
+
+    here, how = Path(__file__).parents[1], "run `pip install -e .` in it"
+    others = [str(Path(entry, "cdropout", "core")) for entry in sys.path]
+    if PathFinder.find_spec("masks", others):
+        raise ImportError(
+            f"cdropout is installed, but the checkout {here}, which is not built, hides it: "
+            f"start Python in another folder, or {how}"
+        ) from None
+    raise ImportError(f"the checkout {here} of cdropout is not built: {how}") from None
 
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads

@@ -140,8 +140,8 @@ def chosen_peers(options: argparse.Namespace, error: Error) -> list[str]:
     if named in (["none"], ["all"]):
         return installed if named == ["all"] else []
     for name in named:
-        if name not in installed:
-            error(f"argument --peer: {name} is not installed")
+        if package := peers.missing(name):
+            error(f"argument --peer: {name} cannot take part: {package} is not installed")
     return [name for name in peers.PEERS if name in named]
 
 

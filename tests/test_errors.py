@@ -2,11 +2,8 @@
 
 import math
 import re
-import shutil
-import subprocess
 import sys
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -384,16 +381,3 @@ OTHERS = [
 @pytest.mark.parametrize("call, error, words", OTHERS)
 def test_the_other_errors(world, call, error, words):
     expect(error, words, call, world)
-
-
-def test_an_unbuilt_checkout_says_what_to_do(tmp_path):
-    package = Path(cd.__file__).parent
-    (tmp_path / "cdropout" / "core").mkdir(parents=True)
-    for name in ("__init__.py", "functional.py", "modules.py", "core/__init__.py"):
-        shutil.copy(package / name, tmp_path / "cdropout" / name)
-    done = subprocess.run(
-        [sys.executable, "-c", "import cdropout"], cwd=tmp_path, capture_output=True, text=True
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: this checkout of cdropout has not been built: run `pip ")
-    assert "Traceback" in done.stderr and "ModuleNotFoundError" not in done.stderr

@@ -11,6 +11,7 @@ import pytest
 import cdropout as cd
 
 import reference
+from needs import import_or_skip
 
 SEED = 42
 TAKEN = re.escape("has to be a NumPy array, or have DLPack or the buffer protocol")
@@ -174,7 +175,7 @@ def test_fused_operands():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_torch_tensors_are_read_and_written_in_place(dtype):
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     tensor = torch.from_numpy(numbers(dtype, (20, 30)))
     for x in (tensor, tensor.t(), tensor[::3, 1:]):
         before = x.clone()
@@ -187,7 +188,7 @@ def test_torch_tensors_are_read_and_written_in_place(dtype):
 
 
 def test_torch_tensors_that_are_refused():
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     with pytest.raises(BufferError, match="require gradient"):
         cd.dropout(torch.ones(3, requires_grad=True), 0.5)
     with pytest.raises(BufferError, match="meta"):
@@ -197,7 +198,7 @@ def test_torch_tensors_that_are_refused():
 
 
 def test_torch_bfloat16_is_refused_by_name():
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     with pytest.raises((TypeError, ValueError, BufferError), match="bfloat16|Tensor"):
         cd.dropout(torch.ones(3, dtype=torch.bfloat16), 0.5)
 

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax")
-flax = pytest.importorskip("flax")
+from needs import import_or_skip
+
+jax = import_or_skip("jax")
+flax = import_or_skip("flax")
 from flax import linen, nnx  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 

@@ -8,7 +8,9 @@ import textwrap
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax")
+from needs import import_or_skip
+
+jax = import_or_skip("jax")
 from jax import numpy as jnp  # noqa: E402
 
 from cdropout.jax import dropout, seed_and_call  # noqa: E402

@@ -10,9 +10,11 @@ import pytest
 import cdropout as cd
 
 import children
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
+
 F, nn = torch.nn.functional, torch.nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -1,0 +1,328 @@
+"""Plant the mutants of catalog.py, and record in log.tsv which of them the tests notice.
+
+    python tools/mutants [--only PATTERN ...] [--jobs N] [--nearest] [--again] [--report]
+
+A mutant is killed if the package does not import with it, or a test of the quick suite fails,
+crashes or takes many times as long as it should. The nearest tests run first, then all the others.
+A mutant that is in the log is not run again until its function changes. The environment has to
+hold what builds and tests the package, in an editable install or none. Exit status 1: less than
+95 % of the mutants that were run are killed.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import fnmatch
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anchors
+from catalog import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+LOG = Path(__file__).with_name("log.tsv")
+KERNELS = ("stream.pxd", "bits.pxd", "elements.pxd", "planes.pxd", "kernels.pyx", "simd.h")
+SETS = ("baseline", "avx2", "avx512")
+NEAREST = {  # the tests that are the likeliest to notice
+    **dict.fromkeys(KERNELS, "build planes past_cache halves fused corners kernels guard_pages"),
+    "dispatch.pyx": "build",
+    "arrays.pyx": "errors bad_input exporters layouts functional lies",
+    "masks.pyx": "masks errors",
+    "generators.pyx": "generators errors bad_input",
+    "calls.pyx": "functional errors exporters lies modules",
+    "threads.pyx": "threads errors faults",
+    "pieces.pyx": "layouts masks threads",
+    "strided.pyx": "layouts masks",
+    "fused.pyx": "fused",
+    "tensors.pyx": "torch_functions torch_transforms torch_threads torch_modules",
+    "openmp.pyx": "torch_threads torch_functions",
+    "xla.pyx": "jax jax_calls",
+    "functional.py": "variants functional",
+    "modules.py": "modules variants",
+    "torch/functional.py": "torch_functions torch_transforms",
+    "torch/masked.py": "torch_functions torch_transforms torch_modules",
+    "torch/modules.py": "torch_modules torch_functions",
+    "torch/reroute.py": "torch_modules torch_threads torch_functions",
+    "jax.py": "jax jax_calls",
+    "flax.py": "flax",
+    "dask.py": "dask",
+    "keras.py": "keras",
+    "thinc.py": "thinc",
+}
+NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources
+BUILD = """
+import runpy, setuptools, sys
+modules, *options = sys.argv[1:]
+whole = setuptools.setup
+def setup(ext_modules, **rest):
+    if modules:
+        ext_modules = [e for e in ext_modules if e.name.rpartition(".")[2] in modules.split()]
+    for extension in ext_modules:
+        extension.extra_compile_args.append("-O1")  # compiles faster, and gives the same results
+    sys.argv = ["setup.py", "-q", "build_ext", *options]
+    whole(ext_modules=ext_modules, **rest)
+setuptools.setup = setup
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+class Mutant:
+    """One entry of the catalog, and what follows from it."""
+
+    def __init__(self, file, function, name, pattern, replacement, number=None):
+        self.file, self.function = file, function
+        self.change = pattern, replacement, number
+        self.id = f"{file}:{function}:{name}".replace(" ", "-")
+        self.syntax = anchors.C if file.endswith(".h") else anchors.PYTHON
+        self.isa = None
+        self.module = Path(file).stem
+        if file.startswith("core/") and Path(file).name in KERNELS:
+            self.isa = name.partition("@")[2] or "avx512"
+            self.module = f"_kernels_{self.isa}"
+
+    def mutated(self, text):
+        return anchors.replace(text, self.function, *self.change, syntax=self.syntax)
+
+    def digest(self, text):
+        return anchors.digest(text, self.function, self.change, self.syntax)
+
+    def nearest(self):
+        names = NEAREST.get(self.file) or NEAREST[Path(self.file).name]
+        return [f"tests/test_{name}.py" for name in names.split()]
+
+
+def mutants():
+    """Return all mutants of the catalog."""
+    return [
+        Mutant(file, function, *entry)
+        for file, functions in MUTANTS.items()
+        for function, entries in functions.items()
+        for entry in entries
+    ]
+
+
+# ---- copies of the tree -------------------------------------------------------------------------
+
+
+def run(command, folder, limit=None, **variables):
+    """Return (exit status, output) of a command; the status is None if it took too long."""
+    process = subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **variables}, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        return None, output
+    return process.returncode, output
+
+
+def build(tree, modules, *options):
+    """Return what is wrong with a build of some modules, or of all, in a tree; None if it works."""
+    status, output = run([sys.executable, "-c", BUILD, modules, *options], tree)
+    return output if status else None
+
+
+def synchronize(base):
+    """Bring base, a copy of the checkout's files, up to date, and build what changed."""
+    list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True, text=True)
+    names = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    for name in names:
+        copy, content = base / name, (ROOT / name).read_bytes()
+        if not copy.exists() or copy.read_bytes() != content:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+    for folder in ("cdropout", "tests"):
+        for path in (base / folder).rglob("*.p*"):  # .py, .pyx, .pxd, .pyi
+            if path.suffix != ".pyc" and str(path.relative_to(base)) not in names:
+                path.unlink()
+    if failure := build(base, "", "--inplace"):
+        raise SystemExit(failure)
+
+
+class Tree:
+    """A copy of base in which mutants are planted."""
+
+    def __init__(self, base, folder):
+        self.base, self.folder = base, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
+
+    def plant(self, mutant):
+        """Return what is wrong with the mutant's build, or None."""
+        path = self.folder / "cdropout" / mutant.file
+        path.write_text(mutant.mutated(path.read_text()))
+        if path.suffix == ".py":
+            return None
+        shutil.rmtree(self.folder / "build", ignore_errors=True)
+        options = ("--force", "--build-lib", "build/lib", "--build-temp", "build/temp")
+        failure = build(self.folder, mutant.module, *options)
+        built = self.folder / "build" / "lib" / "cdropout"
+        if not failure:
+            shutil.copytree(built, self.folder / "cdropout", dirs_exist_ok=True)
+        return failure
+
+    def restore(self, mutant):
+        for path in ("cdropout" / Path(mutant.file), *self.compiled(mutant.module)):
+            shutil.copy2(self.base / path, self.folder / path)
+
+    def compiled(self, module):
+        found = (self.base / "cdropout").rglob(f"{module}.*")
+        return [p.relative_to(self.base) for p in found if p.suffix in (".so", ".pyd")]
+
+    def failure(self, tests, isa, limit=None):
+        """Run quick tests up to the first that fails; return which that is, or None."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
+        command += [f"--ignore=tests/test_{name}.py" for name in NOT_BEHAVIOUR.split()]
+        variables = {"PYTHONPATH": str(self.folder)}
+        if isa:  # the other sets are as they were
+            command += ["-k", " and ".join(f"not {other}" for other in SETS if other != isa)]
+            variables["CDROPOUT_ISA"] = isa
+        status, output = run([*command, *tests], self.folder, limit, **variables)
+        if status == 0:
+            return None
+        if status is None:
+            return "a test that takes too long"
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        crashed = re.search(r'File "\S*?(tests/\S+)", line \d+ in (test\w+)', output)
+        if failed:
+            return failed[1].split("[")[0].replace("tests/", "")
+        if crashed:
+            return f"a crash in {crashed[1].replace('tests/', '')}::{crashed[2]}"
+        return f"exit status {status}: {output.strip().splitlines()[-1:]}"
+
+
+# ---- the log ------------------------------------------------------------------------------------
+
+
+def read_log():
+    """Return {id: [hash, outcome, by, seconds]}."""
+    lines = LOG.read_text().splitlines() if LOG.exists() else []
+    return {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
+
+
+def write_log(log):
+    known = {mutant.id for mutant in mutants()}
+    lines = ["\t".join([id, *log[id]]) for id in sorted(log) if id in known]
+    LOG.write_text("\n".join(["mutant\thash\toutcome\tby\tseconds", *lines]) + "\n")
+
+
+def report(log):
+    """Print how many were killed by file, and which survived; return the fraction killed."""
+    counts = collections.defaultdict(collections.Counter)
+    for mutant in mutants():
+        outcome = log.get(mutant.id, ("", "not run"))[1]
+        counts[mutant.file][outcome] += 1
+        if outcome not in ("killed", "not run"):
+            print(f"{outcome}: {mutant.id}")
+    total = sum(counts.values(), collections.Counter())
+    for file, count in (*counts.items(), ("in all", total)):
+        numbers = ", ".join(f"{count[outcome]} {outcome}" for outcome in sorted(count))
+        print(f"{file}: {sum(count.values())} mutants, {numbers}")
+    run = sum(total.values()) - total["not run"]
+    return total["killed"] / run if run else 1
+
+
+# ---- the run ------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Runs mutants in some trees at once."""
+
+    def __init__(self, work, jobs, nearest_only):
+        self.nearest_only, self.normal, self.trees = nearest_only, {}, queue.Queue()
+        synchronize(work / "base")
+        for job in range(jobs):
+            self.trees.put(Tree(work / "base", work / f"tree{job}"))
+
+    def limit(self, tree, tests, isa):
+        """Return the seconds that tests may take; SystemExit if they fail without a mutant."""
+        if (isa, *tests) not in self.normal:
+            started = time.monotonic()
+            if failure := tree.failure(tests, isa):
+                raise SystemExit(f"without a mutant, {isa or 'any set'}: {failure}")
+            self.normal[isa, *tests] = 60 + 5 * (time.monotonic() - started)
+        return self.normal[isa, *tests]
+
+    def outcome(self, mutant):
+        """Return (outcome, by, seconds)."""
+        tree, started = self.trees.get(), time.monotonic()
+        try:
+            rounds = [mutant.nearest()] if self.nearest_only else [mutant.nearest(), ["tests"]]
+            limit = self.limit(tree, rounds[0], mutant.isa)
+            if failure := tree.plant(mutant):
+                print(failure, file=sys.stderr)
+                return "does not compile", "", 0
+            for tests in rounds:
+                if tests is not rounds[0]:
+                    tree.restore(mutant)
+                    limit = self.limit(tree, tests, mutant.isa)
+                    tree.plant(mutant)
+                if by := tree.failure(tests, mutant.isa, limit):
+                    return "killed", by, time.monotonic() - started
+            survived = "survived the nearest" if self.nearest_only else "survived"
+            return survived, "", time.monotonic() - started
+        finally:
+            tree.restore(mutant)
+            self.trees.put(tree)
+
+
+def wanted(options, log):
+    """Return the mutants to run, with their hashes."""
+    found = []
+    for mutant in mutants():
+        digest = mutant.digest((ROOT / "cdropout" / mutant.file).read_text())
+        done = log.get(mutant.id, ("", ""))
+        known = done[0] == digest and (done[1] != "survived the nearest" or options.nearest)
+        named = any(fnmatch.fnmatch(mutant.id, f"*{pattern}*") for pattern in options.only)
+        if named and (options.again or not known):
+            found.append((mutant, digest))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="PATTERN",
+        help="parts of ids: torch/ core/s*:open",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="mutants to run at once")
+    parser.add_argument("--nearest", action="store_true", help="run the nearest tests only")
+    parser.add_argument("--again", action="store_true", help="run those too that are in the log")
+    parser.add_argument("--report", action="store_true", help="print what the log says")
+    options = parser.parse_args()
+    log = read_log()
+    todo = [] if options.report else wanted(options, log)
+    if todo:
+        runner = Runner(ROOT / "build" / "mutants", options.jobs, options.nearest)
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            started = {
+                pool.submit(runner.outcome, mutant): (mutant, digest) for mutant, digest in todo
+            }
+            try:
+                for done in concurrent.futures.as_completed(started):
+                    mutant, digest = started[done]
+                    outcome, by, seconds = done.result()
+                    print(f"{mutant.id}: {outcome} {by} ({seconds:.0f} s)", flush=True)
+                    log[mutant.id] = [digest, outcome, by, f"{seconds:.0f}"]
+                    write_log(log)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    raise SystemExit(report(log) < 0.95)
+
+
+if __name__ == "__main__":
+    main()

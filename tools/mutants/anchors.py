@@ -1,0 +1,195 @@
+"""Find the place of a mutant in source text, by its function and the shape of an expression.
+
+A pattern is source text in which `$name` stands for a variable, with attributes or without, and
+`$*name` for any tokens of the same statement with balanced brackets. Spaces, line breaks and
+comments do not count, so neither a renamed variable nor a formatter breaks a pattern:
+
+>>> replace("def f(n):  # halves\\n    return (n\\n        + 1) // 2\\n", "f", "$n + 1", "$n")
+'def f(n):  # halves\\n    return (n) // 2\\n'
+"""
+
+import hashlib
+import keyword
+import re
+from typing import NamedTuple
+
+KEYWORDS = {*keyword.kwlist, "cdef", "cimport", "cpdef", "sizeof"} - {"False", "None", "True"}
+WILDCARD = re.compile(r"\$\*?\w+")
+TOKEN = r"""
+    (?P<comment>COMMENT)
+  | (?P<string>[a-zA-Z]{0,2}(?:\"\"\"[\s\S]*?\"\"\"|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
+  | (?P<number>0[xX][0-9a-fA-F.]+(?:[pP][+-]?\d+)?\w*|\.?\d[\d_.]*(?:[eE][+-]?\d+)?\w*)
+  | (?P<name>[A-Za-z_]\w*)
+  | (?P<wildcard>\$\*?\w+)
+  | (?P<other><<=|>>=|\*\*=|//=|->|\.\.\.|[-+*/%&|^<>=!:]=|<<|>>|\*\*|//|&&|\|\||\+\+|\S)
+"""
+PYTHON, C = (
+    re.compile(TOKEN.replace("COMMENT", comment), re.VERBOSE)
+    for comment in (r"\#[^\n]*|\\\n", r"//[^\n]*|/\*[\s\S]*?\*/|\\\n")
+)
+OPEN, CLOSE = set("([{"), set(")]}")
+
+
+class Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+    end: int
+    first: bool  # of its line
+
+
+def tokens(text, syntax, start=0, end=None):
+    """Return the tokens of text[start:end], without comments."""
+    found, previous = [], start
+    for match in syntax.finditer(text, start, len(text) if end is None else end):
+        if match.lastgroup != "comment":
+            first = "\n" in text[previous : match.start()]
+            found.append(Token(match.lastgroup, match[0], match.start(), match.end(), first))
+            previous = match.end()
+    return found
+
+
+# ---- functions --------------------------------------------------------------------------------
+
+
+def python_blocks(text, name, start, end):
+    """Yield (start, end) of each function, class, struct or table of this name."""
+    definition = re.compile(
+        rf"""^([ ]*)(?:(?:async[ ]+)?(?:def|class)[ ]+{name}\b
+                    | (?:cdef|cpdef|ctypedef)\b[^=(\n]*\b{name}\b[ ]*[(:=]
+                    | {name}\b[^=\n(]*=(?!=))""",
+        re.MULTILINE | re.VERBOSE,
+    )
+    for match in definition.finditer(text, start, end):
+        inside = re.compile(rf"(?:\n(?:[ ]*(?=\n)|{match[1]}(?:[ ]+|(?=[)\]}}]))\S[^\n]*))*")
+        line_end = text.find("\n", match.end())
+        yield match.start(), inside.match(text, line_end if line_end >= 0 else end, end).end()
+
+
+def c_blocks(text, name, start, end):
+    """Yield (start, end) of each function, macro or table of this name."""
+    for match in re.compile(rf"^[^\s/][^\n;=]*\b{name}\b", re.MULTILINE).finditer(text, start, end):
+        if match[0].startswith("#"):
+            macro = re.compile(r"(?:[^\n]*\\\n)*[^\n]*").match(text, match.end())
+            if match[0].startswith("#define"):
+                yield match.start(), macro.end()
+            continue
+        depth = 0
+        for token in tokens(text, C, match.end(), end):
+            depth += (token.text == "{") - (token.text == "}")
+            if depth == 0 and token.text in ";}":
+                if token.text == "}":
+                    yield match.start(), token.end
+                break
+
+
+def blocks_of(text, function, syntax):
+    """Return the places of `function`, or of `Class.method`, in the text."""
+    places = [(0, len(text))]
+    find = C_FIND if syntax is C else PYTHON_FIND
+    for name in filter(None, function.split(".")):
+        places = [inner for start, end in places for inner in find(text, name, start, end)]
+    return places
+
+
+C_FIND, PYTHON_FIND = c_blocks, python_blocks
+
+
+# ---- patterns ---------------------------------------------------------------------------------
+
+
+def names(source, at):
+    """Yield each end of a name with attributes that begins at a token, the longest first."""
+    ends = []
+    if source[at].kind == "name" and source[at].text not in KEYWORDS:
+        ends.append(at + 1)
+        while (
+            ends[-1] + 1 < len(source)
+            and source[ends[-1]].text in (".", "->")
+            and source[ends[-1] + 1].kind == "name"
+        ):
+            ends.append(ends[-1] + 2)
+    return reversed(ends)
+
+
+def balanced(source, at):
+    """Yield each end of a sequence in one statement that begins at a token, the shortest first."""
+    depth = 0
+    for end in range(at, len(source)):
+        token = source[end]
+        depth += (token.text in OPEN) - (token.text in CLOSE)
+        if depth < 0 or depth == 0 and (token.text == ";" or (token.first and end > at)):
+            return
+        if depth == 0:
+            yield end + 1
+
+
+def match(pattern, source, at, bound):
+    """Return (end, what the wildcards stand for) of a match that begins at a token, or None."""
+    if not pattern:
+        return at, bound
+    if at == len(source):
+        return None
+    wanted = pattern[0]
+    if wanted.kind != "wildcard":
+        if wanted.text != source[at].text:
+            return None
+        return match(pattern[1:], source, at + 1, bound)
+    any_tokens = wanted.text.startswith("$*")
+    ends = list(balanced(source, at) if any_tokens else names(source, at))
+    if any_tokens and len(pattern) == 1:
+        ends.reverse()  # up to the end of the statement
+    for end in ends:
+        texts = [token.text for token in source[at:end]]
+        if bound.get(wanted.text, texts) == texts:
+            found = match(pattern[1:], source, end, {**bound, wanted.text: texts})
+            if found:
+                return found
+    return None
+
+
+def places(text, function, pattern, syntax=PYTHON):
+    """Return (start, end, what the wildcards stand for) of each match within a function."""
+    wanted, found = tokens(pattern, syntax), []
+    for start, end in blocks_of(text, function, syntax):
+        source = tokens(text, syntax, start, end)
+        for at in range(len(source)):
+            if at and source[at - 1].text in (".", "->"):
+                continue  # in the middle of a name
+            matched = match(wanted, source, at, {})
+            if matched:
+                last, bound = matched
+                values = {}
+                for name in bound:
+                    values[name] = " ".join(bound[name])
+                found.append((source[at].start, source[last - 1].end, values))
+    return found
+
+
+def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
+    """Return the text with the one match replaced, or with match `number` (from 1) of several."""
+    found = places(text, function, pattern, syntax)
+    if (
+        not found
+        or number is None
+        and len(found) != 1
+        or number is not None
+        and number > len(found)
+    ):
+        raise LookupError(f"{function}: {len(found)} matches of {pattern}")
+    start, end, bound = found[(number or 1) - 1]
+    new = WILDCARD.sub(lambda name: bound[name[0]], replacement)
+    if not tokens(replacement, syntax):
+        new = "pass" if syntax is PYTHON else ""
+    return text[:start] + new + text[end:]
+
+
+def digest(text, function, change, syntax=PYTHON):
+    """Return a hash of a function's tokens and of the change: the same after formatting it."""
+    words = [
+        token.text
+        for start, end in blocks_of(text, function, syntax)
+        for token in tokens(text, syntax, start, end)
+        if not token.text.startswith('"""')
+    ]
+    return hashlib.sha256(repr((words, change)).encode()).hexdigest()[:12]
