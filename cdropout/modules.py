@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
-from cdropout.core.generators import check_probability, own_generator
+from cdropout.core.generators import check_flags, check_probability, own_generator
 from cdropout.functional import dropout, dropout_backward
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Dropout:
     """Zero elements with probability `p` during training; scale the others by ``1 / (1 - p)``.
 
-    Every forward call draws a new mask. In evaluation the input is returned as it is.
+    Every forward call draws a new mask. In evaluation the input is returned as it is (see `dropout`).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Dropout:
     Raises
     ------
     TypeError, ValueError
-        If p is no number in [0, 1], or rng is of another type.
+        If p is not a number in [0, 1], inplace is not a bool, or rng is of another type.
 
     Examples
     --------
@@ -61,6 +61,7 @@ class Dropout:
     """
 
     def __init__(self, p: Probability = 0.5, inplace: bool = False, *, rng: RNG = None) -> None:
+        check_flags(inplace=inplace)
         check_probability(p)
         self.p = p
         self.inplace = inplace
@@ -126,7 +127,14 @@ class Dropout:
         return dropout_backward(gy, mask, out=out)
 
     def train(self, mode: bool = True) -> Self:
-        """Drop from now on, or with ``mode=False`` stop dropping; return the module."""
+        """Drop from now on, or with ``mode=False`` stop dropping; return the module.
+
+        Raises
+        ------
+        TypeError
+            If mode is not a bool.
+        """
+        check_flags(mode=mode)
         self.training = bool(mode)
         return self
 
@@ -208,6 +216,7 @@ class DropPath(_Variant):
         scale_by_keep: bool = True,
         rng: RNG = None,
     ) -> None:
+        check_flags(scale_by_keep=scale_by_keep)
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 

@@ -138,14 +138,14 @@ FAULTS = {
         ("return default\n    if isinstance(rng, Generator)", "return Generator()\n    if isinstance(rng, Generator)"),
     ],
     "core/calls.pyx": [
-        ("if 0 < probability < 1 and cnp.PyArray_SIZE(array):", "if 0 < probability < 1:"),
-        ("    if not training:\n        probability = 0\n", ""),
+        ("if name.scale and cnp.PyArray_SIZE(x):", "if name.scale:"),
+        ("    if not trains:\n        probability = 0\n", ""),
         ("        given = given.copy()\n", "        pass\n"),
         ("    np.copyto(y, 0, where=dropped)\n", ""),
         ("p != (<Mask>mask).p", "False"),
-        ("    if rng is not None:\n        rng = as_rng(rng)\n    if not training:", "    if not training:"),
+        ("    if rng is not None:\n        rng = as_rng(rng)\n    if shares:", "    if shares:"),
         ("    as_rng(rng)\n    if not empty", "    if not empty"),
-        ("                    generator.take_back(&name)\n", "                    pass\n"),
+        ("            generator.take_back(name)\n", "            pass\n"),
         ("    elif scale == 0: ", "    elif scale == 2: "),
     ],
     "core/threads.pyx": [
