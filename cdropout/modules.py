@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cdropout.core.masks import Mask
-    from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape, Source
+    from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape
 
 
 class Dropout:
@@ -72,7 +72,7 @@ class Dropout:
     @overload
     def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
         """Return x dropped and scaled, as `dropout` does; in evaluation x itself."""
         y, self.mask = dropout(
@@ -83,7 +83,7 @@ class Dropout:
     @overload
     def __call__(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def __call__(self, x: Source) -> Source | NDArray[Any]: ...
+    def __call__(self, x: Exporter) -> NDArray[Any]: ...
     def __call__(self, x: Any) -> Any:
         """The same as forward."""
         return self.forward(x)
@@ -158,7 +158,7 @@ class _Variant(Dropout):
     @overload
     def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
         """Return the function of x; shapes, types and errors are the function's."""
         y, self.mask = self.function(

@@ -162,6 +162,37 @@ def test_a_scalar_gives_an_array_in_both_modes(dtype):
         assert y in (0, 3, 6)
 
 
+# ---- copies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0, 0.0, 1])
+@pytest.mark.parametrize("make", [np.copy, memoryview, Counting, lambda x: x.T], ids=str)
+def test_copies_for_monte_carlo_are_independent(make, p):
+    x = numbers()
+    for n in (1, 3):
+        copies = cd.mc_dropout(make(x), p, n)
+        assert copies.flags.writeable and not np.shares_memory(copies, x)
+        for value, copy in enumerate(copies):
+            copy[...] = value
+        assert [np.unique(copy).tolist() for copy in copies] == [[value] for value in range(n)]
+    np.testing.assert_array_equal(x, numbers())
+
+
+@pytest.mark.parametrize("p", [0, 0.0, 1])
+def test_copies_of_a_tensor_are_independent(p):
+    torch = pytest.importorskip("torch")
+    from cdropout.torch import mc_dropout
+
+    tensor = torch.from_numpy(numbers())
+    for x in (tensor, tensor.transpose(0, 2)):
+        for n in (1, 3):
+            copies = mc_dropout(x, p, n)
+            for value, copy in enumerate(copies):
+                copy.fill_(value)
+            assert [copy.unique().tolist() for copy in copies] == [[i] for i in range(n)]
+    np.testing.assert_array_equal(tensor.numpy(), numbers())
+
+
 # ---- subclasses of ndarray --------------------------------------------------------------------
 
 

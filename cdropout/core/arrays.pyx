@@ -23,7 +23,7 @@ cdef enum:
 
 TYPES = "float16, bfloat16, float32 or float64"
 # What to do about objects that are not taken, by the package that defines their type.
-ADVICE = {
+cdef dict ADVICE = {
     "astropy": "pass {}.value",
     "autograd": "multiply {} by mask.scale()",
     "dask": "use cdropout.dask",
@@ -59,7 +59,7 @@ cdef bint is_taken(object x):
     return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
 
 
-def advice(x, name, default=""):
+cdef advice(x, name, default=""):
     """Return the end of an error message: what to do with x, which is not taken."""
     packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
     found = [ADVICE[package] for package in packages if package in ADVICE]

@@ -21,11 +21,13 @@ def dropout(
     Parameters
     ----------
     x : ndarray of float16, bfloat16, float32 or float64, of any shape and strides
-        Or any object with DLPack or the buffer protocol over such elements; it is read without a copy.
+        Or any object with DLPack or the buffer protocol over such elements, which is read without a copy, or a NumPy
+        scalar. Of the subclasses of ndarray only those that add no meaning to the elements are taken: memmap, matrix
+        and recarray.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
-        When false, `x` is returned as it is, and nothing is drawn.
+        If False, `x` is returned as it is, and nothing is drawn.
     inplace : bool, default False
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
@@ -45,7 +47,8 @@ def dropout(
     Returns
     -------
     ndarray
-        In the memory order of `x`. With p = 0 or without training, `x` itself.
+        In the memory order of `x`. With p = 0 or without training, and in place, `x` itself. If x is not an array, it
+        is then an array over the memory of x (for a NumPy scalar, a read-only array of its value with 0 dimensions).
 
     Raises
     ------

@@ -13,7 +13,7 @@ from cdropout.core.generators cimport as_count, as_index, as_probability, as_see
 
 cnp.import_array()
 
-NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
+cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
 cdef double LARGEST = np.finfo(np.float32).max    # a factor is rounded to float32 for all types but float64
 
 
@@ -89,6 +89,13 @@ cdef class Mask:
     Notes
     -----
     The element at position e is dropped if the number that (seed, call, e) draws is below p; see tests/reference.py.
+
+    So masks that differ only in p are not independent. If the masks of two p draw equally many bits per element (12, unless
+    p is a multiple of 2**-11), they are nested: whatever the lower p drops, the higher p drops too. Comparisons of
+    several p on one seed profit from that; two layers of a network must not have the same seed and call.
+
+    A Mask takes no part in arithmetic: ``mask * x`` would be a product that is not scaled. `apply` gives the scaled one,
+    and ``np.asarray(mask)`` an array of bools.
     """
 
     def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
