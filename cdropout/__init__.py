@@ -14,6 +14,11 @@ except ModuleNotFoundError as error:
         "this checkout of cdropout has not been built: "
         "run `pip install .` in it, and import it from another folder"
     ) from None
+except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
+    from cdropout.environment import exit_command
+
+    exit_command(error)
+    raise
 
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads

@@ -340,7 +340,7 @@ def test_a_pickle_of_wrong_numbers(make, args, state, error, words):
 ISA = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
 COUNT = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but got "
 ENVIRONMENT = [
-    ("CDROPOUT_ISA", "AVX2", ISA + "'AVX2'"),
+    ("CDROPOUT_ISA", "AVX3", ISA + "'AVX3'"),
     ("CDROPOUT_ISA", " avx2", ISA + "' avx2'"),
     ("CDROPOUT_ISA", "avx2,avx512", ISA + "'avx2,avx512'"),
     ("CDROPOUT_ISA", "../kernels", ISA + "'../kernels'"),
