@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Dropout:
     """Zero elements with probability `p` during training; scale the others by ``1 / (1 - p)``.
 
-    Every forward call draws a new mask. In evaluation the input is returned as it is (see `dropout`).
+    Every forward call draws a new mask. In evaluation the input is returned as it is.
 
     Parameters
     ----------

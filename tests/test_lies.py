@@ -203,7 +203,9 @@ RESIZED = {  # calls on x and other arrays of its shape, (4096,), and the number
     "alpha_dropout": (lambda rng, x, out: cd.alpha_dropout(x, 0.5, True, rng=rng, out=out), 1),
     "mc_dropout": (lambda rng, x: cd.mc_dropout(x, n=3, rng=rng), 0),
     "bias_dropout_add": (
-        lambda rng, x, bias, residual, out: cd.bias_dropout_add(x, bias, residual, rng=rng, out=out),
+        lambda rng, x, bias, residual, out: cd.bias_dropout_add(
+            x, bias, residual, rng=rng, out=out
+        ),
         3,
     ),
 }

@@ -1,4 +1,4 @@
-"""Types of results: an ndarray for every exporter, and what is refused since a result would lose it."""
+"""Types of results: an ndarray for every exporter; arrays with a meaning of their own are refused."""
 
 import array
 import ctypes

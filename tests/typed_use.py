@@ -175,4 +175,16 @@ USES = (
     generators,
     modules,
 )
-REFUSED = ("list", "p", "rng", "mask", "out", "axis", "seed", "gradient", "module", "index", "product")
+REFUSED = (
+    "list",
+    "p",
+    "rng",
+    "mask",
+    "out",
+    "axis",
+    "seed",
+    "gradient",
+    "module",
+    "index",
+    "product",
+)

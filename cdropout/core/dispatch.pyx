@@ -31,7 +31,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return the widest usable instruction set, or `wanted` (CDROPOUT_ISA in any case, or None); ValueError if that is not usable."""
+    """Return the widest usable set, or `wanted` (CDROPOUT_ISA in any case, or None); ValueError if that is not usable."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")

@@ -1,4 +1,4 @@
-"""Generator hands out the call numbers that, with its seed, name masks; the checks of p, flags, seed and call are here too."""
+"""Generator, the source of masks, and the checks of p, flags, seed and call."""
 import operator
 import os
 
