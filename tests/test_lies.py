@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -223,6 +224,25 @@ def test_memory_that_goes_while_the_seed_is_asked_for(call, others):
 
         refuses(ValueError, CHANGED, call, Rng(shrink), *arrays)
         assert all((array == 1).all() for array in arrays)
+
+
+class Seeds(np.random.SeedSequence):
+    """One of NumPy's, which acts when it is asked."""
+
+    def generate_state(self, *_):
+        self.act()
+        return [7]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_memory_that_goes_while_a_seed_sequence_is_asked(dtype):
+    x, out = np.ones(4096, dtype), np.ones(4096, dtype)
+    seeds = Seeds(1)
+    seeds.act = lambda: None
+    y, mask = cd.dropout(x, rng=seeds, out=out, return_mask=True)
+    assert y is out and mask == cd.Mask(4096, 0.5, 7)
+    seeds.act = lambda: out.resize(4, refcheck=False)
+    refuses(ValueError, CHANGED, cd.dropout, x, rng=seeds, out=out)
 
 
 @pytest.mark.parametrize("name", ["p", "rng", "broadcast_dims"])

@@ -1,4 +1,4 @@
-"""Types of results: an ndarray for every exporter; arrays with a meaning of their own are refused."""
+"""Types of results: an ndarray for every exporter; arrays with their own meaning are refused."""
 
 import array
 import ctypes
