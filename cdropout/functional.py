@@ -8,7 +8,7 @@ import numpy as np
 from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.generators import check_flags, check_probability
+from cdropout.core.generators import check_flag, check_probability
 from cdropout.core.masks import draw_into
 
 __all__ = [
@@ -166,8 +166,8 @@ def drop_path(
     -----
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
-    check_flags(scale_by_keep=scale_by_keep)
-    p, x = check_probability(p), take(x)
+    check_flag(scale_by_keep, "scale_by_keep")
+    x = take(x)
     axes = tuple(range(1, x.ndim))
     factor = None if scale_by_keep else 1.0
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
@@ -230,7 +230,9 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
     PyTorch.
     """
-    check_flags(training=training, inplace=inplace, return_mask=return_mask)
+    check_flag(training, "training")
+    check_flag(inplace, "inplace")
+    check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
     return _alpha_dropout(x, (), p, training, inplace, rng, return_mask, out)
 
@@ -252,7 +254,9 @@ def feature_alpha_dropout(
     TypeError, ValueError
         As `dropout`.
     """
-    check_flags(training=training, inplace=inplace, return_mask=return_mask)
+    check_flag(training, "training")
+    check_flag(inplace, "inplace")
+    check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
     if x.ndim < 2:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")

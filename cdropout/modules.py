@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
-from cdropout.core.generators import check_flags, check_probability, own_generator
+from cdropout.core.generators import check_flag, check_probability, own_generator
 from cdropout.functional import dropout, dropout_backward
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Dropout:
     """
 
     def __init__(self, p: Probability = 0.5, inplace: bool = False, *, rng: RNG = None) -> None:
-        check_flags(inplace=inplace)
+        check_flag(inplace, "inplace")
         check_probability(p)
         self.p = p
         self.inplace = inplace
@@ -134,7 +134,7 @@ class Dropout:
         TypeError
             If mode is not a bool.
         """
-        check_flags(mode=mode)
+        check_flag(mode, "mode")
         self.training = bool(mode)
         return self
 
@@ -216,7 +216,7 @@ class DropPath(_Variant):
         scale_by_keep: bool = True,
         rng: RNG = None,
     ) -> None:
-        check_flags(scale_by_keep=scale_by_keep)
+        check_flag(scale_by_keep, "scale_by_keep")
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 

@@ -47,10 +47,9 @@ cdef bint as_numpy_flag(object value, name) except -1:
     raise TypeError(f"{name} has to be a bool, but got {type(value).__name__}")
 
 
-def check_flags(**flags):
-    """TypeError, with its name, for the first that is neither a bool nor a numpy.bool_."""
-    for name, value in flags.items():
-        as_flag(value, name)
+def check_flag(value, name):
+    """Raise a TypeError, with the argument's name, if value is neither a bool nor a numpy.bool_."""
+    as_flag(value, name)
 
 
 cdef object as_index(object value, name):
