@@ -16,5 +16,6 @@ cdef class Mask:
 
 cdef double scale_of(double p) noexcept
 cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides)
+cdef tuple as_axes(broadcast_dims)
 cpdef tuple shared_strides(tuple shape, broadcast_dims)
 cdef check_shape(tuple shape, cnp.ndarray array)
