@@ -82,11 +82,6 @@ def test_types_that_are_not_taken(dtype):
         dropout(KEY, jnp.ones(4, dtype), 0.5)
 
 
-def test_p_has_to_be_known():
-    with pytest.raises(jax.errors.ConcretizationTypeError):
-        jax.jit(lambda p: dropout(KEY, X, p))(0.5)
-
-
 def test_a_seed_is_no_key():
     with pytest.raises(TypeError, match="key has to be a JAX key, .* but got int"):
         seed_and_call(7)
@@ -96,39 +91,6 @@ def test_another_platform_is_refused():
     program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
     with pytest.raises(NotImplementedError, match="on the CPU, and has no kernels for cuda; place"):
         program.lower(lowering_platforms=("cuda",))
-
-
-# ---- the handler --------------------------------------------------------------------------------
-
-
-def call(key, x, results=1, **attributes):
-    """The custom call as nobody should write it."""
-    dropout(KEY, X, 0.5).block_until_ready()  # registers it
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    function = jax.ffi.ffi_call("cdropout", shape if results == 1 else [shape] * results)
-    return jax.block_until_ready(jax.jit(lambda: function(key, x, **attributes))())
-
-
-WORDS = jnp.array([0, 7], jnp.uint32)
-P, SHARED = np.float64(0.5), np.int64(0)
-
-
-def test_the_custom_call():
-    np.testing.assert_array_equal(call(WORDS, X, p=P, shared=SHARED), dropout(KEY, X, 0.5))
-
-
-@pytest.mark.parametrize(
-    "arguments, attributes, message",
-    [
-        ((WORDS, X), {"p": np.float64(2), "shared": SHARED}, "has to be between 0 and 1"),
-        ((WORDS, X), {"p": P}, "takes a key and x, with the attributes p and shared"),
-        ((WORDS, X, 2), {"p": P, "shared": SHARED}, "takes a key and x, .* and returns y"),
-        ((WORDS, X.astype(int)), {"p": P, "shared": SHARED}, "takes float16, bfloat16, float32"),
-    ],
-)
-def test_the_handler_refuses_what_it_cannot_do(arguments, attributes, message):
-    with pytest.raises(RuntimeError, match=message):
-        call(*arguments, **attributes)
 
 
 # ---- versions -----------------------------------------------------------------------------------
