@@ -192,7 +192,7 @@ def _varying(aval: Any) -> frozenset[Any]:
 
 @_dropout.def_abstract_eval
 def _result(key: Any, x: Any, p: Any, **_: Any) -> Any:
-    for name, operand in ("key", key), ("p", p):
+    for name, operand in ("the key", key), ("p", p):
         if not _varying(operand) <= _varying(x):
             axes = tuple(sorted(_varying(operand) - _varying(x)))
             raise ValueError(

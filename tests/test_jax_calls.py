@@ -117,7 +117,7 @@ def of_another_version(frame):
     metadata = at(extension, 24, ctypes.c_uint64).value
     at(metadata, 24, ctypes.c_int).value = 99
 
-cdropout.jax.handler = jax.ffi.pycapsule(of_another_version)
+ours, cdropout.jax.handler = cdropout.jax.handler, jax.ffi.pycapsule(of_another_version)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     print(np.array_equal(dropout(key, x, 0.3), right))
@@ -140,6 +140,19 @@ for dtype in "float16", "bfloat16":
     small = x[0, :1000].astype(dtype)
     print(np.array_equal(dropout(key, small, 0.3), cd.Mask(1000, 0.3, 7).apply(np.asarray(small))))
 print(float(dropout(key, jnp.float32(2), 0.3)) == float(cd.Mask((), 0.3, 7).apply(np.float32(2))))
+p = jnp.float32([0, 0.3, 0.5, 1])
+right = [cd.Mask(50_000, float(rate), 7).apply(row) for rate, row in zip(p, np.asarray(x))]
+print(np.array_equal(jax.vmap(dropout, (None, 0, 0))(key, x, p), right))
+print(np.array_equal(jax.jit(dropout)(key, x[1], p[1]), right[1]))
+try:
+    jax.jit(dropout)(key, x, 1.5).block_until_ready()
+except RuntimeError as error:
+    print("dropout probability has to be between 0 and 1, but got 1.5" in str(error))
+window = np.array([[0, 2, 0, 9], [0, 0, 0, 1], [0, 5, 0, 70]], np.uint32)
+operands = np.array([0, 7], np.uint32), np.asarray(x[:1, :300]).reshape(5, 6, 10), p[1], window
+direct = jax.ffi.ffi_call("of_this_version", jax.ShapeDtypeStruct((5, 6, 10), "float32"))
+jax.ffi.register_ffi_target("of_this_version", ours, platform="cpu")
+print(np.array_equal(cdropout.jax._apply(*operands), direct(*operands)))
 """
 )
 
@@ -148,7 +161,7 @@ def test_a_jaxlib_of_another_version_calls_through_python():
     first, second, warning, *others, _ = run(FALLBACK)
     assert warning.startswith("1 UserWarning this jaxlib does not call cdropout's kernels directly")
     assert "handler's API version (99." in warning
-    assert {first, second, *others} == {"True"} and len(others) == 6
+    assert {first, second, *others} == {"True"} and len(others) == 10
 
 
 # ---- devices ------------------------------------------------------------------------------------
@@ -192,15 +205,30 @@ def test_shard_map():
     print(np.array_equal(gradient == 0, y == 0))
 
     @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("rows"), P("rows")), out_specs=P("rows"))
+    def with_rates(key, x, p):
+        return dropout(key, x, p[0])
+
+    y = with_rates(key, spread, jnp.float32([0.25, 1]))
+    print(np.array_equal(y[:2], dropout(key, x[:2], 0.25)) and not y[2:].any())
+
+    @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
     def replicated(keys, x):
         return dropout(keys[0], x, 0.3)
 
-    try:
-        replicated(keys, x)
-    except ValueError as error:
-        print(error)
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
+    def replicated_with_rates(p, x):
+        return dropout(key, x, p[0])
+
+    for program, operand in (replicated, keys), (replicated_with_rates, jnp.float32([0.25, 1])):
+        try:
+            program(operand, x)
+        except ValueError as error:
+            print(error)
     """
-    *right, message, _ = run(MESH + textwrap.dedent(code), **TWO)
-    assert right == ["True"] * 3
-    assert message.startswith("in shard_map the key differs along ('rows',), but x does not: pass")
+    *right, of_key, of_p, _ = run(MESH + textwrap.dedent(code), **TWO)
+    assert right == ["True"] * 4
+    assert of_key.startswith("in shard_map the key differs along ('rows',), but x does not: pass")
+    assert of_p.startswith("in shard_map p differs along ('rows',), but x does not: pass")

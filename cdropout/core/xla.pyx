@@ -16,8 +16,9 @@ window
     uint32[n, 4] for the n dimensions of a mask: offset and length as 64-bit pairs, higher words first. x begins at
     `offset` in a mask of `length`. A length of 0 is the length of x; along an axis of length 1 one draw is shared.
 
-All of them are operands. XLA 0.5 to 0.7 ends the process where attributes that are not JSON meet its own, and operands may
-depend on the data: p, and the offset of a shard. Offsets and lengths need no 64-bit arithmetic where they are computed.
+There are no attributes: in some programs, as after jax.random.fold_in, jaxlib 0.5 to 0.7 reads those of a custom call as JSON,
+fails, and ends the process. As operands, p and the offset of a shard may be computed by the program. An offset and a length
+per axis, in place of a start and strides, spare it 64-bit products, and a shape may be known only when the program runs.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
