@@ -36,7 +36,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 def dropout(
     key: ArrayLike,
     x: ArrayLike,
-    p: Probability | jax.Array,
+    p: Probability,
     broadcast_dims: Axes = (),
     inplace: bool = False,
 ) -> jax.Array:
@@ -284,12 +284,13 @@ def _apply(key: Any, x: Any, p: Any, window: Any) -> Any:
         p = p.astype(">u4").view(">f8")[..., 0]
     offsets, lengths = np.ascontiguousarray(window, ">u4").view(">u8").T.tolist()
     lengths = [length or of_x for length, of_x in zip(lengths, shape, strict=True)]
+    dense = Mask(lengths, 0).strides
+    strides = [step if n != 1 else 0 for n, step in zip(lengths, dense, strict=True)]
+    start = sum(offset * step for offset, step in zip(offsets, strides, strict=True))
     for index in np.ndindex(keys):
-        mask = Mask(lengths, np.broadcast_to(p, keys)[index], *_seed_and_call(key[index]))
-        steps = [0 if length == 1 else step for length, step in zip(lengths, mask.strides)]
-        start = sum(offset * step for offset, step in zip(offsets, steps))
-        part = Mask(shape, mask.p, mask.seed, mask.call, start, steps)
-        part.apply(x[(*index, ...)], out=y[(*index, ...)])
+        rate = np.broadcast_to(p, keys)[index]
+        mask = Mask(shape, rate, *_seed_and_call(key[index]), start, strides)
+        mask.apply(x[(*index, ...)], out=y[(*index, ...)])
     return y
 
 

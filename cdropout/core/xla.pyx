@@ -1,7 +1,7 @@
 """The XLA custom call that applies the masks of JAX keys.
 
-The structs below are those of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3), as far as they are
-used. Their order and types must match it. Each begins with its size and a list of extensions.
+The structs below are those of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3), as far as they
+are used. Their order and types must match it. Each begins with its size and a list of extensions.
 
 The call is ``y = cdropout(key, x, p, window)``:
 
@@ -16,9 +16,9 @@ window
     uint32[n, 4] for the n dimensions of a mask: offset and length as 64-bit pairs, higher words first. x begins at
     `offset` in a mask of `length`. A length of 0 is the length of x; along an axis of length 1 one draw is shared.
 
-There are no attributes: in some programs, as after jax.random.fold_in, jaxlib 0.5 to 0.7 reads those of a custom call as JSON,
-fails, and ends the process. As operands, p and the offset of a shard may be computed by the program. An offset and a length
-per axis, in place of a start and strides, spare it 64-bit products, and a shape may be known only when the program runs.
+There are no attributes: in some programs, as after jax.random.fold_in, jaxlib 0.5 to 0.7 reads those of a custom call as
+JSON, fails, and ends the process. As operands, p and the offset of a shard may be computed by the program. An offset and a
+length per axis, in place of a start and strides, spare it 64-bit products, and a shape may be known only when it runs.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -129,7 +129,7 @@ cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in 
 
 
 cdef void* tell_version(const CallFrame* frame) noexcept nogil:
-    """Claim XLA's version, at most that of the structs: they are the same in older versions, and newer ones take older handlers."""
+    """Claim XLA's version, at most that of the structs: older ones have the same, and newer ones take older handlers."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
     if frame.extensions.struct_size < sizeof(MetadataExtension) or metadata == NULL:
         return NULL
@@ -228,6 +228,13 @@ cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
     return NULL
 
 
+cdef bint holds_p(const Buffer* p) noexcept nogil:
+    """Return whether the elements are float32 or float64, or the rows are the bits of a float64."""
+    if p.dtype == XLA_U32:
+        return p.rank > 0 and p.dims[p.rank - 1] == 2
+    return p.dtype == XLA_F32 or p.dtype == XLA_F64
+
+
 cdef const char* check_types(Call* call) noexcept nogil:
     """Return an error message, or NULL. Fill in the number of masks and probabilities."""
     cdef int64_t keys = call.key.rank - 1
@@ -239,8 +246,8 @@ cdef const char* check_types(Call* call) noexcept nogil:
         return "x has to be float16, bfloat16, float32 or float64: the dimensions of the keys, and at most 64 of a mask"
     if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
         return "the result has to be of the shape and type of x"
-    if (not (call.p.dtype == XLA_F32 or call.p.dtype == XLA_F64 or (bits and call.p.rank > 0 and call.p.dims[call.p.rank - 1] == 2))
-            or not (call.p.rank == bits or (call.p.rank == keys + bits and begins_alike(call.p, call.key, keys)))):
+    if not holds_p(call.p) or (
+            call.p.rank != bits and not (call.p.rank == keys + bits and begins_alike(call.p, call.key, keys))):
         return "p has to be float32, float64 or uint32[2]: one for all keys, or one per key"
     if (call.window.dtype != XLA_U32 or call.window.rank != 2 or call.window.dims[0] != call.x.rank - keys
             or call.window.dims[1] != 4):
@@ -321,7 +328,8 @@ cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
     for i in range(call.probabilities):
         p = probability(call, i)
         if kernels.mask_init(&mask, 0, 0, p) < 0:
-            snprintf(text, sizeof(text), "dropout probability has to be between 0 and 1, but got %.17g", p if p == p else NAN)
+            p = p if p == p else NAN      # without a sign
+            snprintf(text, sizeof(text), "dropout probability has to be between 0 and 1, but got %.17g", p)
             return error(frame, text)
     return NULL
 
