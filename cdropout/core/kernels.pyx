@@ -256,7 +256,7 @@ cdef inline void apply_long_rows(
 
 cdef inline void apply_typed(const View* view, const Source* source, double scale, floating* typed) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    if (source.mask != NULL and scale != 0 and row.length >= LONG_ROW and row.mask == 1
+    if (source.mask != NULL and scale != 0 and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
             and row.x == sizeof(floating) and row.y == sizeof(floating)):
         apply_long_rows(view, source.mask, typed)
     else:

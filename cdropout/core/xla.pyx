@@ -27,9 +27,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
-from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
+from cdropout cimport (
+    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask,
+)
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.strided cimport MAX_DIMS, Axis, Box, arrange, draw_box
+from cdropout.core.view cimport MAX_DIMS
 
 cdef enum:
     MAJOR = 0                         # of the version that the structs were taken from
@@ -123,7 +125,8 @@ cdef struct Call:                     # what has been checked
     size_t probabilities              # the number of p: 1, or one per key
     size_t size                       # of the part of x that one mask is applied to
     uint64_t start                    # its first position in the mask
-    Box box                           # its axes
+    int ndim                          # of that part
+    cdropout_axis axes[MAX_DIMS]
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
 
@@ -266,27 +269,24 @@ cdef inline uint64_t join(const uint32_t* words) noexcept nogil:
 
 cdef const char* check_window(Call* call) noexcept nogil:
     """Return an error message, or NULL. Fill in the part of the mask, with the axes of x, which are dense."""
-    cdef Box* box = &call.box
     cdef const uint32_t* words = <const uint32_t*>call.window.data
     cdef size_t step = 1
     cdef uint64_t offset, length, covered
-    cdef Axis* axis
+    cdef cdropout_axis* axis
     cdef int64_t i
-    box.dtype = <cdropout_dtype>code_of(call.x)
-    box.size = <ptrdiff_t>itemsize_of(call.x)
-    box.ndim = <int>(call.x.rank - (call.key.rank - 1))
+    call.ndim = <int>(call.x.rank - (call.key.rank - 1))
     call.size = 1
     call.start = 0
-    for i in range(box.ndim - 1, -1, -1):
-        axis = &box.axes[i]
+    for i in range(call.ndim - 1, -1, -1):
+        axis = &call.axes[i]
         axis.length = <size_t>call.x.dims[call.key.rank - 1 + i]
         offset = join(words + 4 * i)
         length = join(words + 4 * i + 2)
         if length == 0:
             length = axis.length
         covered = 1 if length == 1 else axis.length
-        axis.x = axis.y = <ptrdiff_t>(call.size * <size_t>box.size)
-        axis.keep = 0 if length == 1 else <ptrdiff_t>step
+        axis.x = axis.y = <ptrdiff_t>(call.size * itemsize_of(call.x))
+        axis.mask = 0 if length == 1 else <int64_t>step
         call.size *= axis.length
         call.start += offset * step
         if covered > length or offset > length - covered or not multiply(&step, length):
@@ -337,20 +337,17 @@ cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
 # ---- the masks ----------------------------------------------------------------------------------
 
 
-cdef void apply_mask(Call* call, size_t i) noexcept nogil:
+cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
     """Apply the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
-    cdef const Box* box = &call.box
     cdef int64_t words_per_key = call.key.dims[call.key.rank - 1]
     cdef const uint32_t* words = <const uint32_t*>call.key.data + i * <size_t>words_per_key
-    cdef const char* x = <const char*>call.x.data + i * call.size * <size_t>box.size
-    cdef char* y = <char*>call.y.data + i * call.size * <size_t>box.size
+    cdef size_t before = i * call.size * itemsize_of(call.x)
     cdef cdropout_mask mask
     kernels.mask_init(&mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
-    if box.axes[0].length == 1 and box.axes[1].keep == 1 and box.ndim == 2:    # one run of the mask
-        kernels.apply(box.dtype, x, y, call.size, &mask, call.start)
-    else:
-        call.box.scale = mask.scale
-        draw_box(box, x, y, &mask, call.start)
+    kernels.apply_strided(
+        <cdropout_dtype>code_of(call.x), 0, <const char*>call.x.data + before, <char*>call.y.data + before, call.ndim, call.axes,
+        &mask, call.start,
+    )
 
 
 cdef void* run(const CallFrame* frame) noexcept nogil:
@@ -363,7 +360,6 @@ cdef void* run(const CallFrame* frame) noexcept nogil:
     failure = check(frame, &call)
     if failure != NULL or call.size == 0:
         return failure
-    arrange(&call.box)
     for i in range(call.masks):
         apply_mask(&call, i)
     return NULL
