@@ -17,7 +17,7 @@ from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, 
 from cdropout.core.elements cimport (
     LINE, WORD, add_masked, add_to, bfloat, boolean, floating, half, mask_and_scale, real, step, up_to_line,
 )
-from cdropout.core.tiles cimport Rows, Source, append_stream, apply_view, begin_rows, next_row
+from cdropout.core.tiles cimport Rows, Source, Terms, append_stream, apply_view, begin_rows, next_row
 from cdropout.core.view cimport MAX_DIMS, View, arrange
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
@@ -254,18 +254,18 @@ cdef inline void apply_long_rows(
             return
 
 
-cdef inline void apply_typed(const View* view, const Source* source, double scale, floating* typed) noexcept nogil:
+cdef inline void apply_typed(const View* view, const Source* source, const Terms* terms, floating* typed) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    if (source.mask != NULL and scale != 0 and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
+    if (source.mask != NULL and terms.scale != 0 and not terms.shifts and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
             and row.x == sizeof(floating) and row.y == sizeof(floating)):
         apply_long_rows(view, source.mask, typed)
     else:
-        apply_view(view, source, scale, typed)
+        apply_view(view, source, terms, typed)
 
 
 cdef int apply_source(
     cdropout_dtype dtype, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source, uint64_t start,
-    double scale,
+    const Terms* terms,
 ) noexcept nogil:
     cdef View view
     cdef int i
@@ -283,15 +283,15 @@ cdef int apply_source(
     view.start = start
     arrange(&view, ndim, axes)
     if dtype == CDROPOUT_FLOAT32:
-        apply_typed(&view, source, scale, <float*>y)
+        apply_typed(&view, source, terms, <float*>y)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_typed(&view, source, scale, <double*>y)
+        apply_typed(&view, source, terms, <double*>y)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_typed(&view, source, scale, <half*>y)
+        apply_typed(&view, source, terms, <half*>y)
     elif dtype == CDROPOUT_BFLOAT16:
-        apply_typed(&view, source, scale, <bfloat*>y)
+        apply_typed(&view, source, terms, <bfloat*>y)
     else:
-        apply_view(&view, source, scale, <boolean*>y)
+        apply_view(&view, source, terms, <boolean*>y)
     return 0
 
 
@@ -300,9 +300,23 @@ cdef int apply_strided(
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
+    cdef Terms terms
     if mask == NULL:
         return -1
-    return apply_source(dtype, x, y, ndim, axes, &source, start, mask.scale)
+    terms = Terms(mask.scale, False, 0, 0)
+    return apply_source(dtype, x, y, ndim, axes, &source, start, &terms)
+
+
+cdef int apply_alpha_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const cdropout_mask* mask, uint64_t start, double shift, double constant,
+) noexcept nogil:
+    cdef Source source = Source(mask, NULL, NULL)
+    cdef Terms terms
+    if mask == NULL or dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+        return -1
+    terms = Terms(mask.scale, mask.scale != 0, shift, constant)
+    return apply_source(dtype, x, y, ndim, axes, &source, start, &terms)
 
 
 cdef int apply_bits_strided(
@@ -310,9 +324,10 @@ cdef int apply_bits_strided(
     const uint8_t* bits, uint64_t bit_start, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, bits, NULL)
+    cdef Terms terms = Terms(scale, False, 0, 0)
     if bits == NULL:
         return -1
-    return apply_source(dtype, x, y, ndim, axes, &source, bit_start, scale)
+    return apply_source(dtype, x, y, ndim, axes, &source, bit_start, &terms)
 
 
 cdef int apply_bools_strided(
@@ -320,9 +335,10 @@ cdef int apply_bools_strided(
     const uint8_t* bools, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, NULL, bools)
+    cdef Terms terms = Terms(scale, False, 0, 0)
     if bools == NULL:
         return -1
-    return apply_source(dtype, x, y, ndim, axes, &source, 0, scale)
+    return apply_source(dtype, x, y, ndim, axes, &source, 0, &terms)
 
 
 # ---- bias, dropout and residual in one pass -----------------------------------------------------------
@@ -428,4 +444,5 @@ kernels.bias_dropout_add_backward = bias_dropout_add_backward
 kernels.apply_strided = apply_strided
 kernels.apply_bits_strided = apply_bits_strided
 kernels.apply_bools_strided = apply_bools_strided
+kernels.apply_alpha_strided = apply_alpha_strided
 table = PyCapsule_New(&kernels, "cdropout.core.table", NULL)
