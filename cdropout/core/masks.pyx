@@ -41,8 +41,12 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple shared_strides(tuple shape, broadcast_dims):
-    """The strides of a mask in which one draw is shared along broadcast_dims: drawn as if these had length 1."""
-    dims = as_axes(broadcast_dims)
+    """Return the strides of a mask with one draw along each of broadcast_dims: it is drawn as if these had length 1."""
+    return strides_along(shape, as_axes(broadcast_dims))
+
+
+cdef tuple strides_along(tuple shape, tuple dims):
+    """Do the part of `shared_strides` that runs no code of the caller's."""
     ndim = len(shape)
     shared = set()
     for axis in dims:
