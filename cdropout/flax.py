@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from cdropout.core.generators import check_flag
 from cdropout.jax import dropout  # first: it says how to install JAX
 
 try:
@@ -60,6 +61,7 @@ class Dropout(nnx.Dropout):
             deterministic = self.deterministic
         if deterministic is None:
             raise ValueError("Dropout needs deterministic=, when it is made or when it is called")
+        check_flag(deterministic, "deterministic")
         if deterministic or self.rate == 0:
             return inputs
         key = _key_of(self.rngs if rngs is None else rngs, self.rng_collection)
@@ -86,6 +88,7 @@ class LinenDropout(linen.Dropout):
     ) -> jax.Array:
         """Return the inputs masked and scaled; `rng` is a key that goes before the stream's."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
+        check_flag(deterministic, "deterministic")
         if deterministic or self.rate == 0:
             return inputs
         key = self.make_rng(self.rng_collection) if rng is None else rng

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdropout.core.generators import check_probability
+from cdropout.core.generators import check_flag, check_probability
 from cdropout.core.masks import Mask, shared_strides
 from cdropout.core.xla import handler
 from cdropout.functional import dropout_backward
@@ -78,6 +78,7 @@ def dropout(
     its own; examples that share a key share its mask. An array that is spread over devices is
     gathered first; in ``jax.shard_map`` each device applies the mask of its key to what it has.
     """
+    check_flag(inplace, "inplace")
     p = check_probability(p)
     x = jnp.asarray(x)
     if x.dtype.name not in FLOATS:

@@ -108,7 +108,7 @@ def test_the_environment_chooses(isa):
     "wanted, built, message",
     [
         ("sse9", SETS, "has to be one of baseline, avx2, avx512, but got 'sse9'"),
-        ("AVX2", SETS, "has to be one of baseline, avx2, avx512, but got 'AVX2'"),
+        ("AVX3", SETS, "has to be one of baseline, avx2, avx512, but got 'AVX3'"),
         ("avx2", ("baseline",), "=avx2: cdropout was built without avx2; it has baseline$"),
         ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2$"),
     ],

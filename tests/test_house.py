@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports from those before it only
-    "include",  # the C interface
+    "include environment",  # the C interface, and errors of the command line
     "core.stream core.bits core.elements",
     "core.planes",
     "core.kernels",

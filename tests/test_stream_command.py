@@ -20,6 +20,7 @@ SEED, CALL = 2**64 - 3, 2**64 - 5  # whose neighbours wrap around to 0
 END = 2**64
 CHUNK = battery.NEIGHBOURS * battery.EACH  # elements that are drawn at once
 COMMAND = [sys.executable, "-P", "-W", "error", "-m", "cdropout", "stream"]
+P_WANTED = "expected a probability from 1e-06 to 0.999999, but got "
 NAME = ["--seed", str(SEED), "--call", str(CALL)]
 
 
@@ -150,6 +151,11 @@ def test_so_many_bytes_come_and_no_more(size):
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", size)
 
 
+@pytest.mark.parametrize("p", [battery.LOWEST_P, 1 - battery.LOWEST_P])
+def test_the_lowest_rates_give_bytes(p):
+    streamed("--p", str(p), size=1)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_full_disk_is_an_error():
     with open("/dev/full", "wb") as full:
@@ -172,8 +178,11 @@ def test_a_terminal_gets_nothing():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--p", "0"], "expected a probability between 0 and 1, both excluded, but got '0'"),
-        (["--p", "nan"], "expected a probability between 0 and 1, both excluded, but got 'nan'"),
+        (["--p", "0"], P_WANTED + "'0'"),
+        (["--p", "nan"], P_WANTED + "'nan'"),
+        (["--p", "1e-300"], P_WANTED + "'1e-300'"),
+        (["--p", "9.9e-7"], P_WANTED + "'9.9e-7'"),
+        (["--p", "0.9999991"], P_WANTED + "'0.9999991'"),
         (["--seed", str(2**64)], rf"expected an int in [-2**63, 2**64), but got '{2**64}'"),
         (["--seed", "1.5"], "expected an int in [-2**63, 2**64), but got '1.5'"),
         (["--call", "-1"], "expected an int in [0, 2**64), but got '-1'"),
