@@ -10,7 +10,8 @@
 # The first two show first that they see a fault that is planted. Exit status 1: something was found. They leave out
 # statistics, the command line and the slow twin itself, which bring no other calls; huge arrays, forks and load, which take
 # too long; limits and measures of memory, of which a sanitizer takes its own; guard pages, which are the CPU's own check; and
-# the frameworks: core/tensors.pyx, core/openmp.pyx and core/xla.pyx are not looked at here.
+# the frameworks: core/tensors.pyx and core/openmp.pyx are not run here, and core/xla.pyx by tests/test_xla.py alone. With JAX
+# installed in the same environment, tests/test_jax_handler.py runs it under a sanitizer in programs too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:?"expected address, thread, fuzz-table, fuzz-python or fuzz"}
