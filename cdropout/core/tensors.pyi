@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from threading import local
 from typing import Any, TypeAlias
 
+from torch import Generator as TorchGenerator
 from torch import Tensor
 
 from cdropout.core.generators import Generator
@@ -30,3 +31,10 @@ cell: Cell
 
 def draw_seed() -> int: ...
 def next_name(generator: Generator) -> tuple[int, int]: ...
+
+class Replayed(local):
+    generators: tuple[TorchGenerator | Generator, ...]
+
+replayed: Replayed
+
+def draw_from(generator: TorchGenerator | Generator) -> tuple[Tensor, int]: ...

@@ -1,6 +1,7 @@
 """Masks applied to PyTorch's CPU tensors, read by DLPack's C interface; compiled, since small calls are mostly overhead."""
 from threading import local
 
+cimport cython
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
@@ -47,6 +48,11 @@ cdef object forward_ad = torch.autograd.forward_ad
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
+cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
+cdef object active_mode = torch._C._get_dispatch_mode
+cdef object is_compiling = torch.compiler.is_compiling
+cdef object Modes = torch._C._TorchDispatchModeKey
+cdef tuple TRACERS = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
 cdef object capsule = Tensor.__dlpack_c_exchange_api__
 cdef const Exchange* exchange = <const Exchange*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
 if exchange.major != 1:
@@ -251,3 +257,42 @@ def next_name(Generator generator not None):
     cdef cdropout_mask mask
     generator.name_next(&mask)
     return mask.seed, mask.call
+
+
+class Replayed(local):
+    """The generators that a checkpoint has restored in this thread, to draw the masks of its first run again."""
+
+    generators = ()
+
+
+replayed = Replayed()
+
+
+@cython.binding(True)                 # torch.compile warns of functions without
+def draw_from(generator):
+    """Draw the seed, as a tensor, and the call number of the next mask from a generator that the caller chose.
+
+    Raises
+    ------
+    RuntimeError
+        During a backward pass, where a checkpoint would get another mask than in its first run. A checkpoint restores
+        PyTorch's default generator itself, and others within `checkpoint_context`.
+    NotImplementedError
+        If the call is recorded in a graph, of which the seed of a cdropout.Generator would become a constant.
+    """
+    if backward_pass() != -1 and generator is not torch.default_generator:
+        if not any([generator is other for other in replayed.generators]):
+            raise RuntimeError(
+                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first run: "
+                "use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
+                "or PyTorch's default generator"
+            )
+    if not isinstance(generator, Generator):
+        return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+    if is_compiling() or any([active_mode(key) is not None for key in TRACERS]):
+        raise NotImplementedError(
+            "a cdropout.Generator cannot be used while traced, as its seed would become a constant of the graph: "
+            "use a torch.Generator, or PyTorch's default generator"
+        )
+    seed, call = next_name(generator)
+    return torch.tensor(seed - (seed >> 63 << 64), device="cpu"), call
