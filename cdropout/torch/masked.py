@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -159,36 +160,61 @@ class Masked(torch.autograd.Function):
         return batched(Masked.apply, info, in_dims, x, seed, name)
 
 
-@torch.library.custom_op("cdropout::dropout", mutates_args=(), device_types="cpu")
-def _operator(
+# The step as an operator, for graphs: the mask's seed is a tensor in the graph
+library = torch.library.Library("cdropout", "FRAGMENT")
+library.define(
+    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, float? factor) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operator = torch.ops.cdropout.dropout.default
+
+
+@torch.library.impl(library, "dropout", "CPU")
+def _(
     x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
 ) -> Tensor:
-    """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
     return compute(x, int(seed.item()) & WORD, (call, p, tuple(shared), factor))
 
 
-@_operator.register_fake
+@torch.library.register_fake(_operator)
 def _(
     x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
 ) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _x, seed, *ctx.name = inputs
-    ctx.save_for_backward(seed)
-
-
-def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None, None, None
-
-
-_operator.register_autograd(_backward, setup_context=_save)
-
-
-@_operator.register_vmap
+@torch.library.register_vmap(_operator)
 def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
     return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
+
+
+class InGraph(torch.autograd.Function):
+    """The operator's derivatives, for one level of autograd: those of torch.func come in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seed: Tensor, name: list[Any], keys: Any) -> Tensor:
+        ctx.save_for_backward(seed)
+        ctx.save_for_forward(seed)
+        ctx.name = name
+        with torch._C._AutoDispatchBelowAutograd():
+            return _operator.redispatch(keys & torch._C._after_autograd_keyset, x, seed, *name)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None, None]:
+        return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
+        return _operator(gx, *ctx.saved_tensors, *ctx.name)
+
+
+def _differentiable(keys: Any, x: Tensor, seed: Tensor, *name: Any) -> Tensor:
+    # torch.func's levels call this in turn: Function.apply itself would begin them anew
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, InGraph).apply(x, seed, name, keys)
+
+
+library.impl("dropout", _differentiable, "Autograd", with_keyset=True)
 
 
 # ---- the ways to it -----------------------------------------------------------------------------
