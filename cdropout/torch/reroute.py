@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdropout.core.tensors import compute, is_ordinary, keep_mask
-from cdropout.torch.functional import alpha_step
-from cdropout.torch.masked import draw_numbers, in_eager_mode
+from cdropout.core.tensors import is_ordinary
+from cdropout.torch.functional import alpha_terms_of
+from cdropout.torch.masked import in_eager_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-    from cdropout.torch.masked import Way
 
 
 class _Switch:
@@ -87,34 +85,35 @@ def accelerate() -> Iterator[None]:
 
 
 def _registered() -> torch.library.Library:
-    """A library that holds a kernel for each form of dropout, above and below autograd."""
+    """Return a library with a kernel for each form of dropout, above and below autograd."""
     library = torch.library.Library("aten", "IMPL")
     for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
-        for name, step, first in (
-            ("dropout", in_eager_mode, None),
-            ("feature_dropout", in_eager_mode, 2),
-            ("alpha_dropout", alpha_step, None),
-            ("feature_alpha_dropout", alpha_step, 2),
+        for name, alpha, first in (
+            ("dropout", False, None),
+            ("feature_dropout", False, 2),
+            ("alpha_dropout", True, None),
+            ("feature_alpha_dropout", True, 2),
         ):
             for inplace in (False, True):
                 form = name + "_" * inplace
                 kernel = torch.library.get_kernel(f"aten::{form}", key)
-                function = functools.partial(_rerouted, kernel, step, first, inplace)
+                function = functools.partial(_rerouted, kernel, alpha, first, inplace)
                 library.impl(form, function, key, with_keyset=True)
-    kernel = torch.library.get_kernel("aten::native_dropout", "CPU")
-    with warnings.catch_warnings():  # that a kernel is replaced is the purpose
-        warnings.simplefilter("ignore")
-        library.impl("native_dropout", functools.partial(_native, kernel), "CPU", with_keyset=True)
+        kernel = torch.library.get_kernel("aten::native_dropout", key)
+        with warnings.catch_warnings():  # that a kernel is replaced is the purpose
+            warnings.simplefilter("ignore")
+            function = functools.partial(_native, kernel)
+            library.impl("native_dropout", function, key, with_keyset=True)
     return library
 
 
 def _ours(x: Tensor, p: float, train: bool | None) -> bool:
-    return _switch.active and train is not False and 0 < p < 1 and is_ordinary(x)
+    return _switch.active and train is not False and 0 < p <= 1 and is_ordinary(x)
 
 
 def _rerouted(
     kernel: Any,
-    step: Way,
+    alpha: bool,
     first: int | None,
     inplace: bool,
     keys: Any,
@@ -126,15 +125,14 @@ def _rerouted(
     if not _ours(x, p, train) or x.dim() < (first or 0):
         return kernel.call_boxed(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
-    return step(x, p, inplace, None, shared, None)
+    return in_eager_mode(x, p, inplace, None, shared, alpha_terms_of(p) if alpha else ())
 
 
 def _native(
     kernel: Any, keys: Any, x: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """The form that returns its mask, as bools, and leaves the backward to PyTorch."""
+    """The form that returns its mask too, as bools; backward does not use it."""
     if not _ours(x, p, train):
         return kernel.call_boxed(keys, x, p, train)
-    seed, call = draw_numbers(p, None)
-    name = (call, p, (), None)
-    return compute(x, seed, name), keep_mask(x.shape, seed, name)
+    keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
+    return in_eager_mode(x, p, False, None, (), (), keep), keep
