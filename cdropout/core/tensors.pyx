@@ -50,6 +50,11 @@ cdef object forward_ad = torch.autograd.forward_ad
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
+cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
+cdef object active_mode = torch._C._get_dispatch_mode
+cdef object is_compiling = torch.compiler.is_compiling
+cdef object Modes = torch._C._TorchDispatchModeKey
+cdef tuple TRACERS = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
 cdef object capsule = Tensor.__dlpack_c_exchange_api__
 cdef const Exchange* exchange = <const Exchange*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
 if exchange.major != 1:
@@ -203,11 +208,51 @@ cdef uint64_t draw_seed(generator) except? 0:
     return (<const uint64_t*><uintptr_t>address)[0]
 
 
-def next_name(Generator generator not None):
-    """Return the seed and the call number of a generator's next mask, as ints; the number is used up."""
+class Replayed(local):
+    """The generators that a checkpoint has restored in this thread, to draw the masks of its first run again."""
+
+    generators = ()
+
+
+replayed = Replayed()
+
+
+cdef check_source(generator):
+    """RuntimeError or NotImplementedError unless a mask can be drawn here from a generator that the caller chose.
+
+    During a backward pass, a checkpoint would get another mask than in its first run. A checkpoint restores PyTorch's
+    default generator itself, and others within `checkpoint_context`. The seed of a cdropout.Generator would become a
+    constant of a graph.
+    """
+    if backward_pass() != -1 and generator is not torch.default_generator:
+        if not any([generator is other for other in replayed.generators]):
+            raise RuntimeError(
+                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first run: "
+                "use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
+                "or PyTorch's default generator"
+            )
+    if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
+        raise NotImplementedError(
+            "a cdropout.Generator cannot be used while traced, as its seed would become a constant of the graph: "
+            "use a torch.Generator, or PyTorch's default generator"
+        )
+
+
+@cython.binding(True)                 # torch.compile warns of functions without
+def draw_from(generator):
+    """Draw the seed, as a tensor, and the call number of the next mask from a generator that the caller chose.
+
+    Raises
+    ------
+    RuntimeError, NotImplementedError
+        See `check_source`.
+    """
     cdef cdropout_mask mask
-    generator.name_next(&mask)
-    return mask.seed, mask.call
+    check_source(generator)
+    if not isinstance(generator, Generator):
+        return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+    (<Generator>generator).name_next(&mask)
+    return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
 
 
 def state_of(generator):
@@ -269,6 +314,8 @@ cdef class Draw:
         if self.drawn:
             return
         if self.p != 1:
+            if self.generator is not None:
+                check_source(self.generator)
             if isinstance(self.generator, Generator):
                 (<Generator>self.generator).name_next(&self.mask)
             elif n > PIECE:           # calls of one work chunk cannot be interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from cdropout.torch.masked import (
     then_or_restore,
     way_for,
 )
+from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +88,8 @@ def dropout1d(
 
     Parameters, results and errors are otherwise those of `dropout`.
     """
+    if is_symbolic(input):
+        return symbolic_call(dropout1d, input, p, training, inplace, generator=generator)
     shared = (input.dim() - 1,)
     if input.dim() not in (2, 3):
         return F.dropout1d(input, p, training, inplace)
@@ -105,6 +109,8 @@ def dropout2d(
     Other numbers of dimensions count as (N, C, ...), with PyTorch's warnings. Parameters, results
     and errors are otherwise those of `dropout`.
     """
+    if is_symbolic(input):
+        return symbolic_call(dropout2d, input, p, training, inplace, generator=generator)
     if input.dim() != 4:
         return _unusual(F.dropout2d, input, p, training, inplace, generator)
     return masked(F.dropout2d, input, p, training, inplace, generator, (2, 3))
@@ -123,6 +129,8 @@ def dropout3d(
     Other numbers of dimensions count as (C, ...), with PyTorch's warning. Parameters, results and
     errors are otherwise those of `dropout`.
     """
+    if is_symbolic(input):
+        return symbolic_call(dropout3d, input, p, training, inplace, generator=generator)
     ndim = input.dim()
     if ndim not in (4, 5):
         return _unusual(F.dropout3d, input, p, training, inplace, generator)
@@ -180,6 +188,10 @@ def feature_alpha_dropout(
     generator: Source = None,
 ) -> Tensor:
     """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
+    if is_symbolic(input):
+        return symbolic_call(
+            feature_alpha_dropout, input, p, training, inplace, generator=generator
+        )
     peer = F.feature_alpha_dropout
     if input.dim() < 2:
         return peer(input, p, training, inplace)
@@ -210,6 +222,10 @@ def drop_path(
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
 
+    if is_symbolic(input):
+        options = {"scale_by_keep": scale_by_keep}
+        return symbolic_call(drop_path, input, p, training, inplace, generator=generator, **options)
+
     def peer(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
         factors = F.dropout(rows, p, training)
@@ -228,6 +244,8 @@ def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source =
     are those of `dropout`.
     """
     check_copies(n)
+    if is_symbolic(input):
+        return symbolic_call(mc_dropout, input, p, n, generator=generator)
     y = dropout(input.expand(n, *input.shape), p, generator=generator)
     return y if p else y.clone()  # copies, even where dropout returns what it was given
 
@@ -251,6 +269,10 @@ def bias_dropout_add(
     p, training, generator
         As in `dropout`, as are the errors.
     """
+    if is_symbolic(input, bias, residual):
+        return symbolic_call(
+            bias_dropout_add, input, bias, residual, p, training, generator=generator
+        )
     total = input + bias
     ordinary = way_for(total) is in_eager_mode
     if (
@@ -267,3 +289,25 @@ def bias_dropout_add(
         lambda: dropout(total, p, training, ordinary, generator=generator),
         lambda y: residual + y,
     )
+
+
+# ---- in TorchScript -----------------------------------------------------------------------------
+
+PUBLIC |= {
+    F.dropout: dropout,
+    F.dropout1d: dropout1d,
+    F.dropout2d: dropout2d,
+    F.dropout3d: dropout3d,
+    F.alpha_dropout: alpha_dropout,
+    F.feature_alpha_dropout: feature_alpha_dropout,
+}
+
+
+def _refuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    raise NotImplementedError(f"{function.__name__} cannot be scripted by torch.jit.script")
+
+
+for _peer, _function in PUBLIC.items():  # PyTorch's function is compiled in place of ours
+    _function.__prepare_scriptable__ = partial(getattr, F, _peer.__name__)  # type: ignore[attr-defined]
+for _function in (drop_path, mc_dropout, bias_dropout_add):
+    _function.__prepare_scriptable__ = partial(_refuse, _function)  # type: ignore[attr-defined]

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.fx import Proxy
 
 from cdropout.core.generators import Generator
 from cdropout.core.tensors import (
@@ -14,14 +18,15 @@ from cdropout.core.tensors import (
     Draw,
     compute,
     compute_gradient,
+    draw_from,
     drawn,
     is_ordinary,
     is_plain,
-    next_name,
     overlap,
     restore,
     state_of,
 )
+from cdropout.torch.tracing import PUBLIC, saved_seed, symbolic_call
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
@@ -34,6 +39,12 @@ Way: TypeAlias = Callable[
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WORD = 2**64 - 1
+
+# Tensors of tracers, with the dispatch modes in which they can be computed with
+TRACED = {
+    FakeTensor: torch._C._TorchDispatchModeKey.FAKE,
+    FunctionalTensor: torch._C._TorchDispatchModeKey.FUNCTIONAL,
+}
 
 
 # ---- which mask -------------------------------------------------------------------------------
@@ -53,10 +64,15 @@ def draw_name(p: float, generator: Source) -> tuple[Tensor, int]:
     check_generator(generator)
     if p == 1:
         return torch.zeros((), dtype=torch.int64, device="cpu"), 0
-    if isinstance(generator, Generator):
-        seed, call = next_name(generator)
-        return torch.tensor(seed - (seed >> 63 << 64), device="cpu"), call
-    return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+    if generator is not None:
+        if is_dynamo_compiling():
+            torch._dynamo.graph_break(
+                msg="generator= cannot be used with fullgraph=True or in a strict export; "
+                "PyTorch's default generator can"
+            )
+        return draw_from(generator)
+    # The compiler replaces the overload of randint without a generator by a generator of its own
+    return torch.randint(SEEDS, (), generator=None, device="cpu"), 0
 
 
 def then_or_restore(
@@ -285,7 +301,7 @@ def in_a_graph(
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = _operator(x, seed, call, p, list(shared), list(terms))
+        y = _operator(x, saved_seed(seed), call, p, list(shared), list(terms))
         return x.copy_(y) if inplace else y
 
     check_generator(generator)
@@ -303,13 +319,24 @@ def way_for(x: Tensor) -> Way | None:
     if torch._C._get_tracing_state() is not None:
         return None
     if torch._C._are_functorch_transforms_active():
-        return under_transforms if type(x) is Tensor and _fits(x) else None
-    return in_a_graph if is_plain(x) else None  # a dispatch mode is active, or x is empty
+        if type(x) is not Tensor or not _fits(x):
+            return None
+        functionalized = any(
+            level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
+        )
+        return in_a_graph if functionalized else under_transforms
+    return in_a_graph if is_plain(x) or _is_traced(x) else None  # x may be empty too
 
 
 def _fits(x: Tensor) -> bool:
     """Whether x, whatever wraps it, is a strided CPU tensor of floats that the kernels know."""
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Return whether x stands for a tensor in a graph that make_fx or aot_function records."""
+    key = TRACED.get(type(x))
+    return key is not None and torch._C._get_dispatch_mode(key) is not None and _fits(x)
 
 
 def masked(
@@ -328,7 +355,14 @@ def masked(
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
+        if isinstance(x, Proxy):
+            return symbolic_call(PUBLIC[peer], x, p, training, inplace, generator=generator)
         if generator is not None and sound and training:
+            if torch._C._get_tracing_state() is not None:
+                raise NotImplementedError(
+                    "generator= cannot be used while traced by torch.jit.trace, which records "
+                    "PyTorch's own dropout: it has none"
+                )
             raise NotImplementedError(
                 "generator= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
                 f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "

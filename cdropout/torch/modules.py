@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cdropout.torch import functional
 from cdropout.torch.masked import Source, check_generator
+from cdropout.torch.tracing import WHOLE
 
 
 class _Here(nn.Module):
@@ -22,6 +23,14 @@ class _Here(nn.Module):
         check_generator(generator)
         if generator is not None:
             self.generator = generator
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if self.generator is not None:
+            raise NotImplementedError(
+                "a module with a generator cannot be scripted by torch.jit.script: "
+                "TorchScript runs PyTorch's dropout, which has none"
+            )
+        return self
 
 
 class Dropout(_Here, nn.Dropout):
@@ -139,6 +148,7 @@ THEIRS = {
     FeatureAlphaDropout: nn.FeatureAlphaDropout,
 }
 OURS = {theirs: ours for ours, theirs in THEIRS.items()}
+WHOLE |= set(THEIRS)
 
 
 class Swap(NamedTuple):

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from cdropout.core.tensors import is_ordinary
+from cdropout.core.tensors import is_ordinary, is_plain
 from cdropout.torch.functional import alpha_terms_of
-from cdropout.torch.masked import in_eager_mode
+from cdropout.torch.masked import in_a_graph, in_eager_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
+
+    from cdropout.torch.masked import Way
+
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+SUSPENDS = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
 
 
 class _Switch:
@@ -67,18 +75,34 @@ def disable() -> None:
     _switch.change(on=False)
 
 
-@contextlib.contextmanager
-def accelerate() -> Iterator[None]:
-    """Reroute PyTorch's dropout on the CPU for a while, as `enable` does; a context or a decorator.
+class _Acceleration(contextlib.ContextDecorator):
+    def __enter__(self) -> None:
+        _switch.change(deeper=1)
 
-    It nests, and ends on an error too. It holds in all threads of the process, until the last one
-    that entered it has left.
-    """
-    _switch.change(deeper=1)
-    try:
-        yield
-    finally:
+    def __exit__(self, *error: object) -> None:
         _switch.change(deeper=-1)
+
+    def __call__(self, function: _Function) -> _Function:
+        if any(suspends(function) for suspends in SUSPENDS):
+            raise TypeError(
+                "accelerate() cannot decorate a generator function or a coroutine function, whose "
+                "call returns before it runs: use `with accelerate():` inside of it"
+            )
+        return super().__call__(function)
+
+
+def accelerate() -> _Acceleration:
+    """Reroute PyTorch's dropout on the CPU for a while, as `enable` does.
+
+    It is a context manager and a decorator of functions. It nests, and ends on an error too. It
+    holds in all threads of the process, until the last one that entered it has left.
+
+    Raises
+    ------
+    TypeError
+        If it decorates a generator function or a coroutine function.
+    """
+    return _Acceleration()
 
 
 # ---- the operators ------------------------------------------------------------------------------
@@ -107,8 +131,15 @@ def _registered() -> torch.library.Library:
     return library
 
 
-def _ours(x: Tensor, p: float, train: bool | None) -> bool:
-    return _switch.active and train is not False and 0 < p <= 1 and is_ordinary(x)
+def _our_way(x: Tensor, p: float, train: bool | None) -> Way | None:
+    """Return the function that applies a mask here; None where PyTorch's kernel has to."""
+    if not (_switch.active and train is not False and 0 < p <= 1):
+        return None
+    if is_ordinary(x):
+        return in_eager_mode
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        return None
+    return in_a_graph if is_plain(x) and x.numel() != 0 else None  # under a dispatch mode
 
 
 def _rerouted(
@@ -122,17 +153,18 @@ def _rerouted(
     train: bool,
 ) -> Tensor:
     """One form of dropout; `first` is the first of the axes along which a feature is shared."""
-    if not _ours(x, p, train) or x.dim() < (first or 0):
+    way = _our_way(x, p, train)
+    if way is None or x.dim() < (first or 0):
         return kernel.call_boxed(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
-    return in_eager_mode(x, p, inplace, None, shared, alpha_terms_of(p) if alpha else ())
+    return way(x, p, inplace, None, shared, alpha_terms_of(p) if alpha else ())
 
 
 def _native(
     kernel: Any, keys: Any, x: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
     """The form that returns its mask too, as bools; backward does not use it."""
-    if not _ours(x, p, train):
+    if _our_way(x, p, train) is not in_eager_mode:
         return kernel.call_boxed(keys, x, p, train)
     keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
     return in_eager_mode(x, p, False, None, (), (), keep), keep
