@@ -175,13 +175,19 @@ def drop_path(
 SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 
+def alpha_terms(p):
+    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    b = -a * p * SATURATION
+    return a, b, a * SATURATION + b
+
+
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     """Dropped elements become SATURATION; then all move, to keep mean 0 and variance 1."""
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    b = -a * p * SATURATION
+    a, b, c = alpha_terms(p)
     target = place(x, inplace, out)
     source = take(x)
     keep = np.empty(source.shape, np.bool_)  # before the draw: what fails has changed nothing
@@ -193,7 +199,7 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     draw_into(keep, mask)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.add(y, y.dtype.type(b), out=y, where=keep)
-        np.copyto(y, y.dtype.type(a * SATURATION + b), where=np.logical_not(keep, out=keep))
+        np.copyto(y, y.dtype.type(c), where=np.logical_not(keep, out=keep))
         if half:
             np.copyto(target, y, casting="same_kind")
     result = x if inplace else target

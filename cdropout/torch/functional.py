@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from cdropout.functional import SATURATION, check_copies
-from cdropout.torch.masked import check_generator, in_eager_mode, masked, way_for
+from cdropout.core.tensors import is_ordinary
+from cdropout.functional import alpha_terms, check_copies
+from cdropout.torch.masked import (
+    check_generator,
+    in_eager_mode,
+    masked,
+    then_or_restore,
+    way_for,
+)
 from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cdropout.torch.masked import Source, Way
+    from cdropout.torch.masked import Source
 
 
 def dropout(
@@ -146,36 +153,9 @@ def _unusual(
     return peer(input, p, training, inplace)
 
 
-def alpha_step(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    _factor: float | None,
-    way: Way = in_eager_mode,
-) -> Tensor:
-    """What is dropped becomes SATURATION; then all move, to keep mean 0 and variance 1."""
-    check_generator(generator)
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    offset = a * SATURATION * (1 - p)  # a * SATURATION + b, with b = -a * p * SATURATION
-    moved = x.sub_(SATURATION) if inplace else x - SATURATION
-    return way(moved, p, True, generator, shared, a).add_(offset)
-
-
-def _alpha(
-    peer: Callable[..., Tensor],
-    x: Tensor,
-    p: float,
-    training: bool,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...] = (),
-) -> Tensor:
-    way = way_for(x)
-    if way is None or training is not True or not 0 < p < 1 or x.numel() == 0:
-        return masked(peer, x, p, training, inplace, generator)
-    return alpha_step(x, float(p), inplace, generator, shared, None, way)
+def alpha_terms_of(p: float) -> tuple[float, ...]:
+    """Return the terms of `alpha_dropout`, or () for a p that needs none or is not valid."""
+    return alpha_terms(float(p)) if 0 < p < 1 else ()
 
 
 def alpha_dropout(
@@ -195,7 +175,8 @@ def alpha_dropout(
     -----
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017.
     """
-    return _alpha(F.alpha_dropout, input, p, training, inplace, generator)
+    terms = alpha_terms_of(p)
+    return masked(F.alpha_dropout, input, p, training, inplace, generator, (), terms)
 
 
 def feature_alpha_dropout(
@@ -215,7 +196,7 @@ def feature_alpha_dropout(
     if input.dim() < 2:
         return peer(input, p, training, inplace)
     shared = tuple(range(2, input.dim()))
-    return _alpha(peer, input, p, training, inplace, generator, shared)
+    return masked(peer, input, p, training, inplace, generator, shared, alpha_terms_of(p))
 
 
 def drop_path(
@@ -252,8 +233,8 @@ def drop_path(
         return x.mul_(factors) if inplace else x * factors
 
     shared = tuple(range(1, input.dim()))
-    factor = None if scale_by_keep else 1.0
-    return masked(peer, input, p, training, inplace, generator, shared, factor)
+    terms = () if scale_by_keep else (1.0,)
+    return masked(peer, input, p, training, inplace, generator, shared, terms)
 
 
 def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None) -> Tensor:
@@ -293,8 +274,21 @@ def bias_dropout_add(
             bias_dropout_add, input, bias, residual, p, training, generator=generator
         )
     total = input + bias
-    y = dropout(total, p, training, True, generator=generator)
-    return residual + y
+    ordinary = way_for(total) is in_eager_mode
+    if (
+        ordinary
+        and is_ordinary(residual)
+        and residual.dtype == total.dtype
+        and residual.shape == total.shape
+        and residual.stride() == total.stride()
+    ):  # nothing is left to fail after the draw: no memory is allocated
+        return dropout(total, p, training, True, generator=generator).add_(residual)
+    check_generator(generator)
+    return then_or_restore(
+        generator,
+        lambda: dropout(total, p, training, ordinary, generator=generator),
+        lambda y: residual + y,
+    )
 
 
 # ---- in TorchScript -----------------------------------------------------------------------------

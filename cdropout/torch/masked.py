@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C._functorch import TransformType, get_interpreter_stack
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -16,24 +15,28 @@ from torch.fx import Proxy
 from cdropout.core.generators import Generator
 from cdropout.core.tensors import (
     SEEDS,
+    Draw,
     compute,
     compute_gradient,
     draw_from,
-    draw_seed,
+    drawn,
     is_ordinary,
     is_plain,
+    overlap,
+    restore,
+    state_of,
 )
-from cdropout.torch.tracing import PUBLIC, saved_seed, symbolic_call
+from cdropout.torch.operators import batched, dropout_operator, linear, saved_seed
+from cdropout.torch.tracing import PUBLIC, symbolic_call
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
 
-# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, factor)
+# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, terms)
 Source: TypeAlias = torch.Generator | Generator | None
-Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], float | None], Tensor]
+Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], tuple[float, ...]], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WORD = 2**64 - 1
 
 # Tensors of tracers, with the dispatch modes in which they can be computed with
 TRACED = {
@@ -70,12 +73,20 @@ def draw_name(p: float, generator: Source) -> tuple[Tensor, int]:
     return torch.randint(SEEDS, (), generator=None, device="cpu"), 0
 
 
-def draw_numbers(p: float, generator: Source) -> tuple[int, int]:
-    """The same name as two ints: `draw_name` for eager mode, where no tensor needs to be made."""
-    if generator is None and p != 1:
-        return draw_seed(), 0
-    seed, call = draw_name(p, generator)
-    return int(seed.item()) & WORD, call
+def then_or_restore(
+    generator: Source, draw: Callable[[], Any], use: Callable[[Any], Tensor]
+) -> Tensor:
+    """Return use(draw()); if `use` raises an error, set the generator back to before the draw."""
+    if is_compiling():
+        return use(draw())
+    before = state_of(generator)
+    value = draw()
+    after = state_of(generator)
+    try:
+        return use(value)
+    except BaseException:
+        restore(generator, before, after)
+        raise
 
 
 # ---- the step, and its derivatives --------------------------------------------------------------
@@ -85,16 +96,16 @@ class Eager(torch.autograd.Function):
     """The step as eager mode records it: in PyTorch's older form, which costs it least."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draw: "tuple[int, _Name, bool]") -> Tensor:
+    def forward(ctx: Any, x: Tensor, draw: Draw, inplace: bool) -> Tensor:
         ctx.draw = draw
-        if draw[2]:
+        if inplace:
             ctx.mark_dirty(x)
-        return compute(x, *draw)
+        return compute(x, draw)
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
         gx = compute_gradient(gy, ctx.draw)
-        return Masked.apply(gy, *ctx.draw[:2]) if gx is None else gx, None
+        return Masked.apply(gy, *ctx.draw.numbers()) if gx is None else gx, None, None
 
 
 # Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
@@ -103,41 +114,24 @@ record = super(torch.autograd.Function, Eager).apply
 Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
-def batched(
-    step: Callable[..., Tensor],
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    seed: Tensor,
-    name: "_Name",
-) -> tuple[Tensor, int]:
-    """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, factor = name
-    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-    shared = tuple(axis + 1 for axis in shared)
-    if in_dims[1] is None:
-        shared = (0, *shared)
-    else:
-        seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, factor)), 0
-
-
 class Masked(torch.autograd.Function):
-    """The step for all else: torch.func, forward mode, second derivatives. It is linear in x."""
+    """The step for all else: torch.func, forward mode, second derivatives. It is affine in x."""
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | int, name: "_Name") -> Tensor:
         if isinstance(seed, Tensor):
-            call, p, shared, factor = name
-            return torch.ops.cdropout.dropout(x, seed, call, p, shared, factor)
+            return dropout_operator(x, seed, *name)
         if is_plain(x):
-            return compute(x, seed, name)
-        ones = torch.ones(x.shape, dtype=x.dtype, device="cpu")
-        return x * compute(ones, seed, name, True)  # a batch of vmap's older kind, lazy zeros, ...
+            return compute(x, drawn(seed, name))
+        # a gradient that is a batch of vmap's older kind, lazy zeros, ...
+        wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+        scales = compute(torch.ones(x.shape, dtype=wide, device="cpu"), drawn(seed, name))
+        return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _x, seed, ctx.name = inputs
+        _x, seed, name = inputs
+        ctx.name = linear(name)
         if isinstance(seed, Tensor):
             ctx.save_for_backward(seed)
             ctx.save_for_forward(seed)
@@ -160,75 +154,26 @@ class Masked(torch.autograd.Function):
         return batched(Masked.apply, info, in_dims, x, seed, name)
 
 
-# The step as an operator, for graphs: the mask's seed is a tensor in the graph
-library = torch.library.Library("cdropout", "FRAGMENT")
-library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, float? factor) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_operator = torch.ops.cdropout.dropout.default
-
-
-@torch.library.impl(library, "dropout", "CPU")
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
-) -> Tensor:
-    return compute(x, int(seed.item()) & WORD, (call, p, tuple(shared), factor))
-
-
-@torch.library.register_fake(_operator)
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
-) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.register_vmap(_operator)
-def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
-    return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
-
-
-class InGraph(torch.autograd.Function):
-    """The operator's derivatives, for one level of autograd: those of torch.func come in turn."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, name: list[Any], keys: Any) -> Tensor:
-        ctx.save_for_backward(seed)
-        ctx.save_for_forward(seed)
-        ctx.name = name
-        with torch._C._AutoDispatchBelowAutograd():
-            return _operator.redispatch(keys & torch._C._after_autograd_keyset, x, seed, *name)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None, None]:
-        return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
-        return _operator(gx, *ctx.saved_tensors, *ctx.name)
-
-
-def _differentiable(keys: Any, x: Tensor, seed: Tensor, *name: Any) -> Tensor:
-    # torch.func's levels call this in turn: Function.apply itself would begin them anew
-    with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, InGraph).apply(x, seed, name, keys)
-
-
-library.impl("dropout", _differentiable, "Autograd", with_keyset=True)
-
-
 # ---- the ways to it -----------------------------------------------------------------------------
 
 
 def _check_in_place(x: Tensor) -> None:
-    """Let PyTorch refuse a tensor that cannot be written to, before anything is drawn."""
-    if torch._debug_has_internal_overlap(x) == 1:
-        x.detach().mul_(1)
+    """Refuse a tensor that cannot be written to before anything is drawn, in PyTorch's words."""
+    _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
         x.copy_(x)
     if x.is_inference() and not torch.is_inference_mode_enabled():
         x.copy_(x)
+
+
+def _check_overlap(x: Tensor) -> None:
+    """RuntimeError if elements of x may share memory; PyTorch finds only some such tensors."""
+    if torch._debug_has_internal_overlap(x) and overlap(x.shape, x.stride()):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a "
+            "single memory location. Please clone() the tensor before performing the operation."
+        )
 
 
 def in_eager_mode(
@@ -237,40 +182,28 @@ def in_eager_mode(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    terms: tuple[float, ...],
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """At once; autograd only hears of it if it has to."""
-    if inplace or generator is not None or p == 1 or forward_ad._current_level >= 0:
-        return _with_options(x, p, inplace, generator, shared, factor)
-    name = (0, p, shared, factor)
-    if x.requires_grad and is_grad_enabled():
-        return record(x, (draw_seed(), name, False))
-    return compute(x, draw_seed(), name)
-
-
-def _with_options(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    factor: float | None,
-) -> Tensor:
-    """What few calls ask of eager mode."""
+    """At once; autograd only hears of it if it has to. `keep`, of bools, receives the mask."""
     forward_mode = forward_ad._current_level >= 0
-    watched = forward_mode or (x.requires_grad and is_grad_enabled())
-    check_generator(generator)
+    watched = x.requires_grad and is_grad_enabled()
+    if generator is not None:
+        check_generator(generator)
     if inplace:
         _check_in_place(x)
         if forward_mode or (watched and x._is_view()):
-            return x.copy_(_with_options(x, p, False, generator, shared, factor))
-    seed, call = draw_numbers(p, generator)
-    name = (call, p, shared, factor)
+            return x.copy_(in_eager_mode(x, p, False, generator, shared, terms))
+    if forward_mode and keep is None:
+        return under_transforms(x, p, False, generator, shared, terms)
+    draw = Draw(p, shared, terms, inplace, generator)
+    draw.keep = keep
     if forward_mode:
-        return Masked.apply(x, seed, name)
+        compute(x, draw)  # fills keep
+        return Masked.apply(x, *draw.numbers())
     if watched:
-        return record(x, (seed, name, inplace))
-    y = compute(x, seed, name, inplace)
+        return record(x, draw, inplace)
+    y = compute(x, draw)
     if inplace and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return y
@@ -282,12 +215,19 @@ def under_transforms(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    terms: tuple[float, ...],
 ) -> Tensor:
     """Under torch.func, where vmap's randomness decides what a draw is."""
-    seed, call = draw_name(p, generator)
-    y = Masked.apply(x, seed, (call, p, shared, factor))
-    return x.copy_(y) if inplace else y
+
+    def apply(name: tuple[Tensor, int]) -> Tensor:
+        seed, call = name
+        y = Masked.apply(x, seed, (call, p, shared, terms))
+        return x.copy_(y) if inplace else y
+
+    check_generator(generator)
+    if inplace:
+        _check_overlap(x)
+    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
 
 
 def in_a_graph(
@@ -296,12 +236,19 @@ def in_a_graph(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    terms: tuple[float, ...],
 ) -> Tensor:
     """As operators, where a compiler or a dispatch mode looks on."""
-    seed, call = draw_name(p, generator)
-    y = _operator(x, saved_seed(seed), call, p, list(shared), factor)
-    return x.copy_(y) if inplace else y
+
+    def apply(name: tuple[Tensor, int]) -> Tensor:
+        seed, call = name
+        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), list(terms))
+        return x.copy_(y) if inplace else y
+
+    check_generator(generator)
+    if inplace and not is_compiling():
+        _check_overlap(x)
+    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
 
 
 def way_for(x: Tensor) -> Way | None:
@@ -341,11 +288,11 @@ def masked(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...] = (),
-    factor: float | None = None,
+    terms: tuple[float, ...] = (),
 ) -> Tensor:
     """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
     if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode(x, p, inplace, generator, shared, factor)
+        return in_eager_mode(x, p, inplace, generator, shared, terms)
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
@@ -365,7 +312,7 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
-    return way(x, float(p), inplace, generator, shared, factor)
+    return way(x, float(p), inplace, generator, shared, terms)
 
 
 def _left_to(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from cdropout.core.tensors import compute, is_ordinary, is_plain, keep_mask
-from cdropout.torch.functional import alpha_step
-from cdropout.torch.masked import draw_numbers, in_a_graph, in_eager_mode
+from cdropout.core.tensors import is_ordinary, is_plain
+from cdropout.torch.functional import alpha_terms_of
+from cdropout.torch.masked import in_a_graph, in_eager_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 
 SUSPENDS = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+
+
+FORMS = (  # of dropout: whether it is alpha dropout, and the first of the axes that share a draw
+    ("dropout", False, None),
+    ("feature_dropout", False, 2),
+    ("alpha_dropout", True, None),
+    ("feature_alpha_dropout", True, 2),
+)
+KEYS = "AutogradCPU", "CPU"  # CPU alone is what tensors made in inference mode have
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
@@ -109,30 +119,35 @@ def accelerate() -> _Acceleration:
 
 
 def _registered() -> torch.library.Library:
-    """A library that holds a kernel for each form of dropout, above and below autograd."""
+    """Return a library with a kernel for each form of dropout, above and below autograd.
+
+    A dispatch mode may take a form apart instead of calling it: that is rerouted as well.
+    """
     library = torch.library.Library("aten", "IMPL")
-    for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
-        for name, alpha, first in (
-            ("dropout", False, None),
-            ("feature_dropout", False, 2),
-            ("alpha_dropout", True, None),
-            ("feature_alpha_dropout", True, 2),
-        ):
-            for inplace in (False, True):
-                form = name + "_" * inplace
+    for name, alpha, first in FORMS:
+        for inplace in (False, True):
+            form = name + "_" * inplace
+            for key in KEYS:
                 kernel = torch.library.get_kernel(f"aten::{form}", key)
-                function = functools.partial(_rerouted, kernel, alpha, first, inplace)
+                function = functools.partial(_rerouted, kernel.call_boxed, alpha, first, inplace)
                 library.impl(form, function, key, with_keyset=True)
-    kernel = torch.library.get_kernel("aten::native_dropout", "CPU")
-    with warnings.catch_warnings():  # that a kernel is replaced is the purpose
-        warnings.simplefilter("ignore")
-        library.impl("native_dropout", functools.partial(_native, kernel), "CPU", with_keyset=True)
+            operator = getattr(torch.ops.aten, form).default
+            if COMPOSITE not in operator.py_kernels:
+                theirs = operator._op_dk
+                function = functools.partial(_rerouted, theirs, alpha, first, inplace, COMPOSITE)
+                operator.py_impl(COMPOSITE)(function)
+    for key in KEYS:
+        kernel = torch.library.get_kernel("aten::native_dropout", key)
+        with warnings.catch_warnings():  # that a kernel is replaced is the purpose
+            warnings.simplefilter("ignore")
+            function = functools.partial(_native, kernel)
+            library.impl("native_dropout", function, key, with_keyset=True)
     return library
 
 
 def _our_way(x: Tensor, p: float, train: bool | None) -> Way | None:
     """Return the function that applies a mask here; None where PyTorch's kernel has to."""
-    if not (_switch.active and train is not False and 0 < p < 1):
+    if not (_switch.active and train is not False and 0 < p <= 1):
         return None
     if is_ordinary(x):
         return in_eager_mode
@@ -142,7 +157,7 @@ def _our_way(x: Tensor, p: float, train: bool | None) -> Way | None:
 
 
 def _rerouted(
-    kernel: Any,
+    theirs: Callable[..., Tensor],
     alpha: bool,
     first: int | None,
     inplace: bool,
@@ -154,19 +169,16 @@ def _rerouted(
     """One form of dropout; `first` is the first of the axes along which a feature is shared."""
     way = _our_way(x, p, train)
     if way is None or x.dim() < (first or 0):
-        return kernel.call_boxed(keys, x, p, train)
+        return theirs(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
-    if alpha:
-        return alpha_step(x, p, inplace, None, shared, None, way)
-    return way(x, p, inplace, None, shared, None)
+    return way(x, p, inplace, None, shared, alpha_terms_of(p) if alpha else ())
 
 
 def _native(
     kernel: Any, keys: Any, x: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """The form that returns its mask, as bools, and leaves the backward to PyTorch."""
-    if _our_way(x, p, train) is None:
+    """The form that returns its mask too, as bools; backward does not use it."""
+    if _our_way(x, p, train) is not in_eager_mode:
         return kernel.call_boxed(keys, x, p, train)
-    seed, call = draw_numbers(p, None)
-    name = (call, p, (), None)
-    return compute(x, seed, name), keep_mask(x.shape, seed, name)
+    keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
+    return in_eager_mode(x, p, False, None, (), (), keep), keep
