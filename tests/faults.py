@@ -89,7 +89,6 @@ FAULTS = {
     ],
     "core/arrays.pyx": [
         ("apply_mask(part, part, mask, start + first * row, None)", "apply_mask(part, part, mask, start, None)"),
-        ("if stride < extent:", "if stride <= extent:"),
         ("first != second and first < second +", "first < second +"),
         ("and second < first + cnp.PyArray_NBYTES(a)", "and second <= first + cnp.PyArray_NBYTES(a)"),
         (" or not cnp.PyArray_ISNOTSWAPPED(out)", ""),
@@ -99,6 +98,7 @@ FAULTS = {
         ("if not cnp.PyArray_ISNOTSWAPPED(array):", "if False:"),
     ],
     "core/strided.pyx": [
+        ("distance(box.axes[i].y) < extent", "distance(box.axes[i].y) <= extent"),
         ("outer.keep // length == axis.keep", "outer.keep == axis.keep * length"),
         ("and outer.keep % length == 0 and outer.keep // length == axis.keep", ""),
         ("mask, start - before)", "mask, start)"),

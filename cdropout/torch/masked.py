@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -218,7 +223,8 @@ def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Ten
 
 def _check_in_place(x: Tensor) -> None:
     """Refuse a tensor that cannot be written to before anything is drawn, in PyTorch's words."""
-    _check_overlap(x)
+    if torch._debug_has_internal_overlap(x):  # it may have, as far as PyTorch knows
+        _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
         x.copy_(x)
@@ -228,7 +234,9 @@ def _check_in_place(x: Tensor) -> None:
 
 def _check_overlap(x: Tensor) -> None:
     """RuntimeError if elements of x may share memory; PyTorch itself finds only some such tensors."""
-    if torch._debug_has_internal_overlap(x) and overlap(x.shape, x.stride()):
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    if overlap(x.shape, x.stride()):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation."
