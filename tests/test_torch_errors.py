@@ -144,6 +144,7 @@ for room in (4 << 20, 18 << 20):                                                
             failed = calls.index(call)
         else:
             assert room > 4 << 20, calls.index(call)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     assert room > 4 << 20 or half.min() == permuted.min() == 1
 assert failed == len(calls) - 1, "native_dropout, whose second output has no room"
 print("done")

@@ -27,6 +27,7 @@ from cdropout.core.tensors import (
     drawn,
     is_ordinary,
     is_plain,
+    linear,
     overlap,
     restore,
     state_of,
@@ -36,11 +37,9 @@ from cdropout.torch.tracing import PUBLIC, saved_seed, symbolic_call
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
 
-# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, terms)
+# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
-Way: TypeAlias = Callable[
-    [Tensor, float, bool, Source, tuple[int, ...], tuple[float, ...]], Tensor
-]
+Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WORD = 2**64 - 1
@@ -121,11 +120,6 @@ record = super(torch.autograd.Function, Eager).apply
 Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
-def linear(name: "_Name") -> "_Name":
-    """Return what determines the mask of the derivative: the same without what is added."""
-    return (*name[:-1], name[-1][:1])
-
-
 def batched(
     step: Callable[..., Tensor],
     info: Any,
@@ -135,14 +129,14 @@ def batched(
     name: "_Name",
 ) -> tuple[Tensor, int]:
     """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, terms = name
+    call, p, shared, form = name
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     shared = tuple(axis + 1 for axis in shared)
     if in_dims[1] is None:
         shared = (0, *shared)
     else:
         seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, terms)), 0
+    return step(x, seed, (call, p, shared, form)), 0
 
 
 class Masked(torch.autograd.Function):
@@ -187,15 +181,15 @@ class Masked(torch.autograd.Function):
 
 @torch.library.custom_op("cdropout::dropout", mutates_args=(), device_types="cpu")
 def _operator(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], terms: list[float]
+    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
 ) -> Tensor:
     """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
-    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), tuple(terms))))
+    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), form)))
 
 
 @_operator.register_fake
 def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], terms: list[float]
+    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
 ) -> Tensor:
     return torch.empty_like(x)
 
@@ -249,7 +243,7 @@ def in_eager_mode(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
     keep: Tensor | None = None,
 ) -> Tensor:
     """At once; autograd only hears of it if it has to. `keep`, of bools, is filled with the mask."""
@@ -260,10 +254,10 @@ def in_eager_mode(
     if inplace:
         _check_in_place(x)
         if forward_mode or (watched and x._is_view()):
-            return x.copy_(in_eager_mode(x, p, False, generator, shared, terms))
+            return x.copy_(in_eager_mode(x, p, False, generator, shared, form))
     if forward_mode and keep is None:
-        return under_transforms(x, p, False, generator, shared, terms)
-    draw = Draw(p, shared, terms, inplace, generator)
+        return under_transforms(x, p, False, generator, shared, form)
+    draw = Draw(p, shared, form, inplace, generator)
     draw.keep = keep
     if forward_mode:
         compute(x, draw)  # fills keep
@@ -282,13 +276,13 @@ def under_transforms(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
 ) -> Tensor:
     """Under torch.func, where vmap's randomness decides what a draw is."""
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = Masked.apply(x, seed, (call, p, shared, terms))
+        y = Masked.apply(x, seed, (call, p, shared, form))
         return x.copy_(y) if inplace else y
 
     check_generator(generator)
@@ -303,13 +297,13 @@ def in_a_graph(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
 ) -> Tensor:
     """As operators, where a compiler or a dispatch mode looks on."""
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = _operator(x, saved_seed(seed), call, p, list(shared), list(terms))
+        y = _operator(x, saved_seed(seed), call, p, list(shared), form)
         return x.copy_(y) if inplace else y
 
     check_generator(generator)
@@ -355,11 +349,11 @@ def masked(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...] = (),
-    terms: tuple[float, ...] = (),
+    form: str = "scale",
 ) -> Tensor:
     """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
     if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode(x, p, inplace, generator, shared, terms)
+        return in_eager_mode(x, p, inplace, generator, shared, form)
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
@@ -379,7 +373,7 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
-    return way(x, float(p), inplace, generator, shared, terms)
+    return way(x, float(p), inplace, generator, shared, form)
 
 
 def _left_to(
