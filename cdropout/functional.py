@@ -8,7 +8,7 @@ from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.generators import check_probability
-from cdropout.core.masks import draw_into
+from cdropout.core.masks import alpha_terms, draw_into
 
 __all__ = [
     "alpha_dropout",
@@ -168,18 +168,6 @@ def drop_path(
     axes = tuple(range(1, take(x).ndim))
     factor = None if scale_by_keep else 1.0
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
-
-
-# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
-# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
-SATURATION = -1.0507009873554805 * 1.6732632423543772
-
-
-def alpha_terms(p):
-    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    b = -a * p * SATURATION
-    return a, b, a * SATURATION + b
 
 
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):

@@ -89,7 +89,6 @@ FAULTS = {
     ],
     "core/arrays.pyx": [
         ("apply_mask(part, part, mask, start + first * row, None)", "apply_mask(part, part, mask, start, None)"),
-        ("if stride < extent:", "if stride <= extent:"),
         ("first != second and first < second +", "first < second +"),
         ("and second < first + cnp.PyArray_NBYTES(a)", "and second <= first + cnp.PyArray_NBYTES(a)"),
         (" or not cnp.PyArray_ISNOTSWAPPED(out)", ""),
@@ -99,6 +98,7 @@ FAULTS = {
         ("if not cnp.PyArray_ISNOTSWAPPED(array):", "if False:"),
     ],
     "core/strided.pyx": [
+        ("distance(box.axes[i].y) < extent", "distance(box.axes[i].y) <= extent"),
         ("outer.keep // length == axis.keep", "outer.keep == axis.keep * length"),
         ("and outer.keep % length == 0 and outer.keep // length == axis.keep", ""),
         ("mask, start - before)", "mask, start)"),
@@ -118,6 +118,7 @@ FAULTS = {
         ("    while shape and shape[0] == 1:\n", "    while False:\n"),
     ],
     "core/masks.pyx": [
+        ("b = -a * p * SATURATION", "b = a * p * SATURATION"),
         ("high >= 1 << 64", "high > 1 << 64"),
         ("picked.start * stride", "picked.start"),
         ("self.first, self.steps, self.name.scale", "self.first, self.steps"),
@@ -166,7 +167,6 @@ FAULTS = {
     ],
     "functional.py": [
         ("channels = 2 if batched else 1", "channels = 1"),
-        ("b = -a * p * SATURATION", "b = a * p * SATURATION"),
         ("None if scale_by_keep else 1.0", "None"),
         ("if n < 0:", "if n < 1:"),
         ("return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)", "return dropout_axes(x, axes, p, training, False, rng, return_mask, out, factor)"),

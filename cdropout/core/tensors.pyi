@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cdropout.core.generators import Generator
 
-# The call number, p, the axes along which one draw is shared, and the terms, of a mask
-_Name: TypeAlias = tuple[int, float, tuple[int, ...], tuple[float, ...]]
+# The call number, p, the axes along which one draw is shared, and the form, of a mask
+_Name: TypeAlias = tuple[int, float, tuple[int, ...], str]
 
 SEEDS: int
 
@@ -28,13 +28,17 @@ cell: Cell
 def state_of(generator: torch.Generator | Generator | None) -> Any: ...
 def restore(generator: torch.Generator | Generator | None, before: Any, after: Any) -> None: ...
 
+FORMS: tuple[str, ...]
+
+def linear(name: _Name) -> _Name: ...
+
 class Draw:
     keep: Tensor | None
     def __init__(
         self,
         p: float,
         shared: tuple[int, ...],
-        terms: tuple[float, ...],
+        form: str,
         inplace: bool = False,
         generator: torch.Generator | Generator | None = None,
     ) -> None: ...

@@ -14,6 +14,7 @@ from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDR
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport shared_strides
+from cdropout.core.masks import alpha_terms
 from cdropout.core.openmp cimport share_by_openmp, sharers_by_openmp
 from cdropout.core.pieces cimport PIECE, SHORT, apply_span, draw_bools_span, run_box
 from cdropout.core.strided cimport MAX_DIMS, Axis, Box, arrange, is_far_from_mask, overlaps_itself
@@ -270,6 +271,14 @@ def restore(generator, before, after):
         (torch.default_generator if generator is None else generator).set_state(before)
 
 
+FORMS = "scale", "keep", "alpha", "alpha_gradient"
+
+
+def linear(tuple name):
+    """Return a name, (call, p, shared, form), with the form of the derivative."""
+    return (*name[:-1], "alpha_gradient") if name[-1] == "alpha" else name
+
+
 @cython.final
 cdef class Draw:
     """The mask of one call. `compute` draws its seed and call number, after it has allocated memory.
@@ -279,10 +288,9 @@ cdef class Draw:
     p : float
     shared : tuple of int
         The axes along which one draw is shared.
-    terms : tuple of float
-        () or (scale,): a kept element is multiplied by scale, by default 1 / (1 - p); a dropped one becomes +0.0.
-        (scale, shift, constant): shift is added to a kept element, and a dropped one becomes constant.
-        At p = 1 all elements become +0.0.
+    form : str
+        What becomes of an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
+        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, +0.0 in any form.
     inplace : bool
         Whether `compute` writes to its input.
     generator : None, torch.Generator or Generator
@@ -292,20 +300,21 @@ cdef class Draw:
     cdef double p
     cdef double shift, constant
     cdef bint shifts, inplace, drawn
-    cdef tuple shared, terms
+    cdef tuple shared
+    cdef str form
     cdef object generator
     cdef tuple states                 # of PyTorch's generator, before and after the draw of a large call
     cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
 
-    def __init__(self, double p, tuple shared, tuple terms, bint inplace=False, generator=None):
+    def __init__(self, double p, tuple shared, str form, bint inplace=False, generator=None):
         if kernels.mask_init(&self.mask, 0, 0, p):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        self.p, self.shared, self.terms, self.inplace, self.generator = p, shared, terms, inplace, generator
-        if terms and 0 < p < 1:
-            self.mask.scale = terms[0]
-            self.shifts = len(terms) > 1
-            if self.shifts:
-                self.shift, self.constant = terms[1], terms[2]
+        self.p, self.shared, self.form, self.inplace, self.generator = p, shared, form, inplace, generator
+        if form not in FORMS:
+            raise ValueError(f"form has to be one of {FORMS}, but got {form!r}")
+        if form != "scale" and 0 < p < 1:
+            self.mask.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(p)
+            self.shifts = form == "alpha"
 
     cdef draw(self, size_t n):
         """Draw seed and call number, for n elements, unless this was done; p = 1 draws nothing."""
@@ -341,14 +350,14 @@ cdef class Draw:
     def numbers(self):
         """Return the seed and the rest of what determines the derivative's mask; draw them if need be."""
         self.draw(0)
-        return self.mask.seed, (self.mask.call, self.p, self.shared, self.terms[:1])
+        return self.mask.seed, linear((self.mask.call, self.p, self.shared, self.form))
 
 
 def drawn(uint64_t seed, tuple name):
-    """Return a Draw of known numbers; name is (call, p, shared, terms)."""
+    """Return a Draw of known numbers; name is (call, p, shared, form)."""
     cdef Draw draw
-    call, p, shared, terms = name
-    draw = Draw(p, shared, terms)
+    call, p, shared, form = name
+    draw = Draw(p, shared, form)
     draw.mask.seed = seed
     draw.mask.call = call
     draw.drawn = True

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdropout.core.tensors import is_ordinary
-from cdropout.functional import alpha_terms, check_copies
+from cdropout.functional import check_copies
 from cdropout.torch.masked import (
     check_generator,
     in_eager_mode,
@@ -161,11 +161,6 @@ def _unusual(
     return peer(input, p, training, inplace)
 
 
-def alpha_terms_of(p: float) -> tuple[float, ...]:
-    """Return the terms of `alpha_dropout`, or () for a p that needs none or is not valid."""
-    return alpha_terms(float(p)) if 0 < p < 1 else ()
-
-
 def alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -183,8 +178,7 @@ def alpha_dropout(
     -----
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017.
     """
-    terms = alpha_terms_of(p)
-    return masked(F.alpha_dropout, input, p, training, inplace, generator, (), terms)
+    return masked(F.alpha_dropout, input, p, training, inplace, generator, (), "alpha")
 
 
 def feature_alpha_dropout(
@@ -204,7 +198,7 @@ def feature_alpha_dropout(
     if input.dim() < 2:
         return peer(input, p, training, inplace)
     shared = tuple(range(2, input.dim()))
-    return masked(peer, input, p, training, inplace, generator, shared, alpha_terms_of(p))
+    return masked(peer, input, p, training, inplace, generator, shared, "alpha")
 
 
 def drop_path(
@@ -241,8 +235,8 @@ def drop_path(
         return x.mul_(factors) if inplace else x * factors
 
     shared = tuple(range(1, input.dim()))
-    terms = () if scale_by_keep else (1.0,)
-    return masked(peer, input, p, training, inplace, generator, shared, terms)
+    form = "scale" if scale_by_keep else "keep"
+    return masked(peer, input, p, training, inplace, generator, shared, form)
 
 
 def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None) -> Tensor:

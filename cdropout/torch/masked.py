@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -22,19 +27,20 @@ from cdropout.core.tensors import (
     drawn,
     is_ordinary,
     is_plain,
+    linear,
     overlap,
     restore,
     state_of,
 )
-from cdropout.torch.operators import batched, dropout_operator, linear, saved_seed
+from cdropout.torch.operators import batched, dropout_operator, saved_seed
 from cdropout.torch.tracing import PUBLIC, symbolic_call
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
 
-# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, terms)
+# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
-Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], tuple[float, ...]], Tensor]
+Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -159,7 +165,8 @@ class Masked(torch.autograd.Function):
 
 def _check_in_place(x: Tensor) -> None:
     """Refuse a tensor that cannot be written to before anything is drawn, in PyTorch's words."""
-    _check_overlap(x)
+    if torch._debug_has_internal_overlap(x):  # it may have, as far as PyTorch knows
+        _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
         x.copy_(x)
@@ -169,7 +176,9 @@ def _check_in_place(x: Tensor) -> None:
 
 def _check_overlap(x: Tensor) -> None:
     """RuntimeError if elements of x may share memory; PyTorch finds only some such tensors."""
-    if torch._debug_has_internal_overlap(x) and overlap(x.shape, x.stride()):
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    if overlap(x.shape, x.stride()):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation."
@@ -182,7 +191,7 @@ def in_eager_mode(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
     keep: Tensor | None = None,
 ) -> Tensor:
     """At once; autograd only hears of it if it has to. `keep`, of bools, receives the mask."""
@@ -193,10 +202,10 @@ def in_eager_mode(
     if inplace:
         _check_in_place(x)
         if forward_mode or (watched and x._is_view()):
-            return x.copy_(in_eager_mode(x, p, False, generator, shared, terms))
+            return x.copy_(in_eager_mode(x, p, False, generator, shared, form))
     if forward_mode and keep is None:
-        return under_transforms(x, p, False, generator, shared, terms)
-    draw = Draw(p, shared, terms, inplace, generator)
+        return under_transforms(x, p, False, generator, shared, form)
+    draw = Draw(p, shared, form, inplace, generator)
     draw.keep = keep
     if forward_mode:
         compute(x, draw)  # fills keep
@@ -215,13 +224,13 @@ def under_transforms(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
 ) -> Tensor:
     """Under torch.func, where vmap's randomness decides what a draw is."""
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = Masked.apply(x, seed, (call, p, shared, terms))
+        y = Masked.apply(x, seed, (call, p, shared, form))
         return x.copy_(y) if inplace else y
 
     check_generator(generator)
@@ -236,13 +245,13 @@ def in_a_graph(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    terms: tuple[float, ...],
+    form: str,
 ) -> Tensor:
     """As operators, where a compiler or a dispatch mode looks on."""
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), list(terms))
+        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), form)
         return x.copy_(y) if inplace else y
 
     check_generator(generator)
@@ -288,11 +297,11 @@ def masked(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...] = (),
-    terms: tuple[float, ...] = (),
+    form: str = "scale",
 ) -> Tensor:
     """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
     if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode(x, p, inplace, generator, shared, terms)
+        return in_eager_mode(x, p, inplace, generator, shared, form)
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
@@ -312,7 +321,7 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
-    return way(x, float(p), inplace, generator, shared, terms)
+    return way(x, float(p), inplace, generator, shared, form)
 
 
 def _left_to(

@@ -12,17 +12,12 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
-from cdropout.core.tensors import compute, drawn
+from cdropout.core.tensors import compute, drawn, linear
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
 
 WORD = 2**64 - 1
-
-
-def linear(name: "_Name") -> "_Name":
-    """Return what determines the mask of the derivative: the same without what is added."""
-    return (*name[:-1], name[-1][:1])
 
 
 def batched(
@@ -34,14 +29,14 @@ def batched(
     name: "_Name",
 ) -> tuple[Tensor, int]:
     """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, terms = name
+    call, p, shared, form = name
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     shared = tuple(axis + 1 for axis in shared)
     if in_dims[1] is None:
         shared = (0, *shared)
     else:
         seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, terms)), 0
+    return step(x, seed, (call, p, shared, form)), 0
 
 
 # ---- the step -----------------------------------------------------------------------------------
@@ -49,24 +44,19 @@ def batched(
 # The mask's seed is a tensor in the graph
 library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, float[] terms)"
-    " -> Tensor",
+    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, str form) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 dropout_operator = torch.ops.cdropout.dropout.default
 
 
 @torch.library.impl(library, "dropout", "CPU")
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], terms: list[float]
-) -> Tensor:
-    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), tuple(terms))))
+def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
+    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), form)))
 
 
 @torch.library.register_fake(dropout_operator)
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], terms: list[float]
-) -> Tensor:
+def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
     return torch.empty_like(x)
 
 

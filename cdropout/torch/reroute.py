@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from cdropout.core.tensors import is_ordinary, is_plain
-from cdropout.torch.functional import alpha_terms_of
 from cdropout.torch.masked import in_a_graph, in_eager_mode
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def _rerouted(
     if way is None or x.dim() < (first or 0):
         return theirs(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
-    return way(x, p, inplace, None, shared, alpha_terms_of(p) if alpha else ())
+    return way(x, p, inplace, None, shared, "alpha" if alpha else "scale")
 
 
 def _native(
@@ -182,4 +181,4 @@ def _native(
     if _our_way(x, p, train) is not in_eager_mode:
         return kernel.call_boxed(keys, x, p, train)
     keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
-    return in_eager_mode(x, p, False, None, (), (), keep), keep
+    return in_eager_mode(x, p, False, None, (), "scale", keep), keep
