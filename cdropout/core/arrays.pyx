@@ -9,7 +9,7 @@ import numpy as np
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box, sharers
-from cdropout.core.strided cimport Box, arrange, is_far_from_mask
+from cdropout.core.strided cimport Box, arrange, is_far_from_mask, overlaps_itself
 from cdropout.core.threads cimport share
 
 cdef extern from "numpy/arrayobject.h":
@@ -127,21 +127,14 @@ def place(x, inplace, out):
     return destination(as_array(x), inplace, out)
 
 
-cdef bint overlaps_itself(cnp.ndarray array):
-    """Whether two elements may share memory (0 strides, sliding windows); interleaved axes count as such."""
-    cdef size_t extent = cnp.PyArray_ITEMSIZE(array)
-    lengths = zip((<object>array).strides, shape_of(array))
-    for stride, length in sorted([(abs(stride), length) for stride, length in lengths if length > 1]):
-        if stride < extent:
-            return True
-        extent += (length - 1) * stride
-    return False
-
-
 cdef check_writable(cnp.ndarray array, name):
+    cdef Box box
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return
+    fill_box(&box, None, array, None)
+    if overlaps_itself(&box):
         raise ValueError(f"elements of {name} overlap in memory")
 
 

@@ -303,6 +303,18 @@ cdef double scale_of(double p) noexcept:
     return name.scale
 
 
+# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
+# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
+SATURATION = -1.0507009873554805 * 1.6732632423543772
+
+
+def alpha_terms(p):
+    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    b = -a * p * SATURATION
+    return a, b, a * SATURATION + b
+
+
 cdef double as_factor(factor, double p) except -1:
     """A factor other than 1 / (1 - p)."""
     cdef double value = float(factor)
