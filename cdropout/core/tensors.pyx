@@ -162,7 +162,7 @@ cdef apply_dense(const View* x, const View* y, const cdropout_mask* mask):
     cdef size_t n = size_of(x)
     cdef size_t most
     if n < SHORT:
-        kernels.apply(type_of(x), x.data, y.data, n, mask, 0)
+        kernels.apply(type_of(x), 0, x.data, y.data, n, mask, 0)
         return
     most = sharers_by_openmp(n)
     with nogil:

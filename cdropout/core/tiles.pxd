@@ -7,7 +7,7 @@ from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.bits cimport (
     MARGIN, BitAxis, Writer, append_bits, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64, write_bits, write_group,
 )
-from cdropout.core.elements cimport element, mask_and_scale
+from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
     MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, sort_by_mask, take_tile,
@@ -20,6 +20,7 @@ cdef enum:
     AHEAD = 4                         # rows from one that is read to one that is prefetched
     SHORT_ROW = 2048                  # bytes of a row up to which the hardware does not prefetch the next one by itself
     BUFFER = 512                      # elements that are gathered from, or scattered to, steps in memory at once
+    STREAMED_ROW = 4 * GROUP          # elements from which streaming stores pay for a row
 
 cdef struct Source:                   # what says which elements are kept: a mask, or
     const cdropout_mask* mask
@@ -253,7 +254,7 @@ cdef inline void apply_spaced_row(
         y += <ptrdiff_t>n * row.y
 
 
-cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, element* typed) noexcept nogil:
+cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, bint large, element* typed) noexcept nogil:
     """Apply bits in the order of y to the rows of a tile."""
     cdef Rows rows, ahead
     cdef const cdropout_axis* row
@@ -265,6 +266,7 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, eleme
     first_row(&rows, tile)
     row = &tile.axes[rows.last]
     adjacent = row.x == sizeof(element) and row.y == sizeof(element)
+    large = large and row.length >= STREAMED_ROW
     ahead = rows
     more = adjacent and row.length * sizeof(element) <= SHORT_ROW
     for i in range(AHEAD):
@@ -275,7 +277,9 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, eleme
         if more:
             prefetch_row(&ahead, row.length * sizeof(element))
             more = next_row(&ahead)
-        if adjacent:
+        if adjacent and large:
+            mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, scale, large)
+        elif adjacent:
             mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, scale)
         else:
             apply_spaced_row(x, y, row, bits, first, scale, typed)
@@ -284,7 +288,7 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, eleme
             return
 
 
-cdef inline void apply_tile(View* tile, const Source* source, double scale, element* typed) noexcept nogil:
+cdef inline void apply_tile(View* tile, const Source* source, double scale, bint large, element* typed) noexcept nogil:
     cdef uint8_t drawn_bits[TILE_BYTES + MARGIN]
     cdef uint8_t ordered_bits[TILE_BYTES + MARGIN]
     cdef const uint8_t* bits = drawn_bits
@@ -306,14 +310,14 @@ cdef inline void apply_tile(View* tile, const Source* source, double scale, elem
                 ndim += 1
         reorder_bits(ordered_bits, drawn_bits, first_bit(&drawn, tile), ndim, axes)
         bits = ordered_bits
-    apply_rows(&dense, bits, scale, typed)
+    apply_rows(&dense, bits, scale, large, typed)
 
 
-cdef inline void apply_view(const View* view, const Source* source, double scale, element* typed) noexcept nogil:
+cdef inline void apply_view(const View* view, const Source* source, double scale, bint large, element* typed) noexcept nogil:
     cdef size_t lengths[MAX_DIMS]
     cdef size_t number
     cdef View tile
     choose_tile(lengths, view)
     for number in range(count_tiles(view, lengths)):
         take_tile(&tile, view, lengths, number)
-        apply_tile(&tile, source, scale, typed)
+        apply_tile(&tile, source, scale, large, typed)
