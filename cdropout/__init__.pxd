@@ -1,4 +1,4 @@
-"""The C interface for Cython: a mask by value, the kernels, and the table that holds them. Must match include/cdropout.h."""
+"""The C interface for Cython: cdropout_mask, and the table of kernels. Must match include/cdropout.h."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
@@ -13,6 +13,8 @@ cdef extern from "cdropout.h" nogil:
         CDROPOUT_FLOAT16
         CDROPOUT_BFLOAT16
         CDROPOUT_BOOL
+
+    ctypedef enum cdropout_flags:
         CDROPOUT_PART_OF_LARGE
 
     ctypedef struct cdropout_axis:
@@ -27,10 +29,11 @@ cdef extern from "cdropout.h" nogil:
         uint32_t size
         int (*mask_init)(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil
         int (*apply)(
-            cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
         ) noexcept nogil
         int (*apply_bits)(
-            cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start,
+            double scale
         ) noexcept nogil
         int (*bits)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil
         int (*bools)(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil

@@ -28,6 +28,7 @@ except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
     exit_command(error)
     raise
 
+from cdropout.core.dispatch import get_table
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads
 from cdropout.functional import (
@@ -79,6 +80,7 @@ __all__ = [
     "feature_alpha_dropout",
     "get_include",
     "get_num_threads",
+    "get_table",
     "manual_seed",
     "mc_dropout",
     "set_num_threads",

@@ -205,8 +205,11 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
         error(f"the process of a run ended with code {problem.returncode}")
 
 
-def run_info(*_: object) -> int:
-    """Print what was installed, what is in use, and where things are."""
+def run_info(options: argparse.Namespace, *_: object) -> int:
+    """Print the version, the instruction sets, the number of threads and the folder of cdropout.h."""
+    if options.include:
+        print(cd.get_include())
+        return 0
     lines = {
         "cdropout": version("cdropout"),
         "built for": ", ".join(dispatch.built()),
@@ -298,6 +301,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="command", required=True)
     add_bench(commands)
     info = commands.add_parser("info", help="print version, instruction sets, threads and folders")
+    info.add_argument("--include", action="store_true", help="print only the folder of cdropout.h")
     info.set_defaults(run=run_info, error=info.error)
     check = commands.add_parser("selftest", help="prove that every instruction set is right here")
     check.set_defaults(run=run_selftest, error=check.error)

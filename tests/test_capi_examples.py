@@ -112,18 +112,35 @@ def test_the_cost_of_a_call_is_printed(load, folder):
 
 
 def test_programs_include_no_python():
-    for name in ("programs.h", "layer.cpp", "threads.c", "training.c"):
+    for name in ("programs.h", "images.c", "layer.cpp", "threads.c", "training.c"):
         assert "Python.h" not in (EXAMPLES / name).read_text()
 
 
-@pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
-def test_the_layer_is_as_the_module(load, p):
-    x, gy = numbers(10_007), numbers(10_007, seed=1)
+@pytest.mark.parametrize(
+    "n, p", [(10_007, 0), (10_007, 0.1), (10_007, 0.5), (10_007, 1), ((1 << 22) + 77, 0.1)]
+)
+def test_the_layer_is_as_the_module(load, n, p):
+    """The last length is one for which the layer sets its flag."""
+    x, gy = numbers(n), numbers(n, seed=1)
     y, gx = np.empty_like(x), np.empty_like(x)
     load("bridge").layer(x, gy, y, gx, p, 42)
-    mask = cdropout.Mask(10_007, p, 42, 0)
+    mask = cdropout.Mask(n, p, 42, 0)
     assert y.tobytes() == mask.apply(x).tobytes()
     assert gx.tobytes() == cdropout.dropout_backward(gy, mask).tobytes()
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 11, 13), (1, 64, 9, 7), (3, 1, 5, 8), (2, 0, 3, 3)])
+def test_images_are_as_in_python(load, shape, by_channel):
+    """Their memory is in the order images, rows, columns, channels."""
+    x = numbers(shape[0], shape[2], shape[3], shape[1])
+    y, p = np.full_like(x, 9), 0.3
+    load("bridge").images(x, y, *shape, by_channel, p, 42)
+    function = cdropout.dropout2d if by_channel else cdropout.dropout
+    want = function(x.transpose(0, 3, 1, 2), p, rng=42)
+    assert np.array_equal(y.transpose(0, 3, 1, 2), want)
+    with pytest.raises(ValueError, match="p has to be between 0 and 1"):
+        load("bridge").images(x, y, *shape, by_channel, 1.5, 42)
 
 
 @pytest.mark.parametrize("n", [0, 1, 65_535, 65_536, 1_000_003])

@@ -30,6 +30,11 @@ def test_info(capsys):
     assert sys.version.startswith(lines["Python"])
 
 
+def test_info_prints_the_include_folder_alone(capsys):
+    assert main(["info", "--include"]) == 0
+    assert capsys.readouterr().out == f"{cd.get_include()}\n"
+
+
 def test_runs_as_a_module_and_is_not_imported_with_the_package():
     # -P: the checkout in the current folder is not what was installed.
     command = [sys.executable, "-P", "-m", "cdropout", "--version"]

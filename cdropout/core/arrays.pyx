@@ -253,7 +253,7 @@ cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_
     if strides is not None or not plain(x, y):
         apply_view(x, y, mask, None, None, start, strides, mask.scale)
     elif n < SHORT:
-        kernels.apply(dtype, source, target, n, mask, start)
+        kernels.apply(dtype, 0, source, target, n, mask, start)
     else:
         with nogil:
             apply_span(dtype, source, target, n, mask, start, share, sharers(n))

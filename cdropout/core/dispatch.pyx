@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport uintptr_t
 
 from cdropout cimport cdropout_table
 
@@ -59,3 +60,30 @@ largest_cached = last_level_cache() // 2             # bytes of an output: the i
 module.set_largest_cached(largest_cached)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout.core.table")
+
+
+def get_table():
+    """Return the address of the table of kernels.
+
+    The table is the struct `cdropout_table` of `cdropout.h`. The address is for what calls C functions by their
+    addresses, such as ctypes, cffi, Numba and Rust. C, C++ and Cython call `cdropout_import()`, which checks the version too.
+
+    Returns
+    -------
+    int
+        The address, which is valid until the process ends.
+
+    Notes
+    -----
+    The table begins with two 32-bit numbers: its version, and its size in bytes. The functions of a version are in all later
+    versions too, at the same places.
+
+    Examples
+    --------
+    >>> import ctypes
+    >>> import cdropout
+    >>> version, size = (ctypes.c_uint32 * 2).from_address(cdropout.get_table())
+    >>> version >= 1
+    True
+    """
+    return <uintptr_t>kernels

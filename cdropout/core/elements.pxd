@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout.core.bits cimport spread_bits
+from cdropout.core.stream cimport GROUP, WORDS
 
 cdef extern from "simd.h" nogil:
     uint32_t load_bits32 "cd_load_bits32"(const void*)
@@ -19,6 +20,8 @@ cdef extern from "simd.h" nogil:
     void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
     f32 kept_f32 "cd_kept_f32"(f32, const uint8_t*, size_t)
     f64 kept_f64 "cd_kept_f64"(f64, const uint8_t*, size_t)
+    void store_streaming "cd_stream"(void*, const void*, size_t)
+    void end_streaming "cd_end_stream"()
 
 cdef struct half:                                 # structs, since Cython would take two ctypedefs of one type for one
     uint16_t bits
@@ -45,6 +48,7 @@ ctypedef fused element:
 cdef enum:
     WORD = 32                                     # elements that one step takes
     LINE = 64                                     # bytes of a cache line, and of the widest register
+    ROOM = 4160                                   # bytes that hold the lines of a GROUP, wherever the first one begins
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
@@ -124,6 +128,35 @@ cdef inline void mask_and_scale(
         y += n // WORD * WORD
         first += n // WORD * WORD
         step_few(x, y, few_bits_at(keep, first, n % WORD), n % WORD, scale)
+
+
+cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
+    """Return whether streaming stores pay: they save reading the lines of y, if memory is slower than the core."""
+    return large and WORDS <= 2 and sizeof(element) >= 4 and x != y
+
+
+cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
+    """Return the first line of ROOM bytes; `typed`: its type only."""
+    return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
+
+
+cdef inline void mask_and_scale_large(
+    const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale, bint large
+) noexcept nogil:
+    """mask_and_scale, with streaming stores if y is part of a large array."""
+    cdef uint8_t room[ROOM]
+    cdef element* lines = aligned_within(room, x)
+    cdef size_t done = up_to_line(y, n)
+    if not may_stream(x, y, large) or <uintptr_t>(y + done) % LINE:
+        mask_and_scale(x, y, keep, first, n, scale)
+        return
+    mask_and_scale(x, y, keep, first, done, scale)
+    while done + GROUP <= n:
+        mask_and_scale(x + done, lines, keep, first + done, GROUP, scale)
+        store_streaming(y + done, lines, GROUP * sizeof(element))
+        done += GROUP
+    end_streaming()
+    mask_and_scale(x + done, y + done, keep, first + done, n - done, scale)
 
 
 # ---- bias, dropout and residual in one pass -------------------------------------------------------

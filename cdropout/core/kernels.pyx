@@ -15,7 +15,8 @@ from cdropout cimport (
 )
 from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
 from cdropout.core.elements cimport (
-    LINE, WORD, add_masked, add_to, bfloat, boolean, floating, half, mask_and_scale, real, step, up_to_line,
+    LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
+    mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
 )
 from cdropout.core.tiles cimport Rows, Source, Terms, append_stream, apply_view, begin_rows, next_row
 from cdropout.core.view cimport MAX_DIMS, View, arrange
@@ -26,18 +27,15 @@ from cdropout.core.stream cimport (
 
 cdef enum:
     BLOCK_BYTES = 1024                            # of a block's packed keep bits
-    ROOM = 4160                                   # bytes that hold the lines of a GROUP, wherever the first one begins
 
 cdef extern from "simd.h" nogil:
-    void store_past_cache "cd_stream"(void*, const void*, size_t)
-    void end_stores_past_cache "cd_end_stream"()
     void fill_rows "cd_fill_rows"()
 
-cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is stored past the cache
+cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is written with streaming stores
 
 
 def set_largest_cached(size_t bytes):
-    """Say from how many bytes on an output is stored past the cache."""
+    """Set the number of bytes from which an output is written with streaming stores."""
     global largest_cached
     largest_cached = bytes
 
@@ -67,18 +65,6 @@ cdef inline void apply_and_draw(
         step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
 
 
-cdef inline bint goes_past_cache(const floating* x, const floating* y, size_t n, bint large) noexcept nogil:
-    """Whether to store y past the cache, which saves reading its lines: where memory, not the core, sets the pace."""
-    if WORDS > 2 or sizeof(floating) < 4 or x == y:
-        return False
-    return large or n * sizeof(floating) >= largest_cached
-
-
-cdef inline floating* aligned_within(uint8_t* room, const floating* typed) noexcept nogil:
-    """The first line of ROOM bytes; `typed`: its type only."""
-    return <floating*>(room + <size_t>(-<uintptr_t>room) % LINE)
-
-
 cdef void apply_stream(
     const floating* x, floating* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
 ) noexcept nogil:
@@ -90,7 +76,7 @@ cdef void apply_stream(
     cdef Writer writer                            # what it holds is drawn, but not yet in keep
     cdef uint8_t room[ROOM]
     cdef floating* lines = aligned_within(room, x)
-    cdef bint past_cache = goes_past_cache(x, y, n, large)
+    cdef bint streaming = may_stream(x, y, large)
     writer.to, writer.held, writer.count = keep, 0, 0
     open_stream(&stream, mask, start - first)
     draw_group(&stream, drawn)
@@ -106,38 +92,19 @@ cdef void apply_stream(
     x += part
     y += part
     n -= part
-    past_cache = past_cache and <uintptr_t>y % LINE == 0
+    streaming = streaming and <uintptr_t>y % LINE == 0
     while n > GROUP:
-        apply_and_draw(x, lines if past_cache else y, keep, mask.scale, &stream, drawn)
-        if past_cache:
-            store_past_cache(y, lines, GROUP * sizeof(floating))
+        apply_and_draw(x, lines if streaming else y, keep, mask.scale, &stream, drawn)
+        if streaming:
+            store_streaming(y, lines, GROUP * sizeof(floating))
         writer.to = keep
         write_group(&writer, drawn)
         x += GROUP
         y += GROUP
         n -= GROUP
     mask_and_scale(x, y, keep, 0, n, mask.scale)
-    if past_cache:
-        end_stores_past_cache()
-
-
-cdef void apply_packed(
-    const floating* x, floating* y, const uint8_t* bits, uint64_t first, size_t n, double scale, bint large
-) noexcept nogil:
-    """mask_and_scale, past the cache where that pays."""
-    cdef uint8_t room[ROOM]
-    cdef floating* lines = aligned_within(room, x)
-    cdef size_t part = up_to_line(y, n)
-    if goes_past_cache(x, y, n, large) and <uintptr_t>(y + part) % LINE == 0:
-        mask_and_scale(x, y, bits, first, part, scale)
-        while part + GROUP <= n:
-            mask_and_scale(x + part, lines, bits, first + part, GROUP, scale)
-            store_past_cache(y + part, lines, GROUP * sizeof(floating))
-            part += GROUP
-        end_stores_past_cache()
-    else:
-        part = 0
-    mask_and_scale(x + part, y + part, bits, first + part, n - part, scale)
+    if streaming:
+        end_streaming()
 
 
 cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil:
@@ -151,10 +118,19 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
 
 
 cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
-    """Bytes an element; 0 for a code that is none."""
+    """Return the bytes per element, or 0 for an unknown code."""
     if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16):
         return 2
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
+
+
+cdef inline bint are_known(uint32_t flags) noexcept nogil:
+    return flags & ~<uint32_t>CDROPOUT_PART_OF_LARGE == 0
+
+
+cdef inline bint is_large(uint32_t flags, size_t bytes) noexcept nogil:
+    """Return whether an output of so many bytes is to be written with streaming stores."""
+    return flags & <uint32_t>CDROPOUT_PART_OF_LARGE or bytes >= largest_cached
 
 
 cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept nogil:
@@ -162,11 +138,10 @@ cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept 
 
 
 cdef int apply(
-    cdropout_dtype dtype, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
-    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
-    if size_of(dtype) == 0 or n and any_null(x, y, mask):
+    cdef bint large = is_large(flags, n * size_of(dtype))
+    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, mask):
         return -1
     if n == 0:
         return 0
@@ -184,20 +159,20 @@ cdef int apply(
 
 
 cdef int apply_bits(
-    cdropout_dtype dtype, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start, double scale
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start,
+    double scale
 ) noexcept nogil:
-    cdef bint large = dtype & CDROPOUT_PART_OF_LARGE != 0
-    dtype = <cdropout_dtype>(dtype & ~CDROPOUT_PART_OF_LARGE)
-    if size_of(dtype) == 0 or n and any_null(x, y, bits):
+    cdef bint large = is_large(flags, n * size_of(dtype))
+    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, bits):
         return -1
     if dtype == CDROPOUT_FLOAT32:
-        apply_packed(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
+        mask_and_scale_large(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_packed(<const double*>x, <double*>y, bits, bit_start, n, scale, large)
+        mask_and_scale_large(<const double*>x, <double*>y, bits, bit_start, n, scale, large)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_packed(<const half*>x, <half*>y, bits, bit_start, n, scale, large)
+        mask_and_scale_large(<const half*>x, <half*>y, bits, bit_start, n, scale, large)
     else:
-        apply_packed(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale, large)
+        mask_and_scale_large(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale, large)
     return 0
 
 
@@ -239,7 +214,7 @@ cdef enum:
 
 
 cdef inline void apply_long_rows(
-    const View* view, const cdropout_mask* mask, floating* typed
+    const View* view, const cdropout_mask* mask, bint large, floating* typed
 ) noexcept nogil:
     """Draw, mask and scale each row by itself; `typed`: its type only."""
     cdef Rows rows
@@ -248,7 +223,7 @@ cdef inline void apply_long_rows(
     while True:
         apply_stream(
             <const floating*>(view.x + <ptrdiff_t>rows.x), <floating*>(view.y + <ptrdiff_t>rows.y), n, mask,
-            view.start + rows.mask, False,
+            view.start + rows.mask, large,
         )
         if not next_row(&rows):
             return
@@ -258,26 +233,31 @@ cdef inline void apply_typed(const View* view, const Source* source, const Terms
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
     if (source.mask != NULL and terms.scale != 0 and not terms.shifts and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
             and row.x == sizeof(floating) and row.y == sizeof(floating)):
-        apply_long_rows(view, source.mask, typed)
+        apply_long_rows(view, source.mask, terms.large, typed)
     else:
         apply_view(view, source, terms, typed)
 
 
+cdef inline bint source_is_null(const Source* source) noexcept nogil:
+    return source.mask == NULL and source.bits == NULL and source.bools == NULL
+
+
 cdef int apply_source(
-    cdropout_dtype dtype, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source, uint64_t start,
-    const Terms* terms,
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source,
+    uint64_t start, Terms* terms,
 ) noexcept nogil:
     cdef View view
+    cdef size_t bytes = size_of(dtype)
     cdef int i
-    cdef bint empty = False
-    if size_of(dtype) == 0 and dtype != CDROPOUT_BOOL or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
+    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known(flags) or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
         return -1
     for i in range(ndim):
-        empty = empty or axes[i].length == 0
-    if empty:
-        return 0
-    if y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+        if axes[i].length == 0:
+            return 0
+        bytes *= axes[i].length
+    if source_is_null(source) or y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
         return -1
+    terms.large = is_large(flags, bytes)
     view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL
     view.y = <char*>y
     view.start = start
@@ -300,11 +280,8 @@ cdef int apply_strided(
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
-    cdef Terms terms
-    if mask == NULL:
-        return -1
-    terms = Terms(mask.scale, False, 0, 0)
-    return apply_source(dtype, x, y, ndim, axes, &source, start, &terms)
+    cdef Terms terms = Terms(mask.scale if mask != NULL else 0, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
 
 
 cdef int apply_alpha_strided(
@@ -312,11 +289,11 @@ cdef int apply_alpha_strided(
     const cdropout_mask* mask, uint64_t start, double shift, double constant,
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
-    cdef Terms terms
-    if mask == NULL or dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+    cdef double scale = mask.scale if mask != NULL else 0
+    cdef Terms terms = Terms(scale, False, scale != 0, shift, constant)
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
         return -1
-    terms = Terms(mask.scale, mask.scale != 0, shift, constant)
-    return apply_source(dtype, x, y, ndim, axes, &source, start, &terms)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
 
 
 cdef int apply_bits_strided(
@@ -324,10 +301,8 @@ cdef int apply_bits_strided(
     const uint8_t* bits, uint64_t bit_start, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, bits, NULL)
-    cdef Terms terms = Terms(scale, False, 0, 0)
-    if bits == NULL:
-        return -1
-    return apply_source(dtype, x, y, ndim, axes, &source, bit_start, &terms)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, &terms)
 
 
 cdef int apply_bools_strided(
@@ -335,10 +310,8 @@ cdef int apply_bools_strided(
     const uint8_t* bools, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, NULL, bools)
-    cdef Terms terms = Terms(scale, False, 0, 0)
-    if bools == NULL:
-        return -1
-    return apply_source(dtype, x, y, ndim, axes, &source, 0, &terms)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, &terms)
 
 
 # ---- bias, dropout and residual in one pass -----------------------------------------------------------

@@ -1,6 +1,6 @@
 """The kernels on arrays of any size: cut into pieces, which threads share, and between which signals are answered."""
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint32_t, uint64_t
 
 from cdropout cimport (
     CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdropout_dtype, cdropout_mask,
@@ -26,6 +26,11 @@ cdef size_t sharers(size_t n) noexcept nogil:
     return SIZE_MAX if n >= SHARED else 1
 
 
+cdef uint32_t flags_of(size_t bytes) noexcept nogil:
+    """Return the flags with which a part of so many bytes of output is stored as the whole would be."""
+    return CDROPOUT_PART_OF_LARGE if bytes >= largest_cached else 0
+
+
 # ---- elements in a row --------------------------------------------------------------------------
 
 cdef struct Span:
@@ -42,13 +47,11 @@ cdef struct Span:
 
 cdef void apply_part(const Span* span, size_t first, size_t n) noexcept nogil:
     cdef size_t at = first * size_of(span.dtype)
-    cdef cdropout_dtype dtype = span.dtype
-    if span.n * size_of(dtype) >= largest_cached:    # the part is stored as the whole would be: past the cache
-        dtype = <cdropout_dtype>(dtype | CDROPOUT_PART_OF_LARGE)
+    cdef uint32_t flags = flags_of(span.n * size_of(span.dtype))
     if span.bits == NULL:
-        kernels.apply(dtype, span.x + at, span.y + at, n, span.mask, span.start + first)
+        kernels.apply(span.dtype, flags, span.x + at, span.y + at, n, span.mask, span.start + first)
     else:
-        kernels.apply_bits(dtype, span.x + at, span.y + at, n, span.bits, first, span.scale)
+        kernels.apply_bits(span.dtype, flags, span.x + at, span.y + at, n, span.bits, first, span.scale)
 
 
 cdef void draw_bits_part(const Span* span, size_t first, size_t n) noexcept nogil:
@@ -105,6 +108,7 @@ cdef struct ViewCall:
     const View* view
     const size_t* lengths             # of a tile
     cdropout_dtype dtype
+    uint32_t flags
     const cdropout_mask* mask         # or
     const uint8_t* bits               # or
     const uint8_t* bools              # with
@@ -116,12 +120,14 @@ cdef void run_tile(const void* call, size_t number) noexcept nogil:
     cdef View tile
     take_tile(&tile, all.view, all.lengths, number)
     if all.mask != NULL:
-        kernels.apply_strided(all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.mask, tile.start)
+        kernels.apply_strided(all.dtype, all.flags, tile.x, tile.y, tile.ndim, tile.axes, all.mask, tile.start)
     elif all.bits != NULL:
-        kernels.apply_bits_strided(all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.bits, tile.start, all.scale)
+        kernels.apply_bits_strided(
+            all.dtype, all.flags, tile.x, tile.y, tile.ndim, tile.axes, all.bits, tile.start, all.scale,
+        )
     else:
         kernels.apply_bools_strided(
-            all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.bools + <ptrdiff_t>tile.start, all.scale,
+            all.dtype, all.flags, tile.x, tile.y, tile.ndim, tile.axes, all.bools + <ptrdiff_t>tile.start, all.scale,
         )
 
 
@@ -131,7 +137,12 @@ cdef int run_view(
 ) except -1 nogil:
     """y = x * scale where the mask, the bits or the bools keep, else +0.0, on at most `most` threads, which `how` brings to it."""
     cdef size_t lengths[MAX_DIMS]
-    cdef ViewCall call = ViewCall(view, &lengths[0], dtype, mask, bits, bools, scale)
+    cdef ViewCall call = ViewCall(view, &lengths[0], dtype, 0, mask, bits, bools, scale)
+    cdef size_t bytes = size_of(dtype)
+    cdef int i
+    for i in range(ndim):
+        bytes *= axes[i].length
+    call.flags = flags_of(bytes)
     arrange(view, ndim, axes)
     choose_tile(lengths, view)
     return how(run_tile, &call, count_tiles(view, lengths), most)

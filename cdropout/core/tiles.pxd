@@ -7,7 +7,7 @@ from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.bits cimport (
     MARGIN, BitAxis, Writer, append_bits, bits64_at, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64, write_bits, write_group,
 )
-from cdropout.core.elements cimport element, mask_and_scale
+from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
     MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, sort_by_mask, take_tile,
@@ -20,6 +20,7 @@ cdef enum:
     AHEAD = 4                         # rows from one that is read to one that is prefetched
     SHORT_ROW = 2048                  # bytes of a row up to which the hardware does not prefetch the next one by itself
     BUFFER = 512                      # elements that are gathered from, or scattered to, steps in memory at once
+    STREAMED_ROW = 4 * GROUP          # elements from which streaming stores pay for a row
 
 cdef struct Source:                   # what says which elements are kept: a mask, or
     const cdropout_mask* mask
@@ -233,6 +234,7 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
 
 cdef struct Terms:                    # what becomes of an element:
     double scale                      # a kept one is multiplied by this
+    bint large                        # y is part of an array that does not fit the cache: use streaming stores
     bint shifts                       # and then, if this is set (float32 and float64 only),
     double shift                      # this is added to a kept one
     double constant                   # and a dropped one becomes this; otherwise +0.0
@@ -294,6 +296,7 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
     first_row(&rows, tile)
     row = &tile.axes[rows.last]
     adjacent = row.x == sizeof(element) and row.y == sizeof(element)
+    large = large and row.length >= STREAMED_ROW
     ahead = rows
     more = adjacent and row.length * sizeof(element) <= SHORT_ROW
     for i in range(AHEAD):
@@ -304,7 +307,9 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
         if more:
             prefetch_row(&ahead, row.length * sizeof(element))
             more = next_row(&ahead)
-        if adjacent and not terms.shifts:
+        if adjacent and terms.large and not terms.shifts:
+            mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, terms.scale, True)
+        elif adjacent and not terms.shifts:
             mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, terms.scale)
         else:
             apply_spaced_row(x, y, row, bits, first, terms, typed)

@@ -1,8 +1,8 @@
-/* A small extension that hands the table to programs which know nothing of Python: layer.cpp, threads.c and training.c. */
+/* A small extension that hands the table to programs which know nothing of Python. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "programs.h" /* includes cdropout.h, after Python.h: that gives cdropout_import */
+#include "programs.h" /* includes cdropout.h, after Python.h, which cdropout_import needs */
 
 static const cdropout_table *kernels;
 
@@ -43,6 +43,25 @@ static PyObject *threads(PyObject *self, PyObject *args) {
   return result(right, status);
 }
 
+/* images(x, y, images, channels, rows, columns, by_channel, p, seed) */
+static PyObject *images(PyObject *self, PyObject *args) {
+  Py_buffer x, y;
+  Py_ssize_t shape[4];
+  size_t lengths[4], bytes = sizeof(float);
+  int by_channel, status = 0;
+  double p;
+  unsigned long long seed;
+  (void)self;
+  if (!PyArg_ParseTuple(args, "y*w*nnnnpdK", &x, &y, &shape[0], &shape[1], &shape[2], &shape[3], &by_channel, &p, &seed)) return NULL;
+  for (int i = 0; i < 4; i++) bytes *= lengths[i] = (size_t)shape[i];
+  int right = x.len == y.len && (size_t)x.len == bytes;
+  if (right && by_channel) status = images_drop_channels(kernels, x.buf, y.buf, lengths, p, seed);
+  if (right && !by_channel) status = images_drop_elements(kernels, x.buf, y.buf, lengths, p, seed);
+  PyBuffer_Release(&x);
+  PyBuffer_Release(&y);
+  return result(right, status);
+}
+
 static PyObject *training(PyObject *self, PyObject *args) {
   Py_buffer x, wanted, now, gradient, work;
   double p, loss = 0;
@@ -67,6 +86,7 @@ static PyObject *training(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"layer", layer, METH_VARARGS, "layer(x, gy, y, gx, p, seed): forward of x into y, backward of gy into gx."},
+    {"images", images, METH_VARARGS, "images(x, y, images, channels, rows, columns, by_channel, p, seed): dropout of channels-last x into y."},
     {"threads", threads, METH_VARARGS, "threads(x, y, p, seed): dropout of x into y by many threads."},
     {"training", training, METH_VARARGS, "training(x, wanted, weights, gradient, work, p, seed, call): the loss of one step."},
     {NULL, NULL, 0, NULL},

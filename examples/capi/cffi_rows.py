@@ -1,24 +1,18 @@
 """cffi: each row of a float32 array by a mask of its own, row i by that of call number i."""
 
-import ctypes
 from pathlib import Path
 
 import cffi
 import numpy as np
 
 import cdropout
-from cdropout.core import dispatch
 
-# What cffi reads are the header's declarations: the lines between those for C++.
+# cffi reads the header's declarations: the lines between those for C++.
 header = Path(cdropout.get_include(), "cdropout.h").read_text()
 ffi = cffi.FFI()
 ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])
 
-capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-capsule_pointer.restype = ctypes.c_void_p
-capsule_pointer.argtypes = ctypes.py_object, ctypes.c_char_p
-address = capsule_pointer(dispatch.table, b"cdropout.core.table")
-kernels = ffi.cast("const cdropout_table *", address)
+kernels = ffi.cast("const cdropout_table *", cdropout.get_table())
 FLOAT32 = ffi.typeof("cdropout_dtype").relements["CDROPOUT_FLOAT32"]
 
 
@@ -32,7 +26,7 @@ def dropout_rows(x, y, p, seed):
         if kernels.mask_init(mask, seed, row, p):
             raise ValueError("p has to be between 0 and 1")
         at = row * columns
-        kernels.apply(FLOAT32, source + at, target + at, columns, mask, 0)
+        kernels.apply(FLOAT32, 0, source + at, target + at, columns, mask, 0)
 
 
 if __name__ == "__main__":

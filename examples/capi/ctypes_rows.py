@@ -6,7 +6,6 @@ from ctypes import CFUNCTYPE, POINTER, c_double, c_int, c_size_t, c_uint32, c_ui
 import numpy as np
 
 import cdropout
-from cdropout.core import dispatch
 
 
 class Mask(ctypes.Structure):
@@ -21,7 +20,7 @@ class Mask(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """The beginning of cdropout_table: as much of it as is wanted here."""
+    """The beginning of cdropout_table, up to the last function that is used here."""
 
     _fields_ = [
         ("version", c_uint32),
@@ -29,15 +28,15 @@ class Table(ctypes.Structure):
         ("mask_init", CFUNCTYPE(c_int, POINTER(Mask), c_uint64, c_uint64, c_double)),
         (
             "apply",
-            CFUNCTYPE(c_int, c_int, c_void_p, c_void_p, c_size_t, POINTER(Mask), c_uint64),
+            CFUNCTYPE(
+                c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, POINTER(Mask), c_uint64
+            ),
         ),
     ]
 
 
 FLOAT32 = 0  # cdropout_dtype
-capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-capsule_pointer.restype, capsule_pointer.argtypes = c_void_p, (ctypes.py_object, ctypes.c_char_p)
-kernels = Table.from_address(capsule_pointer(dispatch.table, b"cdropout.core.table"))
+kernels = Table.from_address(cdropout.get_table())
 
 
 def dropout_rows(x, y, p, seed):
@@ -46,7 +45,7 @@ def dropout_rows(x, y, p, seed):
     for row in range(len(x)):
         if kernels.mask_init(mask, seed, row, p):
             raise ValueError("p has to be between 0 and 1")
-        kernels.apply(FLOAT32, x[row].ctypes.data, y[row].ctypes.data, x.shape[1], mask, 0)
+        kernels.apply(FLOAT32, 0, x[row].ctypes.data, y[row].ctypes.data, x.shape[1], mask, 0)
 
 
 if __name__ == "__main__":

@@ -19,4 +19,4 @@ def dropout_rows(const float[:, ::1] x, float[:, ::1] y, double p, uint64_t seed
     with nogil:
         for row in range(x.shape[0]):
             mask.call = row
-            kernels.apply(CDROPOUT_FLOAT32, &x[row, 0], &y[row, 0], x.shape[1], &mask, 0)
+            kernels.apply(CDROPOUT_FLOAT32, 0, &x[row, 0], &y[row, 0], x.shape[1], &mask, 0)

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "cdropout.h" /* after Python.h: that gives cdropout_import */
+#include "cdropout.h" /* after Python.h, which cdropout_import needs */
 
 static const cdropout_table *kernels;
 
@@ -13,7 +13,7 @@ static int drop_rows(const float *x, float *y, size_t rows, size_t columns, doub
   if (kernels->mask_init(&mask, seed, 0, p) < 0) return -1;
   for (size_t row = 0; row < rows; row++) {
     mask.call = row;
-    kernels->apply(CDROPOUT_FLOAT32, x + row * columns, y + row * columns, columns, &mask, 0);
+    kernels->apply(CDROPOUT_FLOAT32, 0, x + row * columns, y + row * columns, columns, &mask, 0);
   }
   return 0;
 }

@@ -1,4 +1,7 @@
-/* A float32 layer in C++17, as a framework would have it: it holds a reference to the table, and knows nothing of Python. */
+/* A float32 layer in C++17, as a framework would have it: it holds a reference to the table, and knows nothing of Python. An array is
+ * applied in chunks, as a framework's threads would do it; the flag tells the kernel how large the whole array is. */
+#include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 
 #include "programs.h"
@@ -14,12 +17,21 @@ class Dropout {
   void forward(const float *x, float *y, std::size_t n) {
     last_ = next_; /* all that backward needs */
     next_.call++;
-    kernels_.apply(CDROPOUT_FLOAT32, x, y, n, &last_, 0);
+    apply(x, y, n);
   }
 
-  void backward(const float *gy, float *gx, std::size_t n) const { kernels_.apply(CDROPOUT_FLOAT32, gy, gx, n, &last_, 0); }
+  void backward(const float *gy, float *gx, std::size_t n) const { apply(gy, gx, n); }
 
  private:
+  static constexpr std::size_t kChunk = 65536; /* elements */
+  static constexpr std::size_t kCache = std::size_t{1} << 24; /* bytes of an output that fits in the cache beside its input */
+
+  void apply(const float *x, float *y, std::size_t n) const {
+    const std::uint32_t flags = n * sizeof(float) > kCache ? CDROPOUT_PART_OF_LARGE : 0;
+    for (std::size_t start = 0; start < n; start += kChunk)
+      kernels_.apply(CDROPOUT_FLOAT32, flags, x + start, y + start, std::min(kChunk, n - start), &last_, start);
+  }
+
   const cdropout_table &kernels_;
   cdropout_mask next_{}, last_{};
 };

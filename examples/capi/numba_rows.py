@@ -1,26 +1,22 @@
 """Numba: each row of a float32 array by a mask of its own, row i by that of call number i."""
 
 import ctypes
-from ctypes import c_double, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
 import numba
 import numpy as np
 
 import cdropout
-from cdropout.core import dispatch
 
 FLOAT32 = 0  # cdropout_dtype
 MASK = np.dtype([("seed", "u8"), ("call", "u8"), ("threshold", "u8"), ("scale", "f8")])
 
-capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-capsule_pointer.restype, capsule_pointer.argtypes = c_void_p, (ctypes.py_object, ctypes.c_char_p)
-table = capsule_pointer(dispatch.table, b"cdropout.core.table")
-# The table begins with two 32-bit numbers, then come the functions: mask_init, apply, ...
-addresses = (c_size_t * 2).from_address(table + 8)
+# The table begins with two 32-bit numbers, which the functions follow: mask_init, apply, ...
+addresses = (c_size_t * 2).from_address(cdropout.get_table() + 8)
 mask_init = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_double)(addresses[0])
-apply = ctypes.CFUNCTYPE(c_int, c_int, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64)(
-    addresses[1]
-)
+apply = ctypes.CFUNCTYPE(
+    c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64
+)(addresses[1])
 
 
 @numba.njit(nogil=True)
@@ -31,7 +27,7 @@ def dropout_rows(x, y, p, seed):
         raise ValueError("p has to be between 0 and 1")
     for row in range(x.shape[0]):
         mask[0].call = row
-        apply(FLOAT32, x[row].ctypes, y[row].ctypes, x.shape[1], mask.ctypes, 0)
+        apply(FLOAT32, 0, x[row].ctypes, y[row].ctypes, x.shape[1], mask.ctypes, 0)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ modules = [
     Extension("extension", ["extension.c"], include_dirs=include),
     Extension(
         "bridge",
-        ["bridge.c", "layer.cpp", "threads.c", "training.c"],
+        ["bridge.c", "images.c", "layer.cpp", "threads.c", "training.c"],
         include_dirs=include,
         extra_compile_args=openmp,
         extra_link_args=openmp,

@@ -1,4 +1,4 @@
-/* OpenMP: each thread drops a range of its own, and the result is the same for any number of threads. */
+/* OpenMP: each thread takes a range of its own, and the result is the same for any number of threads. */
 #include "programs.h"
 
 enum { RANGE = 65536 }; /* elements; a multiple of 8192, where the generator is seeded anew, costs the least */
@@ -10,7 +10,7 @@ int threads_apply(const cdropout_table *kernels, const float *x, float *y, size_
   for (ptrdiff_t range = 0; range < (ptrdiff_t)(n / RANGE + 1); range++) {
     size_t start = (size_t)range * RANGE;
     size_t length = n - start < RANGE ? n - start : RANGE;
-    kernels->apply(CDROPOUT_FLOAT32, x + start, y + start, length, &mask, start);
+    kernels->apply(CDROPOUT_FLOAT32, 0, x + start, y + start, length, &mask, start);
   }
   return 0;
 }

@@ -14,7 +14,7 @@ static double forward(const cdropout_table *kernels, const double x[SAMPLES][INP
       work->hidden[s][h] = tanh(sum);
     }
   }
-  kernels->apply(CDROPOUT_FLOAT64, work->hidden, work->dropped, SAMPLES * HIDDEN, mask, 0);
+  kernels->apply(CDROPOUT_FLOAT64, 0, work->hidden, work->dropped, SAMPLES * HIDDEN, mask, 0);
   for (int s = 0; s < SAMPLES; s++) {
     error[s] = -wanted[s];
     for (int h = 0; h < HIDDEN; h++) error[s] += work->dropped[s][h] * now->second[h];
@@ -35,7 +35,7 @@ double training_step(const cdropout_table *kernels, const double x[SAMPLES][INPU
     }
   }
   /* The backward of dropout is the same call: the mask was not stored, it is drawn again. */
-  kernels->apply(CDROPOUT_FLOAT64, work->g_dropped, work->g_hidden, SAMPLES * HIDDEN, mask, 0);
+  kernels->apply(CDROPOUT_FLOAT64, 0, work->g_dropped, work->g_hidden, SAMPLES * HIDDEN, mask, 0);
   for (int s = 0; s < SAMPLES; s++) {
     for (int h = 0; h < HIDDEN; h++) {
       double slope = 1 - work->hidden[s][h] * work->hidden[s][h];

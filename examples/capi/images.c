@@ -1,0 +1,30 @@
+/* Images in channels-last order: each axis has a stride in x and y, in bytes, and one in the mask, in elements. */
+#include "programs.h"
+
+/* shape: images, channels, rows, columns; in memory the channels come last. The mask counts them in the order of the shape. */
+int images_drop_elements(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed) {
+  cdropout_mask mask;
+  ptrdiff_t pixel = (ptrdiff_t)(shape[1] * sizeof(float)), row = pixel * (ptrdiff_t)shape[3], image = row * (ptrdiff_t)shape[2];
+  int64_t columns = (int64_t)shape[3], plane = columns * (int64_t)shape[2], all = plane * (int64_t)shape[1];
+  const cdropout_axis axes[] = {
+      {shape[0], image, image, all},
+      {shape[1], sizeof(float), sizeof(float), plane},
+      {shape[2], row, row, columns},
+      {shape[3], pixel, pixel, 1},
+  };
+  if (kernels->mask_init(&mask, seed, 0, p) < 0) return -1;
+  return kernels->apply_strided(CDROPOUT_FLOAT32, 0, x, y, 4, axes, &mask, 0);
+}
+
+/* Whole channels are dropped: all pixels of a channel share one draw, so the mask has a stride of 0 along them. */
+int images_drop_channels(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed) {
+  cdropout_mask mask;
+  ptrdiff_t pixel = (ptrdiff_t)(shape[1] * sizeof(float)), image = pixel * (ptrdiff_t)(shape[2] * shape[3]);
+  const cdropout_axis axes[] = {
+      {shape[0], image, image, (int64_t)shape[1]},
+      {shape[1], sizeof(float), sizeof(float), 1},
+      {shape[2] * shape[3], pixel, pixel, 0},
+  };
+  if (kernels->mask_init(&mask, seed, 0, p) < 0) return -1;
+  return kernels->apply_strided(CDROPOUT_FLOAT32, 0, x, y, 3, axes, &mask, 0);
+}
