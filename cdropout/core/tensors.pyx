@@ -107,8 +107,6 @@ cdef bint read(x, View* view):
     )
 
 
-
-
 def is_plain(x):
     """Return whether `compute` takes x."""
     cdef View view
@@ -228,8 +226,8 @@ cdef check_source(generator):
     if backward_pass() != -1 and generator is not torch.default_generator:
         if not any([generator is other for other in replayed.generators]):
             raise RuntimeError(
-                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first run: "
-                "use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
+                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first "
+                "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
                 "or PyTorch's default generator"
             )
     if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
@@ -276,7 +274,7 @@ def restore(generator, before, after):
 FORMS = "scale", "keep", "alpha", "alpha_gradient"
 
 
-def linear(tuple name):
+def linear(name):
     """Return a name, (call, p, shared, form), with the form of the derivative."""
     return (*name[:-1], "alpha_gradient") if name[-1] == "alpha" else name
 

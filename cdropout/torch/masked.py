@@ -32,7 +32,8 @@ from cdropout.core.tensors import (
     restore,
     state_of,
 )
-from cdropout.torch.tracing import PUBLIC, saved_seed, symbolic_call
+from cdropout.torch.operators import batched, dropout_operator, saved_seed
+from cdropout.torch.tracing import PUBLIC, symbolic_call
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
@@ -42,7 +43,6 @@ Source: TypeAlias = torch.Generator | Generator | None
 Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WORD = 2**64 - 1
 
 # Tensors of tracers, with the dispatch modes in which they can be computed with
 TRACED = {
@@ -120,32 +120,13 @@ record = super(torch.autograd.Function, Eager).apply
 Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
-def batched(
-    step: Callable[..., Tensor],
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    seed: Tensor,
-    name: "_Name",
-) -> tuple[Tensor, int]:
-    """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, form = name
-    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-    shared = tuple(axis + 1 for axis in shared)
-    if in_dims[1] is None:
-        shared = (0, *shared)
-    else:
-        seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, form)), 0
-
-
 class Masked(torch.autograd.Function):
     """The step for all else: torch.func, forward mode, second derivatives. It is affine in x."""
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | int, name: "_Name") -> Tensor:
         if isinstance(seed, Tensor):
-            return torch.ops.cdropout.dropout(x, seed, *name)
+            return dropout_operator(x, seed, *name)
         if is_plain(x):
             return compute(x, drawn(seed, name))
         # a gradient that is a batch of vmap's older kind, lazy zeros, ...
@@ -179,39 +160,6 @@ class Masked(torch.autograd.Function):
         return batched(Masked.apply, info, in_dims, x, seed, name)
 
 
-@torch.library.custom_op("cdropout::dropout", mutates_args=(), device_types="cpu")
-def _operator(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
-) -> Tensor:
-    """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
-    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), form)))
-
-
-@_operator.register_fake
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
-) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _x, seed, *name = inputs
-    ctx.name = linear(tuple(name))
-    ctx.save_for_backward(seed)
-
-
-def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None, None, None
-
-
-_operator.register_autograd(_backward, setup_context=_save)
-
-
-@_operator.register_vmap
-def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
-    return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
-
-
 # ---- the ways to it -----------------------------------------------------------------------------
 
 
@@ -227,7 +175,7 @@ def _check_in_place(x: Tensor) -> None:
 
 
 def _check_overlap(x: Tensor) -> None:
-    """RuntimeError if elements of x may share memory; PyTorch itself finds only some such tensors."""
+    """RuntimeError if elements of x may share memory; PyTorch finds only some of them."""
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
     if overlap(x.shape, x.stride()):
@@ -246,7 +194,7 @@ def in_eager_mode(
     form: str,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """At once; autograd only hears of it if it has to. `keep`, of bools, is filled with the mask."""
+    """At once; autograd only hears of it if it has to. `keep`, of bools, receives the mask."""
     forward_mode = forward_ad._current_level >= 0
     watched = x.requires_grad and is_grad_enabled()
     if generator is not None:
@@ -303,7 +251,7 @@ def in_a_graph(
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name
-        y = _operator(x, saved_seed(seed), call, p, list(shared), form)
+        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), form)
         return x.copy_(y) if inplace else y
 
     check_generator(generator)

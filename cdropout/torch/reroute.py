@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 SUSPENDS = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
 
 
+FORMS = (  # of dropout: whether it is alpha dropout, and the first of the axes that share a draw
+    ("dropout", False, None),
+    ("feature_dropout", False, 2),
+    ("alpha_dropout", True, None),
+    ("feature_alpha_dropout", True, 2),
+)
+KEYS = "AutogradCPU", "CPU"  # CPU alone is what tensors made in inference mode have
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
 class _Switch:
     """Whether dropout is rerouted: in the whole process, as operators know no threads."""
 
@@ -108,20 +118,24 @@ def accelerate() -> _Acceleration:
 
 
 def _registered() -> torch.library.Library:
-    """Return a library with a kernel for each form of dropout, above and below autograd."""
+    """Return a library with a kernel for each form of dropout, above and below autograd.
+
+    A dispatch mode may take a form apart instead of calling it: that is rerouted as well.
+    """
     library = torch.library.Library("aten", "IMPL")
-    for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
-        for name, alpha, first in (
-            ("dropout", False, None),
-            ("feature_dropout", False, 2),
-            ("alpha_dropout", True, None),
-            ("feature_alpha_dropout", True, 2),
-        ):
-            for inplace in (False, True):
-                form = name + "_" * inplace
+    for name, alpha, first in FORMS:
+        for inplace in (False, True):
+            form = name + "_" * inplace
+            for key in KEYS:
                 kernel = torch.library.get_kernel(f"aten::{form}", key)
-                function = functools.partial(_rerouted, kernel, alpha, first, inplace)
+                function = functools.partial(_rerouted, kernel.call_boxed, alpha, first, inplace)
                 library.impl(form, function, key, with_keyset=True)
+            operator = getattr(torch.ops.aten, form).default
+            if COMPOSITE not in operator.py_kernels:
+                theirs = operator._op_dk
+                function = functools.partial(_rerouted, theirs, alpha, first, inplace, COMPOSITE)
+                operator.py_impl(COMPOSITE)(function)
+    for key in KEYS:
         kernel = torch.library.get_kernel("aten::native_dropout", key)
         with warnings.catch_warnings():  # that a kernel is replaced is the purpose
             warnings.simplefilter("ignore")
@@ -142,7 +156,7 @@ def _our_way(x: Tensor, p: float, train: bool | None) -> Way | None:
 
 
 def _rerouted(
-    kernel: Any,
+    theirs: Callable[..., Tensor],
     alpha: bool,
     first: int | None,
     inplace: bool,
@@ -154,7 +168,7 @@ def _rerouted(
     """One form of dropout; `first` is the first of the axes along which a feature is shared."""
     way = _our_way(x, p, train)
     if way is None or x.dim() < (first or 0):
-        return kernel.call_boxed(keys, x, p, train)
+        return theirs(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
     return way(x, p, inplace, None, shared, "alpha" if alpha else "scale")
 
