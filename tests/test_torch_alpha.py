@@ -1,4 +1,4 @@
-"""alpha_dropout of tensors and of arrays, with one mask: equal to the bit, however it is computed."""
+"""alpha_dropout of tensors and of arrays, with one mask: equal to the bit in every way."""
 
 import warnings
 

@@ -1,9 +1,9 @@
 """cdropout.torch after errors: tensors and generators are as they were, and nothing crashes."""
 
-import math
 import signal
 
 import pytest
+from torch_functions import DTYPES, FORMS, FUNCTIONS, Untouched
 
 import cdropout as cd
 
@@ -17,48 +17,11 @@ F = torch.nn.functional
 # PyTorch itself scripts some of its formulas when they are first needed
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
-FUNCTIONS = {  # of tensors of 4 dimensions; each takes inplace= and generator=
-    "dropout": ct.dropout,
-    "dropout2d": ct.dropout2d,
-    "dropout3d": ct.dropout3d,
-    "alpha_dropout": lambda x, p, **options: ct.alpha_dropout(x, p, True, **options),
-    "feature_alpha_dropout": lambda x, p, **options: ct.feature_alpha_dropout(x, p, True, **options),
-    "drop_path": ct.drop_path,
-}
-FORMS = {  # PyTorch's, under accelerate()
-    "dropout": lambda x, p: torch.dropout(x, p, True),
-    "dropout_": lambda x, p: torch.dropout_(x, p, True),
-    "feature_dropout": lambda x, p: torch.feature_dropout(x, p, True),
-    "feature_dropout_": lambda x, p: torch.feature_dropout_(x, p, True),
-    "alpha_dropout": lambda x, p: torch.alpha_dropout(x, p, True),
-    "alpha_dropout_": lambda x, p: torch.alpha_dropout_(x, p, True),
-    "feature_alpha_dropout": lambda x, p: torch.feature_alpha_dropout(x, p, True),
-    "feature_alpha_dropout_": lambda x, p: torch.feature_alpha_dropout_(x, p, True),
-    "native_dropout": lambda x, p: torch.native_dropout(x, p, True)[0],
-}
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 GENERATORS = {
     "PyTorch's default": lambda: None,
     "PyTorch's": lambda: torch.Generator().manual_seed(3),
     "ours": lambda: cd.Generator(3),
 }
-
-
-class Untouched:
-    """Fails if a generator was drawn from within the block."""
-
-    def __init__(self, *generators):
-        self.generators = [torch.default_generator, *[g for g in generators if g is not None]]
-
-    def states(self):
-        return [g.state if isinstance(g, cd.Generator) else g.get_state() for g in self.generators]
-
-    def __enter__(self):
-        self.before = self.states()
-
-    def __exit__(self, *_):
-        for before, after in zip(self.before, self.states(), strict=True):
-            assert torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -126,11 +89,11 @@ small = lambda: ct.dropout(x[:99], generator=ours)
 small(), native(), calls[0]()                                                    # imports
 calls.append(native)
 def states():
-    return [torch.get_rng_state(), theirs.get_state(), ours.calls]
+    return [torch.get_rng_state(), theirs.get_state(), torch.tensor(ours.calls)]
 with open("/proc/self/statm") as status:
     used = int(status.read().split()[0]) * resource.getpagesize()
 most = resource.getrlimit(resource.RLIMIT_AS)[1]
-for room in (4 << 20, 18 << 20):                                                 # nothing; the first output
+for room in (4 << 20, 18 << 20):                             # for nothing; for the first output
     resource.setrlimit(resource.RLIMIT_AS, (used + room, most))
     for call in calls:
         before = states()
@@ -138,9 +101,8 @@ for room in (4 << 20, 18 << 20):                                                
             call()
         except (RuntimeError, MemoryError) as error:
             assert "memory" in str(error), error
-            after = states()
-            same = [torch.equal(before[0], after[0]), torch.equal(before[1], after[1]), before[2] == after[2]]
-            assert all(same), (calls.index(call), room, same)
+            same = all(torch.equal(*pair) for pair in zip(before, states()))
+            assert same, (calls.index(call), room)
             failed = calls.index(call)
         else:
             assert room > 4 << 20, calls.index(call)
@@ -229,24 +191,22 @@ LONG = {  # small channels take long: 0.2 s
 @pytest.mark.parametrize("name", LONG)
 def test_an_interrupted_call_gives_its_number_back(name, kind, alarm):
     generator = None if name == "rerouted" else GENERATORS[kind]()
-    x, interrupted = torch.ones(1 << 22, 2, 2, 2), 0
-    with ct.accelerate():
-        for _ in range(5):
-            done = False
-            with Untouched(generator), pytest.raises(Stop):
-                alarm()
-                y = LONG[name](x, generator)
-                done = True
-                signal.pause()
-            interrupted += not done
-            if done:
-                LONG[name](x, generator)
-            break
-    assert interrupted > 0
+    x, ended = torch.ones(1 << 22, 2, 2, 2), []
+    while len(ended) < 5 and all(ended):  # until the alarm comes within a call
+        untouched = Untouched(generator)
+        untouched.__enter__()
+        ended.append(False)
+        with pytest.raises(Stop), ct.accelerate():
+            alarm()
+            LONG[name](x, generator)
+            ended[-1] = True
+            signal.pause()
+    assert not ended[-1]
+    untouched.__exit__()
 
 
 def test_a_state_is_restored_only_if_nothing_was_drawn_since():
-    from cdropout.core.tensors import restore, state_of
+    from cdropout.core.draws import restore, state_of
 
     for kind in GENERATORS.values():
         generator = kind()
@@ -330,64 +290,6 @@ def test_more_dimensions_than_numpy_has(name):
         assert torch.equal(y.reshape(expected.shape), expected)
 
 
-# ---- p = 1 --------------------------------------------------------------------------------------
-
-BAD = [math.nan, math.inf, -math.inf, -1.0, -0.0, 5.0]
-
-
-def all_plus_zero(x):
-    return not x.any() and not torch.signbit(x).any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*FUNCTIONS, *FORMS])
-@pytest.mark.parametrize("kind", ["eager", "inference", "vmap", "vjp", "jvp", "compiled"])
-def test_p_of_1_gives_plus_zero_whatever_was_there(kind, name, dtype):
-    functions = FUNCTIONS if name in FUNCTIONS and kind != "inference" else FORMS
-    if kind not in ("eager", "inference") and name not in FUNCTIONS:
-        pytest.skip("accelerate() leaves transforms and graphs to PyTorch")
-    function = functions.get(name) or FUNCTIONS[name]
-    x = torch.tensor(BAD, dtype=dtype).repeat(2, 3, 4, 1)
-    bad = x.clone()
-    with ct.accelerate(), Untouched():
-        if kind == "inference":
-            with torch.inference_mode():
-                assert all_plus_zero(function(x.clone(), 1.0))
-        elif kind == "vmap":
-            assert all_plus_zero(torch.vmap(lambda x: function(x, 1.0), randomness="same")(x[None]))
-        elif kind == "vjp":
-            y, vjp = torch.func.vjp(lambda x: function(x, 1.0), x)
-            assert all_plus_zero(y) and all_plus_zero(vjp(bad)[0])
-        elif kind == "jvp":
-            y, tangent = torch.func.jvp(lambda x: function(x, 1.0), (x,), (bad,))
-            assert all_plus_zero(y) and all_plus_zero(tangent)
-        else:
-            x.requires_grad_()
-            if kind == "compiled":
-                function = torch.compile(function, backend="aot_eager", fullgraph=True)
-            y = function(x * 1 if name.endswith("_") else x, 1.0)
-            (gx,) = torch.autograd.grad(y, x, bad, create_graph=True)
-            assert all_plus_zero(y) and all_plus_zero(gx)
-
-
-@pytest.mark.parametrize("p", [0.5, 1.0])
-@pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_native_dropout_gives_plus_zero_gradients_for_dropped_elements(dtype, create_graph, p):
-    x = torch.randn(1000, dtype=dtype, requires_grad=True)
-    gy = torch.tensor([math.nan, 1.0], dtype=dtype).repeat(500)
-    with ct.accelerate():
-        y, keep = torch.native_dropout(x, p, True)
-    (gx,) = torch.autograd.grad(y, x, gy, create_graph=create_graph)
-    assert all_plus_zero(gx[~keep]) and torch.equal(gx[1::2], (keep * 2).to(dtype)[1::2])
-    assert torch.equal(y != 0, keep) and not keep.requires_grad
-    with torch.autograd.forward_ad.dual_level(), ct.accelerate():
-        dual = torch.autograd.forward_ad.make_dual(x.detach(), gy)
-        y, keep = torch.native_dropout(dual, p, True)
-        y, tangent = torch.autograd.forward_ad.unpack_dual(y)
-    assert torch.equal(y != 0, keep) and all_plus_zero(tangent[~keep])
-
-
 # ---- vmap ---------------------------------------------------------------------------------------
 
 
@@ -426,83 +328,3 @@ def test_in_place_on_a_tensor_that_is_not_batched_changes_nothing():
     with Untouched(), pytest.raises(RuntimeError, match="vmap: inplace"):
         drop(torch.ones(4))
     assert torch.equal(x, torch.ones(30))
-
-
-# ---- modes that answer for PyTorch --------------------------------------------------------------
-
-
-class Answer(torch.overrides.TorchFunctionMode):
-    """Answers one function of PyTorch in its own way."""
-
-    def __init__(self, name, answer):
-        super().__init__()
-        self.name, self.answer = name, answer
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if getattr(function, "__name__", "") == self.name:
-            return self.answer(*args)
-        return function(*args, **(kwargs or {}))
-
-
-class Tagged(torch.Tensor):
-    pass
-
-
-ANSWERS = {
-    "another shape": lambda x, *_: torch.empty(3),
-    "fewer dimensions": lambda x, *_: torch.empty(()),
-    "another type": lambda x, *_: torch.empty(x.shape, dtype=torch.int8),
-    "another float": lambda x, *_: torch.empty(x.shape, dtype=torch.bfloat16),
-    "another device": lambda x, *_: torch.empty(x.shape, device="meta"),
-    "a subclass": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).as_subclass(Tagged),
-    "no tensor": lambda x, *_: None,
-    "x": lambda x, *_: x,
-    "one element": lambda x, *_: torch.empty(1, dtype=x.dtype).expand(x.shape),
-    "sparse": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).to_sparse(),
-}
-
-
-@pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_mode_that_answers_for_empty_like(name, answer):
-    for x in (torch.ones(20, 30, 4, 5), torch.ones(20, 30, 4, 5).permute(3, 2, 1, 0)):
-        for grad in (False, True):
-            generator = cd.Generator(1)
-            with (
-                Untouched(generator),
-                Answer("empty_like", ANSWERS[answer]),
-                pytest.raises(RuntimeError, match=r"torch.empty_like returned an? .* TorchFunctionM"),
-            ):
-                FUNCTIONS[name](x.detach().requires_grad_(grad), 0.5, generator=generator)
-            assert torch.equal(x, torch.ones_like(x))
-
-
-@pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer != "x"])
-def test_a_mode_that_answers_for_other_functions(answer):
-    half, permuted = torch.ones(20, 30, dtype=torch.float16), torch.ones(2000, 40).t()
-    for name, call in {
-        "to": lambda: ct.alpha_dropout(half, 0.5, True),
-        "to ": lambda: ct.dropout(permuted, 0.5),
-        "to  ": lambda: ct.dropout(permuted, 0.5, inplace=True),
-    }.items():
-        mode = Answer(name.strip(), ANSWERS[answer])
-        with Untouched(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
-            call()
-
-
-@pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer not in ("x", "no tensor")])
-def test_what_is_to_hold_the_mask_is_checked_too(answer, monkeypatch):
-    x, wrong = torch.ones(20, 30, dtype=torch.float16), ANSWERS[answer](torch.ones(20, 30))
-    monkeypatch.setattr(torch, "empty", lambda *_, **options: wrong)
-    with ct.accelerate(), Untouched():
-        with pytest.raises(RuntimeError, match=r"torch.empty returned an? "):
-            torch.native_dropout(x, 0.5, True)
-
-
-def test_a_mode_that_answers_for_the_tensor_of_seeds():
-    from cdropout.core.tensors import Cell
-
-    for answer in (torch.float16, torch.int8):
-        mode = Answer("empty", lambda *_, answer=answer: torch.zeros((), dtype=answer))
-        with mode, pytest.raises(RuntimeError, match="torch.empty returned a Tensor of shape"):
-            Cell()

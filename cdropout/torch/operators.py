@@ -12,10 +12,11 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
-from cdropout.core.tensors import compute, drawn, linear
+from cdropout.core.draws import drawn, linear
+from cdropout.core.tensors import compute
 
 if TYPE_CHECKING:
-    from cdropout.core.tensors import _Name
+    from cdropout.core.draws import _Name
 
 WORD = 2**64 - 1
 
@@ -44,24 +45,19 @@ def batched(
 # The mask's seed is a tensor in the graph
 library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, str form)"
-    " -> Tensor",
+    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, str form) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 dropout_operator = torch.ops.cdropout.dropout.default
 
 
 @torch.library.impl(library, "dropout", "CPU")
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
-) -> Tensor:
+def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
     return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), form)))
 
 
 @torch.library.register_fake(dropout_operator)
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str
-) -> Tensor:
+def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
     return torch.empty_like(x)
 
 
