@@ -204,6 +204,7 @@ cpdef compute(x, Draw draw):
 
 cdef copy_first(x, y, Work* work, Draw draw):
     """Decide how to compute y. Return a copy of x, if the mask is to be applied to one that is then copied to y."""
+    cdef bint far
     cdef bint wide = draw.shifts and work.x.bits == 16    # computed in float32 and rounded once
     work.walks = draw.shared or draw.shifts or not contiguous(&work.y)
     if not work.walks:
@@ -214,14 +215,16 @@ cdef copy_first(x, y, Work* work, Draw draw):
     if work.n == 0:
         return None
     fill_box(work, draw)
-    if not wide and (draw.shared or not is_far_from_mask(&work.box)):
+    far = not draw.shared and is_far_from_mask(&work.box)
+    if not wide and not far:
         return None
-    copy = x.to(torch.float32 if wide else x.dtype, copy=True, memory_format=torch.contiguous_format)
+    order = torch.contiguous_format if far else torch.preserve_format
+    copy = x.to(torch.float32 if wide else x.dtype, copy=True, memory_format=order)
     check_new(
         copy, &work.y, &work.x, IEEE_FLOAT if wide else work.x.kind, 32 if wide else work.x.bits, "Tensor.to"
     )
     work.x = work.y
-    work.walks = draw.shared or draw.shifts
+    work.walks = draw.shared or draw.shifts or not far
     fill_box(work, draw)
     return copy
 
