@@ -136,18 +136,19 @@ def test_fx_optimization_removes_dropout():
     assert torch.equal(removed(x), model[0](x))
 
 
-def test_fx_quantization():
+@pytest.mark.parametrize("aware", [False, True])
+def test_fx_quantization(aware):
     quantization = pytest.importorskip("torch.ao.quantization.quantize_fx")
-    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 
-    results = []
+    mapping = (get_default_qat_qconfig_mapping if aware else get_default_qconfig_mapping)("fbgemm")
+    prepare = quantization.prepare_qat_fx if aware else quantization.prepare_fx
+    x, results = torch.linspace(-1, 1, 32).reshape(4, 8), []
     for convert in (ct.convert, ct.revert):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)).eval()
+        model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)).train(aware)
         convert(model)
-        x = torch.linspace(-1, 1, 32).reshape(4, 8)
-        mapping = get_default_qconfig_mapping("fbgemm")
-        prepared = quantization.prepare_fx(model, mapping, (x,))
+        prepared = prepare(model, mapping, (x,)).eval()
         prepared(x)
         results.append(quantization.convert_fx(prepared)(x))
     torch.testing.assert_close(*results, atol=0.1, rtol=0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from cdropout.core.tensors import is_ordinary
 from cdropout.functional import check_copies
@@ -21,8 +22,6 @@ from cdropout.torch.masked import (
 from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cdropout.torch.masked import Source
 
 
@@ -49,8 +48,9 @@ def dropout(
         Write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
         Where the mask comes from; by default PyTorch's generator for the CPU, from which each call
-        draws one seed, whatever the shape. Under vmap a cdropout.Generator names one mask for the
-        whole batch.
+        draws one seed, whatever the shape. Under vmap a cdropout.Generator gives one mask for the
+        whole batch. A checkpoint must restore a generator that is given here: use
+        `checkpoint_context`.
 
     Returns
     -------
@@ -62,16 +62,24 @@ def dropout(
     ValueError
         If p is not in [0, 1].
     RuntimeError
-        If p is NaN, or if `input` cannot be written to in place.
+        If p is NaN, if `input` cannot be written to in place, or if generator is given during a
+        backward pass, outside of `checkpoint_context`.
     TypeError
         If `training` is no bool, or generator is of another type.
     NotImplementedError
-        If generator is given, but `input` is a tensor that is left to PyTorch.
+        If generator is given, but `input` is a tensor that is left to PyTorch, or the call is
+        recorded in a graph that cannot hold the generator.
 
     Notes
     -----
     The same as PyTorch's but for this: dropped elements are +0.0 even where `input` is NaN or
     infinite, and nothing per element is kept for backward, which draws the mask again.
+
+    `torch.compile` and `torch.export`, `make_fx` and `aot_function` record an operator that draws a
+    new mask in each run. With `generator`, `torch.compile` breaks the graph, and raises an error if
+    it must not (``fullgraph=True``); the others record a torch.Generator, but no
+    cdropout.Generator. `torch.fx` records a call of this function; of `torch.jit`, `trace` records
+    and `script` compiles PyTorch's function instead.
     """
     return masked(F.dropout, input, p, training, inplace, generator)
 
@@ -88,7 +96,7 @@ def dropout1d(
 
     Parameters, results and errors are otherwise those of `dropout`.
     """
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(dropout1d, input, p, training, inplace, generator=generator)
     shared = (input.dim() - 1,)
     if input.dim() not in (2, 3):
@@ -109,7 +117,7 @@ def dropout2d(
     Other numbers of dimensions count as (N, C, ...), with PyTorch's warnings. Parameters, results
     and errors are otherwise those of `dropout`.
     """
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(dropout2d, input, p, training, inplace, generator=generator)
     if input.dim() != 4:
         return _unusual(F.dropout2d, input, p, training, inplace, generator)
@@ -129,7 +137,7 @@ def dropout3d(
     Other numbers of dimensions count as (C, ...), with PyTorch's warning. Parameters, results and
     errors are otherwise those of `dropout`.
     """
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(dropout3d, input, p, training, inplace, generator=generator)
     ndim = input.dim()
     if ndim not in (4, 5):
@@ -182,7 +190,7 @@ def feature_alpha_dropout(
     generator: Source = None,
 ) -> Tensor:
     """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(
             feature_alpha_dropout, input, p, training, inplace, generator=generator
         )
@@ -216,7 +224,7 @@ def drop_path(
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
 
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         options = {"scale_by_keep": scale_by_keep}
         return symbolic_call(drop_path, input, p, training, inplace, generator=generator, **options)
 
@@ -238,7 +246,7 @@ def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source =
     are those of `dropout`.
     """
     check_copies(n)
-    if is_symbolic(input):
+    if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(mc_dropout, input, p, n, generator=generator)
     y = dropout(input.expand(n, *input.shape), p, generator=generator)
     return y if p else y.clone()  # copies, even where dropout returns what it was given
@@ -297,11 +305,11 @@ PUBLIC |= {
 }
 
 
-def _refuse(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    raise NotImplementedError(f"{function.__name__} cannot be scripted by torch.jit.script")
+def _refuse(name: str) -> None:
+    raise NotImplementedError(f"{name} cannot be scripted by torch.jit.script")
 
 
-for _peer, _function in PUBLIC.items():  # PyTorch's function is compiled in place of ours
-    _function.__prepare_scriptable__ = partial(getattr, F, _peer.__name__)  # type: ignore[attr-defined]
-for _function in (drop_path, mc_dropout, bias_dropout_add):
-    _function.__prepare_scriptable__ = partial(_refuse, _function)  # type: ignore[attr-defined]
+for _theirs, _ours in PUBLIC.items():  # PyTorch's function is compiled in place of ours
+    _ours.__dict__["__prepare_scriptable__"] = partial(getattr, F, _theirs.__name__)
+for _ours in (drop_path, mc_dropout, bias_dropout_add):
+    _ours.__dict__["__prepare_scriptable__"] = partial(_refuse, _ours.__name__)

@@ -57,7 +57,9 @@ class Dropout(_Here, nn.Dropout):
     A subclass of PyTorch's, with its repr, its empty state_dict, its errors and warnings. It
     differs in this: NaN as p is refused at construction too; dropped elements are +0.0 even where
     the input is NaN or infinite; of integer, complex, sparse and quantized tensors the errors are
-    of PyTorch's type but say what is taken. In TorchScript, scripted or traced, it is PyTorch's.
+    of PyTorch's type but say what is taken. `torch.fx` records it as one node, as it does
+    PyTorch's. In TorchScript, scripted or traced, it is PyTorch's; with a generator, that is a
+    NotImplementedError.
     """
 
     def forward(self, input: Tensor) -> Tensor:

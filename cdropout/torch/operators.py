@@ -72,7 +72,7 @@ class InGraph(torch.autograd.Function):
     """The operator's derivatives, for one level of autograd: those of torch.func come in turn."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, name: list[Any], keys: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, seed: Tensor, name: Any, keys: Any) -> Tensor:
         ctx.save_for_backward(seed)
         ctx.save_for_forward(seed)
         ctx.name = linear(name)
@@ -119,7 +119,7 @@ def _(info: Any, in_dims: tuple[int | None], seed: Tensor) -> tuple[Tensor, int 
 
 
 @saved_seed.register_torch_dispatch(ProxyTorchDispatchMode)
-def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> Tensor:
+def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> object:
     """Record the operator, and forbid the partitioner to compute it again for the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.

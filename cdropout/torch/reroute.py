@@ -66,9 +66,10 @@ def enable() -> None:
     Whatever calls the operators aten::dropout, feature_dropout, alpha_dropout and
     feature_alpha_dropout, in place or not, or aten::native_dropout, is reached: the functions and
     modules of torch.nn, attention and recurrent nets, scripted and third-party models. Masks then
-    come from one seed a call of PyTorch's generator, so `torch.manual_seed` still repeats them, but
-    they are others than PyTorch's own. Other devices, types and layouts, subclasses, transforms of
-    torch.func and compiled graphs stay with PyTorch.
+    come from one seed per call of PyTorch's generator, so `torch.manual_seed` still repeats them,
+    but they differ from PyTorch's own. They are the same under a dispatch mode, such as
+    FlopCounterMode. Other devices, types and layouts, subclasses, transforms of torch.func and
+    compiled graphs stay with PyTorch.
 
     Notes
     -----
@@ -139,8 +140,8 @@ def _registered() -> torch.library.Library:
         kernel = torch.library.get_kernel("aten::native_dropout", key)
         with warnings.catch_warnings():  # that a kernel is replaced is the purpose
             warnings.simplefilter("ignore")
-            function = functools.partial(_native, kernel)
-            library.impl("native_dropout", function, key, with_keyset=True)
+            native = functools.partial(_native, kernel)
+            library.impl("native_dropout", native, key, with_keyset=True)
     return library
 
 

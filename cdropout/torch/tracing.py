@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Proxy
-from torch.overrides import has_torch_function
 
 # The modules that torch.fx records as one node, as it does torch.nn's
 WHOLE: set[type] = set()
@@ -14,8 +13,8 @@ PUBLIC: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
 
 def is_symbolic(*args: Any) -> bool:
-    """Return whether torch.fx traces a call with these arguments; cheap if all are tensors."""
-    return has_torch_function(args) and any(isinstance(x, Proxy) for x in args)
+    """Return whether torch.fx traces a call with these arguments."""
+    return any(isinstance(x, Proxy) for x in args)
 
 
 def symbolic_call(
