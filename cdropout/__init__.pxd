@@ -57,6 +57,10 @@ cdef extern from "cdropout.h" nogil:
             cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
             const uint8_t* bools, double scale
         ) noexcept nogil
+        int (*apply_alpha_strided)(
+            cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+            const cdropout_mask* mask, uint64_t start, double shift, double constant
+        ) noexcept nogil
 
 cdef extern from "cdropout.h":
     const cdropout_table* cdropout_import() except NULL

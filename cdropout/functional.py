@@ -9,7 +9,7 @@ from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.generators import check_flag, check_probability
-from cdropout.core.masks import draw_into
+from cdropout.core.masks import alpha_terms, draw_into
 
 __all__ = [
     "alpha_dropout",
@@ -173,18 +173,12 @@ def drop_path(
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
 
 
-# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
-# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
-SATURATION = -1.0507009873554805 * 1.6732632423543772
-
-
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     """Dropped elements become SATURATION; then all move, to keep mean 0 and variance 1."""
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    b = -a * p * SATURATION
+    a, b, c = alpha_terms(p)
     target = place(x, inplace, out)
     source = take(x)
     keep = np.empty(source.shape, np.bool_)  # before the draw: what fails has changed nothing
@@ -196,7 +190,7 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     draw_into(keep, mask)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.add(y, y.dtype.type(b), out=y, where=keep)
-        np.copyto(y, y.dtype.type(a * SATURATION + b), where=np.logical_not(keep, out=keep))
+        np.copyto(y, y.dtype.type(c), where=np.logical_not(keep, out=keep))
         if half:
             np.copyto(target, y, casting="same_kind")
     result = x if inplace else target

@@ -168,14 +168,15 @@ def test_jvp_vjp_jacobians_and_hessians():
 def test_opcheck():
     x = torch.randn(3, 4, 5, requires_grad=True)
     seed = torch.tensor(5)
-    for tensor, shared, factor in (
-        (x, [], None),
-        (x.permute(2, 0, 1), [2], 1.0),
-        (x.bfloat16(), [0], None),
+    for tensor, shared, form in (
+        (x, [], "scale"),
+        (x.permute(2, 0, 1), [2], "keep"),
+        (x.bfloat16(), [0], "scale"),
+        (x, [], "alpha"),
     ):
         report = torch.library.opcheck(
             torch.ops.cdropout.dropout.default,
-            (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, factor),
+            (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, form),
         )
         assert set(report.values()) == {"SUCCESS"}
 

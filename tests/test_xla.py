@@ -196,6 +196,7 @@ UNSOUND = "cdropout takes buffers only, with memory for their dimensions"
         *[(changed(i, dims=None), UNSOUND) for i in range(5)],
         *[(changed(i, rank=-1), UNSOUND) for i in range(5)],
         *[(dims(i, -1, 4), UNSOUND) for i in range(5)],
+        *[(dims(i, 0, -1), UNSOUND) for i in range(5)],
         *[(dims(i, 1 << 62, 4), UNSOUND) for i in range(5)],
         (dims(1, 1 << 32, 1 << 32), UNSOUND),
         (too_many_dimensions, "x has to be float16, .* and at most 64 of a mask"),

@@ -12,7 +12,7 @@ from cdropout cimport (
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_view, sharers
 from cdropout.core.threads cimport share
-from cdropout.core.view cimport MAX_DIMS, View
+from cdropout.core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
@@ -125,21 +125,19 @@ def place(x, inplace, out):
     return destination(as_array(x), inplace, out)
 
 
-cdef bint overlaps_itself(cnp.ndarray array):
-    """Whether two elements may share memory (0 strides, sliding windows); interleaved axes count as such."""
-    cdef size_t extent = cnp.PyArray_ITEMSIZE(array)
-    lengths = zip((<object>array).strides, shape_of(array))
-    for stride, length in sorted([(abs(stride), length) for stride, length in lengths if length > 1]):
-        if stride < extent:
-            return True
-        extent += (length - 1) * stride
-    return False
-
-
 cdef check_writable(cnp.ndarray array, name):
+    cdef cdropout_axis axes[MAX_DIMS]
+    cdef View view
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return
+    fill_axes(axes, None, array, None)
+    view.x = NULL
+    view.y = <char*>cnp.PyArray_DATA(array)
+    view.start = 0
+    arrange(&view, cnp.PyArray_NDIM(array), axes)
+    if overlaps_itself(&view, cnp.PyArray_ITEMSIZE(array)):
         raise ValueError(f"elements of {name} overlap in memory")
 
 

@@ -7,7 +7,7 @@ from cdropout cimport cdropout_mask
 from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, is_taken, shape_of
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator, as_flag, as_generator, as_probability, as_rng, ask
-from cdropout.core.masks cimport Mask, as_axes, check_shape, new_mask, scale_of, shared_strides
+from cdropout.core.masks cimport Mask, as_axes, check_shape, new_mask, scale_of, strides_along
 
 cnp.import_array()
 
@@ -122,7 +122,7 @@ cpdef dropout_axes(
         broadcast_dims = as_axes(broadcast_dims)
     array = as_array(x)
     if shares:
-        strides = shared_strides(shape_of(array), broadcast_dims)
+        strides = strides_along(shape_of(array), broadcast_dims)
     if not trains:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)

@@ -18,7 +18,7 @@ from cdropout.core.elements cimport (
     LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
     mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
 )
-from cdropout.core.tiles cimport Rows, Source, append_stream, apply_view, begin_rows, next_row
+from cdropout.core.tiles cimport Rows, Source, Terms, append_stream, apply_view, begin_rows, next_row
 from cdropout.core.view cimport MAX_DIMS, View, arrange
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
@@ -229,15 +229,13 @@ cdef inline void apply_long_rows(
             return
 
 
-cdef inline void apply_typed(
-    const View* view, const Source* source, double scale, bint large, floating* typed
-) noexcept nogil:
+cdef inline void apply_typed(const View* view, const Source* source, const Terms* terms, floating* typed) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    if (source.mask != NULL and scale != 0 and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
+    if (source.mask != NULL and terms.scale != 0 and not terms.shifts and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
             and row.x == sizeof(floating) and row.y == sizeof(floating)):
-        apply_long_rows(view, source.mask, large, typed)
+        apply_long_rows(view, source.mask, terms.large, typed)
     else:
-        apply_view(view, source, scale, large, typed)
+        apply_view(view, source, terms, typed)
 
 
 cdef inline bint source_is_null(const Source* source) noexcept nogil:
@@ -246,11 +244,10 @@ cdef inline bint source_is_null(const Source* source) noexcept nogil:
 
 cdef int apply_source(
     cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source,
-    uint64_t start, double scale,
+    uint64_t start, Terms* terms,
 ) noexcept nogil:
     cdef View view
     cdef size_t bytes = size_of(dtype)
-    cdef bint large
     cdef int i
     if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known(flags) or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
         return -1
@@ -260,21 +257,21 @@ cdef int apply_source(
         bytes *= axes[i].length
     if source_is_null(source) or y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
         return -1
-    large = is_large(flags, bytes)
+    terms.large = is_large(flags, bytes)
     view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL
     view.y = <char*>y
     view.start = start
     arrange(&view, ndim, axes)
     if dtype == CDROPOUT_FLOAT32:
-        apply_typed(&view, source, scale, large, <float*>y)
+        apply_typed(&view, source, terms, <float*>y)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_typed(&view, source, scale, large, <double*>y)
+        apply_typed(&view, source, terms, <double*>y)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_typed(&view, source, scale, large, <half*>y)
+        apply_typed(&view, source, terms, <half*>y)
     elif dtype == CDROPOUT_BFLOAT16:
-        apply_typed(&view, source, scale, large, <bfloat*>y)
+        apply_typed(&view, source, terms, <bfloat*>y)
     else:
-        apply_view(&view, source, scale, False, <boolean*>y)
+        apply_view(&view, source, terms, <boolean*>y)
     return 0
 
 
@@ -283,7 +280,20 @@ cdef int apply_strided(
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, mask.scale if mask != NULL else 0)
+    cdef Terms terms = Terms(mask.scale if mask != NULL else 0, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
+
+
+cdef int apply_alpha_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const cdropout_mask* mask, uint64_t start, double shift, double constant,
+) noexcept nogil:
+    cdef Source source = Source(mask, NULL, NULL)
+    cdef double scale = mask.scale if mask != NULL else 0
+    cdef Terms terms = Terms(scale, False, scale != 0, shift, constant)
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+        return -1
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
 
 
 cdef int apply_bits_strided(
@@ -291,7 +301,8 @@ cdef int apply_bits_strided(
     const uint8_t* bits, uint64_t bit_start, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, bits, NULL)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, scale)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, &terms)
 
 
 cdef int apply_bools_strided(
@@ -299,7 +310,8 @@ cdef int apply_bools_strided(
     const uint8_t* bools, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, NULL, bools)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, scale)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, &terms)
 
 
 # ---- bias, dropout and residual in one pass -----------------------------------------------------------
@@ -405,4 +417,5 @@ kernels.bias_dropout_add_backward = bias_dropout_add_backward
 kernels.apply_strided = apply_strided
 kernels.apply_bits_strided = apply_bits_strided
 kernels.apply_bools_strided = apply_bools_strided
+kernels.apply_alpha_strided = apply_alpha_strided
 table = PyCapsule_New(&kernels, "cdropout.core.table", NULL)

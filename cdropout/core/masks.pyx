@@ -41,8 +41,12 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple shared_strides(tuple shape, broadcast_dims):
-    """The strides of a mask in which one draw is shared along broadcast_dims: drawn as if these had length 1."""
-    dims = as_axes(broadcast_dims)
+    """Return the strides of a mask with one draw along each of broadcast_dims: it is drawn as if these had length 1."""
+    return strides_along(shape, as_axes(broadcast_dims))
+
+
+cdef tuple strides_along(tuple shape, tuple dims):
+    """Do the part of `shared_strides` that runs no code of the caller's."""
     ndim = len(shape)
     shared = set()
     for axis in dims:
@@ -297,6 +301,18 @@ cdef double scale_of(double p) noexcept:
     cdef cdropout_mask name
     kernels.mask_init(&name, 0, 0, p)
     return name.scale
+
+
+# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
+# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
+SATURATION = -1.0507009873554805 * 1.6732632423543772
+
+
+def alpha_terms(p):
+    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    b = -a * p * SATURATION
+    return a, b, a * SATURATION + b
 
 
 cdef double as_factor(factor, double p) except -1:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 
 from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.bits cimport (
-    MARGIN, BitAxis, Writer, append_bits, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64, write_bits, write_group,
+    MARGIN, BitAxis, Writer, append_bits, bits64_at, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64, write_bits, write_group,
 )
 from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
@@ -232,10 +232,38 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
-cdef inline void apply_spaced_row(
-    const char* x, char* y, const cdropout_axis* row, const uint8_t* bits, uint64_t first, double scale, element* typed
+cdef struct Terms:                    # what becomes of an element:
+    double scale                      # a kept one is multiplied by this
+    bint large                        # y is part of an array that does not fit the cache: use streaming stores
+    bint shifts                       # and then, if this is set (float32 and float64 only),
+    double shift                      # this is added to a kept one
+    double constant                   # and a dropped one becomes this; otherwise +0.0
+
+
+cdef inline void shift_elements(
+    element* y, const uint8_t* bits, uint64_t first, size_t n, const Terms* terms
 ) noexcept nogil:
-    """mask_and_scale for elements that are not adjacent in x or in y; `typed`: its type only."""
+    """Add the shift to up to BUFFER kept elements, and write the constant to dropped ones. y may have any alignment."""
+    cdef element values[BUFFER]
+    cdef uint8_t keep[BUFFER]
+    cdef uint8_t packed[8]
+    cdef element shifted
+    cdef size_t i
+    for i in range(0, n, 64):
+        store_bits64(packed, bits64_at(bits, first + i))
+        spread_bits(keep + i, packed, 64)
+    memcpy(values, y, n * sizeof(element))
+    if element is float or element is double:
+        for i in range(n):
+            shifted = values[i] + <element>terms.shift
+            values[i] = shifted if keep[i] else <element>terms.constant
+    memcpy(y, values, n * sizeof(element))
+
+
+cdef inline void apply_spaced_row(
+    const char* x, char* y, const cdropout_axis* row, const uint8_t* bits, uint64_t first, const Terms* terms, element* typed
+) noexcept nogil:
+    """Apply bits to a row whose elements may have gaps in x or in y; `typed`: its type only."""
     cdef element buffer[BUFFER]
     cdef const element* source
     cdef element* target
@@ -247,14 +275,16 @@ cdef inline void apply_spaced_row(
         if row.x != sizeof(element):
             gather(buffer, x, row.x, n)
             source = buffer
-        mask_and_scale(source, target, bits, first + done, n, scale)
+        mask_and_scale(source, target, bits, first + done, n, terms.scale)
+        if terms.shifts:
+            shift_elements(target, bits, first + done, n, terms)
         if target == buffer:
             scatter(y, row.y, <const element*>buffer, n)
         x += <ptrdiff_t>n * row.x
         y += <ptrdiff_t>n * row.y
 
 
-cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, bint large, element* typed) noexcept nogil:
+cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms, element* typed) noexcept nogil:
     """Apply bits in the order of y to the rows of a tile."""
     cdef Rows rows, ahead
     cdef const cdropout_axis* row
@@ -277,18 +307,18 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, double scale, bint 
         if more:
             prefetch_row(&ahead, row.length * sizeof(element))
             more = next_row(&ahead)
-        if adjacent and large:
-            mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, scale, large)
-        elif adjacent:
-            mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, scale)
+        if adjacent and terms.large and not terms.shifts:
+            mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, terms.scale, True)
+        elif adjacent and not terms.shifts:
+            mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, terms.scale)
         else:
-            apply_spaced_row(x, y, row, bits, first, scale, typed)
+            apply_spaced_row(x, y, row, bits, first, terms, typed)
         first += row.length
         if not next_row(&rows):
             return
 
 
-cdef inline void apply_tile(View* tile, const Source* source, double scale, bint large, element* typed) noexcept nogil:
+cdef inline void apply_tile(View* tile, const Source* source, const Terms* terms, element* typed) noexcept nogil:
     cdef uint8_t drawn_bits[TILE_BYTES + MARGIN]
     cdef uint8_t ordered_bits[TILE_BYTES + MARGIN]
     cdef const uint8_t* bits = drawn_bits
@@ -310,14 +340,14 @@ cdef inline void apply_tile(View* tile, const Source* source, double scale, bint
                 ndim += 1
         reorder_bits(ordered_bits, drawn_bits, first_bit(&drawn, tile), ndim, axes)
         bits = ordered_bits
-    apply_rows(&dense, bits, scale, large, typed)
+    apply_rows(&dense, bits, terms, typed)
 
 
-cdef inline void apply_view(const View* view, const Source* source, double scale, bint large, element* typed) noexcept nogil:
+cdef inline void apply_view(const View* view, const Source* source, const Terms* terms, element* typed) noexcept nogil:
     cdef size_t lengths[MAX_DIMS]
     cdef size_t number
     cdef View tile
     choose_tile(lengths, view)
     for number in range(count_tiles(view, lengths)):
         take_tile(&tile, view, lengths, number)
-        apply_tile(&tile, source, scale, large, typed)
+        apply_tile(&tile, source, terms, typed)

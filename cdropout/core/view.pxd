@@ -92,6 +92,18 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
     join_axes(view)
 
 
+cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
+    """Return whether elements of y may share memory (0 strides, sliding windows); interleaved axes count as such."""
+    cdef size_t extent = itemsize
+    cdef int i
+    for i in range(view.ndim - 1, -1, -1):
+        if view.axes[i].length > 1:
+            if <size_t>view.axes[i].y < extent:
+                return True
+            extent += (view.axes[i].length - 1) * <size_t>view.axes[i].y
+    return False
+
+
 # ---- the bits of a tile ---------------------------------------------------------------------------
 
 

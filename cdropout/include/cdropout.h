@@ -94,6 +94,10 @@ typedef struct {
                             const uint8_t *bits, uint64_t bit_start, double scale);
   int (*apply_bools_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                              const uint8_t *bools, double scale);
+  /* Alpha dropout of float32 and float64: y = x * scale + shift, each operation rounded, where the mask keeps, else constant. If the
+   * mask's scale is 0, y is +0.0. */
+  int (*apply_alpha_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
+                             const cdropout_mask *mask, uint64_t start, double shift, double constant);
 } cdropout_table;
 
 #ifdef __cplusplus
