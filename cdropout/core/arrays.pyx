@@ -10,7 +10,9 @@ from cdropout cimport (
     cdropout_mask,
 )
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_view, sharers
+from cdropout.core.pieces cimport (
+    SHORT, ViewCall, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_view, sharers,
+)
 from cdropout.core.threads cimport share
 from cdropout.core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
@@ -228,18 +230,20 @@ cdef apply_view(
 ):
     """Apply a mask, packed bits or bools to arrays at any strides; without x, y is 1 where the mask keeps, else 0."""
     cdef cdropout_axis axes[MAX_DIMS]
-    cdef View view
+    cdef ViewCall call
     cdef size_t n = cnp.PyArray_SIZE(y)
     cdef int ndim = cnp.PyArray_NDIM(y)
-    cdef cdropout_dtype dtype = code_of(x) if x is not None else CDROPOUT_BOOL
-    cdef const uint8_t* packed = NULL if bits is None else <const uint8_t*>cnp.PyArray_DATA(bits)
-    cdef const uint8_t* bytes = NULL if bools is None else <const uint8_t*>cnp.PyArray_DATA(bools)
     fill_axes(axes, x, y, strides)
-    view.x = NULL if x is None else <const char*>cnp.PyArray_DATA(x)
-    view.y = <char*>cnp.PyArray_DATA(y)
-    view.start = start
+    call.view.x = NULL if x is None else <const char*>cnp.PyArray_DATA(x)
+    call.view.y = <char*>cnp.PyArray_DATA(y)
+    call.view.start = start
+    call.dtype = code_of(x) if x is not None else CDROPOUT_BOOL
+    call.mask = mask
+    call.bits = NULL if bits is None else <const uint8_t*>cnp.PyArray_DATA(bits)
+    call.bools = NULL if bools is None else <const uint8_t*>cnp.PyArray_DATA(bools)
+    call.shifts, call.scale = False, scale
     with nogil:
-        run_view(&view, ndim, axes, dtype, mask, packed, bytes, scale, share, sharers(n))
+        run_view(&call, ndim, axes, share, sharers(n))
 
 
 cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):

@@ -8,7 +8,7 @@ from cdropout cimport (
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.threads cimport Share, share
-from cdropout.core.view cimport MAX_DIMS, View, arrange, choose_tile, count_tiles, take_tile
+from cdropout.core.view cimport View, arrange, choose_tile, count_elements, count_tiles, take_tile
 
 cdef enum:
     SHARED = 1 << 19                  # elements from which waking a second thread pays
@@ -104,22 +104,15 @@ cdef int draw_bools_span(
 
 # ---- elements at any strides --------------------------------------------------------------------
 
-cdef struct ViewCall:
-    const View* view
-    const size_t* lengths             # of a tile
-    cdropout_dtype dtype
-    uint32_t flags
-    const cdropout_mask* mask         # or
-    const uint8_t* bits               # or
-    const uint8_t* bools              # with
-    double scale
-
-
 cdef void run_tile(const void* call, size_t number) noexcept nogil:
     cdef const ViewCall* all = <const ViewCall*>call
     cdef View tile
-    take_tile(&tile, all.view, all.lengths, number)
-    if all.mask != NULL:
+    take_tile(&tile, &all.view, all.lengths, number)
+    if all.mask != NULL and all.shifts:
+        kernels.apply_alpha_strided(
+            all.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, all.mask, tile.start, all.shift, all.constant,
+        )
+    elif all.mask != NULL:
         kernels.apply_strided(all.dtype, all.flags, tile.x, tile.y, tile.ndim, tile.axes, all.mask, tile.start)
     elif all.bits != NULL:
         kernels.apply_bits_strided(
@@ -131,18 +124,11 @@ cdef void run_tile(const void* call, size_t number) noexcept nogil:
         )
 
 
-cdef int run_view(
-    View* view, int ndim, const cdropout_axis* axes, cdropout_dtype dtype, const cdropout_mask* mask, const uint8_t* bits,
-    const uint8_t* bools, double scale, Share how, size_t most,
-) except -1 nogil:
-    """y = x * scale where the mask, the bits or the bools keep, else +0.0, on at most `most` threads, which `how` brings to it."""
-    cdef size_t lengths[MAX_DIMS]
-    cdef ViewCall call = ViewCall(view, &lengths[0], dtype, 0, mask, bits, bools, scale)
-    cdef size_t bytes = size_of(dtype)
-    cdef int i
-    for i in range(ndim):
-        bytes *= axes[i].length
-    call.flags = flags_of(bytes)
-    arrange(view, ndim, axes)
-    choose_tile(lengths, view)
-    return how(run_tile, &call, count_tiles(view, lengths), most)
+cdef int run_view(ViewCall* call, int ndim, const cdropout_axis* axes, Share how, size_t most) except -1 nogil:
+    """Apply a mask, bits or bools at any strides, on at most `most` threads, which `how` brings to it."""
+    arrange(&call.view, ndim, axes)
+    choose_tile(call.lengths, &call.view)
+    call.flags = 0
+    if count_elements(&call.view) * size_of(call.dtype) >= largest_cached:
+        call.flags = CDROPOUT_PART_OF_LARGE
+    return how(run_tile, call, count_tiles(&call.view, call.lengths), most)

@@ -291,12 +291,12 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
     cdef const char* x
     cdef char* y
     cdef uint64_t first = 0
-    cdef bint adjacent, more
+    cdef bint adjacent, large, more
     cdef int i
     first_row(&rows, tile)
     row = &tile.axes[rows.last]
     adjacent = row.x == sizeof(element) and row.y == sizeof(element)
-    large = large and row.length >= STREAMED_ROW
+    large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
     ahead = rows
     more = adjacent and row.length * sizeof(element) <= SHORT_ROW
     for i in range(AHEAD):
@@ -307,7 +307,7 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
         if more:
             prefetch_row(&ahead, row.length * sizeof(element))
             more = next_row(&ahead)
-        if adjacent and terms.large and not terms.shifts:
+        if adjacent and large:
             mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, terms.scale, True)
         elif adjacent and not terms.shifts:
             mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, terms.scale)

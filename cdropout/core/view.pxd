@@ -76,6 +76,14 @@ cdef inline void join_axes(View* view) noexcept nogil:
     view.ndim = kept + 1
 
 
+cdef inline size_t count_elements(const View* view) noexcept nogil:
+    cdef size_t n = 1
+    cdef int i
+    for i in range(view.ndim):
+        n *= view.axes[i].length
+    return n
+
+
 cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexcept nogil:
     """Fill the view with these axes in the order of memory; x, y and start are set, no length is 0."""
     cdef bint without_x = view.x == NULL          # as when bools are drawn; then x is not looked at
