@@ -118,6 +118,7 @@ static void apply_view(const cdropout_mask *mask, const Steps *steps) {
   CALL(apply_bits_strided, now.dtype, 0, x, y, 2, axes, bits, first + before, 2.0);
   uint8_t *bools = (uint8_t *)field(KEEP, 1, steps->mask);
   CALL(apply_bools_strided, now.dtype, 0, x, y, 2, axes, bools, 2.0);
+  if (now.dtype <= CDROPOUT_FLOAT64) CALL(apply_alpha_strided, now.dtype, 0, x, y, 2, axes, mask, now.start, 0.5, -1.0);
 }
 
 static void add_bias(const cdropout_mask *mask) {

@@ -56,6 +56,7 @@ KERNELS = {
     "apply_strided": (*STRIDED, MASK, c_uint64),
     "apply_bits_strided": (*STRIDED, c_void_p, c_uint64, c_double),
     "apply_bools_strided": (*STRIDED, c_void_p, c_double),
+    "apply_alpha_strided": (*STRIDED, MASK, c_uint64, c_double, c_double),
 }
 
 

@@ -48,6 +48,7 @@ def calls(table, rows, columns, code, address):
     yield "bits", [buffers[0], n, mask, 0]
     yield "bools", [buffers[0], n, mask, 0]
     if code in REALS:
+        yield "apply_alpha_strided", [*strided, mask, 0, 0.5, -1.5]
         yield "bias_dropout_add", [code, *buffers, rows, columns, mask, 0]
         yield "bias_dropout_add_backward", [code, *buffers[:3], rows, columns, mask, 0]
 
@@ -74,7 +75,7 @@ def test_a_null_pointer_is_refused(table, code):
         seen.add(kernel)
     expected = set(tables.KERNELS) - {"mask_init"}
     if code not in REALS:
-        expected -= {"bias_dropout_add", "bias_dropout_add_backward"}
+        expected -= {"apply_alpha_strided", "bias_dropout_add", "bias_dropout_add_backward"}
     assert seen == expected
     assert table.mask_init(None, 1, 2, 0.5) == -1
 

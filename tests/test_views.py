@@ -301,6 +301,36 @@ def test_streaming_stores(isa, dense):
         check(table, each, dtype, 0.1, rng, PART_OF_LARGE)
 
 
+REALS = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float32", "float64"])
+
+
+@cache
+def expected_alpha(case, dtype, p, shift, constant):
+    """Return x * scale + shift where kept, else the constant; +0.0 at p = 1."""
+    x, scale = values(dtype, case.shape), reference.scale(p, dtype)
+    with np.errstate(all="ignore"):
+        shifted = x * scale + dtype(shift)
+    return np.where(kept(case, p), shifted, dtype(constant)) if p < 1 else np.zeros_like(x)
+
+
+@REALS
+@pytest.mark.parametrize("p", [0, 0.3, 1])
+def test_alpha_dropout(table, real, p):
+    size, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
+    terms = 0.7, -1.75
+    for name in ("C order", "Fortran order", "steps", "shared axes", "windows", "no element"):
+        for i, each in enumerate(GROUPS[name]):
+            strides = [way.strides(size, each.shape) for way in (each.x, each.y)]
+            fields = [Field(real, each.shape, ways, rng.randrange(64)) for ways in strides]
+            source, target = (fields[0],) * 2 if each.x == each.y and i % 2 else fields
+            source.items[...] = values(real, each.shape)
+            result = target.once_written(expected_alpha(each, real, p, *terms))
+            where = DTYPES[real], i % 2, source.address, target.address
+            axes = axes_of(each.shape, source.strides, target.strides, each.mask)
+            assert table.apply_alpha_strided(*where, *axes, mask, each.start, *terms) == 0
+            assert target.room.holds(result), (each, p)
+
+
 def random_case(rng):
     """Return a case with up to 5 axes, 20000 elements, and everything else at random."""
     shape = []
@@ -409,6 +439,9 @@ def test_what_is_refused(table, code, flags, ndim, p):
     assert table.apply_strided(*where, mask, 0) == -1
     assert table.apply_bits_strided(*where, given.address, 0, 2.0) == -1
     assert table.apply_bools_strided(*where, given.address, 2.0) == -1
+    assert table.apply_alpha_strided(*where, mask, 0, 1.0, 1.0) == -1
+    for half in (2, 3, BOOL):  # types that alpha dropout does not take
+        assert table.apply_alpha_strided(half, *where[1:4], 2, axes, mask, 0, 1.0, 1.0) == -1
     if ndim == 2:
         assert table.apply(*where[:4], 100, mask, 0) == -1
         assert table.apply_bits(*where[:4], 100, given.address, 0, 2.0) == -1
