@@ -1,7 +1,7 @@
 /* The kernels under libFuzzer: calls that cdropout.h allows, on every instruction set; tests/sanitize.sh fuzz-table runs it.
  *
- * Each buffer is an allocation of its own, of the very size and at any alignment, so that AddressSanitizer sees each byte
- * outside. All sets have to write the same bytes, and what `apply` writes, `bits` and `apply_bits` have to write too. */
+ * Each buffer is an allocation of its own, of the exact size and at any alignment, so that AddressSanitizer finds each access
+ * outside. All sets have to write the same bytes, and the kernels that take bits or bools the same as those that draw. */
 #include <Python.h>
 
 #include <cdropout.h>
@@ -9,7 +9,7 @@
 
 enum { SETS = 3, MOST = 20000 };
 static const char *const NAMES[SETS] = {"baseline", "avx2", "avx512"};
-static const size_t SIZES[] = {4, 8, 2, 2}; /* bytes an element of each dtype */
+static const size_t SIZES[] = {4, 8, 2, 2}; /* bytes per element of each dtype */
 static const cdropout_table *tables[SETS];
 static int sets;
 
@@ -80,54 +80,108 @@ static void flat(int dtype) { /* apply, apply_bits, bits, bools */
   size_t n = take(2) % MOST >> take(1) % 16, bytes = n * SIZES[dtype];
   cdropout_mask mask = mask_of_input();
   uint64_t start = take(8) >> take(1) % 64, first = take(2) % 9999;
+  uint32_t flags = first & 1 ? CDROPOUT_PART_OF_LARGE : 0;
   if (start > UINT64_MAX - MOST) start -= MOST;
   Buffer x = room(bytes, 1), given = room((first + n + 7) / 8, 1), y[SETS], z[SETS], bits[SETS], bools[SETS];
   for (int i = 0; i < sets; i++) {
     y[i] = room(bytes, 0), z[i] = room(bytes, 0), bits[i] = room((n + 7) / 8, 0), bools[i] = room(n, 0);
     tables[i]->bits((uint8_t *)bits[i].first, n, &mask, start);
     tables[i]->bools((uint8_t *)bools[i].first, n, &mask, start);
-    tables[i]->apply_bits(dtype, x.first, z[i].first, n, (uint8_t *)bits[i].first, 0, mask.scale);
-    require(tables[i]->apply(dtype, x.first, y[i].first, n, &mask, start) == 0, "apply refused");
+    tables[i]->apply_bits(dtype, flags, x.first, z[i].first, n, (uint8_t *)bits[i].first, 0, mask.scale);
+    require(tables[i]->apply(dtype, flags, x.first, y[i].first, n, &mask, start) == 0, "apply refused");
     require(mask.scale == 0 || !memcmp(y[i].first, z[i].first, bytes), "apply differs from apply_bits of bits");
     for (size_t k = 0; k < n; k++) require(bools[i].first[k] == (bits[i].first[k / 8] >> k % 8 & 1), "bools differ from bits");
     memcpy(z[i].first, x.first, bytes);
-    tables[i]->apply(dtype, z[i].first, z[i].first, n, &mask, start);
+    tables[i]->apply(dtype, flags, z[i].first, z[i].first, n, &mask, start);
     require(!memcmp(y[i].first, z[i].first, bytes), "in place differs");
-    tables[i]->apply_bits(dtype, x.first, y[i].first, n, (uint8_t *)given.first, first, mask.scale);
+    tables[i]->apply_bits(dtype, flags, x.first, y[i].first, n, (uint8_t *)given.first, first, mask.scale);
     agree(y, i), agree(z, i), agree(bits, i);
   }
 }
 
-/* The bytes that rows and columns reach over at these strides, and where among them the first lies. */
-static size_t reach(const cdropout_plane *plane, const ptrdiff_t *strides, size_t item, size_t *first) {
-  size_t rows = (plane->rows - 1) * (size_t)llabs(strides[0]), columns = (plane->columns - 1) * (size_t)llabs(strides[1]);
-  *first = (strides[0] < 0 ? rows : 0) + (strides[1] < 0 ? columns : 0);
-  return rows + columns + item;
+enum { AXES = 5 };
+typedef struct {
+  int ndim;
+  size_t size;
+  cdropout_axis axes[AXES];
+} View;
+
+/* Fill in the strides of y, or of a mask in elements, in a random order of the axes, with gaps and signs; no two elements overlap. */
+static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t item) {
+  int left[AXES], n = view->ndim;
+  for (int i = 0; i < n; i++) left[i] = i;
+  for (; n; n--) {
+    int which = (int)take(1), axis = left[which % n], gap = which >> 3 & 3;
+    left[which % n] = left[n - 1];
+    strides[axis] = which & 128 ? -item : item;
+    if (gap == 3) item += item / 2 + 1, strides[axis] = which & 128 ? -item : item;
+    item *= (ptrdiff_t)view->axes[axis].length;
+  }
 }
 
-static void planes(int dtype) { /* apply_bools, apply_channels */
-  ptrdiff_t size = (ptrdiff_t)SIZES[dtype];
-  cdropout_plane plane = {1 + take(1) % 64, 1 + take(1), {0}, {0}, {(int8_t)take(1), (int8_t)take(1)}};
+/* Return how many items of `strides` a view reaches over less one, and in *first how many of them come before its first element. */
+static size_t reach(const View *view, const ptrdiff_t *strides, size_t *first) {
+  size_t all = 0;
+  *first = 0;
+  for (int i = 0; i < view->ndim; i++) {
+    size_t far = (view->axes[i].length - 1) * (size_t)llabs(strides[i]);
+    all += far;
+    if (strides[i] < 0) *first += far;
+  }
+  return all;
+}
+
+static View view_of_input(void) {
+  View view = {(int)take(1) % (AXES + 1), 1, {{0, 0, 0, 0}}};
+  size_t most = take(1) % 16 ? MOST : 20 * MOST; /* more than a tile holds */
+  for (int i = 0; i < view.ndim; i++) {
+    size_t length = 1 + (take(2) >> take(1) % 16);
+    if (length * view.size > most) length = most / view.size;
+    view.size *= view.axes[i].length = length;
+  }
+  return view;
+}
+
+static void views(int dtype) { /* the strided kernels: all types and CDROPOUT_BOOL */
+  ptrdiff_t size = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)SIZES[dtype], x_strides[AXES], y_strides[AXES], steps[AXES];
+  View view = view_of_input();
   cdropout_mask mask = mask_of_input();
-  uint64_t start = take(2);
-  unsigned kind = (unsigned)take(1);
-  int by_row = kind & 1, gap = kind & 2 ? 3 : 1;
-  if (kind & 4) plane.rows = 1 + take(1) % 7, plane.columns += take(2) % MOST;
-  if (kind & 8) plane.columns = 1 + take(1) % 7, plane.rows += take(2) % MOST;
-  ptrdiff_t columns = (ptrdiff_t)plane.columns;
-  plane.y[0] = (kind & 16 ? -columns : columns) * gap * size;
-  plane.y[1] = (kind & 32 ? -size : size) * gap;
-  plane.x[0] = kind & 64 ? (int8_t)take(1) : columns * size;
-  plane.x[1] = kind & 64 ? (int8_t)take(1) : size;
-  if (kind & 128) plane.keep[0] = by_row ? 1 : columns, plane.keep[1] = !by_row;
-  size_t x_first, y_first, keep_first, y_size = reach(&plane, plane.y, size, &y_first);
-  Buffer x = room(reach(&plane, plane.x, size, &x_first), 1), keep = room(reach(&plane, plane.keep, 1, &keep_first), 1), y[SETS], z[SETS];
-  cdropout_plane channels = plane;
-  channels.keep[0] = by_row, channels.keep[1] = !by_row;
+  uint64_t start = take(8) >> take(1) % 64;
+  int kind = (int)take(1), flags = kind & 1 ? CDROPOUT_PART_OF_LARGE : 0;
+  choose_strides(y_strides, &view, size);
+  choose_strides(x_strides, &view, size);
+  choose_strides(steps, &view, 1);
+  int in_place = kind >> 1 & 1, shared = kind >> 3;
+  for (int i = 0; i < view.ndim; i++) {
+    if (shared >> i & 1) steps[i] = 0;
+    view.axes[i].y = y_strides[i], view.axes[i].mask = steps[i];
+    view.axes[i].x = in_place ? y_strides[i] : x_strides[i];
+  }
+  size_t x_first, y_first, keep_first, n = reach(&view, steps, &keep_first) + 1;
+  size_t x_size = reach(&view, x_strides, &x_first) + size, y_size = reach(&view, y_strides, &y_first) + size;
+  size_t bit = take(1) % 20;
+  Buffer x = in_place ? room(y_size, 1) : room(x_size, 1), y[SETS], z[SETS], bits[SETS], bools[SETS];
+  if (in_place) x_first = y_first;
   for (int i = 0; i < sets; i++) {
-    y[i] = room(y_size, 0), z[i] = room(y_size, 0);
-    tables[i]->apply_bools(dtype, x.first + x_first, y[i].first + y_first, (uint8_t *)keep.first + keep_first, &plane, mask.scale);
-    tables[i]->apply_channels(dtype, x.first + x_first, z[i].first + y_first, &channels, &mask, start);
+    y[i] = room(y_size, 0), z[i] = room(y_size, 0), bits[i] = room((bit + n + 7) / 8, 0), bools[i] = room(n, 0);
+    char *from = dtype == CDROPOUT_BOOL ? NULL : x.first + x_first, *to = y[i].first + y_first, *other = z[i].first + y_first;
+    tables[i]->bools((uint8_t *)bools[i].first, n, &mask, start - keep_first);
+    for (size_t k = 0; k < n; k++) bits[i].first[(bit + k) / 8] |= (char)(bools[i].first[k] << (bit + k) % 8);
+    int done = tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
+    require(done == 0, "apply_strided refused");
+    done = tables[i]->apply_bits_strided(dtype, flags, from, other, view.ndim, view.axes, (uint8_t *)bits[i].first, bit + keep_first, mask.scale);
+    require(done == 0 && !memcmp(y[i].first, z[i].first, y_size), "apply_bits_strided differs from apply_strided");
+    memset(z[i].first, 0, y_size);
+    uint8_t *bool_ = (uint8_t *)bools[i].first + keep_first;
+    tables[i]->apply_bools_strided(dtype, flags, from, other, view.ndim, view.axes, bool_, mask.scale);
+    require(!memcmp(y[i].first, z[i].first, y_size), "apply_bools_strided differs from apply_strided");
+    if (in_place && dtype != CDROPOUT_BOOL) { /* gaps hold what they held */
+      memcpy(z[i].first, x.first, y_size);
+      memcpy(y[i].first, x.first, y_size);
+      tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
+      tables[i]->apply_strided(dtype, flags, other, other, view.ndim, view.axes, &mask, start);
+      require(!memcmp(y[i].first, z[i].first, y_size), "in place differs");
+    }
     agree(y, i), agree(z, i);
   }
 }
@@ -159,7 +213,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (which >> 2 & 1)
     flat(dtype);
   else if (which >> 3 & 1)
-    planes(dtype);
+    views(which >> 4 & 3 ? dtype : CDROPOUT_BOOL);
   else
     bias(dtype % 2);
   while (buffers) free(used[--buffers].memory);

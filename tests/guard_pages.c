@@ -1,8 +1,8 @@
-/* Every kernel on buffers of every length and place, between pages that nobody may touch: the loops of test_guard_pages.py.
+/* Every kernel on buffers of every length at every address, between inaccessible pages: the loops of test_guard_pages.py.
  *
- * Sanitizers do not see what masked vector loads and streaming stores touch; the CPU does. Buffers end where an inaccessible
- * page begins or, in a second turn, begin where one ends, and an access outside is a segmentation fault. The output alone
- * lies `offset` bytes from that page; what is next to it has a known value, in which a wrong store shows. */
+ * Sanitizers do not see which memory masked vector loads and streaming stores access; the CPU does. Buffers end where an inaccessible
+ * page begins or, in a second pass, begin where one ends, and an access outside is a segmentation fault. The output alone
+ * is `offset` bytes from that page; the bytes next to it have a known value, so that a wrong store is found. */
 #define _DEFAULT_SOURCE
 #include <cdropout.h>
 #include <signal.h>
@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 enum { MOST = 2100, OFFSETS = 64, EDGE = 64, GROUP = 512, KNOWN = 0xA5 };
-enum { X, Y, RESIDUAL, BIAS, KEEP, NAMES, BUFFERS };
-static const size_t SIZES[] = {4, 8, 2, 2}; /* bytes an element of each dtype */
+enum { X, Y, RESIDUAL, BIAS, KEEP, AXES, NAMES, BUFFERS };
+static const size_t SIZES[] = {4, 8, 2, 2, 1}; /* bytes per element of each dtype */
 
 static const cdropout_table *table;
 static char *low[BUFFERS], *high[BUFFERS];
@@ -73,11 +73,11 @@ static void done(void) {
 static void apply(const cdropout_mask *mask, const cdropout_mask *halves) {
   size_t bytes = now.n * SIZES[now.dtype];
   char *x = room(X, bytes), *y = output(bytes);
-  CALL(apply, now.dtype, x, y, now.n, mask, now.start);
-  CALL(apply, now.dtype, y, y, now.n, halves, now.start);
+  CALL(apply, now.dtype, 0, x, y, now.n, mask, now.start);
+  CALL(apply, now.dtype, 0, y, y, now.n, halves, now.start);
   uint8_t *bits = (uint8_t *)room(KEEP, (now.start + now.n + 7) / 8);
-  CALL(apply_bits, now.dtype, x, y, now.n, bits, now.start, 2.0);
-  CALL(apply_bits, now.dtype, y, y, now.n, bits, now.start, 2.0);
+  CALL(apply_bits, now.dtype, 0, x, y, now.n, bits, now.start, 2.0);
+  CALL(apply_bits, now.dtype, 0, y, y, now.n, bits, now.start, 2.0);
 }
 
 static void draw(const cdropout_mask *mask) {
@@ -85,33 +85,40 @@ static void draw(const cdropout_mask *mask) {
   CALL(bools, (uint8_t *)output(now.n), now.n, mask, now.start);
 }
 
-/* Where the first of rows x columns items lies, for these steps in items; the steps in bytes go to the plane. */
-static char *field(int buffer, size_t size, ptrdiff_t by_row, ptrdiff_t by_column, ptrdiff_t *strides) {
-  ptrdiff_t steps[] = {by_row, by_column}, reach = 0, before = 0;
-  size_t lengths[] = {now.rows, now.columns};
+/* Return the items that a view of rows x columns reaches over at these steps, in items, and how many come before the first. */
+static size_t reach(const ptrdiff_t steps[2], size_t *before) {
+  size_t lengths[] = {now.rows, now.columns}, all = 1;
+  *before = 0;
+  if (now.rows == 0 || now.columns == 0) return 0;
   for (int i = 0; i < 2; i++) {
-    ptrdiff_t far = lengths[i] ? (ptrdiff_t)(lengths[i] - 1) * steps[i] : 0;
-    reach += far < 0 ? -far : far;
-    before += far < 0 ? -far : 0;
-    strides[i] = steps[i] * (ptrdiff_t)size;
+    size_t far = (lengths[i] - 1) * (size_t)(steps[i] < 0 ? -steps[i] : steps[i]);
+    all += far;
+    if (steps[i] < 0) *before += far;
   }
-  size_t bytes = now.rows && now.columns ? (size_t)(reach + 1) * size : 0;
+  return all;
+}
+
+static char *field(int buffer, size_t size, const ptrdiff_t steps[2]) { /* the first item of a view */
+  size_t before, bytes = reach(steps, &before) * size;
   return (buffer == Y ? output(bytes) : room(buffer, bytes)) + before * size;
 }
 
-static void apply_plane(const ptrdiff_t steps[6]) {
-  size_t size = SIZES[now.dtype];
-  cdropout_plane plane = {now.rows, now.columns, {0}, {0}, {0}};
-  char *x = field(X, size, steps[0], steps[1], plane.x), *y = field(Y, size, steps[2], steps[3], plane.y);
-  uint8_t *keep = (uint8_t *)field(KEEP, 1, steps[4], steps[5], plane.keep);
-  CALL(apply_bools, now.dtype, x, y, keep, &plane, 2.0);
-}
+typedef struct { /* items from row to row and from column to column */
+  ptrdiff_t x[2], y[2], mask[2];
+} Steps;
 
-static void apply_channels(const cdropout_mask *mask, int by_row) {
-  ptrdiff_t columns = now.columns;
-  cdropout_plane plane = {now.rows, now.columns, {0}, {0}, {by_row, !by_row}};
-  char *x = field(X, SIZES[now.dtype], columns, 1, plane.x), *y = field(Y, SIZES[now.dtype], columns, 1, plane.y);
-  CALL(apply_channels, now.dtype, x, y, &plane, mask, now.start);
+static void apply_view(const cdropout_mask *mask, const Steps *steps) {
+  ptrdiff_t size = SIZES[now.dtype];
+  cdropout_axis *axes = (cdropout_axis *)room(AXES, 2 * sizeof *axes);
+  for (int i = 0; i < 2; i++) axes[i] = (cdropout_axis){i ? now.columns : now.rows, steps->x[i] * size, steps->y[i] * size, steps->mask[i]};
+  char *x = now.dtype == CDROPOUT_BOOL ? NULL : field(X, size, steps->x), *y = field(Y, size, steps->y);
+  CALL(apply_strided, now.dtype, 0, x, y, 2, axes, mask, now.start);
+  size_t before, first = now.start % 8, bytes = (first + reach(steps->mask, &before) + 7) / 8;
+  uint8_t *bits = (uint8_t *)room(KEEP, bytes);
+  CALL(apply_bits_strided, now.dtype, 0, x, y, 2, axes, bits, first + before, 2.0);
+  uint8_t *bools = (uint8_t *)field(KEEP, 1, steps->mask);
+  CALL(apply_bools_strided, now.dtype, 0, x, y, 2, axes, bools, 2.0);
+  if (now.dtype <= CDROPOUT_FLOAT64) CALL(apply_alpha_strided, now.dtype, 0, x, y, 2, axes, mask, now.start, 0.5, -1.0);
 }
 
 static void add_bias(const cdropout_mask *mask) {
@@ -121,34 +128,32 @@ static void add_bias(const cdropout_mask *mask) {
   CALL(bias_dropout_add_backward, now.dtype, x, y, (double *)room(BIAS, columns * 8), rows, columns, mask, now.start);
 }
 
-static void planes(const cdropout_mask *mask) {
+static void views(const cdropout_mask *mask) {
   ptrdiff_t rows = now.rows, columns = now.columns;
-  const ptrdiff_t kinds[][6] = {
-      /* from row to row and column to column, in items: of x, of y, of the bools */
-      {columns, 1, columns, 1, columns, 1},     /* dense: decisions of their own, */
-      {columns, 1, columns, 1, 1, 0},           /* one a row, */
-      {columns, 1, columns, 1, 0, 1},           /* one a column */
-      {columns, -1, -columns, 1, -columns, -1}, /* backwards */
-      {0, 1, 3 * columns, 3, -2 * columns, -2}, /* gaps */
-      {1, rows, 1, rows, 1, rows},              /* turned */
+  const Steps kinds[] = {
+      {{columns, 1}, {columns, 1}, {columns, 1}},         /* C order, */
+      {{columns, 1}, {columns, 1}, {1, 0}},               /* one draw per row, */
+      {{columns, 1}, {columns, 1}, {0, 1}},               /* one per column */
+      {{columns, -1}, {-columns, 1}, {-columns, -1}},     /* backwards */
+      {{0, 1}, {3 * columns, 3}, {-2 * columns, -2}},     /* gaps */
+      {{1, rows}, {1, rows}, {columns, 1}},               /* Fortran order */
+      {{columns, 1}, {1, rows}, {columns + 7, 1}},        /* into Fortran order, by a window of a mask */
   };
-  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_plane(kinds[i]);
-  apply_channels(mask, 1);
-  apply_channels(mask, 0);
-  if (now.dtype <= CDROPOUT_FLOAT64) add_bias(mask);
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }
 
-/* Everything for one length and offset; planes, which are slower, for one in `every` of them, the types in turn. */
+/* All calls for one length and offset; views, which are slower, for one in `every` of them, the types in turn. */
 static void all_kernels(const cdropout_mask *masks, int every) {
   now.rows = now.columns = 0;
   draw(&masks[0]);
-  for (now.dtype = 0; now.dtype < 4; now.dtype++) {
-    apply(&masks[0], &masks[1]);
-    if (now.offset == 0) apply(&masks[2], &masks[2]);
+  for (now.dtype = 0; now.dtype <= CDROPOUT_BOOL; now.dtype++) {
+    if (now.dtype != CDROPOUT_BOOL) apply(&masks[0], &masks[1]);
+    if (now.dtype != CDROPOUT_BOOL && now.offset == 0) apply(&masks[2], &masks[2]);
     if ((now.n + now.offset + now.dtype) % every == 0) {
       now.columns = 1 + (7 * now.n + 31 * now.offset) % 97, now.rows = now.n / now.columns;
       if ((now.n + now.offset / 16) % 4 == 0) now.columns = now.n, now.rows = 1;
-      planes(&masks[0]);
+      views(&masks[0]);
+      if (now.dtype <= CDROPOUT_FLOAT64) add_bias(&masks[0]);
     }
   }
 }
@@ -161,8 +166,8 @@ static void step_outside(const cdropout_mask *mask, int where) {
   CALL(bools, (uint8_t *)y - (where == -2), now.n + 1, mask, 0);
 }
 
-/* Makes all calls in one of `sparse` places, or with every = 0 only those that may store past the cache, or with every < 0 a
- * wrong one, to show that it is noticed; returns the number of calls, or -1 if there is no memory. */
+/* Make all calls in one of `sparse` places, or with every = 0 only those that may use streaming stores, or with every < 0 a
+ * wrong one, to show that it is noticed; return the number of calls, or -1 if there is no memory. */
 long long run(const cdropout_table *kernels, int every, int sparse) {
   static const double PROBABILITIES[] = {0.3, 0.5, 1.0};
   size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MOST + OFFSETS + EDGE + page - 1) / page * page;
@@ -188,7 +193,12 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
         if (every)
           all_kernels(masks, every);
         else
-          for (now.dtype = 0; now.dtype < 2; now.dtype++) apply(&masks[0], &masks[1]);
+          for (now.dtype = 0; now.dtype < 2; now.dtype++) {
+            const Steps row = {{0, 1}, {0, 1}, {0, 0}};
+            now.rows = 1, now.columns = now.n;
+            apply(&masks[0], &masks[1]);
+            apply_view(&masks[0], &row);
+          }
       }
   }
   return calls;

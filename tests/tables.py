@@ -5,7 +5,7 @@ The structures mirror cdropout.h. Buffers are passed as addresses.
 
 import ctypes
 import importlib
-from ctypes import POINTER, c_double, c_int, c_size_t, c_ssize_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_double, c_int, c_int64, c_size_t, c_ssize_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 
 import ml_dtypes
@@ -15,6 +15,8 @@ from cdropout.core import dispatch
 
 VERSION = 1
 DTYPES = {np.float32: 0, np.float64: 1, np.float16: 2, ml_dtypes.bfloat16: 3}  # cdropout_dtype
+BOOL = 4  # for y of the strided kernels only
+PART_OF_LARGE = 1  # cdropout_flags
 
 
 class Mask(ctypes.Structure):
@@ -28,35 +30,33 @@ class Mask(ctypes.Structure):
     ]
 
 
-class Plane(ctypes.Structure):
-    """cdropout_plane."""
+class Axis(ctypes.Structure):
+    """cdropout_axis."""
 
-    _fields_ = [
-        ("rows", c_size_t),
-        ("columns", c_size_t),
-        *((name, c_ssize_t * 2) for name in ("x", "y", "keep")),
-    ]
+    _fields_ = [("length", c_size_t), ("x", c_ssize_t), ("y", c_ssize_t), ("mask", c_int64)]
 
 
-MASK, PLANE = POINTER(Mask), POINTER(Plane)  # such an argument also takes the structure itself
+MASK = POINTER(Mask)  # such an argument also takes the structure itself
+AXES = POINTER(Axis)  # and such an one an array of them
+STRIDED = (c_int, c_int, c_uint32, c_void_p, c_void_p, c_int, AXES)
 KERNELS = {
     "mask_init": (c_int, MASK, c_uint64, c_uint64, c_double),
-    "apply": (c_int, c_int, c_void_p, c_void_p, c_size_t, MASK, c_uint64),
-    "apply_bits": (c_int, c_int, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64, c_double),
-    "apply_bools": (c_int, c_int, c_void_p, c_void_p, c_void_p, PLANE, c_double),
+    "apply": (c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, MASK, c_uint64),
+    "apply_bits": (
+        *(c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t),
+        *(c_void_p, c_uint64, c_double),
+    ),
     "bits": (c_int, c_void_p, c_size_t, MASK, c_uint64),
     "bools": (c_int, c_void_p, c_size_t, MASK, c_uint64),
     "bias_dropout_add": (c_int, c_int, *[c_void_p] * 4, c_size_t, c_size_t, MASK, c_uint64),
     "bias_dropout_add_backward": (
-        c_int,
-        c_int,
-        *[c_void_p] * 3,
-        c_size_t,
-        c_size_t,
-        MASK,
-        c_uint64,
+        *(c_int, c_int, c_void_p, c_void_p, c_void_p),
+        *(c_size_t, c_size_t, MASK, c_uint64),
     ),
-    "apply_channels": (c_int, c_int, c_void_p, c_void_p, PLANE, MASK, c_uint64),
+    "apply_strided": (*STRIDED, MASK, c_uint64),
+    "apply_bits_strided": (*STRIDED, c_void_p, c_uint64, c_double),
+    "apply_bools_strided": (*STRIDED, c_void_p, c_double),
+    "apply_alpha_strided": (*STRIDED, MASK, c_uint64, c_double, c_double),
 }
 
 
@@ -166,43 +166,28 @@ def choices(size):
 
 
 class Field:
-    """A plane of items at any strides, within a room of bytes that may say what is kept.
+    """An array with any strides, which may be negative, within a Room; no two items overlap.
 
     Parameters
     ----------
-    dtype, shape, strides : as those of an array; the strides in bytes
+    dtype, shape, strides : as of an array; the strides in bytes
+    offset : int, bytes past a 64-byte line where the room begins
     """
 
-    def __init__(self, dtype, shape, strides, offset):
+    def __init__(self, dtype, shape, strides, offset=0):
         reach = [max(length - 1, 0) * step for length, step in zip(shape, strides, strict=True)]
         size = sum(map(abs, reach)) + np.dtype(dtype).itemsize
         self.room = Room(size, offset, choices(size))
         self.first = sum(-step for step in reach if step < 0)
         self.dtype, self.shape, self.strides = dtype, shape, strides
         self.address = self.room.address + self.first
-        self.items = self.within(self.room.inside, shape)
+        self.items = self.within(self.room.inside)
 
-    def within(self, memory, shape):
-        return np.ndarray(shape, self.dtype, memory, self.first, self.strides)
+    def within(self, memory):
+        return np.ndarray(self.shape, self.dtype, memory, self.first, self.strides)
 
     def once_written(self, values):
-        """Return what is to be in the room after the values: the last, where items coincide."""
+        """Return the bytes of the room once these values are in it."""
         memory = self.room.inside.copy()
-        last = tuple(slice(None if step else -1, None) for step in self.strides)
-        values = values[last]
-        self.within(memory, values.shape)[...] = values
+        self.within(memory)[...] = values
         return memory
-
-
-def layouts(size, rows, columns):
-    """Return the strides in bytes of planes of items of `size` bytes."""
-    return {
-        "C order": (columns * size, size),
-        "Fortran order": (size, rows * size),
-        "backwards": (-columns * size, -size),
-        "gaps, not aligned": (columns * 3 * size + 5, 3 * size),
-        "columns backwards in turned rows": (-size, -(rows + 1) * size),
-        "one row": (0, size),
-        "one column": (size, 0),
-        "one item": (0, 0),
-    }

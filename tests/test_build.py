@@ -154,7 +154,7 @@ def test_recorded_hashes(isa):
         bits, bools, y = tables.Room(-(-n // 8)), tables.Room(n), tables.room_of(np.ones(n))
         table.bits(bits.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
-        table.apply(tables.DTYPES[np.float64], y.address, y.address, n, mask, start)
+        table.apply(tables.DTYPES[np.float64], 0, y.address, y.address, n, mask, start)
         kept = y.inside.view(np.float64) != 0
         for drawn in (bits.inside, pack(bools.inside), pack(kept)):
             assert hashlib.sha256(drawn.tobytes()).hexdigest() == case["sha256"], case

@@ -1,6 +1,7 @@
-"""The C interface: what kernels answer to odd arguments, and cdropout_import to odd packages."""
+"""The C interface: kernels with odd arguments, the header, and cdropout_import with odd packages."""
 
 import ctypes
+import doctest
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from cdropout.core import dispatch
 
 import tables
 from needs import ISAS, find_or_skip, slow
-from tables import DTYPES, Plane, Room, new_mask
+from tables import BOOL, DTYPES, Axis, Room, new_mask
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "capi"
 HEADER = Path(cdropout.get_include(), "cdropout.h")
@@ -36,26 +37,27 @@ def table(request):
 
 def calls(table, rows, columns, code, address):
     """Yield (kernel, its arguments) on rows * columns elements; `address` is each buffer's."""
-    n, mask, plane = rows * columns, new_mask(table, 0.3), Plane(rows, columns)
-    buffers = [address] * 4
-    yield "apply", [code, *buffers[:2], n, mask, 0]
-    yield "apply_bits", [code, *buffers[:2], n, buffers[2], 0, 2.0]
-    yield "apply_bools", [code, *buffers[:3], plane, 2.0]
-    for channels in [(1, 0), (0, 1)]:
-        shared = Plane(rows, columns, keep=channels)
-        yield "apply_channels", [code, *buffers[:2], shared, mask, 0]
+    n, mask, buffers = rows * columns, new_mask(table, 0.3), [address] * 4
+    yield "apply", [code, 0, *buffers[:2], n, mask, 0]
+    yield "apply_bits", [code, 0, *buffers[:2], n, buffers[2], 0, 2.0]
+    axes = (Axis * 2)(Axis(rows, 8 * columns, 8 * columns, columns), Axis(columns, 8, 8, 1))
+    strided = [code, 0, *buffers[:2], 2, axes]
+    yield "apply_strided", [*strided, mask, 0]
+    yield "apply_bits_strided", [*strided, buffers[2], 0, 2.0]
+    yield "apply_bools_strided", [*strided, buffers[2], 2.0]
     yield "bits", [buffers[0], n, mask, 0]
     yield "bools", [buffers[0], n, mask, 0]
     if code in REALS:
+        yield "apply_alpha_strided", [*strided, mask, 0, 0.5, -1.5]
         yield "bias_dropout_add", [code, *buffers, rows, columns, mask, 0]
         yield "bias_dropout_add_backward", [code, *buffers[:3], rows, columns, mask, 0]
 
 
 def pointers(table, kernel):
-    """The places of the arguments that are pointers."""
+    """Return the places of the arguments that are pointers."""
     kinds = tables.KERNELS[kernel][1:]
     return [
-        i for i, kind in enumerate(kinds) if kind in (ctypes.c_void_p, tables.MASK, tables.PLANE)
+        i for i, kind in enumerate(kinds) if kind in (ctypes.c_void_p, tables.MASK, tables.AXES)
     ]
 
 
@@ -73,21 +75,48 @@ def test_a_null_pointer_is_refused(table, code):
         seen.add(kernel)
     expected = set(tables.KERNELS) - {"mask_init"}
     if code not in REALS:
-        expected -= {"bias_dropout_add", "bias_dropout_add_backward"}
+        expected -= {"apply_alpha_strided", "bias_dropout_add", "bias_dropout_add_backward"}
     assert seen == expected
     assert table.mask_init(None, 1, 2, 0.5) == -1
 
 
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
-def test_of_no_elements_no_pointer_is_looked_at(table, code, rows, columns):
+def test_without_elements_pointers_may_be_null(table, code, rows, columns):
+    """All but the pointer to the axes, which say that there are no elements."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for place in pointers(table, kernel):
-            if not isinstance(arguments[place], Plane):
+            if tables.KERNELS[kernel][1 + place] is not tables.AXES:
                 arguments[place] = None
         assert getattr(table, kernel)(*arguments) == 0, kernel
         if isinstance(arguments[0], int):
             assert getattr(table, kernel)(77, *arguments[1:]) == -1, kernel
+        if "strided" in kernel:
+            assert getattr(table, kernel)(*arguments[:5], None, *arguments[6:]) == -1, kernel
+
+
+def test_without_axes_there_is_one_element(table):
+    x, mask = np.ones(1), new_mask(table, 0.3)
+    for start in range(20):
+        y, want = Room(8), Room(1)
+        table.bools(want.address, 1, mask, start)
+        assert table.apply_strided(1, 0, x.ctypes.data, y.address, 0, None, mask, start) == 0
+        assert y.holds(mask.scale * want.inside)
+
+
+def test_bools_need_no_x(table):
+    given, axis = tables.room_of(np.arange(N, dtype=np.uint8) % 3), Axis(N, 0, 1, 1)
+    y, mask, want = Room(N), new_mask(table, 0.3), Room(N)
+    where = BOOL, 0, None, y.address, 1, axis
+    assert table.apply_strided(*where, mask, 9) == 0
+    table.bools(want.address, N, mask, 9)
+    assert y.holds(want.inside)
+    assert table.apply_bools_strided(*where, given.address, 2.0) == 0
+    assert y.holds(given.inside != 0)
+    missing = BOOL, 0, None, None, 1, axis
+    assert table.apply_strided(*missing, mask, 9) == -1
+    assert table.apply_bools_strided(*missing, given.address, 2.0) == -1
+    assert table.apply_bits_strided(*missing, given.address, 0, 2.0) == -1
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5])
@@ -106,9 +135,10 @@ def test_after_the_last_position_comes_the_first(table, p):
     y, zero, sums = Room(8 * n), np.zeros(n), np.zeros(n)
     where = x.ctypes.data, y.address
     double = DTYPES[np.float64]
-    table.apply(double, *where, n, mask, start)
+    table.apply(double, 0, *where, n, mask, start)
     assert y.holds(mask.scale * kept)
-    table.apply_channels(double, *where, Plane(n, 1, (8, 8), (8, 8), (1, 0)), mask, start)
+    y.inside[:] = 0
+    table.apply_strided(double, 0, *where, 1, Axis(n, 8, 8, 1), mask, start)
     assert y.holds(mask.scale * kept)
     table.bias_dropout_add(double, where[0], *[zero.ctypes.data] * 2, where[1], 1, n, mask, start)
     assert y.holds(mask.scale * kept)
@@ -143,6 +173,34 @@ def test_the_header_compiles_without_a_warning(compiler, language, python, tmp_p
     call = "return cdropout_import() == 0;" if python else "return sizeof(cdropout_table) == 0;"
     source.write_text("\n".join([*lines, f"int main(void) {{ {call} }}", ""]))
     compile_strictly(compiler, source, "-x", language[0], f"-std={language[1]}")
+
+
+@pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["alone", "too late"])
+@pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_import_function_needs_python_first(compiler, language, python, tmp_path):
+    source = tmp_path / "source"
+    call = "int main(void) { return cdropout_import() == 0; }\n"
+    source.write_text(f'#include "cdropout.h"\n{python}{call}')
+    with pytest.raises(AssertionError, match="include_Python_h_before_cdropout_h.*declared"):
+        compile_strictly(compiler, source, "-x", language[0], f"-std={language[1]}")
+    source.write_text(f'#include "cdropout.h"\n#include <Python.h>\n#include "cdropout.h"\n{call}')
+    compile_strictly(compiler, source, "-x", language[0], f"-std={language[1]}")
+
+
+@pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_flags_need_no_cast(compiler, language, tmp_path):
+    source = tmp_path / "source"
+    source.write_text(
+        '#include "cdropout.h"\n'
+        "int call(const cdropout_table *table, const float *x, float *y, const cdropout_mask *mask,"
+        " int large) {\n"
+        "  uint32_t flags = large ? CDROPOUT_PART_OF_LARGE : 0;\n"
+        "  table->apply(CDROPOUT_FLOAT32, flags, x, y, 9, mask, 0);\n"
+        "  return table->apply(CDROPOUT_FLOAT32, CDROPOUT_PART_OF_LARGE, x, y, 9, mask, 0);\n}\n"
+    )
+    compile_strictly(compiler, source, "-x", language[0], f"-std={language[1]}", "-Wconversion")
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -237,6 +295,18 @@ def refusal(version, size, own_version=VERSION, own_size=SIZE):
         f"this was compiled for version {own_version} of cdropout's table ({own_size} bytes), "
         f"but the installed cdropout has version {version} ({size} bytes)"
     )
+
+
+def test_get_table_is_the_address_of_the_table():
+    """The docstring's example runs too."""
+    address = cdropout.get_table()
+    assert type(address) is int
+    assert address == tables.capsule_pointer(dispatch.table, b"cdropout.core.table")
+    table = tables.Table.from_address(address)
+    assert (table.version, table.size) == (VERSION, SIZE)
+    for function in (cdropout.get_table, cdropout.get_include):
+        example = doctest.DocTestFinder().find(function, function.__name__)[0]
+        assert example.examples and not doctest.DocTestRunner().run(example).failed
 
 
 def test_a_program_runs_with_its_own_version(extension):

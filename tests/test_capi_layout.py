@@ -9,6 +9,8 @@ import json
 import re
 import sys
 from importlib.resources import files
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ from needs import import_or_skip
 cffi = import_or_skip("cffi")
 HEADER = Path(cdropout.get_include(), "cdropout.h").read_text()
 RECORD = Path(__file__).with_name("capi_layout.json")
-STRUCTS = ("cdropout_mask", "cdropout_plane", "cdropout_table")
+STRUCTS = ("cdropout_mask", "cdropout_axis", "cdropout_table")
+ENUMS = ("cdropout_dtype", "cdropout_flags")
 pytestmark = pytest.mark.skipif(sys.maxsize < 2**32, reason="the record is of 64-bit pointers")
 
 
@@ -35,8 +38,8 @@ def layout(header):
         ]
         for name in STRUCTS
     }
-    codes = sorted(ffi.typeof("cdropout_dtype").relements.items(), key=lambda item: item[1])
-    return {"version": version, "codes": dict(codes), **fields}
+    codes = [sorted(ffi.typeof(name).relements.items(), key=itemgetter(1)) for name in ENUMS]
+    return {"version": version, "codes": dict(chain(*codes)), **fields}
 
 
 def breaks(recorded, present):
@@ -44,7 +47,7 @@ def breaks(recorded, present):
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"
-    for name in ("cdropout_mask", "cdropout_plane"):  # callers own these: they cannot even grow
+    for name in ("cdropout_mask", "cdropout_axis"):  # callers own these: they cannot even grow
         if present[name] != recorded[name]:
             yield f"{name} was {recorded[name]}, and is {present[name]}"
     before, now = recorded["cdropout_table"], present["cdropout_table"]
@@ -76,7 +79,8 @@ GROWN = [
     (LAST, "  int (*newer)(cdropout_mask *mask);\n"),
     (r"TABLE_VERSION (\d+)", lambda found: f"TABLE_VERSION {int(found[1]) + 1}"),
 ]
-CODE = ("CDROPOUT_BFLOAT16 = 3", "CDROPOUT_BFLOAT16 = 3, CDROPOUT_FLOAT8 = 4")
+CODE = ("CDROPOUT_BFLOAT16 = 3", "CDROPOUT_BFLOAT16 = 3, CDROPOUT_FLOAT8 = 5")
+FLAG = ("CDROPOUT_PART_OF_LARGE = 1", "CDROPOUT_PART_OF_LARGE = 1, CDROPOUT_NEWER = 2")
 
 
 def edited(*edits):
@@ -87,7 +91,11 @@ def edited(*edits):
     return layout(header)
 
 
-@pytest.mark.parametrize("edits", [GROWN, [CODE], [*GROWN, CODE]], ids=["function", "type", "both"])
+@pytest.mark.parametrize(
+    "edits",
+    [GROWN, [CODE], [FLAG], [*GROWN, CODE, FLAG]],
+    ids=["function", "type", "flag", "all"],
+)
 def test_the_end_may_grow(edits):
     assert list(breaks(record(), edited(*edits))) == []
 
@@ -111,9 +119,12 @@ def test_the_end_may_grow(edits):
         ([("  uint32_t size;", "  uint64_t size;")], "'4: uint32_t size', .*'8: uint64_t size'"),
         ([("  double scale;", "  float scale;")], "^cdropout_mask was .*24: double .*24: float "),
         ([("seed, call, threshold", "call, seed, threshold")], "^cdropout_mask was .* seed"),
-        ([(r"y\[2\], keep\[2\]", "keep[2], y[2]")], "^cdropout_plane was "),
-        ([("(size_t rows, columns);\n  p", r"\1, more;\n  p")], "^cdropout_plane was "),
-        ([("FLOAT16 = 2", "FLOAT16 = 5")], "^CDROPOUT_FLOAT16 was 2, and is 5$"),
+        ([("ptrdiff_t x, y;", "ptrdiff_t y, x;")], "^cdropout_axis was "),
+        ([("size_t length;\n", "size_t length, more;\n")], "^cdropout_axis was "),
+        ([("int64_t mask;", "int32_t mask;")], "^cdropout_axis was "),
+        ([("PART_OF_LARGE = 1", "PART_OF_LARGE = 2")], "^CDROPOUT_PART_OF_LARGE was 1, and is 2$"),
+        ([("uint32_t flags, const void (.*y, size_t n, const cd)", r"const void \1")], " apply', "),
+        ([("_FLOAT16 = 2", "_FLOAT16 = 6")], "^CDROPOUT_FLOAT16 was 2, and is 6$"),
         ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
     ],
 )

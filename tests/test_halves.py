@@ -80,7 +80,7 @@ def test_every_number_times_0(isa, dtype):
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
-    tables.tables()[isa].apply_bits(tables.DTYPES[dtype], *where, 0, 0.0)
+    tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, 0.0)
     with np.errstate(all="ignore"):  # on NaN, bfloat16's functions warn
         finite = np.isfinite(x)
         assert np.isnan(y[~finite]).all() and not y[finite].any()
@@ -110,7 +110,7 @@ def test_one_odd_number_in_each_place(isa, dtype, scale):
     bits = np.full(x.size // 8, 255, np.uint8)
     for y in (np.empty_like(x), x):
         where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
-        tables.tables()[isa].apply_bits(tables.DTYPES[dtype], *where, 0, scale)
+        tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, scale)
         same(y, want)
 
 

@@ -15,7 +15,7 @@ import pytest
 import reference
 import tables
 from needs import ISAS, slow
-from tables import DTYPES, Field, Plane, Room, layouts, new_mask, octets, room_of
+from tables import DTYPES, Axis, Room, new_mask, octets, room_of
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
 PROBABILITIES = [0, 5e-324, 0.001, 0.0625, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 1 - 2**-53, 1]
@@ -79,7 +79,7 @@ def test_apply(table, dtype, p, ranges):
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
 
         def kernel(x, y, n=n, start=start):
-            return apply(DTYPES[dtype], x, y, n, mask, start)
+            return apply(DTYPES[dtype], 0, x, y, n, mask, start)
 
         check(kernel, numbers(dtype)[:n], expected(dtype, p, start)[:n], rng)
     assert bytes(mask) == before
@@ -101,7 +101,7 @@ def test_a_mask_may_have_another_scale(table, dtype):
     mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
     for p in (0.0, 0.75):  # whose scales are 1 and 4
         mask.scale, y = 1 / (1 - p), room_of(x)
-        assert table.apply(DTYPES[dtype], y.address, y.address, 1000, mask, 7) == 0
+        assert table.apply(DTYPES[dtype], 0, y.address, y.address, 1000, mask, 7) == 0
         assert y.holds(reference.apply(x, keep, p))
 
 
@@ -119,12 +119,12 @@ def test_long_ranges(table, dtype, p, start, offset):
     source, target, bits = room_of(x), Room(x.nbytes, offset), Room(packed.nbytes, offset)
     table.bits(bits.address, LONG, mask, start)
     assert bits.holds(packed)
-    table.apply(code, source.address, target.address, LONG, mask, start)
+    table.apply(code, 0, source.address, target.address, LONG, mask, start)
     assert target.holds(want)
     target.inside[:] = tables.SENTINEL
-    table.apply_bits(code, source.address, target.address, LONG, bits.address, 0, mask.scale)
+    table.apply_bits(code, 0, source.address, target.address, LONG, bits.address, 0, mask.scale)
     assert target.holds(want)
-    table.apply(code, source.address, source.address, LONG, mask, start)
+    table.apply(code, 0, source.address, source.address, LONG, mask, start)
     assert source.holds(want)
 
 
@@ -135,7 +135,7 @@ def test_up_to_the_last_position(table, dtype, before_end):
         start = 2**64 - before_end - n
         keep, x = kept(0.3, start, n), numbers(dtype, n)
         source, bools, bits = room_of(x), Room(n), Room(-(-n // 8))
-        table.apply(DTYPES[dtype], source.address, source.address, n, mask, start)
+        table.apply(DTYPES[dtype], 0, source.address, source.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
         table.bits(bits.address, n, mask, start)
         assert source.holds(reference.apply(x, keep, 0.3)), n
@@ -151,9 +151,9 @@ def test_a_range_equals_its_pieces(table, dtype, p):
         x, cut = numbers(dtype)[:n], rng.randrange(n + 1)
         source, whole, pieces = room_of(x), Room(x.nbytes), Room(x.nbytes)
         to, middle = pieces.address, cut * x.itemsize
-        table.apply(code, source.address, whole.address, n, mask, start)
-        table.apply(code, source.address, to, cut, mask, start)
-        table.apply(code, source.address + middle, to + middle, n - cut, mask, start + cut)
+        table.apply(code, 0, source.address, whole.address, n, mask, start)
+        table.apply(code, 0, source.address, to, cut, mask, start)
+        table.apply(code, 0, source.address + middle, to + middle, n - cut, mask, start + cut)
         assert pieces.holds(whole.inside), (start, n, cut)
 
 
@@ -168,7 +168,7 @@ def test_where_the_hash_equals_what_is_left_of_p(table):
         assert reference.keep_one(seed, call, p, element) == keep
         mask, y = new_mask(table, p, seed, call), room_of(np.ones(1))
         assert mask.threshold == T
-        table.apply(DTYPES[np.float64], y.address, y.address, 1, mask, element)
+        table.apply(DTYPES[np.float64], 0, y.address, y.address, 1, mask, element)
         assert y.holds(np.full(1, mask.scale if keep else 0.0))
         for kernel in (table.bits, table.bools):
             bit = Room(1)
@@ -191,7 +191,7 @@ def test_apply_bits(table, dtype, p, lengths):
             packed = room_of(bits[: (first + n + 7) // 8], rng.randrange(8))
 
             def kernel(x, y, n=n, first=first, packed=packed):
-                return apply_bits(DTYPES[dtype], x, y, n, packed.address, first, factor)
+                return apply_bits(DTYPES[dtype], 0, x, y, n, packed.address, first, factor)
 
             check(kernel, x[:n], want[:n], rng)
 
@@ -202,47 +202,8 @@ def test_apply_bits_far_into_the_mask(table, dtype):
     bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
     keep, y = unpack(bits[2**29 :])[5 : 5 + len(x)], Room(x.nbytes)
     where = x.ctypes.data, y.address, len(x), bits.ctypes.data
-    table.apply_bits(DTYPES[dtype], *where, first, 2.0)
+    table.apply_bits(DTYPES[dtype], 0, *where, first, 2.0)
     assert y.holds(reference.apply(x, keep, 0.5))
-
-
-def apply_bools(table, x, y, keep):
-    """Call the kernel; return whether y is what it has to be, and all else as it was."""
-    plane = Plane(*x.shape, x.strides, y.strides, keep.strides)
-    want = y.once_written(reference.apply(x.items, keep.items != 0, 0.3))
-    before = x.room.inside.copy(), keep.room.inside.copy()
-    code = DTYPES[x.dtype]
-    assert table.apply_bools(code, x.address, y.address, keep.address, plane, 1 / 0.7) == 0
-    same = x is y or x.room.holds(before[0])
-    return same and keep.room.holds(before[1]) and y.room.holds(want)
-
-
-@pytest.mark.parametrize("strides", [12, *slow(60)])
-@pytest.mark.parametrize(
-    "shape", [(0, 0), (0, 3), (3, 0), (1, 1), (1, 70), (70, 1), (3, 8), (2, 17), (5, 64), (3, 515)]
-)
-def test_apply_bools(table, dtype, shape, strides):
-    rng, size = random.Random(5), np.dtype(dtype).itemsize
-    kinds = layouts(size, *shape), layouts(size, *shape), layouts(1, *shape)
-    dense = [("C order", "C order", name) for name in kinds[2]]  # these take another way
-    for names in dense + rng.sample(list(itertools.product(*kinds)), strides):
-        x, y, keep = (
-            Field(item, shape, kind[name], rng.randrange(64))
-            for item, kind, name in zip((dtype, dtype, np.uint8), kinds, names, strict=True)
-        )
-        x.items[...] = numbers(dtype)[: x.items.size].reshape(shape)
-        assert apply_bools(table, x, y, keep), names
-
-
-@pytest.mark.parametrize("shape", [(150, 130), (3000, 3), *slow((1, MOST), (7, 1024))])
-def test_apply_bools_in_place_and_large(table, dtype, shape):
-    size = np.dtype(dtype).itemsize
-    for (name, strides), keep_strides in itertools.product(
-        list(layouts(size, *shape).items())[:5], layouts(1, *shape).values()
-    ):
-        field = Field(dtype, shape, strides, len(name))
-        field.items[...] = numbers(dtype, math.prod(shape)).reshape(shape)
-        assert apply_bools(table, field, field, Field(np.uint8, shape, keep_strides, 3)), name
 
 
 # ---- bias, dropout and residual ---------------------------------------------------------------
@@ -309,7 +270,7 @@ def product(value, factor, dtype):
         return np.copysign(dtype(rounded), value)
 
 
-@pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools"])
+@pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 1 - 2**-53])
 def test_odd_values(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
@@ -323,12 +284,12 @@ def test_odd_values(table, dtype, p, kernel):
     mask, code, keep = new_mask(table, p), DTYPES[dtype], kept(p, 7, n)
     source, to, bits, out = x.ctypes.data, room.address, pack(keep), room.inside.view(dtype)
     if kernel == "apply":
-        table.apply(code, source, to, n, mask, 7)
+        table.apply(code, 0, source, to, n, mask, 7)
     elif kernel == "apply_bits":
-        table.apply_bits(code, source, to, n, bits.ctypes.data, 0, mask.scale)
+        table.apply_bits(code, 0, source, to, n, bits.ctypes.data, 0, mask.scale)
     else:
-        plane = Plane(1, n, (0, x.itemsize), (0, x.itemsize), (0, 1))
-        table.apply_bools(code, source, to, keep.ctypes.data, plane, mask.scale)
+        axis = Axis(n, x.itemsize, x.itemsize, 1)
+        table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
     np.testing.assert_array_equal(octets(out[~keep]), 0)  # +0.0: not even the sign is set
     np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
     number = keep & ~np.isnan(x)
@@ -344,7 +305,7 @@ def test_all_numbers_of_the_half_types(table, dtype, p):
     for shift in (0, 1):
         y = room_of(np.roll(x, shift))
         where = y.address, y.address, 65536, bits.ctypes.data
-        table.apply_bits(DTYPES[dtype], *where, 0, 1 / (1 - p))
+        table.apply_bits(DTYPES[dtype], 0, *where, 0, 1 / (1 - p))
         assert y.holds(np.roll(want, shift))
 
 
@@ -368,14 +329,12 @@ def test_mask_init_refuses(table, p):
     assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
 
 
-@pytest.mark.parametrize("code", [-1, 77, 2**31 - 1])
+@pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
 def test_an_unknown_type_is_refused(table, code, p):
     mask, x, y, keep = new_mask(table, p), room_of(np.ones(100)), Room(800), Room(100)
-    plane = Plane(10, 10, (80, 8), (80, 8), (10, 1))
-    assert table.apply(code, x.address, y.address, 100, mask, 0) == -1
-    assert table.apply_bits(code, x.address, y.address, 100, keep.address, 0, 2.0) == -1
-    assert table.apply_bools(code, x.address, y.address, keep.address, plane, 2.0) == -1
+    assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
+    assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
     for real in (code, DTYPES[np.float16]):  # these know the types of arithmetic only
         where = x.address, x.address, x.address, y.address, 10, 10
         assert table.bias_dropout_add(real, *where, mask, 0) == -1
@@ -398,7 +357,7 @@ def test_threads_share_arrays(table, dtype, rounds):
         together.wait(timeout=60)
         for first, last in pieces:
             where = source + first * size, y.address + first * size
-            table.apply(code, *where, last - first, mask, start + first)
+            table.apply(code, 0, *where, last - first, mask, start + first)
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):

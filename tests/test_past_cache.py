@@ -10,12 +10,11 @@ from cdropout.core import dispatch
 import reference
 import tables
 from needs import ISAS
-from tables import DTYPES, Room, new_mask, numbers, octets, room_of
+from tables import DTYPES, PART_OF_LARGE, Room, new_mask, numbers, octets, room_of
 
 SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # those of new_mask
 LENGTHS = [0, 1, 127, 128, 129, 511, 512, 513, 640, 1023, 1024, 1025, 1600, 8191, 8704, 20000]
 START = 2**33 - 77
-PART_OF_LARGE = 256
 
 
 @pytest.fixture(params=ISAS)
@@ -33,29 +32,29 @@ def test_the_same_bytes(table, dtype, n):
     want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
     for offset in [*range(0, 64, x.itemsize), 1, rng.randrange(64)]:
         source, target = room_of(x, rng.randrange(64)), Room(x.nbytes, offset)
-        assert table.apply(code, source.address, target.address, n, mask, START) == 0
+        assert table.apply(code, 0, source.address, target.address, n, mask, START) == 0
         assert target.holds(want) and source.holds(x)
         target.inside[:] = octets(x)
-        table.apply_bits(code, source.address, target.address, n, bits.ctypes.data, 0, 1 / 0.7)
+        where = source.address, target.address, n
+        table.apply_bits(code, 0, *where, bits.ctypes.data, 0, 1 / 0.7)
         assert target.holds(want)
-        table.apply(code, source.address, source.address, n, mask, START)  # in place: as ever
+        table.apply(code, 0, source.address, source.address, n, mask, START)  # in place
         assert source.holds(want)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 def test_part_of_a_large_array(isa, dtype):
-    """The caller may say so, in the type."""
+    """The caller may set a flag."""
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
     mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), Room(x.nbytes, 4)
-    where = DTYPES[dtype] + PART_OF_LARGE, x.ctypes.data, y.address, n
+    where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
     assert table.apply(*where, mask, START) == 0
     assert y.holds(reference.apply(x, keep, P))
     y.inside[:] = 0
     assert table.apply_bits(*where, bits.ctypes.data, 0, 1 / 0.7) == 0
     assert y.holds(reference.apply(x, keep, P))
-    assert table.apply(4 + PART_OF_LARGE, *where[1:], mask, START) == -1
 
 
 def test_from_how_many_bytes():
