@@ -152,8 +152,8 @@ cdef void shift_plane(const Box* box, const cdropout_plane* plane, char* y, cons
     """Add shift where the mask keeps. Elsewhere y is +0.0, and becomes constant."""
     cdef double[2] terms = [box.constant, box.shift]
     cdef float[2] rounded = [<float>box.constant, <float>box.shift]
-    cdef ptrdiff_t i
-    for i in range(<ptrdiff_t>plane.rows):
+    cdef size_t _row
+    for _row in range(plane.rows):
         if box.dtype == CDROPOUT_FLOAT32:
             add_terms[float, int32_t](
                 plane.columns, y, plane.y[1], keep, plane.keep[1], rounded, <int32_t*>rounded
