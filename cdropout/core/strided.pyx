@@ -152,16 +152,18 @@ cdef void shift_plane(const Box* box, const cdropout_plane* plane, char* y, cons
     """Add shift where the mask keeps. Elsewhere y is +0.0, and becomes constant."""
     cdef double[2] terms = [box.constant, box.shift]
     cdef float[2] rounded = [<float>box.constant, <float>box.shift]
-    cdef ptrdiff_t i
+    cdef ptrdiff_t i, at, kept
     for i in range(<ptrdiff_t>plane.rows):
+        at = i * plane.y[0]
+        kept = i * plane.keep[0]
         if box.dtype == CDROPOUT_FLOAT32:
             add_terms[float, int32_t](
-                plane.columns, y, plane.y[1], keep, plane.keep[1], rounded, <int32_t*>rounded
+                plane.columns, y + at, plane.y[1], keep + kept, plane.keep[1], rounded, <int32_t*>rounded
             )
         else:
-            add_terms[double, int64_t](plane.columns, y, plane.y[1], keep, plane.keep[1], terms, <int64_t*>terms)
-        y += plane.y[0]
-        keep += plane.keep[0]
+            add_terms[double, int64_t](
+                plane.columns, y + at, plane.y[1], keep + kept, plane.keep[1], terms, <int64_t*>terms
+            )
 
 
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
