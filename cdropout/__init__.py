@@ -22,6 +22,11 @@ except ModuleNotFoundError as error:
             f"start Python in another folder, or {how}"
         ) from None
     raise ImportError(f"the checkout {here} of cdropout is not built: {how}") from None
+except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
+    from cdropout.environment import exit_command
+
+    exit_command(error)
+    raise
 
 from cdropout.core.generators import Generator, default_generator, manual_seed
 from cdropout.core.threads import get_num_threads, set_num_threads

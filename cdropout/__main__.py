@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 import platform
 import re
 import subprocess
@@ -27,6 +29,7 @@ SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 LARGEST = 1 << 30  # elements: gigabytes in each of some twenty arrays
 SUFFIXES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 PICTURES = (".png", ".pdf", ".svg")
+CLOSED_PIPE = 128 + 13  # the exit code of a program that the signal SIGPIPE ends
 Number = TypeVar("Number", int, float)
 Error: TypeAlias = Callable[[str], NoReturn]
 
@@ -58,6 +61,12 @@ def number(
 def probability(text: str) -> float:
     """p; at 0 and 1 nothing is drawn, so there is nothing to race."""
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
+
+
+def stream_probability(text: str) -> float:
+    """p of `cdropout stream`, which finds too few fair bits next to 0 and 1."""
+    low, high = battery.LOWEST_P, 1 - battery.LOWEST_P
+    return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
 
 
 def count(text: str) -> int:
@@ -106,11 +115,18 @@ def dtypes(text: str) -> list[str]:
 
 
 def new_file(text: str) -> Path:
-    """A path that can be written, checked now and not after the race."""
+    """Return a path that can be written, which is checked now and not after the race."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         expected = "a file in a folder that exists"
         raise argparse.ArgumentTypeError(f"expected {expected}, but got {text!r}")
+    exists = path.exists()
+    try:
+        path.open("ab").close()  # permissions alone do not tell; what is in the file stays
+        if not exists:
+            path.unlink()
+    except OSError as problem:
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {problem.strerror}") from None
     return path
 
 
@@ -140,8 +156,8 @@ def chosen_peers(options: argparse.Namespace, error: Error) -> list[str]:
     if named in (["none"], ["all"]):
         return installed if named == ["all"] else []
     for name in named:
-        if name not in installed:
-            error(f"argument --peer: {name} is not installed")
+        if package := peers.missing(name):
+            error(f"argument --peer: {name} cannot take part: {package} is not installed")
     return [name for name in peers.PEERS if name in named]
 
 
@@ -225,7 +241,8 @@ def add_bench(commands: Any) -> None:
     add("--sizes", type=sizes, metavar="N,N", help=f"elements (default {SIZES})")
     add("--p", type=probability, default=0.1, help="probability of a drop (default 0.1)")
     add("--dtype", type=dtypes, default=["float32"], metavar="TYPE,TYPE", help=kinds)
-    add("--isa", choices=dispatch.INSTRUCTION_SETS, help="default: CDROPOUT_ISA, or the widest")
+    isas = dispatch.INSTRUCTION_SETS
+    add("--isa", type=str.lower, choices=isas, help="default: CDROPOUT_ISA, or the widest")
     add("--threads", type=count, metavar="N", help="of each contestant (default 1)")
     add(
         "--peer",
@@ -268,7 +285,7 @@ def add_stream(commands: Any) -> None:
     add = parser.add_argument
     add("--seed", type=seed_number, default=0, metavar="S", help="of the mask (default 0)")
     add("--call", type=call_number, default=0, metavar="C", help="of the mask (default 0)")
-    add("--p", type=probability, default=0.5, help="probability of a drop (default 0.5)")
+    add("--p", type=stream_probability, default=0.5, help="probability of a drop (default 0.5)")
     add("--order", choices=battery.ORDERS, default="natural", help="see below (default natural)")
     add("--bytes", type=count, metavar="N", help="end after so many (default: never)")
     parser.set_defaults(run=run_stream, error=parser.error)
@@ -299,15 +316,33 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code; a wrong option exits with 2 at once.
+        The exit code: 1 after a failure, 130 after Ctrl-C, 141 if the reader of standard output
+        has closed the pipe. A wrong option exits with 2 at once.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = make_parser().parse_args(arguments)
     try:
-        return int(options.run(options, options.error, arguments))
+        try:
+            options = make_parser().parse_args(arguments)
+            return int(options.run(options, options.error, arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here and not at exit, so that an error is reported here
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        discard_output()
+        return CLOSED_PIPE
+    except OSError as problem:
+        print(f"cdropout: error: {problem}", file=sys.stderr)
+        discard_output()
+        return 1
+
+
+def discard_output() -> None:
+    """Send what has not been written to the null device: the flush at exit would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # standard output is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ what follows what:
 
 The stream ends, with exit code 0, when the reader closes the pipe.
 """
+LOWEST_P = 1e-6  # and of a keep: a lower one has so little entropy that no bytes would come
 END = 2**64  # positions of a mask, numbers of seeds and of calls
 
 # ---- what is drawn ----------------------------------------------------------------------------

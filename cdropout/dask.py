@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
 
 from cdropout import functional
-from cdropout.core.generators import check_probability
+from cdropout.core.generators import check_flag, check_probability
 from cdropout.core.masks import Mask, shared_strides
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def dropout(
     A chunk's task reads that chunk and holds it, and the result, in memory. MemoryError is raised
     where the result is computed.
     """
-    check_probability(p)
+    check_flag(training, "training")
+    check_flag(return_mask, "return_mask")
+    p = check_probability(p)
     _checked_meta(x)
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cdropout.core.generators import check_flag
 from cdropout.jax import dropout  # first: it says how to install JAX
 
 try:
+    import jax
     from flax import linen, nnx
 except ImportError as error:
     raise ImportError("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`") from error
 
-if TYPE_CHECKING:
-    import jax
-
 __all__ = ["Dropout", "LinenDropout"]
+
+
+def _is_identity(rate: Any, deterministic: bool) -> bool:
+    """Return whether a module returns its inputs. A traced rate draws a mask even if it is 0."""
+    return deterministic or (not isinstance(rate, jax.core.Tracer) and bool(rate == 0))
 
 
 def _key_of(rngs: Any, collection: str) -> Any:
@@ -33,8 +37,9 @@ class Dropout(nnx.Dropout):
 
     Parameters
     ----------
-    rate : float
-        The probability that an element is dropped, in [0, 1].
+    rate : float or scalar array
+        The probability that an element is dropped, in [0, 1]. It may be traced; see
+        `cdropout.jax.dropout`.
     broadcast_dims : sequence of int
         Axes along which one draw is shared.
     deterministic : bool
@@ -60,7 +65,8 @@ class Dropout(nnx.Dropout):
             deterministic = self.deterministic
         if deterministic is None:
             raise ValueError("Dropout needs deterministic=, when it is made or when it is called")
-        if deterministic or self.rate == 0:
+        check_flag(deterministic, "deterministic")
+        if _is_identity(self.rate, deterministic):
             return inputs
         key = _key_of(self.rngs if rngs is None else rngs, self.rng_collection)
         return dropout(key, inputs, self.rate, tuple(self.broadcast_dims))
@@ -86,7 +92,8 @@ class LinenDropout(linen.Dropout):
     ) -> jax.Array:
         """Return the inputs masked and scaled; `rng` is a key that goes before the stream's."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
-        if deterministic or self.rate == 0:
+        check_flag(deterministic, "deterministic")
+        if _is_identity(self.rate, deterministic):
             return inputs
         key = self.make_rng(self.rng_collection) if rng is None else rng
         return dropout(key, inputs, self.rate, tuple(self.broadcast_dims))

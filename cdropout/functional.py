@@ -1,5 +1,6 @@
 """Dropout as functions of arrays: an array in, an array of the same kind out."""
 
+import operator
 import warnings
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy as np
 from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.generators import check_probability
-from cdropout.core.masks import draw_into
+from cdropout.core.generators import check_flag, check_probability
+from cdropout.core.masks import alpha_terms, draw_into
 
 __all__ = [
     "alpha_dropout",
@@ -64,8 +65,8 @@ def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    check_probability(p)
-    ndim = take(x).ndim
+    p, x = check_probability(p), take(x)
+    ndim = x.ndim
     if ndim not in (2, 3):
         raise RuntimeError(
             f"dropout1d: Expected 2D or 3D input, but received a {ndim}D input. "
@@ -94,8 +95,8 @@ def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    check_probability(p)
-    ndim = take(x).ndim
+    p, x = check_probability(p), take(x)
+    ndim = x.ndim
     if ndim not in (3, 4):
         _deprecated_dimensions("dropout2d", ndim, 2)
     if ndim == 3:
@@ -127,8 +128,8 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     TypeError, ValueError
         As `dropout`.
     """
-    check_probability(p)
-    ndim = take(x).ndim
+    p, x = check_probability(p), take(x)
+    ndim = x.ndim
     if ndim not in (4, 5):
         _deprecated_dimensions("dropout3d", ndim, 3)
     return _drop_channels(x, ndim, ndim == 5, p, training, inplace, rng, return_mask, out)
@@ -165,14 +166,11 @@ def drop_path(
     -----
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
-    axes = tuple(range(1, take(x).ndim))
+    check_flag(scale_by_keep, "scale_by_keep")
+    x = take(x)
+    axes = tuple(range(1, x.ndim))
     factor = None if scale_by_keep else 1.0
     return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
-
-
-# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
-# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
-SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
@@ -180,8 +178,7 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    b = -a * p * SATURATION
+    a, b, c = alpha_terms(p)
     target = place(x, inplace, out)
     source = take(x)
     keep = np.empty(source.shape, np.bool_)  # before the draw: what fails has changed nothing
@@ -193,7 +190,7 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     draw_into(keep, mask)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.add(y, y.dtype.type(b), out=y, where=keep)
-        np.copyto(y, y.dtype.type(a * SATURATION + b), where=np.logical_not(keep, out=keep))
+        np.copyto(y, y.dtype.type(c), where=np.logical_not(keep, out=keep))
         if half:
             np.copyto(target, y, casting="same_kind")
     result = x if inplace else target
@@ -227,6 +224,10 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
     PyTorch.
     """
+    check_flag(training, "training")
+    check_flag(inplace, "inplace")
+    check_flag(return_mask, "return_mask")
+    p, x = check_probability(p), take(x)
     return _alpha_dropout(x, (), p, training, inplace, rng, return_mask, out)
 
 
@@ -247,19 +248,24 @@ def feature_alpha_dropout(
     TypeError, ValueError
         As `dropout`.
     """
-    ndim = take(x).ndim
-    if ndim < 2:
+    check_flag(training, "training")
+    check_flag(inplace, "inplace")
+    check_flag(return_mask, "return_mask")
+    p, x = check_probability(p), take(x)
+    if x.ndim < 2:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-    axes = tuple(range(2, ndim))
+    axes = tuple(range(2, x.ndim))
     return _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out)
 
 
 def check_copies(n):
-    """TypeError or ValueError unless n is a number of copies."""
+    """Return the number of copies as an int; TypeError or ValueError if n is none."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
+    n = operator.index(n)
     if n < 0:
         raise ValueError(f"n has to be at least 0, but got {n}")
+    return n
 
 
 def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
@@ -279,6 +285,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     Returns
     -------
     ndarray of shape ``(n, *x.shape)``
+        Its memory is its own: also with p = 0 the copies are independent of x and of each other.
 
     Raises
     ------
@@ -289,8 +296,8 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
+    p, n = check_probability(p), check_copies(n)
     array = take(x)
-    check_copies(n)
     copies = np.broadcast_to(array, (n, *array.shape))
     out = np.empty(copies.shape, array.dtype) if out is None else out
     return dropout(copies, p, rng=rng, return_mask=return_mask, out=out)

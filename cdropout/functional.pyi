@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from cdropout.core.calls import dropout, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.masks import Mask
-from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape, Source
+from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape
 
 __all__ = [
     "alpha_dropout",
@@ -63,7 +63,7 @@ class _Variant(Protocol):
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
@@ -71,11 +71,11 @@ class _Variant(Protocol):
         rng: RNG = None,
         return_mask: Literal[False] = False,
         out: NDArray[Any] | None = None,
-    ) -> Source | NDArray[Any]: ...
+    ) -> NDArray[Any]: ...
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
@@ -83,19 +83,19 @@ class _Variant(Protocol):
         rng: RNG = None,
         return_mask: Literal[True],
         out: NDArray[Any] | None = None,
-    ) -> tuple[Source | NDArray[Any], Mask]: ...
+    ) -> tuple[NDArray[Any], Mask]: ...
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
         *,
         rng: RNG = None,
-        return_mask: bool = False,
+        return_mask: bool,
         out: NDArray[Any] | None = None,
-    ) -> Source | NDArray[Any] | tuple[Source | NDArray[Any], Mask]: ...
+    ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 
 class _DropPath(Protocol):
     @overload
@@ -140,7 +140,7 @@ class _DropPath(Protocol):
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
@@ -149,11 +149,11 @@ class _DropPath(Protocol):
         rng: RNG = None,
         return_mask: Literal[False] = False,
         out: NDArray[Any] | None = None,
-    ) -> Source | NDArray[Any]: ...
+    ) -> NDArray[Any]: ...
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
@@ -162,20 +162,20 @@ class _DropPath(Protocol):
         rng: RNG = None,
         return_mask: Literal[True],
         out: NDArray[Any] | None = None,
-    ) -> tuple[Source | NDArray[Any], Mask]: ...
+    ) -> tuple[NDArray[Any], Mask]: ...
     @overload
     def __call__(
         self,
-        x: Source,
+        x: Exporter,
         p: Probability = 0.5,
         training: bool = ...,
         inplace: bool = False,
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
-        return_mask: bool = False,
+        return_mask: bool,
         out: NDArray[Any] | None = None,
-    ) -> Source | NDArray[Any] | tuple[Source | NDArray[Any], Mask]: ...
+    ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 
 SATURATION: float
 
@@ -234,6 +234,6 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
-    return_mask: bool = False,
+    return_mask: bool,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...

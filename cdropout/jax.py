@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdropout.core.generators import check_probability
+from cdropout.core.generators import check_flag, check_probability
 from cdropout.core.masks import Mask, shared_strides
 from cdropout.core.xla import handler
-from cdropout.functional import dropout_backward
 
 try:
     import jax
@@ -49,8 +48,9 @@ def dropout(
         Typed (``jax.random.key``) or raw (``jax.random.PRNGKey``). One key is one mask: the one
         that `seed_and_call` names, ``Mask(x.shape, p, *seed_and_call(key))``.
     x : array of float16, bfloat16, float32 or float64, of any shape
-    p : float
-        The probability that an element is dropped, in [0, 1]; known when the program is traced.
+    p : float or scalar array
+        The probability that an element is dropped, in [0, 1]. It may be traced, and then the
+        program is not compiled again for another p.
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared.
     inplace : bool, default False
@@ -60,36 +60,60 @@ def dropout(
     Returns
     -------
     array of the shape and type of `x`
-        With p = 0, `x` itself.
+        With a known p of 0, `x` itself.
 
     Raises
     ------
     TypeError
-        If key, x, p or broadcast_dims is of a type that is not taken; the message names it.
+        If key, x, p or broadcast_dims has a type that is not supported.
     ValueError
-        If p is not in [0, 1], broadcast_dims does not fit x, or key is not one key.
+        If a known p is not in [0, 1], broadcast_dims does not fit x, or key is not one key.
     NotImplementedError
-        If the program is compiled for another platform than the CPU.
+        If the program is compiled for another platform than the CPU, or is differentiated with
+        respect to p.
+    jax.errors.JaxRuntimeError
+        If a traced p is not in [0, 1]. XLA raises it when the program runs.
 
     Notes
     -----
     It works under ``jit``, ``vmap``, ``grad``, ``jvp``, ``scan`` and ``checkpoint``. The backward
-    draws the mask again: all that is kept for it is the key. Under ``vmap`` each key has a mask of
-    its own; examples that share a key share its mask. An array that is spread over devices is
-    gathered first; in ``jax.shard_map`` each device applies the mask of its key to what it has.
+    pass draws the mask again: it needs the key and p, and nothing per element. Under ``vmap`` each
+    key has its own mask; examples that share a key and p share the mask. An array that is spread
+    over devices is gathered first; in ``jax.shard_map`` each device applies the mask of its key to
+    its part.
+
+    A traced p has the value of its type. JAX makes it a float32 unless 64-bit types are enabled:
+    ``jax.jit(dropout)(key, x, 0.1)`` applies ``Mask(x.shape, float(np.float32(0.1)), ...)``, which
+    differs from the mask for 0.1 in about one of 10**9 elements. It has no derivative with
+    respect to p, since an element is either kept or dropped. If p is among the values with respect
+    to which a loss is differentiated, pass ``jax.lax.stop_gradient(p)``.
     """
-    p = check_probability(p)
+    check_flag(inplace, "inplace")
+    p = _check_p(p)
     x = jnp.asarray(x)
     if x.dtype.name not in FLOATS:
         raise TypeError(f"x has to be an array of {', '.join(FLOATS)}, but got {x.dtype}")
     strides = shared_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
     _is_typed(key)
-    if p == 0:
-        return x
-    if p == 1:
-        return jnp.zeros_like(x)
+    if isinstance(p, float):
+        if p == 0:
+            return x
+        if p == 1:
+            return jnp.zeros_like(x)
+        p = np.array([p], ">f8").view(">u4").astype(np.uint32)
     return _draw(key, x, p, shared, bool(inplace))
+
+
+def _check_p(p: Any) -> Any:
+    """Return a known p as a float, a traced one as an array of float32 or float64."""
+    if not isinstance(p, jax.core.Tracer):
+        return check_probability(p)
+    if p.shape or not any(jnp.issubdtype(p.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(
+            f"p has to be a number between 0 and 1, but got {p.dtype} of shape {p.shape}"
+        )
+    return p if p.dtype == np.float64 else p.astype(np.float32)
 
 
 def seed_and_call(key: ArrayLike) -> tuple[int, int]:
@@ -113,7 +137,7 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
 
 
 def _seed_and_call(words: Any) -> tuple[int, int]:
-    """Must match name_mask in core/xla.pyx."""
+    """Must match apply_mask in core/xla.pyx."""
     high, low, *rest = (int(word) for word in words)
     return high << 32 | low, rest[0] << 32 | rest[1] if rest else 0
 
@@ -139,22 +163,26 @@ def _words(key: Any) -> Any:
     return words
 
 
-# ---- the primitive: linear in x, and all there is to save of it is the key ----------------------
+# ---- the primitive: it is linear in x; for its transpose it keeps the key and p ------------------
 
 _dropout = Primitive("cdropout")
-_compiled = jax.jit(_dropout.bind, static_argnames=("p", "shared", "inplace"))
+_compiled = jax.jit(_dropout.bind, static_argnames=("shared", "inplace"))
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
-def _draw(key: Any, x: jax.Array, p: float, shared: int, inplace: bool) -> jax.Array:
-    """Bit i of shared stands for axis i, after the axes that key and x begin with under vmap."""
-    return _dropout.bind(_words(key), x, p=p, shared=shared, inplace=inplace)
+@partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _draw(key: Any, x: jax.Array, p: Any, shared: int, inplace: bool) -> jax.Array:
+    """Bind the primitive. Bit i of shared stands for axis i of a mask.
+
+    The shape of x is that of the keys, followed by that of a mask. p is float32, float64 or, if it
+    is known, the bits of a float64 as two uint32, the higher first; `vmap` makes it one per key.
+    """
+    return _dropout.bind(_words(key), x, p, shared=shared, inplace=inplace)
 
 
 @_dropout.def_impl
-def _run(key: Any, x: Any, **parameters: Any) -> Any:
+def _run(*operands: Any, **parameters: Any) -> Any:
     with jax.disable_jit(False):  # XLA has the only implementation
-        return _compiled(key, x, **parameters)
+        return _compiled(*operands, **parameters)
 
 
 def _varying(aval: Any) -> frozenset[Any]:
@@ -164,40 +192,59 @@ def _varying(aval: Any) -> frozenset[Any]:
 
 
 @_dropout.def_abstract_eval
-def _result(key: Any, x: Any, **_: Any) -> Any:
-    if not _varying(key) <= _varying(x):
-        axes = tuple(sorted(_varying(key) - _varying(x)))
-        raise ValueError(
-            f"in shard_map the key differs along {axes}, but x does not: "
-            f"pass jax.lax.pcast(x, {axes}, to='varying')"
-        )
+def _result(key: Any, x: Any, p: Any, **_: Any) -> Any:
+    for name, operand in ("the key", key), ("p", p):
+        if not _varying(operand) <= _varying(x):
+            axes = tuple(sorted(_varying(operand) - _varying(x)))
+            raise ValueError(
+                f"in shard_map {name} differs along {axes}, but x does not: "
+                f"pass jax.lax.pcast(x, {axes}, to='varying')"
+            )
     return x.update(weak_type=False)
 
 
-def _transpose(gy: Any, key: Any, x: Any, **parameters: Any) -> tuple[None, Any]:
-    return None, gy if type(gy) is ad.Zero else _dropout.bind(key, gy, **parameters)
+def _jvp_of_x(tangent: Any, key: Any, x: Any, p: Any, **parameters: Any) -> Any:
+    return _dropout.bind(key, tangent, p, **parameters)
 
 
-ad.defjvp(
-    _dropout, None, lambda tangent, key, x, **parameters: _dropout.bind(key, tangent, **parameters)
-)
+def _jvp_of_p(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError(
+        "dropout has no derivative with respect to p; pass jax.lax.stop_gradient(p)"
+    )
+
+
+def _transpose(gy: Any, key: Any, x: Any, p: Any, **parameters: Any) -> tuple[Any, ...]:
+    return None, gy if type(gy) is ad.Zero else _dropout.bind(key, gy, p, **parameters), None
+
+
+ad.defjvp(_dropout, None, _jvp_of_x, _jvp_of_p)
 ad.primitive_transposes[_dropout] = _transpose
 
 
-def _batch(arguments: Any, axes: Any, *, shared: int, **parameters: Any) -> tuple[Any, int]:
-    """A batch of keys draws a mask each; a batch of x alone shares one, along an axis more."""
-    key, x = arguments
-    key_axis, x_axis = axes
-    if key_axis is None:
+def _batch(operands: Any, axes: Any, *, shared: int, **parameters: Any) -> tuple[Any, int]:
+    """Draw a mask per key and p of a batch. A batch of x alone has one mask, with one more axis."""
+    key, x, p = operands
+    key_axis, x_axis, p_axis = axes
+    if key_axis is None and p_axis is None:
         first = key.ndim - 1
         x = jnp.moveaxis(x, x_axis, first)
-        return _dropout.bind(key, x, shared=shared << 1 | 1, **parameters), first
-    key = jnp.moveaxis(key, key_axis, 0)
-    if x_axis is None:
-        x = jnp.broadcast_to(x, (key.shape[0], *x.shape))
-    else:
-        x = jnp.moveaxis(x, x_axis, 0)
-    return _dropout.bind(key, x, shared=shared, **parameters), 0
+        return _dropout.bind(key, x, p, shared=shared << 1 | 1, **parameters), first
+    key_or_p, axis = (p, p_axis) if key_axis is None else (key, key_axis)
+    size = key_or_p.shape[axis]
+    key, x = _to_front(key, key_axis, size), _to_front(x, x_axis, size)
+    words = p.shape[-1:] if p.dtype == np.uint32 else ()
+    if p_axis is not None or p.ndim > len(words):  # otherwise there is one for all keys
+        p = _to_front(p, p_axis, size)
+        missing = range(p.ndim - len(words), key.ndim - 1)
+        p = jnp.broadcast_to(jnp.expand_dims(p, tuple(missing)), (*key.shape[:-1], *words))
+    return _dropout.bind(key, x, p, shared=shared, **parameters), 0
+
+
+def _to_front(operand: Any, axis: int | None, size: int) -> Any:
+    """Move the batch's axis to the front, or add it."""
+    if axis is None:
+        return jnp.broadcast_to(operand, (size, *operand.shape))
+    return jnp.moveaxis(operand, axis, 0)
 
 
 batching.primitive_batchers[_dropout] = _batch
@@ -222,31 +269,48 @@ def _registered() -> bool:
     return True
 
 
-def _apply(key: Any, x: Any, p: float, shared: int) -> Any:
-    """What the handler does, on NumPy arrays."""
-    key, x = np.asarray(key), np.asarray(x)
+def _window(ndim: int, shared: int) -> Any:
+    """Return where a mask begins and how long it is, as core/xla.pyx describes it: as long as x."""
+    window = np.zeros((ndim, 4), np.uint32)
+    window[:, 3] = [shared >> axis & 1 for axis in range(ndim)]
+    return window
+
+
+def _apply(key: Any, x: Any, p: Any, window: Any) -> Any:
+    """Do what the handler does, on NumPy arrays."""
+    key, x, p, window = (np.asarray(operand) for operand in (key, x, p, window))
     y = np.empty_like(x)
-    shape = x.shape[key.ndim - 1 :]
-    drawn = [1 if shared >> axis & 1 else length for axis, length in enumerate(shape)]
-    for index in np.ndindex(key.shape[:-1]):
-        keep = np.asarray(Mask(drawn, p, *_seed_and_call(key[index])))
-        here = (*index, ...)
-        dropout_backward(x[here], np.broadcast_to(keep, shape), p=p, out=y[here])
+    keys, shape = key.shape[:-1], x.shape[key.ndim - 1 :]
+    if p.dtype == np.uint32:
+        p = p.astype(">u4").view(">f8")[..., 0]
+    offsets, lengths = np.ascontiguousarray(window, ">u4").view(">u8").T.tolist()
+    lengths = [length or of_x for length, of_x in zip(lengths, shape, strict=True)]
+    dense = Mask(lengths, 0).strides
+    strides = [step if n != 1 else 0 for n, step in zip(lengths, dense, strict=True)]
+    start = sum(offset * step for offset, step in zip(offsets, strides, strict=True))
+    for index in np.ndindex(keys):
+        rate = np.broadcast_to(p, keys)[index]
+        mask = Mask(shape, rate, *_seed_and_call(key[index]), start, strides)
+        mask.apply(x[(*index, ...)], out=y[(*index, ...)])
     return y
 
 
-def _call_back(key: Any, x: Any, p: float, shared: int) -> Any:
-    function = partial(_apply, p=p, shared=shared)
-    return jax.pure_callback(function, jax.ShapeDtypeStruct(x.shape, x.dtype), key, x)
+def _call_back(key: Any, x: Any, p: Any, window: Any) -> Any:
+    return jax.pure_callback(_apply, jax.ShapeDtypeStruct(x.shape, x.dtype), key, x, p, window)
 
 
-def _lower(context: Any, key: Any, x: Any, *, inplace: bool, **attributes: Any) -> Any:
+def _lower(context: Any, *operands: Any, shared: int, inplace: bool) -> Any:
+    key, x, _ = context.avals_in
+    window = _window(x.ndim - (key.ndim - 1), shared)
+    context = context.replace(
+        avals_in=[*context.avals_in, jax.core.ShapedArray(window.shape, window.dtype)]
+    )
     if not _registered():
         lower = mlir.lower_fun(_call_back, multiple_results=False)
     else:
         aliases = {1: 0} if inplace else None
         lower = ffi.ffi_lowering("cdropout", operand_output_aliases=aliases)
-    return lower(context, key, x, **attributes)
+    return lower(context, *operands, mlir.ir_constant(window))
 
 
 def _refuse(context: Any, *_: Any, **__: Any) -> Any:

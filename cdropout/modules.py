@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
-from cdropout.core.generators import check_probability, own_generator
+from cdropout.core.generators import check_flag, check_probability, own_generator
 from cdropout.functional import dropout, dropout_backward
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cdropout.core.masks import Mask
-    from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape, Source
+    from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape
 
 
 class Dropout:
@@ -48,7 +48,7 @@ class Dropout:
     Raises
     ------
     TypeError, ValueError
-        If p is no number in [0, 1], or rng is of another type.
+        If p is not a number in [0, 1], inplace is not a bool, or rng is of another type.
 
     Examples
     --------
@@ -61,6 +61,7 @@ class Dropout:
     """
 
     def __init__(self, p: Probability = 0.5, inplace: bool = False, *, rng: RNG = None) -> None:
+        check_flag(inplace, "inplace")
         check_probability(p)
         self.p = p
         self.inplace = inplace
@@ -71,7 +72,7 @@ class Dropout:
     @overload
     def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
         """Return x dropped and scaled, as `dropout` does; in evaluation x itself."""
         y, self.mask = dropout(
@@ -82,7 +83,7 @@ class Dropout:
     @overload
     def __call__(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def __call__(self, x: Source) -> Source | NDArray[Any]: ...
+    def __call__(self, x: Exporter) -> NDArray[Any]: ...
     def __call__(self, x: Any) -> Any:
         """The same as forward."""
         return self.forward(x)
@@ -126,7 +127,14 @@ class Dropout:
         return dropout_backward(gy, mask, out=out)
 
     def train(self, mode: bool = True) -> Self:
-        """Drop from now on, or with ``mode=False`` stop dropping; return the module."""
+        """Drop from now on, or with ``mode=False`` stop dropping; return the module.
+
+        Raises
+        ------
+        TypeError
+            If mode is not a bool.
+        """
+        check_flag(mode, "mode")
         self.training = bool(mode)
         return self
 
@@ -150,7 +158,7 @@ class _Variant(Dropout):
     @overload
     def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
-    def forward(self, x: Source) -> Source | NDArray[Any]: ...
+    def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
         """Return the function of x; shapes, types and errors are the function's."""
         y, self.mask = self.function(
@@ -208,6 +216,7 @@ class DropPath(_Variant):
         scale_by_keep: bool = True,
         rng: RNG = None,
     ) -> None:
+        check_flag(scale_by_keep, "scale_by_keep")
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 

@@ -18,7 +18,6 @@ __all__ = [
     "Probability",
     "Scalar",
     "Shape",
-    "Source",
     "SupportsBuffer",
     "SupportsDLPack",
 ]
@@ -55,5 +54,4 @@ Exporter: TypeAlias = SupportsBuffer | SupportsDLPack | np.generic
 Shape = TypeVar("Shape", bound=tuple[int, ...])
 Scalar = TypeVar("Scalar", bound=np.generic)
 Array: TypeAlias = np.ndarray[Shape, np.dtype[Scalar]]
-Source = TypeVar("Source", bound=Exporter)  # an exporter that may itself be the result
 Output = TypeVar("Output", bound=NDArray[Any])  # what was given as out, and is the result

@@ -1,9 +1,15 @@
-"""Check once, before any test is collected, that there is a built package to test."""
+"""Check that there is a built package, and run slow tests that are named one by one."""
 
 import pytest
 
 
-def pytest_configure():
+def pytest_configure(config):
+    check_package()
+    select_named_tests(config)
+
+
+def check_package():
+    """Say once, before any test is collected, what to do if there is no built package to test."""
     try:
         import cdropout  # noqa: F401
     except ImportError as error:
@@ -12,3 +18,10 @@ def pytest_configure():
             message = "cdropout is not installed: run `pip install -e .` in its checkout"
         message += ". See the beginning of CONTRIBUTING.md."
         raise pytest.UsageError(message) from None
+
+
+def select_named_tests(config):
+    """Select tests that are named on the command line, `file::test`, also if they are slow."""
+    named = config.args and all("::" in argument for argument in config.args)
+    if named and config.option.markexpr == "not slow":  # as in pyproject.toml
+        config.option.markexpr = ""

@@ -161,9 +161,9 @@ static void step_outside(const cdropout_mask *mask, int where) {
   CALL(bools, (uint8_t *)y - (where == -2), now.n + 1, mask, 0);
 }
 
-/* Makes all calls, or with every = 0 those alone that may store past the cache, or with every < 0 a wrong one, to show that it
- * is noticed; returns how many, or -1 if there is no memory. */
-long long run(const cdropout_table *kernels, int every) {
+/* Makes all calls in one of `sparse` places, or with every = 0 only those that may store past the cache, or with every < 0 a
+ * wrong one, to show that it is noticed; returns the number of calls, or -1 if there is no memory. */
+long long run(const cdropout_table *kernels, int every, int sparse) {
   static const double PROBABILITIES[] = {0.3, 0.5, 1.0};
   size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MOST + OFFSETS + EDGE + page - 1) / page * page;
   for (int i = 0; i < BUFFERS; i++) {
@@ -183,6 +183,7 @@ long long run(const cdropout_table *kernels, int every) {
     if (every < 0) step_outside(masks, every);
     for (now.n = 0; now.n <= MOST; now.n++)
       for (now.offset = 0; now.offset < OFFSETS; now.offset++) {
+        if ((now.n + now.offset + now.n / 16) % sparse) continue;
         now.start = (37 * now.n + now.offset) % GROUP; /* every place in a lane, too */
         if (every)
           all_kernels(masks, every);

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import cdropout as cd
-from cdropout.keras import Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
+from cdropout.keras import DRAW, Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
+
+from needs import import_or_skip
 
 BACKEND = keras.backend.backend()
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -38,6 +40,19 @@ def test_a_call_draws_the_mask_of_its_number(seed):
     layer, x = Dropout(0.3, seed=seed), numbers(5, 70)
     for call in range(3):
         np.testing.assert_array_equal(drop(layer, x), cd.Mask((5, 70), 0.3, seed, call).apply(x))
+
+
+@pytest.mark.parametrize("backend", DRAW)
+def test_every_backend_draws_the_same(backend):
+    make = np.asarray
+    if backend == "jax":
+        make = import_or_skip("jax").numpy.asarray
+    elif backend == "torch":
+        make = import_or_skip("torch").as_tensor
+    words = np.array([42, 5], "int32" if backend == "torch" else "uint32")  # as Keras has them
+    x = numbers(5, 70)
+    y = DRAW[backend](make(words), make(x), 0.3, (1,))
+    np.testing.assert_array_equal(np.asarray(y), expected(x, 0.3, 42, 5, (1,)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,7 @@
 """The C interface: what kernels answer to odd arguments, and cdropout_import to odd packages."""
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import cdropout
 from cdropout.core import dispatch
 
 import tables
+from needs import ISAS, find_or_skip, slow
 from tables import DTYPES, Plane, Room, new_mask
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "capi"
@@ -24,7 +26,7 @@ N = 12
 REALS = [DTYPES[np.float32], DTYPES[np.float64]]
 
 
-@pytest.fixture(params=tables.tables())
+@pytest.fixture(params=ISAS)
 def table(request):
     return tables.tables()[request.param]
 
@@ -117,7 +119,8 @@ def test_after_the_last_position_comes_the_first(table, p):
 # ---- the header -------------------------------------------------------------------------------
 
 
-COMPILERS = [name for name in ("gcc", "clang", "cc") if shutil.which(name)]
+FOUND = [(shutil.which(name), name) for name in ("cc", "gcc", "clang")]
+COMPILERS = list({os.path.realpath(path): name for path, name in FOUND if path}.values())
 SOURCES = sorted(path.name for kind in ("*.c", "*.cpp") for path in EXAMPLES.glob(kind))
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas", "-fsyntax-only"]
 INCLUDE = [f"-I{HEADER.parent}", "-isystem", sysconfig.get_paths()["include"]]
@@ -130,7 +133,7 @@ def compile_strictly(compiler, source, *language):
 
 
 @pytest.mark.parametrize(
-    "language", [("c", "c11"), ("c", "c17"), ("c++", "c++17"), ("c++", "c++20")]
+    "language", [("c", "c11"), ("c++", "c++20"), *slow(("c", "c17"), ("c++", "c++17"))]
 )
 @pytest.mark.parametrize("python", [True, False], ids=["with Python.h", "alone"])
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -174,7 +177,7 @@ new_capsule.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
 
 def build(folder, header=None):
     """Build examples/capi/extension.c, with another header if one is given; return its file."""
-    pytest.importorskip("setuptools", reason="setuptools builds the extension")
+    find_or_skip("setuptools")
     shutil.copy(EXAMPLES / "extension.c", folder)
     (folder / "setup.py").write_text(SETUP)
     if header:

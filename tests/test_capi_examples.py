@@ -13,9 +13,12 @@ import pytest
 
 import cdropout
 
+from needs import find_or_skip, slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples" / "capi"
 COMPILED = ("extension", "cython_rows")
 INTERPRETED = ("ctypes_rows", "cffi_rows", "numba_rows")
+PACKAGES = {"cython_rows": "Cython", "cffi_rows": "cffi", "numba_rows": "numba"}
 SHAPES = [(0, 5), (3, 0), (1, 1), (5, 64), (3, 1000), (2, 10_007)]
 SEED = 2**64 - 3
 
@@ -23,8 +26,7 @@ SEED = 2**64 - 3
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the examples are, built, and can be imported."""
-    pytest.importorskip("setuptools", reason="setuptools builds the examples")
-    pytest.importorskip("Cython", reason="one of the examples is Cython's")
+    find_or_skip("setuptools")
     if not shutil.which(os.environ.get("CC", "cc")) or not shutil.which(
         os.environ.get("CXX", "c++")
     ):
@@ -34,7 +36,8 @@ def folder(tmp_path_factory):
         if path.is_file():
             shutil.copy(path, folder)
     command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    quickly = {**os.environ, "CFLAGS": "-O0"}  # what Cython writes takes long to compile
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quickly)
     assert done.returncode == 0, done.stderr
     assert "warning: " not in done.stderr, done.stderr
     return folder
@@ -46,8 +49,8 @@ def load(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
 
     def load(name):
-        if name in ("cffi_rows", "numba_rows"):
-            pytest.importorskip(name.removesuffix("_rows"))
+        if name in PACKAGES:
+            find_or_skip(PACKAGES[name])
         return importlib.import_module(name)
 
     return load
@@ -87,15 +90,17 @@ def test_other_shapes_are_refused(load, name):
         load(name).dropout_rows(numbers(3, 10), numbers(3, 11), 0.1, SEED)
 
 
-@pytest.mark.parametrize("name", INTERPRETED)
+@pytest.mark.parametrize("name", ["ctypes_rows", "cffi_rows", *slow("numba_rows")])
 def test_interpreted_examples_say_that_they_are_right(load, folder, name):
     load(name)
     done = subprocess.run([sys.executable, folder / f"{name}.py"], capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "as from Python: True\n")
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_call_is_printed(load, folder):
     load("numba_rows")
+    load("cython_rows")
     command = [sys.executable, "cost.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

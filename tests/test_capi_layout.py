@@ -15,7 +15,9 @@ import pytest
 
 import cdropout
 
-cffi = pytest.importorskip("cffi", reason="cffi reads the header")
+from needs import import_or_skip
+
+cffi = import_or_skip("cffi")
 HEADER = Path(cdropout.get_include(), "cdropout.h").read_text()
 RECORD = Path(__file__).with_name("capi_layout.json")
 STRUCTS = ("cdropout_mask", "cdropout_plane", "cdropout_table")

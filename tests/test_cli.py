@@ -14,21 +14,24 @@ import pytest
 import cdropout as cd
 from cdropout import selftest
 from cdropout.__main__ import main
-from cdropout.bench import chart, command, contestant, growth, machine, peers, race
+from cdropout.bench import chart, command, contestant, growth, kernels, machine, peers, race
 from cdropout.core import dispatch
+
+from needs import ISAS, import_or_skip
 
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 SIZES_WANTED = "expected sizes from 1 to 1Gi such as 64,1Ki,1Mi, but got "
 TYPES_WANTED = "expected types out of float32, float64, float16, bfloat16, but got "
-AVAILABLE = [isa for isa in dispatch.built() if isa in dispatch.runnable()]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_checks():
-    """Checks on fewer elements; and the number of threads as it was, afterwards."""
+def quick_bench():
+    """Check and measure fewer elements, for less time; restore the number of threads."""
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contestant, "CHECKED", 1 << 18)
+        patch.setattr(kernels, "SIZE", 1 << 16)
+        patch.setattr(race, "TURN", 1e-5)
         yield
     cd.set_num_threads(before)
 
@@ -102,7 +105,7 @@ def test_json_has_every_number(raced):
 
 def test_kernel_section_follows_the_table(raced):
     lines = raced[0].splitlines()
-    start = lines.index(f"kernels at 1Mi elements, {dispatch.isa}, float32, paired with memcpy:")
+    start = lines.index(f"kernels at 64Ki elements, {dispatch.isa}, float32, paired with memcpy:")
     names = [name for name, *_ in raced[1]["kernels"]]
     assert [line[2:40].strip() for line in lines[start + 1 :]] == names
     units = [unit for *_, unit in raced[1]["kernels"]]
@@ -113,7 +116,7 @@ def test_kernel_section_follows_the_table(raced):
 def test_kernels_alone(capsys):
     assert main(["bench", "--kernels", "--seconds", "0"]) == 0
     printed = capsys.readouterr()
-    assert "kernels at 1Mi" in printed.out and "ns/element" not in printed.out
+    assert "kernels at 64Ki" in printed.out and "ns/element" not in printed.out
     assert "numpy" not in printed.out
     assert printed.err == ""  # no progress unless on a terminal
 
@@ -143,11 +146,12 @@ def test_progress_on_a_terminal(monkeypatch):
     assert terminal.getvalue() == "\r\x1b[K16Mi forward"
 
 
-@pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
 def test_isa_is_used(capfd, isa):
     assert main(["bench", "--kernels", "--seconds", "0", "--peer", "none", "--isa", isa]) == 0
     printed = capfd.readouterr()
-    assert f"kernels at 1Mi elements, {isa}, float32" in printed.out and printed.err == ""
+    assert f" elements, {isa}, float32, paired with memcpy" in printed.out and printed.err == ""
 
 
 def test_exit_code_of_another_process_is_passed_on(monkeypatch):
@@ -166,7 +170,7 @@ def test_exit_code_of_another_process_is_passed_on(monkeypatch):
 
 
 def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
+    import_or_skip("matplotlib")
     path = tmp_path / "race.png"
     assert main([*QUICK, "--peer", "numpy", "--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -174,7 +178,9 @@ def test_plot(tmp_path):
 
 def lightness(color):
     """How bright a colour is in grey, from 0 to 1 (ITU-R BT.709)."""
-    colors = pytest.importorskip("matplotlib.colors")
+    import_or_skip("matplotlib")
+    from matplotlib import colors
+
     return float(np.dot(colors.to_rgb(color), [0.2126, 0.7152, 0.0722]))
 
 
@@ -194,7 +200,8 @@ def test_each_line_of_the_chart_can_be_told_apart_in_grey():
 
 def chosen(monkeypatch, *arguments):
     """The options with which the benchmark would run."""
-    monkeypatch.setattr(peers, "installed", lambda: ["numpy", "numpy-rand", "torch"])
+    there = "numpy", "numpy-rand", "torch"
+    monkeypatch.setattr(peers, "missing", lambda name: None if name in there else name)
     given = []
     monkeypatch.setattr(command, "run", lambda options: given.append(options) or 0)
     monkeypatch.setattr(growth, "run", lambda options: given.append(options) or 0)
@@ -231,7 +238,8 @@ def test_types_come_in_their_order(monkeypatch):
     assert options.dtype == ["float32", "bfloat16"]
 
 
-def test_each_type_has_a_table(capsys):
+def test_each_type_has_a_table(capsys, monkeypatch):
+    monkeypatch.setattr(machine, "sweep", lambda: np.ones(64, np.uint8))
     arguments = ["--sizes", "64", "--seconds", "0", "--peer", "none"]
     assert main(["bench", *arguments, "--dtype", "float16,bfloat16", "--cold"]) == 0
     printed = capsys.readouterr().out
@@ -276,8 +284,10 @@ def test_bad_value_is_one_line(capsys, option, value, message):
 
 
 def test_peer_that_is_not_installed(capsys, monkeypatch):
-    monkeypatch.setattr(peers, "installed", lambda: ["numpy"])
-    assert "argument --peer: jax is not installed" in refusal(capsys, "bench", "--peer", "jax")
+    monkeypatch.setattr(peers, "find_spec", lambda package: package != "tensorflow")
+    line = refusal(capsys, "bench", "--peer", "keras")
+    assert "argument --peer: keras cannot take part: tensorflow is not installed" in line
+    assert not {"keras", "tensorflow"} & set(peers.installed())
 
 
 @pytest.mark.parametrize("alone", ["none", "all"])

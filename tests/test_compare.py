@@ -9,7 +9,7 @@ import pytest
 
 from cdropout import selftest
 from cdropout.__main__ import main
-from cdropout.bench import compare, runs
+from cdropout.bench import command, compare, runs
 
 CELL = {"dtype": "float32", "size": 1024, "mode": "forward", "contestant": "cdropout"}
 RUN = {
@@ -152,8 +152,9 @@ def test_missing_file_is_refused_before_the_race(capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "code"), [(1e-9, 1), (1e9, 0)])
-def test_runs_are_compared_with_a_file(capfd, tmp_path, factor, code):
+def test_measured_runs_are_compared_with_a_file(capfd, tmp_path, factor, code):
     path = tmp_path / "numbers.json"
     arguments = ["bench", "--kernels", "--seconds", "0", "--runs", "5"]
     assert main([*arguments, "--json", str(path)]) == 0
@@ -216,3 +217,23 @@ def test_a_run_that_dies_is_said(capsys, monkeypatch):
         main(["bench", "--runs", "2", "--peer", "none"])
     message = "cdropout bench: error: the process of a run ended with code -11\n"
     assert (caught.value.code, capsys.readouterr().err) == (2, message)
+
+
+@pytest.mark.parametrize(("factor", "code", "kind"), [(0.5, 1, "slower"), (2, 0, "faster")])
+def test_runs_are_compared_with_a_file(capsys, tmp_path, monkeypatch, factor, code, kind):
+    """Each run is made up here, and in this process."""
+    measured = [one_run(64, ns, 1, 1.0) for ns in (3, 4, 5, 4, 4)]
+    for run in measured:
+        run["environment"] |= RUN["environment"] | {"dtype": "float32"}
+        run["cells"][0] |= {"gb_per_s": 1, "to_memcpy": 1, "calls_a_round": 1}
+        run["cells"].append({**run["cells"][0], "mode": "forward+backward"})
+    left = iter(measured)
+    monkeypatch.setattr(command, "measure", lambda options: next(left))
+    monkeypatch.setattr(selftest, "run_under", lambda isa, statement, check: exec(statement))
+    old = runs.merge(copy.deepcopy(measured))
+    for cell in old["cells"]:
+        cell["to_memcpy_runs"] = [8 * factor] * 5
+    arguments = ["bench", "--sizes", "64", "--peer", "none", "--runs", "5", "--compare"]
+    assert main([*arguments, str(written(tmp_path, old))]) == code
+    numbers = f"6.00-10.00 x memcpy, was {8 * factor:.2f}-{8 * factor:.2f}"
+    assert f"  {kind}: cdropout float32 64 forward: {numbers}" in capsys.readouterr().out

@@ -10,20 +10,24 @@ import pytest
 import cdropout as cd
 from cdropout import selftest
 from cdropout.__main__ import main
-from cdropout.bench import contestant, peers
+from cdropout.bench import contestant, kernels, peers, race
 from cdropout.core import copies, dispatch
 
+from needs import reason
+
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
-FRAMEWORKS = [name for name in peers.installed() if not name.startswith("numpy")]
+FRAMEWORKS = [name for name in peers.PEERS if not name.startswith("numpy")]
 FRAMEWORKS += peers.adapters_beside(FRAMEWORKS)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_checks():
-    """Checks on fewer elements; and the number of threads as it was, afterwards."""
+def quick_bench():
+    """Check and measure fewer elements, for less time; restore the number of threads."""
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contestant, "CHECKED", 1 << 18)
+        patch.setattr(kernels, "SIZE", 1 << 16)
+        patch.setattr(race, "TURN", 1e-5)
         yield
     cd.set_num_threads(before)
 
@@ -147,8 +151,11 @@ def test_an_adapter_takes_part_beside_its_framework_only():
     assert peers.adapters_beside(["numpy", "torch"]) == ["cdropout-torch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_installed_frameworks_pass_their_check(name):
+    if package := peers.missing(name.removeprefix("cdropout-")):
+        pytest.skip(reason(package))
     # In a process of its own: they start threads, set environment variables and print warnings.
     statement = (
         "from cdropout.bench import contestant, peers; "

@@ -11,8 +11,9 @@ import pytest
 import cdropout as cd
 
 import reference
+from needs import import_or_skip
 
-pytest.importorskip("dask", reason="Dask is optional")
+import_or_skip("dask")
 import dask  # noqa: E402
 import dask.array as da  # noqa: E402
 
@@ -265,8 +266,9 @@ def test_without_dask_the_command_that_installs_it_is_named():
     assert done.stdout.splitlines() == ["cdropout.dask needs Dask: pip install 'dask[array]'"] * 2
 
 
+@pytest.mark.slow
 def test_the_xarray_example_finds_the_same_bits_in_all_chunks():
-    pytest.importorskip("xarray", reason="xarray is optional")
+    import_or_skip("xarray")
     example = Path(__file__).parent.parent / "examples" / "xarray_dropout.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,12 +13,15 @@ import pytest
 
 import cdropout as cd
 
-pytest.importorskip("distributed", reason="Dask's cluster is optional")
+from needs import import_or_skip
+
+import_or_skip("distributed")
 import dask.array as da  # noqa: E402
 from distributed import Client, KilledWorker, LocalCluster  # noqa: E402
 
 import cdropout.dask as cdd  # noqa: E402
 
+pytestmark = pytest.mark.slow  # each test starts processes that import Dask
 MASK = cd.Mask((64, 1000, 1000), 0.3, seed=7, call=2)  # of float32, 256 MB
 MIB = 2**20
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import cdropout
 from cdropout.__main__ import make_parser
 
 import reference
+from needs import find_or_skip
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -32,10 +32,16 @@ BLOCKS = [
 ]
 
 
-def blocks(language):
-    """The parameters of a test: the blocks of one language."""
+def blocks(language, *slow):
+    """Return a mark: the blocks of one language are a parameter, slow if they match a pattern."""
     found = [
-        pytest.param(code, id=f"{name}:{i}") for name, i, kind, code in BLOCKS if kind == language
+        pytest.param(
+            code,
+            id=f"{name}:{i}",
+            marks=[pytest.mark.slow] * any(re.search(pattern, code) for pattern in slow),
+        )
+        for name, i, kind, code in BLOCKS
+        if kind == language
     ]
     return pytest.mark.parametrize("block", found)
 
@@ -53,13 +59,11 @@ def test_every_kind_of_block_is_looked_at():
 GREETING = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
 
 
-@blocks("python")
+@blocks("python", "import keras", "import flax|from flax")
 def test_python_runs(block):
     """Each by itself: a process has one Keras backend."""
-    imported = re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)
-    missing = [name for name in imported if not find_spec(name)]
-    if missing:
-        pytest.skip(f"{missing[0]} is not installed")
+    find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
+    find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
     done = subprocess.run([sys.executable, "-P", "-c", block], capture_output=True, text=True)
     assert (done.returncode, GREETING.sub("", done.stderr)) == (0, "")
 

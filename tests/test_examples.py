@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from needs import find_or_skip
+
 DIGITS = Path(__file__).parent.parent / "examples" / "digits.py"
 TINY = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "50"]
 NUMBER = r" +(-?\d+\.\d\d)"
@@ -41,7 +43,7 @@ def digits():
 
 
 def test_both_errors_are_printed(tmp_path):
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    find_or_skip("sklearn")  # the digits come with it
     result = run(*TINY, "--p", "0.25", folder=tmp_path, missing="matplotlib")
     assert result.returncode == 0, result.stderr
     assert "%" not in result.stderr  # no progress bar into a pipe
@@ -59,15 +61,17 @@ def test_both_errors_are_printed(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_runs_of_a_seed_differ_in_the_dropout_alone(tmp_path):
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    find_or_skip("sklearn")  # the digits come with it
     result = run(*TINY, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
 
 
+@pytest.mark.slow
 def test_picture(tmp_path):
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
+    find_or_skip("sklearn")  # the digits come with it
+    find_or_skip("matplotlib")
     result = run(*TINY, "--plot", "curves.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "The curves are in curves.png." in result.stdout
@@ -92,10 +96,11 @@ def test_without_scikit_learn(tmp_path):
         (["--p", "nan"], "p between 0 and 1"),
     ],
 )
-def test_bad_options(arguments, message, tmp_path):
-    result = run(*arguments, folder=tmp_path)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_bad_options(digits, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["digits.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        digits.main()
+    assert message in capsys.readouterr().err
 
 
 def test_gradient_check_passes(digits):

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax")
-flax = pytest.importorskip("flax")
+from needs import import_or_skip
+
+jax = import_or_skip("jax")
+flax = import_or_skip("flax")
 from flax import linen, nnx  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 
@@ -71,6 +73,19 @@ def test_nnx_errors():
         Dropout(2, rngs=nnx.Rngs(0))(X)
 
 
+def test_nnx_takes_a_traced_rate():
+    module = Dropout(jnp.float32(0.3), rngs=nnx.Rngs(0))
+    keys = keys_of(module, 3)
+    draw = nnx.jit(lambda module, x: module(x))
+    for key, rate in zip(keys, [0.3, 0.0, 1.0], strict=True):
+        module.rate = jnp.float32(rate)
+        same(draw(module, X), dropout(key, X, float(np.float32(rate))))
+    without = jax.jit(lambda x, rate: Dropout(rate)(x, rngs=KEY))
+    same(without(X, 0.5), dropout(KEY, X, 0.5))
+    with pytest.raises(ValueError, match="needs a key: pass rngs="):
+        jax.jit(lambda x, rate: Dropout(rate)(x))(X, 0.0)
+
+
 def test_nnx_trains_under_jit():
     class Network(nnx.Module):
         def __init__(self, rngs):
@@ -131,6 +146,12 @@ def test_linen_draws_from_its_stream(collection):
     model = Model(options)
     same(model.apply({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
     same(jax.jit(model.apply)({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_linen_takes_a_traced_rate(rate):
+    drop = jax.jit(lambda x, rate: LinenDropout(rate, deterministic=False).apply({}, x, rng=KEY))
+    same(drop(X, rate), dropout(KEY, X, rate))
 
 
 def test_linen_takes_its_arguments():

@@ -1,6 +1,5 @@
 """The examples that train in JAX and Keras run, and compare the two dropouts."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from needs import find_or_skip
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "framework, arguments, names",
     [
@@ -20,9 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     ],
 )
 def test_both_dropouts_learn(framework, arguments, names):
-    for module in (framework, "jax", "sklearn"):
-        if not importlib.util.find_spec(module):
-            pytest.skip(f"{module} is not installed")
+    find_or_skip(framework, "jax", "sklearn")  # Keras runs on JAX here
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

@@ -5,6 +5,7 @@ instruction set. The child says which call it died of.
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 import re
@@ -18,12 +19,15 @@ import pytest
 import cdropout
 
 import tables
+from needs import ISAS, slow
 
 SOURCE = Path(__file__).with_name("guard_pages.c")
-PLACES = 2101 * 64 * 2  # every length 0..2100, every offset 0..63, at either end
-# The planes are slower: here they are tried in one of 16 of these places, the types in turn, and by
-# `GUARD_PAGES_EVERY=1 pytest tests/test_guard_pages.py` in all of them.
+LENGTHS, OFFSETS = 2101, 64
+# A place is a length, an offset, and the end of the memory at which it is. The slow tests try all.
+# Planes take longer: they are tried in one of 16 places, the types in turn, and in all of them by
+# `GUARD_PAGES_EVERY=1 pytest -m slow tests/test_guard_pages.py`.
 EVERY = int(os.environ.get("GUARD_PAGES_EVERY", 16))
+sparsely = pytest.mark.parametrize("sparse", [32, *slow(1)])
 
 
 @pytest.fixture(scope="session")
@@ -40,26 +44,40 @@ def library(tmp_path_factory):
     return path
 
 
-def run_child(library, isa, every):
-    """Return the child's exit status, the calls that it counted, and what it said."""
-    command = [sys.executable, __file__, str(library), isa, str(every)]
+def run_child(library, isa, every, sparse=1):
+    """Return the child's exit status, the number of calls it made, and its errors."""
+    command = [sys.executable, __file__, str(library), isa, str(every), str(sparse)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode, int(done.stdout or 0), done.stderr
 
 
-@pytest.mark.parametrize("isa", tables.tables())
-def test_nothing_outside_the_buffers_is_touched(library, isa):
-    status, calls, errors = run_child(library, isa, EVERY)
+def places(sparse):
+    """Return the (length, offset) that guard_pages.c tries at either end."""
+    every = itertools.product(range(LENGTHS), range(OFFSETS))
+    return [(n, offset) for n, offset in every if (n + offset + n // 16) % sparse == 0]
+
+
+@sparsely
+@pytest.mark.parametrize("isa", ISAS)
+def test_nothing_outside_the_buffers_is_touched(library, isa, sparse):
+    every = EVERY if sparse == 1 else max(EVERY // 4, 1)
+    status, calls, errors = run_child(library, isa, every, sparse)
     assert (status, errors) == (0, "")
-    flat = 2 + 4 * 4  # bits and bools; apply and apply_bits of each type, apart and in place
-    planes = 8 * 4 + 2 * 2  # of each type; bias_dropout_add and its backward of two
-    assert calls == PLACES * flat + PLACES // EVERY * planes + 2101 * 2 * 4 * 4  # p = 1
+    expected = 0
+    for n, offset in places(sparse):
+        expected += 2 + 4 * 4  # bits and bools; apply and apply_bits of each type, also in place
+        expected += 4 * 4 * (offset == 0)  # the same at p = 1
+        for dtype in range(4):
+            planes = 8 + 2 * (dtype < 2)  # bias_dropout_add and its backward of two types
+            expected += planes * ((n + offset + dtype) % every == 0)
+    assert calls == 2 * expected
 
 
-@pytest.mark.parametrize("isa", tables.tables())
-def test_nor_by_stores_past_the_cache(library, isa):
-    status, calls, errors = run_child(library, isa, 0)
-    assert (status, calls, errors) == (0, PLACES * 2 * 4, "")
+@sparsely
+@pytest.mark.parametrize("isa", ISAS)
+def test_nor_by_stores_past_the_cache(library, isa, sparse):
+    status, calls, errors = run_child(library, isa, 0, sparse)
+    assert (status, calls, errors) == (0, 2 * len(places(sparse)) * 2 * 4, "")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +94,13 @@ def test_one_byte_outside_is_noticed(library, every, words):
     assert re.search(words, errors), errors
 
 
-def main(library, isa, every):
+def main(library, isa, every, sparse):
     """Make the calls in this process."""
     run = ctypes.CDLL(library).run
-    run.argtypes, run.restype = (ctypes.c_void_p, ctypes.c_int), ctypes.c_longlong
+    run.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
+    run.restype = ctypes.c_longlong
     tables.store_past_cache(isa, 1 << 40 if int(every) else 0)
-    print(run(ctypes.addressof(tables.tables()[isa]), int(every)))
+    print(run(ctypes.addressof(tables.tables()[isa]), int(every), int(sparse)))
 
 
 if __name__ == "__main__":

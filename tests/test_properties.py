@@ -6,11 +6,11 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
-from hypothesis import HealthCheck, given, settings
 
 import cdropout as cd
 
 import reference
+from properties import holds
 
 BITS = {
     np.float16: np.uint16,
@@ -18,17 +18,6 @@ BITS = {
     np.float32: np.uint32,
     np.float64: np.uint64,
 }
-
-
-def many(examples):
-    """Settings: the same examples in every run, however slow the machine."""
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
 
 
 # ---- what is thought of -----------------------------------------------------------------------
@@ -103,8 +92,7 @@ def same(y, want):
 # ---- one mask, whatever the way ---------------------------------------------------------------
 
 
-@many(150)
-@given(st.data(), shapes.flatmap(arrays), probabilities, seeds, handed_out)
+@holds(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, handed_out)
 def test_dropout_and_its_backward(data, x, p, seed, call):
     dims = data.draw(st.lists(st.integers(0, x.ndim - 1), unique=True)) if x.ndim else []
     want = reference.dropout(x, p, seed, call, dims)
@@ -128,8 +116,7 @@ def test_dropout_and_its_backward(data, x, p, seed, call):
     same(x, want)
 
 
-@many(100)
-@given(st.data(), shapes, between, seeds, calls)
+@holds(100, st.data(), shapes, between, seeds, calls)
 def test_layout_and_type_leave_the_mask_alone(data, shape, p, seed, call):
     mask = cd.Mask(shape, p, seed, call)
     keep = reference.keep(seed, call, p, 0, math.prod(shape)).reshape(shape)
@@ -138,8 +125,7 @@ def test_layout_and_type_leave_the_mask_alone(data, shape, p, seed, call):
         np.testing.assert_array_equal(y.astype(bool), keep)
 
 
-@many(150)
-@given(st.data(), shapes.flatmap(arrays), probabilities, seeds, calls)
+@holds(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, calls)
 def test_windows(data, x, p, seed, call):
     mask, whole = cd.Mask(x.shape, p, seed, call), reference.dropout(x, p, seed, call)
     same(mask.apply(x), whole)
@@ -151,8 +137,7 @@ def test_windows(data, x, p, seed, call):
     same(window[again].apply(np.asarray(part[again])), np.asarray(whole[index][again]))
 
 
-@many(80)
-@given(st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62))
+@holds(80, st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62))
 def test_cut_points(data, p, seed, call, start):
     x = data.draw(st.integers(0, 3000).flatmap(lambda n: arrays((n,))))
     points = sorted(data.draw(st.lists(st.integers(0, x.size), max_size=4)))
@@ -173,8 +158,7 @@ def test_cut_points(data, p, seed, call, start):
 CHANNELS = {"dropout1d": (3,), "dropout2d": (4,), "dropout3d": (5,)}  # with a batch
 
 
-@many(100)
-@given(st.data(), st.sampled_from([cd.dropout1d, cd.dropout2d, cd.dropout3d]), st.booleans())
+@holds(100, st.data(), st.sampled_from([cd.dropout1d, cd.dropout2d, cd.dropout3d]), st.booleans())
 def test_channels(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
     ndim = spatial + 1 + (batched or function is cd.dropout2d)  # that takes no fewer in peace
@@ -189,8 +173,7 @@ def test_channels(data, function, batched):
     same(x, want)
 
 
-@many(80)
-@given(shapes.flatmap(arrays), probabilities, seeds, handed_out, st.booleans())
+@holds(80, shapes.flatmap(arrays), probabilities, seeds, handed_out, st.booleans())
 def test_drop_path(x, p, seed, call, scale_by_keep):
     keep = reference.broadcast_keep(x.shape, p, seed, call, tuple(range(1, x.ndim)))
     want = reference.apply(x, keep, p if scale_by_keep or p == 1 else 0)
@@ -202,8 +185,7 @@ def test_drop_path(x, p, seed, call, scale_by_keep):
     same(x, want)
 
 
-@many(80)
-@given(st.data(), st.sampled_from([np.float32, np.float64]), between, seeds, handed_out)
+@holds(80, st.data(), st.sampled_from([np.float32, np.float64]), between, seeds, handed_out)
 def test_alpha_dropout(data, dtype, p, seed, call):
     feature = data.draw(st.booleans())
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=6))
@@ -224,8 +206,7 @@ def test_alpha_dropout(data, dtype, p, seed, call):
     same(x, y)
 
 
-@many(80)
-@given(shapes.flatmap(arrays), st.integers(0, 4), probabilities, seeds, handed_out)
+@holds(80, shapes.flatmap(arrays), st.integers(0, 4), probabilities, seeds, handed_out)
 def test_monte_carlo(x, n, p, seed, call):
     want = reference.dropout(np.broadcast_to(x, (n, *x.shape)), p, seed, call)
     y, mask = cd.mc_dropout(x, p, n, rng=generator_at(seed, call), return_mask=True)
@@ -257,8 +238,7 @@ def one_by_one(x, bias, residual, keep, p):
     return y
 
 
-@many(120)
-@given(st.data(), shapes, dtypes, st.sampled_from([0, 0.1, 0.5]) | st.floats(0, 0.99), seeds)
+@holds(120, st.data(), shapes, dtypes, st.sampled_from([0, 0.1, 0.5]) | st.floats(0, 0.99), seeds)
 def test_fused(data, shape, dtype, p, seed):
     bias_shape, call = data.draw(biases(shape)), data.draw(handed_out)
     x, residual = data.draw(ordinary(shape, dtype)), data.draw(ordinary(shape, dtype))
@@ -290,8 +270,7 @@ def test_fused(data, shape, dtype, p, seed):
 # ---- modules ----------------------------------------------------------------------------------
 
 
-@many(60)
-@given(shapes.flatmap(arrays), between, seeds, st.lists(st.booleans(), max_size=6))
+@holds(60, shapes.flatmap(arrays), between, seeds, st.lists(st.booleans(), max_size=6))
 def test_modules_use_up_a_call_a_training_step(x, p, seed, modes):
     m, call, past = cd.Dropout(p, rng=seed), 0, []
     for mode in modes:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import randomness
+from needs import slow
 from randomness import BLOCK, FAMILIES, GRAM, LAGS, ORDERS, PART, SEED, SHORT, draw
 
 FEW = 1 << 20  # elements, in the tests of the arithmetic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_the_masks_pass(p):
     rate, *others = randomness.everything(draw, p, SHORT)
@@ -99,7 +101,7 @@ def test_a_bias_is_caught():
     assert not randomness.rate(biased, 0.5, 10**9).passes()
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("p", [0.5, *slow(0.1)])
 @pytest.mark.parametrize("order", ORDERS)
 def test_neighbours_that_are_alike_are_caught(order, p):
     tests = randomness.order(damaged(order, copy_neighbour), p, order, PART)
@@ -133,7 +135,10 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+FEW_FAMILIES = ["consecutive seeds", "a grid of calls and blocks", "blocks of 2^k"]
+
+
+@pytest.mark.parametrize("name", [*FEW_FAMILIES, *slow(*sorted(FAMILIES.keys() - FEW_FAMILIES))])
 def test_masks_that_share_elements_are_caught(name):
     found = caught(randomness.family(leaking(LEAKS[name]), 0.5, name, SHORT.repetitions))
     assert f"pairs of {name}" in found
@@ -153,12 +158,12 @@ def test_masks_that_all_share_a_little_are_caught():
     assert found == {f"distances in {name}"}
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_bits_of_seed_and_call_that_do_less_are_caught(p):
+@pytest.mark.parametrize("p, bases", [(0.5, 120), pytest.param(0.1, 400, marks=pytest.mark.slow)])
+def test_bits_of_seed_and_call_that_do_less_are_caught(p, bases):
     one_element = leaking(lambda seed, call, block: (seed & ~(1 << 17), call, block), [13])
-    assert caught(randomness.avalanche(one_element, p, 400)) == {"avalanche of bit to element"}
+    assert caught(randomness.avalanche(one_element, p, bases)) == {"avalanche of bit to element"}
     some = leaking(lambda seed, call, block: (seed, call & ~(1 << 63), block))
-    assert "avalanche of bit" in caught(randomness.avalanche(some, p, 400))
+    assert "avalanche of bit" in caught(randomness.avalanche(some, p, bases))
 
 
 # ---- the arithmetic ---------------------------------------------------------------------------

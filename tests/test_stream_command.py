@@ -14,20 +14,27 @@ from cdropout import battery
 from cdropout.__main__ import main
 
 import reference
+from needs import slow
 
 SEED, CALL = 2**64 - 3, 2**64 - 5  # whose neighbours wrap around to 0
 END = 2**64
 CHUNK = battery.NEIGHBOURS * battery.EACH  # elements that are drawn at once
 COMMAND = [sys.executable, "-P", "-W", "error", "-m", "cdropout", "stream"]
+P_WANTED = "expected a probability from 1e-06 to 0.999999, but got "
 NAME = ["--seed", str(SEED), "--call", str(CALL)]
 
 
-def streamed(*options, size):
-    """The first bytes of the stream."""
-    done = subprocess.run([*COMMAND, *options, "--bytes", str(size)], capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert len(done.stdout) == size
-    return np.frombuffer(done.stdout, np.uint8)
+@pytest.fixture
+def streamed(capfdbinary):
+    """Return a function that returns the first bytes of the stream, made in this process."""
+
+    def stream(*options, size):
+        assert main(["stream", *options, "--bytes", str(size)]) == 0
+        printed = capfdbinary.readouterr()
+        assert printed.err == b"" and len(printed.out) == size
+        return np.frombuffer(printed.out, np.uint8)
+
+    return stream
 
 
 def unpack(octets):
@@ -46,7 +53,7 @@ def take_turns(masks, turns):
 # ---- what comes -------------------------------------------------------------------------------
 
 
-def test_natural_is_the_mask_itself():
+def test_natural_is_the_mask_itself(streamed):
     size = CHUNK // 8 + 12345  # the second chunk too
     bits = streamed(*NAME, size=size)
     assert bits.tobytes() == kept(8 * size).bits().tobytes()
@@ -54,12 +61,12 @@ def test_natural_is_the_mask_itself():
     np.testing.assert_array_equal(unpack(bits[:2500]), first)
 
 
-def test_without_options_it_is_mask_0_of_seed_0():
+def test_without_options_it_is_mask_0_of_seed_0(streamed):
     assert streamed(size=99).tobytes() == kept(8 * 99, 0, 0).bits().tobytes()
 
 
 @pytest.mark.parametrize("order, seeds, calls", [("seeds", 1, 0), ("calls", 0, 1)])
-def test_seeds_and_calls_take_turns(order, seeds, calls):
+def test_seeds_and_calls_take_turns(streamed, order, seeds, calls):
     turns, numbers = battery.EACH // 64 + 20, range(battery.NEIGHBOURS)
     bits = streamed(*NAME, "--order", order, size=turns * 8 * len(numbers))
     names = [((SEED + i * seeds) % END, (CALL + i * calls) % END) for i in numbers]
@@ -67,7 +74,7 @@ def test_seeds_and_calls_take_turns(order, seeds, calls):
     np.testing.assert_array_equal(unpack(bits), take_turns(masks, turns))
 
 
-def test_blocks_take_turns():
+def test_blocks_take_turns(streamed):
     each = battery.NEIGHBOURS * battery.BLOCK
     bits = streamed(*NAME, "--order", "blocks", size=(CHUNK + each) // 8)
     for first in range(0, CHUNK + each, each):
@@ -105,8 +112,8 @@ def test_a_deeper_extractor_finds_more():
 
 
 @pytest.mark.parametrize("order", battery.ORDERS)
-@pytest.mark.parametrize("p", [0.1, 0.75])
-def test_bits_of_any_p_are_fair(p, order):
+@pytest.mark.parametrize("p", [0.1, *slow(0.75)])
+def test_bits_of_any_p_are_fair(streamed, p, order):
     size = 200_000
     bits = unpack(streamed("--p", str(p), "--order", order, size=size))
     n = len(bits)
@@ -127,7 +134,7 @@ def test_no_fair_bit_is_lost_between_the_parts():
 # ---- how it ends ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", ["0.5", "0.1"])
+@pytest.mark.parametrize("p", ["0.5", *slow("0.1")])
 def test_the_stream_ends_quietly_when_the_reader_closes(p):
     with subprocess.Popen(
         [*COMMAND, "--p", p], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -138,9 +145,15 @@ def test_the_stream_ends_quietly_when_the_reader_closes(p):
         assert process.stderr.read() == b"" and len(read) == 3_000_000
 
 
-@pytest.mark.parametrize("size", [1, 7, CHUNK // 8, CHUNK // 8 + 1])
+@pytest.mark.parametrize("size", [7, CHUNK // 8 + 1, *slow(1, CHUNK // 8)])
 def test_so_many_bytes_come_and_no_more(size):
-    assert len(streamed(size=size)) == size
+    done = subprocess.run([*COMMAND, "--bytes", str(size)], capture_output=True)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", size)
+
+
+@pytest.mark.parametrize("p", [battery.LOWEST_P, 1 - battery.LOWEST_P])
+def test_the_lowest_rates_give_bytes(p):
+    streamed("--p", str(p), size=1)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
@@ -165,8 +178,11 @@ def test_a_terminal_gets_nothing():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--p", "0"], "expected a probability between 0 and 1, both excluded, but got '0'"),
-        (["--p", "nan"], "expected a probability between 0 and 1, both excluded, but got 'nan'"),
+        (["--p", "0"], P_WANTED + "'0'"),
+        (["--p", "nan"], P_WANTED + "'nan'"),
+        (["--p", "1e-300"], P_WANTED + "'1e-300'"),
+        (["--p", "9.9e-7"], P_WANTED + "'9.9e-7'"),
+        (["--p", "0.9999991"], P_WANTED + "'0.9999991'"),
         (["--seed", str(2**64)], rf"expected an int in [-2**63, 2**64), but got '{2**64}'"),
         (["--seed", "1.5"], "expected an int in [-2**63, 2**64), but got '1.5'"),
         (["--call", "-1"], "expected an int in [0, 2**64), but got '-1'"),

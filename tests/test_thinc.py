@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import reference
+from needs import find_or_skip, import_or_skip
 
-pytest.importorskip("thinc", reason="thinc is optional")
+import_or_skip("thinc")
 from thinc.api import (  # noqa: E402
     LSTM,
     Adam,
@@ -212,7 +213,7 @@ SENTENCES = [("I like green eggs", "PVAN"), ("Eat blue ham", "VAN"), ("They eat 
 
 
 def test_a_spacy_config_names_it():
-    spacy = pytest.importorskip("spacy", reason="spaCy is optional")
+    spacy = import_or_skip("spacy")
     from spacy.training import Example
     from spacy.util import load_model_from_config
 
@@ -236,8 +237,9 @@ def test_a_spacy_config_names_it():
 # ---- the example --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_masks_cost():
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    find_or_skip("sklearn")  # the digits come with it
     example = Path(__file__).parent.parent / "examples" / "thinc_digits.py"
     options = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "100", "--p", "0"]
     done = subprocess.run([sys.executable, example, *options], capture_output=True, text=True)

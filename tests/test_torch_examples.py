@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="these examples are PyTorch's")
+from needs import find_or_skip, import_or_skip
+
+torch = import_or_skip("torch")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -42,6 +44,7 @@ def transformer():
 # ---- speed --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
     output = run("torch_speed", "--runs", "1", folder=tmp_path)
     rows = re.findall(r"^(forward.*?) +(\(\d+, \d+\)) +(.*)$", output, re.MULTILINE)
@@ -55,8 +58,9 @@ def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
 # ---- the transformer ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_transformer_prints_times_bytes_and_losses(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
+    find_or_skip("matplotlib")
     output = run("transformer", "--quick", "--threads", "1", "--steps", "5", folder=tmp_path)
     for title in ("Transformer, 2 layers", "Convolutions with Dropout2d"):
         table = output.partition(title)[2].partition("\n\n")[0]
@@ -113,7 +117,11 @@ def test_masks_are_drawn_anew_for_each_step(transformer, size):
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"), [("Transformer", (8, 8, 32, 1)), ("Convolutions", (16, 16, 16))]
+    ("kind", "size"),
+    [
+        ("Transformer", (8, 8, 32, 1)),
+        pytest.param("Convolutions", (16, 16, 16), marks=pytest.mark.slow),
+    ],
 )
 def test_all_three_learn_and_the_two_dropouts_alike(transformer, kind, size):
     size = transformer.Size(*size)
@@ -138,6 +146,7 @@ def test_transformer_refuses_bad_options(transformer, option, monkeypatch, capsy
 # ---- two processes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ranks_share_one_mask_or_have_their_own(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no gloo")

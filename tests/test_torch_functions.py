@@ -9,9 +9,11 @@ import pytest
 import cdropout as cd
 
 import reference
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
+
 F = torch.nn.functional
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -1,6 +1,7 @@
 """cdropout.torch's modules, convert and revert, and accelerate."""
 
 import copy
+import functools
 import importlib
 import pickle
 import threading
@@ -10,9 +11,11 @@ import pytest
 import cdropout as cd
 
 import children
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
+
 F, nn = torch.nn.functional, torch.nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -251,6 +254,36 @@ def test_accelerate_nests_ends_on_errors_and_leaves_enable_alone():
     assert active()
     ct.disable()
     assert not active() and ct.accelerate()(active)() and not active()
+
+
+async def coroutine(x):
+    return F.dropout(x)
+
+
+async def asynchronous(x):
+    yield F.dropout(x)
+
+
+def suspended(x):
+    yield F.dropout(x)
+
+
+@pytest.mark.parametrize("function", [coroutine, asynchronous, suspended])
+def test_accelerate_refuses_to_decorate_what_runs_later(function):
+    for decorated in (function, functools.partial(function)):
+        with pytest.raises(TypeError, match="cannot decorate a generator function or a coroutine"):
+            ct.accelerate()(decorated)
+
+
+def test_accelerate_decorates_functions():
+    @ct.accelerate()
+    def run(x):
+        """Drop."""
+        return F.dropout(x)
+
+    x = torch.ones(9, requires_grad=True)
+    assert [node_of(run(x)) for _ in range(2)] == [NODE, NODE] != [node_of(F.dropout(x))] * 2
+    assert run.__doc__ == "Drop."
 
 
 def test_accelerate_in_threads():

@@ -8,9 +8,10 @@ import pytest
 import cdropout as cd
 
 from children import linux_only, run, unix_only
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("three_threads")
 SEED = 5
@@ -49,54 +50,63 @@ COUNT = """
 import os
 import numpy as np
 import torch
-native, theirs, ours = {arguments}
-if native:
-    torch.__config__.parallel_info = lambda: "ATen parallel backend: native thread pool"
-import cdropout.torch as ct
-import cdropout as cd
-torch.set_num_threads(theirs)
-cd.set_num_threads(ours)
-x = torch.from_numpy(np.ones(1 << 21, np.float32))
 
-def drop(x):
-    {drop}
+def drop(native, theirs, ours, dropped):
+    if native:
+        torch.__config__.parallel_info = lambda: "ATen parallel backend: native thread pool"
+    import cdropout.torch as ct
+    import cdropout as cd
+    torch.set_num_threads(theirs)
+    cd.set_num_threads(ours)
+    x = torch.from_numpy(np.ones(1 << 21, np.float32))
 
-def multiply(x):
-    x.mul_(2)
+    def started(call, *arguments):
+        before = set(os.listdir("/proc/self/task"))
+        call(*arguments)
+        return len(set(os.listdir("/proc/self/task")) - before)
 
-def started(call, *arguments):
-    before = set(os.listdir("/proc/self/task"))
-    call(*arguments)
-    return len(set(os.listdir("/proc/self/task")) - before)
+    def multiply(x):
+        x.mul_(2)
 
-print(started(drop, x), end=" ")
-same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).scale()).all()
-print(started(multiply, x), end=" ")
-print(started(drop, x[: 1 << 17]), started(multiply, x), same)
+    def drop(x):
+        if dropped:
+            ct.dropout(x, 0.3, inplace=True, generator=cd.Generator(5))
+        else:
+            with ct.accelerate():
+                torch.native_dropout(x, 0.3, True)
+
+    print(started(drop, x), end=" ")
+    same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).scale()).all()
+    print(started(multiply, x), end=" ")
+    print(started(drop, x[: 1 << 17]), started(multiply, x), same, flush=True)
+    os._exit(0)
+
+for case in CASES:
+    if os.fork() == 0:  # before any thread is started
+        drop(*case)
+    os.wait()
 """
-THREADS = {  # (without OpenMP, PyTorch's limit, this package's): those that two calls start, twice
-    "PyTorch's": ((False, 3, 3), "2 0 0 0 True"),
-    "some of PyTorch's": ((False, 4, 2), "3 0 0 0 True"),
-    "the caller alone": ((False, 3, 1), "0 2 0 0 True"),
-    "PyTorch allows no other": ((False, 1, 3), "0 0 0 0 True"),
-    "the pool's": ((True, 3, 3), "2 2 0 0 True"),
-    "some of the pool's": ((True, 2, 3), "1 1 0 0 True"),
+CASES = {  # (without OpenMP, PyTorch's limit, this package's, whether elements are dropped, not
+    # drawn for a mask to keep): the threads that two calls start, twice
+    "PyTorch's": ((False, 3, 3, True), "2 0 0 0 True"),
+    "some of PyTorch's": ((False, 4, 2, True), "3 0 0 0 True"),
+    "the caller alone": ((False, 3, 1, True), "0 2 0 0 True"),
+    "PyTorch allows no other": ((False, 1, 3, True), "0 0 0 0 True"),
+    "the pool's": ((True, 3, 3, True), "2 2 0 0 True"),
+    "some of the pool's": ((True, 2, 3, True), "1 1 0 0 True"),
+    "PyTorch's draw a mask": ((False, 3, 3, False), "2 0 0 0 False"),
 }
 
 
 @linux_only
-@pytest.mark.parametrize("case", THREADS)
-def test_whose_threads_share_a_call(case):
+def test_which_threads_share_a_call():
     """Those that do the first call do the others too: PyTorch's operation finds them."""
-    arguments, out = THREADS[case]
-    drop = "ct.dropout(x, 0.3, inplace=True, generator=cd.Generator(5))"
-    assert run(COUNT.format(arguments=arguments, drop=drop)) == (0, out, "")
-
-
-@linux_only
-def test_they_draw_a_mask_that_is_kept_too():
-    drop = "cd.core.tensors.keep_mask(x.shape, 5, (0, 0.3, (), None))"
-    assert run(COUNT.format(arguments=(False, 3, 3), drop=drop)) == (0, "2 0 0 0 False", "")
+    cases = [arguments for arguments, _ in CASES.values()]
+    status, out, errors = run(COUNT.replace("CASES", repr(cases)))
+    assert (status, errors) == (0, "")
+    assert dict(zip(CASES, out.splitlines(), strict=True)) == {
+        case: counts for case, (_, counts) in CASES.items()
+    }
 
 
 @unix_only

@@ -9,9 +9,10 @@ import pytest
 import cdropout as cd
 
 import children
+from needs import import_or_skip
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+import cdropout.torch as ct  # noqa: E402
 
 # PyTorch itself scripts some of its formulas when they are first needed
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -167,14 +168,15 @@ def test_jvp_vjp_jacobians_and_hessians():
 def test_opcheck():
     x = torch.randn(3, 4, 5, requires_grad=True)
     seed = torch.tensor(5)
-    for tensor, shared, factor in (
-        (x, [], None),
-        (x.permute(2, 0, 1), [2], 1.0),
-        (x.bfloat16(), [0], None),
+    for tensor, shared, form in (
+        (x, [], "scale"),
+        (x.permute(2, 0, 1), [2], "keep"),
+        (x.bfloat16(), [0], "scale"),
+        (x, [], "alpha"),
     ):
         report = torch.library.opcheck(
             torch.ops.cdropout.dropout.default,
-            (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, factor),
+            (tensor.detach().requires_grad_(), seed, 0, 0.5, shared, form),
         )
         assert set(report.values()) == {"SUCCESS"}
 
@@ -234,6 +236,7 @@ def test_compiled_without_a_break_it_gives_what_eager_mode_gives(name):
     assert torch.equal(gx, torch.autograd.grad(expected.sum(), x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles C++")
 def test_a_model_compiled_to_machine_code_gives_what_eager_mode_gives():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())

@@ -11,6 +11,7 @@ import pytest
 import cdropout as cd
 
 import reference
+from needs import import_or_skip
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SHAPE = (5, 7, 4, 3, 2, 2)
@@ -110,7 +111,7 @@ def test_channels_of_every_number_of_dimensions(name, ndim, dtype):
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", CHANNELS)
 def test_the_words_are_those_of_torch(name, ndim):
-    torch = pytest.importorskip("torch")
+    torch = import_or_skip("torch")
     if torch.__version__.split("+")[0] != "2.13.0":
         pytest.skip("the words are those of PyTorch 2.13.0")
     theirs = getattr(torch.nn.functional, name)
@@ -343,7 +344,7 @@ def test_repr_of_modules(kind):
         x = numbers(np.float32)
         same(copy.deepcopy(m)(x), cd.drop_path(x, 0.5, scale_by_keep=False, rng=6))
     else:
-        torch = pytest.importorskip("torch")
+        torch = import_or_skip("torch")
         assert repr(kind(p=0.2)) == repr(getattr(torch.nn, name)(p=0.2))
 
 

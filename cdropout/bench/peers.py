@@ -157,6 +157,12 @@ def is_variant(name: str) -> bool:
     return "-" in name
 
 
+def missing(name: str) -> str | None:
+    """Return a package that this peer needs and that is not installed; import none."""
+    needed = ["tensorflow"] if name == "keras" else []  # its backend in the race
+    return next((each for each in [name.partition("-")[0], *needed] if not find_spec(each)), None)
+
+
 def installed() -> list[str]:
-    """The names of the peers that can be imported, without importing them."""
-    return [name for name in PEERS if find_spec(name.partition("-")[0])]
+    """Return the names of the peers that can be imported, without importing them."""
+    return [name for name in PEERS if missing(name) is None]

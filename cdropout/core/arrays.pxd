@@ -11,7 +11,7 @@ cdef inline tuple shape_of(cnp.ndarray array):
     return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
 cdef cdropout_dtype code_of(cnp.ndarray array) noexcept
-cdef bint has_own_mask(cnp.ndarray array)
+cdef bint is_taken(object x)
 cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)

@@ -9,7 +9,7 @@ import numpy as np
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.pieces cimport SHORT, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_box, sharers
-from cdropout.core.strided cimport Box, arrange, is_far_from_mask
+from cdropout.core.strided cimport Box, arrange, is_far_from_mask, overlaps_itself
 from cdropout.core.threads cimport share
 
 cdef extern from "numpy/arrayobject.h":
@@ -22,6 +22,23 @@ cdef enum:
 
 
 TYPES = "float16, bfloat16, float32 or float64"
+# What to do about objects that are not taken, by the package that defines their type.
+cdef dict ADVICE = {
+    "astropy": "pass {}.value",
+    "autograd": "multiply {} by mask.scale()",
+    "dask": "use cdropout.dask",
+    "jax": "use cdropout.jax",
+    "keras": "use cdropout.keras",
+    "pandas": "pass {}.to_numpy()",
+    "pint": "pass {}.magnitude",
+    "polars": "pass {}.to_numpy()",
+    "pyarrow": "pass {}.to_numpy()",
+    "scipy": "pass {}.toarray()",
+    "tensorflow": "pass {}.numpy()",
+    "torch": "use cdropout.torch",
+    "unyt": "pass {}.value",
+    "xarray": "pass {}.data",
+}
 cdef int bfloat16 = -1                # NumPy's number for ml_dtypes.bfloat16, once such an array has come
 
 
@@ -37,9 +54,24 @@ cdef bint takes(cnp.ndarray array):
     return number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16) or number == bfloat16
 
 
-cdef bint has_own_mask(cnp.ndarray array):
-    """Whether it is NumPy's masked array; np.ma is imported when it is first named, so not for a plain array."""
-    return type(array) is not cnp.ndarray and isinstance(array, np.ma.MaskedArray)
+cdef bint is_taken(object x):
+    """Return whether x is an array whose type adds no meaning to its elements, as masks and units do."""
+    return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
+
+
+cdef advice(x, name, default=""):
+    """Return the end of an error message: what to do with x, which is not taken."""
+    packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
+    found = [ADVICE[package] for package in packages if package in ADVICE]
+    text = found[0] if found else default
+    return f"; {text.format(name)}" if text else ""
+
+
+cdef refuse_subclass(x, name):
+    if isinstance(x, np.ma.MaskedArray):  # np.ma is imported when it is first named, so not for a plain array
+        raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
+    way = advice(x, name, "pass np.asarray({})")
+    raise TypeError(f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose{way}")
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
@@ -48,8 +80,8 @@ cdef cnp.ndarray as_array(object x, name="x"):
     if type(x) is cnp.ndarray:
         array = x
     elif isinstance(x, cnp.ndarray):
-        if has_own_mask(x):
-            raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
+        if not is_taken(x):
+            refuse_subclass(x, name)
         array = np.asarray(x)
     elif isinstance(x, np.generic):
         array = np.asarray(x)
@@ -65,23 +97,29 @@ cdef cnp.ndarray as_array(object x, name="x"):
 
 def from_exporter(x, name):
     """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
-    if hasattr(x, "__dlpack__"):
+    if hasattr(type(x), "__dlpack__"):  # some wrappers, such as quantities, hand on the attributes of what they hold
         try:
             return np.from_dlpack(x)
-        except (BufferError, RuntimeError) as error:  # NumPy, of types and devices; the former since 2.5
-            raise BufferError(f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array: {error}") from error
+        except Exception as error:
+            way = advice(x, name)
+            if not way and not isinstance(error, (BufferError, RuntimeError)):  # NumPy's, of types and devices
+                raise
+            kind = TypeError if isinstance(error, TypeError) else BufferError
+            problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{way}"
+            raise kind(f"{problem}: {error}") from error
     try:
         return np.asarray(memoryview(x))
     except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
-            f"with elements of {TYPES}, but got {type(x).__name__}"
+            f"with elements of {TYPES}, but got {type(x).__name__}{advice(x, name)}"
         ) from None
 
 
 def take(x):
-    """x as a NumPy array over the same memory; TypeError if dropout does not take it."""
-    return as_array(x)
+    """Return x, or for an exporter an array over its memory, which is read once; TypeError if dropout does not take it."""
+    array = as_array(x)
+    return x if isinstance(x, cnp.ndarray) else array
 
 
 def place(x, inplace, out):
@@ -89,21 +127,14 @@ def place(x, inplace, out):
     return destination(as_array(x), inplace, out)
 
 
-cdef bint overlaps_itself(cnp.ndarray array):
-    """Whether two elements may share memory (0 strides, sliding windows); interleaved axes count as such."""
-    cdef size_t extent = cnp.PyArray_ITEMSIZE(array)
-    lengths = zip((<object>array).strides, shape_of(array))
-    for stride, length in sorted([(abs(stride), length) for stride, length in lengths if length > 1]):
-        if stride < extent:
-            return True
-        extent += (length - 1) * stride
-    return False
-
-
 cdef check_writable(cnp.ndarray array, name):
+    cdef Box box
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(array) and overlaps_itself(array):
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return
+    fill_box(&box, None, array, None)
+    if overlaps_itself(&box):
         raise ValueError(f"elements of {name} overlap in memory")
 
 
@@ -150,7 +181,7 @@ cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
         return x
     if out is None:
         return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    if not isinstance(out, cnp.ndarray) or has_own_mask(out):
+    if not is_taken(out):
         raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
     if out is not x:
         check_out(x, out)
@@ -180,8 +211,6 @@ cdef fill_box(Box* box, cnp.ndarray x, cnp.ndarray y, tuple strides):
     cdef int ndim = cnp.PyArray_NDIM(y)
     cdef ptrdiff_t step = 1
     cdef int i
-    if x is not None and not cnp.PyArray_SAMESHAPE(x, y):    # another thread, or the code of a rng, may do that
-        raise ValueError(f"x has another shape, {shape_of(x)}, than at the beginning of the call, {shape_of(y)}")
     box.ndim = ndim
     box.size = cnp.PyArray_ITEMSIZE(y)
     if x is not None:

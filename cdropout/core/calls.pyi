@@ -1,4 +1,4 @@
-"""Types of core/calls.pyx: an array comes back with its shape and type, or an exporter itself."""
+"""Types of core/calls.pyx: an array comes back with its shape and type, an exporter as an array."""
 
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,7 +15,6 @@ from cdropout.typing import (
     Probability,
     Scalar,
     Shape,
-    Source,
 )
 
 _Given = TypeVar("_Given", bound=GivenMask)
@@ -74,7 +73,7 @@ def dropout(
 ) -> Output: ...
 @overload
 def dropout(
-    x: Source,
+    x: Exporter,
     p: Probability = 0.5,
     training: bool = True,
     inplace: bool = False,
@@ -84,10 +83,10 @@ def dropout(
     mask: GivenMask | None = None,
     return_mask: Literal[False] = False,
     out: NDArray[Any] | None = None,
-) -> Source | NDArray[Any]: ...
+) -> NDArray[Any]: ...
 @overload
 def dropout(
-    x: Source,
+    x: Exporter,
     p: Probability = 0.5,
     training: bool = True,
     inplace: bool = False,
@@ -97,10 +96,10 @@ def dropout(
     mask: Mask | None = None,
     return_mask: Literal[True],
     out: NDArray[Any] | None = None,
-) -> tuple[Source | NDArray[Any], Mask]: ...
+) -> tuple[NDArray[Any], Mask]: ...
 @overload
 def dropout(
-    x: Source,
+    x: Exporter,
     p: Probability = 0.5,
     training: bool = True,
     inplace: bool = False,
@@ -108,9 +107,9 @@ def dropout(
     rng: RNG = None,
     broadcast_dims: Axes = (),
     mask: _Given | None = None,
-    return_mask: bool = False,
+    return_mask: bool,
     out: NDArray[Any] | None = None,
-) -> Source | NDArray[Any] | tuple[Source | NDArray[Any], _Given | Mask]: ...
+) -> NDArray[Any] | tuple[NDArray[Any], _Given | Mask]: ...
 @overload
 def dropout_backward(
     gy: Array[Shape, Scalar],
@@ -133,20 +132,11 @@ def dropout_backward(
 def dropout_backward(
     gy: Exporter,
     mask: GivenMask,
-    inplace: Literal[False] = False,
-    *,
-    p: Probability | None = None,
-    out: None = None,
-) -> NDArray[Any]: ...
-@overload
-def dropout_backward(
-    gy: Source,
-    mask: GivenMask,
     inplace: bool = False,
     *,
     p: Probability | None = None,
     out: NDArray[Any] | None = None,
-) -> Source | NDArray[Any]: ...
+) -> NDArray[Any]: ...
 def dropout_axes(
     x: Exporter,
     broadcast_dims: Axes,

@@ -4,28 +4,30 @@ cimport numpy as cnp
 import numpy as np
 
 from cdropout cimport cdropout_mask
-from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, has_own_mask, shape_of
+from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, is_taken, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport Generator, as_generator, as_probability, as_rng
-from cdropout.core.masks cimport Mask, check_shape, new_mask, scale_of, shared_strides
+from cdropout.core.generators cimport Generator, as_flag, as_generator, as_probability, as_rng, ask
+from cdropout.core.masks cimport Mask, as_axes, check_shape, new_mask, scale_of, strides_along
 
 cnp.import_array()
 
 
 def dropout(
-    x, p=0.5, bint training=True, bint inplace=False, *,
-    rng=None, broadcast_dims=(), mask=None, bint return_mask=False, out=None,
+    x, p=0.5, training=True, inplace=False, *,
+    rng=None, broadcast_dims=(), mask=None, return_mask=False, out=None,
 ):
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
 
     Parameters
     ----------
     x : ndarray of float16, bfloat16, float32 or float64, of any shape and strides
-        Or any object with DLPack or the buffer protocol over such elements; it is read without a copy.
+        Or any object with DLPack or the buffer protocol over such elements, which is read without a copy, or a NumPy
+        scalar. Of the subclasses of ndarray only those that add no meaning to the elements are taken: memmap, matrix
+        and recarray.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
-        When false, `x` is returned as it is, and nothing is drawn.
+        If False, `x` is returned as it is, and nothing is drawn.
     inplace : bool, default False
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
@@ -45,7 +47,8 @@ def dropout(
     Returns
     -------
     ndarray
-        In the memory order of `x`. With p = 0 or without training, `x` itself.
+        In the memory order of `x`. With p = 0 or without training, and in place, `x` itself. If x is not an array, it
+        is then an array over the memory of x (for a NumPy scalar, a read-only array of its value with 0 dimensions).
 
     Raises
     ------
@@ -60,17 +63,18 @@ def dropout(
     Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014), in the
     inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
     """
-    if mask is None or not training:
+    if mask is None or not as_flag(training, "training"):
         return dropout_axes(x, broadcast_dims, p, training, inplace, rng, return_mask, out)
+    returns_mask = as_flag(return_mask, "return_mask")
     p = as_probability(p)             # once: a number's own code might answer otherwise the second time
     as_rng(rng)
     if not empty(broadcast_dims):
         raise ValueError("mask= says which elements are kept: it excludes broadcast_dims")
     y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
-    return (y, mask) if return_mask else y
+    return (y, mask) if returns_mask else y
 
 
-def dropout_backward(gy, mask, bint inplace=False, *, p=None, out=None):
+def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
 
     Parameters
@@ -100,60 +104,77 @@ cdef bint empty(broadcast_dims):
 
 
 cpdef dropout_axes(
-    x, broadcast_dims, p, bint training, bint inplace, rng, bint return_mask, out, factor=None,
+    x, broadcast_dims, p, training, inplace, rng, return_mask, out, factor=None,
 ):
     """A dropout with a new mask, whose call number is used up only if it is drawn; `factor` replaces 1 / (1 - p)."""
     cdef cdropout_mask name
+    cdef bint trains = as_flag(training, "training")
+    cdef bint writes_x = as_flag(inplace, "inplace")
+    cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)
-    cdef cnp.ndarray array = as_array(x)
-    cdef cnp.ndarray target
-    cdef Generator generator = None
-    cdef tuple strides = None if empty(broadcast_dims) else shared_strides(shape_of(array), broadcast_dims)
+    cdef cnp.ndarray array, target
+    cdef tuple strides = None
+    cdef bint shares = not empty(broadcast_dims)
+    # The code of p, rng and broadcast_dims may change arrays, so it runs before they are read.
     if rng is not None:
         rng = as_rng(rng)
-    if not training:
+    if shares:
+        broadcast_dims = as_axes(broadcast_dims)
+    array = as_array(x)
+    if shares:
+        strides = strides_along(shape_of(array), broadcast_dims)
+    if not trains:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)
     if factor is not None and 0 < probability < 1:
         name.scale = factor
-    if probability == 0 and out is None:
-        result = x
-    else:
-        target = destination(array, inplace, out)
-        if 0 < probability < 1 and cnp.PyArray_SIZE(array):
-            generator = as_generator(rng)
-            generator.name_next(&name)
-        if probability == 0:
-            np.copyto(target, array)
+    target = array
+    if probability or out is not None:
+        target = destination(array, writes_x, out)
+        if probability:
+            draw_mask(array, target, &name, rng, strides)
         else:
-            try:
-                apply_mask(array, target, &name, 0, strides)
-            except BaseException:     # a signal handler has raised
-                if generator is not None:
-                    generator.take_back(&name)
-                raise
-        result = x if inplace else target
-    return (result, new_mask(name, shape_of(array), probability, strides)) if return_mask else result
+            np.copyto(target, array)
+    result = x if target is array and isinstance(x, cnp.ndarray) else target
+    return (result, new_mask(name, shape_of(array), probability, strides)) if returns_mask else result
 
 
-cdef apply_given(x, mask, p, bint inplace, out):
+cdef draw_mask(cnp.ndarray x, cnp.ndarray y, cdropout_mask* name, rng, tuple strides):
+    """Name the next mask, if p or x leaves one to draw, and apply it."""
+    cdef Generator generator = None
+    if name.scale and cnp.PyArray_SIZE(x):    # p < 1
+        own = rng is None or isinstance(rng, Generator)
+        generator = as_generator(rng) if own else ask(rng, [x, y])
+        generator.name_next(name)
+    try:
+        apply_mask(x, y, name, 0, strides)
+    except BaseException:             # a signal handler has raised
+        if generator is not None:
+            generator.take_back(name)
+        raise
+
+
+cdef apply_given(x, mask, p, inplace, out):
     """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
-    cdef cnp.ndarray array = as_array(x)
+    cdef bint writes_x = as_flag(inplace, "inplace")
+    cdef cnp.ndarray array
     cdef cnp.ndarray given
     if p is not None:
-        p = as_probability(p)
+        p = as_probability(p)         # first: a number's own code may change arrays
+    array = as_array(x)
+    same = x if isinstance(x, cnp.ndarray) else array
     if isinstance(mask, Mask):
         check_shape((<Mask>mask).shape, array)
         if p is not None and p != (<Mask>mask).p:
             raise ValueError(f"the mask has p={(<Mask>mask).p}, but p={p} was given")
-        target = destination(array, inplace, out)
+        target = destination(array, writes_x, out)
         apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
-        return x if inplace else target
-    if not isinstance(mask, cnp.ndarray) or has_own_mask(mask):
+        return same if writes_x else target
+    if not is_taken(mask):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
     given = mask
     check_given(array, given, p)
-    target = destination(array, inplace, out)
+    target = destination(array, writes_x, out)
     if np.may_share_memory(target, given):
         given = given.copy()
     factors = given.dtype == array.dtype
@@ -166,7 +187,7 @@ cdef apply_given(x, mask, p, bint inplace, out):
         apply_bools(array, target, given, scale)
     else:
         apply_bits(array, target, np.ascontiguousarray(given), scale)
-    return x if inplace else target
+    return same if writes_x else target
 
 
 cdef apply_factors(cnp.ndarray x, cnp.ndarray y, cnp.ndarray factors):

@@ -31,19 +31,20 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """The widest usable instruction set, or `wanted` (CDROPOUT_ISA, or None); ValueError if that cannot be had."""
+    """Return the widest usable set, or `wanted` (CDROPOUT_ISA in any case, or None); ValueError if that is not usable."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
     if not wanted:
         return usable[-1]
-    if wanted not in INSTRUCTION_SETS:
+    isa = wanted.lower()
+    if isa not in INSTRUCTION_SETS:
         raise ValueError(f"CDROPOUT_ISA has to be one of {', '.join(INSTRUCTION_SETS)}, but got {wanted!r}")
-    if wanted not in built:
-        raise ValueError(f"CDROPOUT_ISA={wanted}: cdropout was built without {wanted}; it has {', '.join(built)}")
-    if wanted not in runnable:
-        raise ValueError(f"CDROPOUT_ISA={wanted}: this CPU cannot run {wanted}; it runs {', '.join(runnable)}")
-    return wanted
+    if isa not in built:
+        raise ValueError(f"CDROPOUT_ISA={wanted}: cdropout was built without {isa}; it has {', '.join(built)}")
+    if isa not in runnable:
+        raise ValueError(f"CDROPOUT_ISA={wanted}: this CPU cannot run {isa}; it runs {', '.join(runnable)}")
+    return isa
 
 
 def last_level_cache():

@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 from numpy.typing import NDArray
 
 from cdropout.core.masks import Mask
-from cdropout.typing import RNG, Array, Axes, Exporter, Probability, Scalar, Shape, Source
+from cdropout.typing import RNG, Array, Axes, Exporter, Probability, Scalar, Shape
 
 @overload
 def bias_dropout_add(
@@ -64,7 +64,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
-    return_mask: bool = False,
+    return_mask: bool,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 @overload
@@ -73,5 +73,5 @@ def bias_dropout_add_backward(
 ) -> tuple[Array[Shape, Scalar], NDArray[Scalar], Array[Shape, Scalar]]: ...
 @overload
 def bias_dropout_add_backward(
-    gy: Source, mask: Mask, bias_shape: Axes | None = None
-) -> tuple[NDArray[Any], NDArray[Any], Source]: ...
+    gy: Exporter, mask: Mask, bias_shape: Axes | None = None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...

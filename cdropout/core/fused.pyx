@@ -7,7 +7,7 @@ import numpy as np
 from cdropout cimport cdropout_dtype, cdropout_mask
 from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport Generator, as_generator, as_index, as_probability, as_rng
+from cdropout.core.generators cimport Generator, as_flag, as_index, as_probability, as_rng, ask
 from cdropout.core.masks cimport Mask, check_shape, new_mask
 from cdropout.core.pieces cimport PIECE, sharers
 from cdropout.core.threads cimport share
@@ -35,7 +35,7 @@ cdef tuple trimmed(tuple shape):
     return shape
 
 
-def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, bint return_mask=False, out=None):
+def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, return_mask=False, out=None):
     """Return ``residual + dropout(x + bias, p)``, in one pass.
 
     Parameters
@@ -62,27 +62,30 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
     -----
     The operations are those of x's type, each rounded; float16 and bfloat16 are computed in float32 and rounded once.
     """
+    cdef bint trains = as_flag(training, "training")
+    cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)
-    cdef cnp.ndarray array = as_array(x)
-    cdef cnp.ndarray bias_array = as_array(bias, "bias")
-    cdef cnp.ndarray residual_array = as_array(residual, "residual")
-    cdef tuple shape = shape_of(array)
+    cdef cnp.ndarray array, bias_array, residual_array
+    cdef tuple shape
     cdef cdropout_mask name
     cdef Generator generator = None
+    rng = as_rng(rng)                 # like p before the arrays, which its own code may change
+    array = as_array(x)
+    bias_array = as_array(bias, "bias")
+    residual_array = as_array(residual, "residual")
+    shape = shape_of(array)
     check_operands(array, bias_array, residual_array)
-    if rng is not None:
-        rng = as_rng(rng)
     target = destination(array, False, out)
     if out is not None and (np.may_share_memory(out, bias_array) or partly_overlap(out, residual_array)):
         raise ValueError("out overlaps bias, or partly overlaps residual; it has to be residual itself or lie apart")
-    if not training:
+    if not trains:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)
     sources = as_real(array), as_real(as_row(bias_array, shape)), as_real(residual_array)
     direct = target.flags.c_contiguous and target.dtype == sources[0].dtype
     result = target if direct else np.empty(shape, sources[0].dtype)
     if 0 < probability < 1 and array.size:
-        generator = as_generator(rng)
+        generator = ask(rng, [array, bias_array, residual_array, target])
         generator.name_next(&name)
     try:
         run_forward(sources[0], sources[1], sources[2], result, &name)
@@ -92,7 +95,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, bint training=True, *, rng=None, 
         raise
     if not direct:
         round_to(target, result)
-    return (target, new_mask(name, shape, probability, None)) if return_mask else target
+    return (target, new_mask(name, shape, probability, None)) if returns_mask else target
 
 
 cdef round_to(cnp.ndarray y, cnp.ndarray values):
@@ -201,25 +204,26 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
 
     Returns
     -------
-    (gx, gbias, gresidual) : of gy's type; gresidual is gy itself
+    (gx, gbias, gresidual) : of gy's type; gresidual is gy itself, or for an exporter an array over its memory
 
     Raises
     ------
     TypeError, ValueError
         As `dropout_backward`; ValueError if bias_shape does not broadcast to gy's shape.
     """
-    cdef cnp.ndarray array = as_array(gy)
-    cdef tuple shape = shape_of(array)
+    cdef cnp.ndarray array
+    cdef tuple shape
     cdef Mask given
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     given = mask
+    bias_shape = as_lengths(bias_shape)
+    array = as_array(gy)
+    shape = shape_of(array)
+    gresidual = gy if isinstance(gy, cnp.ndarray) else array
     check_shape(given.shape, array)
     if bias_shape is None:
         bias_shape = shape[-1:]
-    elif not isinstance(bias_shape, (tuple, list)):
-        raise TypeError(f"bias_shape has to be a tuple of int, but got {type(bias_shape).__name__}")
-    bias_shape = tuple([as_index(length, "each length in bias_shape") for length in bias_shape])
     check_broadcast(bias_shape, shape)
     columns = columns_of(shape, bias_shape)
     if given.steps is not None or not columns:
@@ -227,12 +231,21 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
         axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
         with np.errstate(all="ignore"):
             sums = np.asarray(gx.astype(np.float64).sum(axis=axes)).reshape(bias_shape)
-        return rounded(gx, array), rounded(sums, array), gy
+        return rounded(gx, array), rounded(sums, array), gresidual
     source = as_real(array)
     gx = np.empty_like(source)
     sums = np.zeros(columns)
     run_backward(source, gx, sums, given)
-    return rounded(gx, array), rounded(sums.reshape(bias_shape), array), gy
+    return rounded(gx, array), rounded(sums.reshape(bias_shape), array), gresidual
+
+
+cdef as_lengths(bias_shape):
+    """Return bias_shape as a tuple of Python ints, or None."""
+    if bias_shape is None:
+        return None
+    if not isinstance(bias_shape, (tuple, list)):
+        raise TypeError(f"bias_shape has to be a tuple of int, but got {type(bias_shape).__name__}")
+    return tuple([as_index(length, "each length in bias_shape") for length in bias_shape])
 
 
 cdef bint broadcast_at(i, tuple shape, tuple bias):

@@ -1,4 +1,4 @@
-"""Generator hands out the call numbers that, with its seed, name masks; the checks of p, seed and call are here too."""
+"""Generator, the source of masks, and the checks of p, flags, seed and call."""
 import operator
 import os
 
@@ -38,6 +38,18 @@ cdef double as_probability(object p) except -1:
 def check_probability(p):
     """Return p as a float; ValueError or TypeError if it is no probability."""
     return as_probability(p)
+
+
+cdef bint as_numpy_flag(object value, name) except -1:
+    """Do the part of `as_flag` that is not for bool itself."""
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{name} has to be a bool, but got {type(value).__name__}")
+
+
+def check_flag(value, name):
+    """Raise a TypeError, with the argument's name, if value is neither a bool nor a numpy.bool_."""
+    as_flag(value, name)
 
 
 cdef object as_index(object value, name):
@@ -229,6 +241,23 @@ cdef Generator as_generator(rng):
     if isinstance(rng, np.random.Generator):
         return Generator(rng.integers(1 << 64, dtype=np.uint64))
     return Generator(rng.generate_state(1, np.uint64)[0])
+
+
+cdef Generator ask(rng, list arrays):
+    """as_generator for a call on these arrays; ValueError if the code of a NumPy generator has changed one of them."""
+    if rng is None or isinstance(rng, Generator):
+        return as_generator(rng)
+    before = [layout_of(array) for array in arrays]
+    generator = as_generator(rng)
+    if [layout_of(array) for array in arrays] != before:
+        raise ValueError("an array of this call was changed while rng was asked for a seed")
+    return generator
+
+
+cdef tuple layout_of(array):
+    """Return where an array, and the one that it is a view of, lie in memory, and how."""
+    base = array.base
+    return array.__array_interface__, base.__array_interface__ if isinstance(base, np.ndarray) else None
 
 
 def own_generator(rng):

@@ -16,5 +16,7 @@ cdef class Mask:
 
 cdef double scale_of(double p) noexcept
 cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides)
+cdef tuple as_axes(broadcast_dims)
 cpdef tuple shared_strides(tuple shape, broadcast_dims)
+cdef tuple strides_along(tuple shape, tuple dims)
 cdef check_shape(tuple shape, cnp.ndarray array)

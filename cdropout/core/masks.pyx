@@ -1,6 +1,7 @@
 """Mask: which elements are kept, said by a few numbers, and drawn only when asked for."""
 import operator
 
+cimport cython
 cimport numpy as cnp
 
 import numpy as np
@@ -12,6 +13,7 @@ from cdropout.core.generators cimport as_count, as_index, as_probability, as_see
 
 cnp.import_array()
 
+cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
 cdef double LARGEST = np.finfo(np.float32).max    # a factor is rounded to float32 for all types but float64
 
 
@@ -32,22 +34,32 @@ cdef tuple normal_strides(tuple shape, strides):
     return None if list(strides) == plain or 0 in shape else strides
 
 
-cpdef tuple shared_strides(tuple shape, broadcast_dims):
-    """The strides of a mask in which one draw is shared along broadcast_dims: drawn as if these had length 1."""
+cdef tuple as_axes(broadcast_dims):
+    """Return broadcast_dims as a tuple of Python ints."""
     dims = broadcast_dims if isinstance(broadcast_dims, (tuple, list)) else (broadcast_dims,)
+    return tuple([as_index(dim, "each of broadcast_dims") for dim in dims])
+
+
+cpdef tuple shared_strides(tuple shape, broadcast_dims):
+    """Return the strides of a mask with one draw along each of broadcast_dims: it is drawn as if these had length 1."""
+    return strides_along(shape, as_axes(broadcast_dims))
+
+
+cdef tuple strides_along(tuple shape, tuple dims):
+    """Do the part of `shared_strides` that runs no code of the caller's."""
     ndim = len(shape)
     shared = set()
-    for dim in dims:
-        axis = as_index(dim, "each of broadcast_dims")
+    for axis in dims:
         if not -ndim <= axis < ndim:
             raise ValueError(f"broadcast_dims has to be in [{-ndim}, {ndim}) for {ndim} dimensions, but got {axis}")
         if axis % ndim in shared:
-            raise ValueError(f"broadcast_dims names dimension {axis % ndim} twice: {broadcast_dims}")
+            raise ValueError(f"broadcast_dims names dimension {axis % ndim} twice: {dims}")
         shared.add(axis % ndim)
     drawn = c_strides(tuple([1 if i in shared else length for i, length in enumerate(shape)]))
     return normal_strides(shape, [0 if i in shared else stride for i, stride in enumerate(drawn)])
 
 
+@cython.c_api_binop_methods(True)
 cdef class Mask:
     """Which elements of an array are kept, as a value: nothing is stored for an element.
 
@@ -81,6 +93,13 @@ cdef class Mask:
     Notes
     -----
     The element at position e is dropped if the number that (seed, call, e) draws is below p; see tests/reference.py.
+
+    So masks that differ only in p are not independent. If the masks of two p draw equally many bits per element (12, unless
+    p is a multiple of 2**-11), they are nested: whatever the lower p drops, the higher p drops too. Comparisons of
+    several p on one seed profit from that; two layers of a network must not have the same seed and call.
+
+    A Mask takes no part in arithmetic: ``mask * x`` would be a product that is not scaled. `apply` gives the scaled one,
+    and ``np.asarray(mask)`` an array of bools.
     """
 
     def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
@@ -227,6 +246,13 @@ cdef class Mask:
         draw_into(out, self)
         return out if dtype is None else out.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        """Refuse arithmetic: as an array of bools, the mask would give products that are not scaled."""
+        raise TypeError(f"{ufunc.__name__} of a Mask: {NO_ARITHMETIC}")
+
+    def __mul__(left, right):
+        raise TypeError(f"product of a Mask: {NO_ARITHMETIC}")
+
     def bits(self):
         """Kept as packed bits in C order: uint8 of length ceil(size / 8), least significant bit first."""
         if self.steps is not None:
@@ -275,6 +301,18 @@ cdef double scale_of(double p) noexcept:
     cdef cdropout_mask name
     kernels.mask_init(&name, 0, 0, p)
     return name.scale
+
+
+# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
+# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
+SATURATION = -1.0507009873554805 * 1.6732632423543772
+
+
+def alpha_terms(p):
+    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
+    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
+    b = -a * p * SATURATION
+    return a, b, a * SATURATION + b
 
 
 cdef double as_factor(factor, double p) except -1:

@@ -18,9 +18,13 @@ cdef struct Box:
     cdropout_dtype dtype
     ptrdiff_t size                    # bytes an element
     double scale
+    bint shifts                       # shift is added to kept elements; dropped ones become constant (not of half types)
+    double shift
+    double constant
 
 cdef void arrange(Box* box) noexcept nogil
 cdef bint is_far_from_mask(const Box* box) noexcept nogil
+cdef bint overlaps_itself(const Box* box) noexcept nogil
 cdef size_t elements(const Box* box) noexcept nogil
 cdef int axis_to_cut(const Box* box) noexcept nogil
 cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep) noexcept nogil

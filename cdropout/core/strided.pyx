@@ -2,7 +2,7 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from cdropout cimport cdropout_mask, cdropout_plane
+from cdropout cimport CDROPOUT_FLOAT32, cdropout_mask, cdropout_plane
 from cdropout.core.dispatch cimport kernels
 
 cdef enum:
@@ -23,12 +23,16 @@ cdef inline bint walks_before(const Axis* a, const Axis* b) noexcept nogil:
 
 
 cdef void arrange(Box* box) noexcept nogil:
-    """Drop axes of length 1, sort the others into memory order, and join those that run on into each other."""
+    """Drop axes of length 1, sort the others into memory order, and join those that run on into each other.
+
+    Nothing is shifted, unless the caller sets `shifts` afterwards.
+    """
     cdef Axis axis
     cdef Axis* outer
     cdef ptrdiff_t length
     cdef int kept = 0
     cdef int i, j
+    box.shifts = False
     for i in range(box.ndim):
         axis = box.axes[i]
         if axis.length == 1:
@@ -65,6 +69,21 @@ cdef bint is_far_from_mask(const Box* box) noexcept nogil:
     return distance(box.axes[box.ndim - 1].keep) > SPAN // MULTIPLE
 
 
+cdef bint overlaps_itself(const Box* box) noexcept nogil:
+    """Return whether elements of y may share memory (0 strides, sliding windows); interleaved axes count as such.
+
+    The box has been arranged.
+    """
+    cdef size_t extent = box.size
+    cdef int i
+    for i in range(box.ndim - 1, -1, -1):
+        if box.axes[i].length > 1:
+            if distance(box.axes[i].y) < extent:
+                return True
+            extent += (box.axes[i].length - 1) * distance(box.axes[i].y)
+    return False
+
+
 cdef size_t elements(const Box* box) noexcept nogil:
     cdef size_t product = 1
     cdef int i
@@ -95,6 +114,48 @@ cdef void copy_plane(const cdropout_plane* plane, char* y, const uint8_t* keep) 
             y[i * plane.y[0] + j * plane.y[1]] = keep[i * plane.keep[0] + j * plane.keep[1]]
 
 
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void shift_row(
+    size_t n, char* y, ptrdiff_t y_step, const uint8_t* keep, ptrdiff_t keep_step, real shift, real constant
+) noexcept nogil:
+    """Add shift where keep is 1, else write constant. Rows without gaps have loops of their own, which are faster."""
+    cdef real* row = <real*>y
+    cdef real* element
+    cdef real shifted
+    cdef ptrdiff_t i
+    if y_step == sizeof(real) and keep_step == 1:
+        for i in range(<ptrdiff_t>n):
+            shifted = row[i] + shift
+            row[i] = shifted if keep[i] else constant
+    elif y_step == sizeof(real) and keep_step == 0:
+        for i in range(<ptrdiff_t>n):
+            shifted = row[i] + shift
+            row[i] = shifted if keep[0] else constant
+    else:
+        for i in range(<ptrdiff_t>n):
+            element = <real*>(y + i * y_step)
+            element[0] = element[0] + shift if keep[i * keep_step] else constant
+
+
+cdef void shift_plane(const Box* box, const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
+    cdef ptrdiff_t i
+    for i in range(<ptrdiff_t>plane.rows):
+        if box.dtype == CDROPOUT_FLOAT32:
+            shift_row[float](
+                plane.columns, y + i * plane.y[0], plane.y[1], keep + i * plane.keep[0], plane.keep[1],
+                <float>box.shift, <float>box.constant,
+            )
+        else:
+            shift_row[double](
+                plane.columns, y + i * plane.y[0], plane.y[1], keep + i * plane.keep[0], plane.keep[1],
+                box.shift, box.constant,
+            )
+
+
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:
     cdef const Axis* outer = &box.axes[axis]
     cdef const Axis* inner = &box.axes[axis + 1]
@@ -109,6 +170,8 @@ cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uin
     )
     if x != NULL:
         kernels.apply_bools(box.dtype, x, y, keep, &plane, box.scale)
+        if box.shifts:
+            shift_plane(box, &plane, y, keep)
     else:
         copy_plane(&plane, y, keep)
 
@@ -120,7 +183,7 @@ cdef void apply_box(const Box* box, const char* x, char* y, const uint8_t* keep)
 
 cdef bint has_long_rows(const Box* box) noexcept nogil:
     cdef const Axis* row = &box.axes[box.ndim - 1]
-    return row.keep == 1 and row.x == box.size and row.y == box.size and row.length >= LONG_ROW
+    return row.keep == 1 and row.x == box.size and row.y == box.size and row.length >= LONG_ROW and not box.shifts
 
 
 cdef void draw_rows(

@@ -1,11 +1,31 @@
-"""What XLA calls: the mask of a JAX key, applied to the buffers of a custom call, by XLA's foreign-function interface.
+"""The XLA custom call that applies the masks of JAX keys.
 
-The structs below are those of its C interface (jaxlib's xla/ffi/api/c_api.h, version 0.3), as far as they are used: their
-order and types must match it. Each begins with its size and a list of extensions.
+The structs below are those of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3), as far as they
+are used. Their order and types must match it. Each begins with its size and a list of extensions.
+
+The call is ``y = cdropout(key, x, p, window)``:
+
+key
+    uint32[..., 2] or uint32[..., 4]: the seed and the call number, higher words first. Each key has a mask of its own.
+x, y
+    Float arrays of one type and shape, which begins with the dimensions of the keys. The others are those of a mask.
+    y may be x.
+p
+    float32, float64, or uint32[2] with the bits of a float64, higher word first; one for all keys, or one per key.
+window
+    uint32[n, 4] for the n dimensions of a mask: offset and length as 64-bit pairs, higher words first. x begins at
+    `offset` in a mask of `length`. A length of 0 is the length of x; along an axis of length 1 one draw is shared.
+
+There are no attributes: in some programs, as after jax.random.fold_in, jaxlib 0.5 to 0.7 reads those of a custom call as
+JSON, fails, and ends the process. As operands, p and the offset of a shard may be computed by the program. An offset and a
+length per axis, in place of a start and strides, spare it 64-bit products, and a shape may be known only when it runs.
 """
 from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
 
 from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
@@ -16,8 +36,11 @@ cdef enum:
     MINOR = 3
     METADATA = 1                      # an extension: XLA asks for our version, and for nothing else
     INVALID_ARGUMENT = 3              # an error code
+    BUFFER = 1                        # the kind of an operand or a result
+    EXECUTE = 3                       # the stage in which buffers may be read
 
 cdef enum:                            # types of elements
+    XLA_U32 = 8
     XLA_F16 = 10
     XLA_F32 = 11
     XLA_F64 = 12
@@ -71,17 +94,13 @@ cdef struct Buffers:                  # the operands, and the results
     int* types
     Buffer** buffers
 
-cdef struct Scalar:
-    int dtype
-    void* value
-
-cdef struct Attributes:               # sorted by name
+cdef struct Attributes:
     size_t struct_size
     Extension* extensions
     int64_t size
     int* types
     void** names
-    Scalar** scalars
+    void** values
 
 cdef struct CallFrame:
     size_t struct_size
@@ -94,9 +113,28 @@ cdef struct CallFrame:
     Attributes attributes
 
 
+cdef struct Call:                     # what has been checked
+    const Buffer* key
+    const Buffer* x
+    const Buffer* p
+    const Buffer* window
+    const Buffer* y
+    size_t masks                      # the number of keys
+    size_t probabilities              # the number of p: 1, or one per key
+    size_t size                       # of the part of x that one mask is applied to
+    uint64_t start                    # its first position in the mask
+    Box box                           # its axes
+
+cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
+
+
 cdef void* tell_version(const CallFrame* frame) noexcept nogil:
-    """Claim what XLA has, or what was current here: older versions have all that is used, newer ones take older handlers."""
+    """Claim XLA's version, at most that of the structs: older ones have the same, and newer ones take older handlers."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
+    if frame.extensions.struct_size < sizeof(MetadataExtension) or metadata == NULL:
+        return NULL
+    if metadata.struct_size < sizeof(size_t) + sizeof(Version) + sizeof(uint32_t):
+        return NULL
     metadata.version.major = MAJOR
     metadata.version.minor = 1        # of jaxlib 0.5 and 0.6, which do not pass their api here
     if frame.api != NULL:
@@ -106,12 +144,24 @@ cdef void* tell_version(const CallFrame* frame) noexcept nogil:
 
 
 cdef void* error(const CallFrame* frame, const char* message) noexcept nogil:
+    """Return a new error of XLA, which copies the message."""
     cdef NewError new = NewError(sizeof(NewError), NULL, message, INVALID_ARGUMENT)
     return frame.api.new_error(&new)
 
 
+# ---- checks of the operands and the result ------------------------------------------------------
+
+
+cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
+    """Multiply in place, and return True, if the product fits in a ptrdiff_t."""
+    if product[0] != 0 and factor > LARGEST // product[0]:
+        return False
+    product[0] *= <size_t>factor
+    return True
+
+
 cdef int code_of(const Buffer* buffer) noexcept nogil:
-    """cdropout's number for the type of the elements, or -1."""
+    """Return cdropout's number of the type of the elements, or -1."""
     if buffer.dtype == XLA_F32:
         return CDROPOUT_FLOAT32
     if buffer.dtype == XLA_F64:
@@ -121,71 +171,201 @@ cdef int code_of(const Buffer* buffer) noexcept nogil:
     return CDROPOUT_BFLOAT16 if buffer.dtype == XLA_BF16 else -1
 
 
-cdef size_t fill_box(Box* box, const Buffer* x, int64_t first, uint64_t shared) noexcept nogil:
-    """The axes of x from the first on, dense, with one draw along those whose bit in `shared` is set; return their size."""
-    cdef size_t n = 1
-    cdef ptrdiff_t step = 1
+cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
+    """Return the bytes per element, or 0 for a type that is not used."""
+    if buffer.dtype == XLA_F64:
+        return 8
+    if buffer.dtype == XLA_F32 or buffer.dtype == XLA_U32:
+        return 4
+    return 2 if buffer.dtype == XLA_F16 or buffer.dtype == XLA_BF16 else 0
+
+
+cdef bint is_sound(const Buffer* buffer) noexcept nogil:
+    """Return whether the dimensions can be read, and elements of a type in use have memory."""
+    cdef size_t nbytes
+    cdef int64_t i
+    if buffer == NULL or buffer.struct_size < sizeof(Buffer) or buffer.rank < 0 or (buffer.rank > 0 and buffer.dims == NULL):
+        return False
+    nbytes = itemsize_of(buffer)
+    for i in range(buffer.rank):
+        if buffer.dims[i] < 0 or not multiply(&nbytes, <uint64_t>buffer.dims[i]):
+            return False
+    return buffer.data != NULL or nbytes == 0
+
+
+cdef bint are_sound(const Buffers* buffers, int64_t count) noexcept nogil:
+    cdef int64_t i
+    if buffers.types == NULL or buffers.buffers == NULL:
+        return False
+    for i in range(count):
+        if buffers.types[i] != BUFFER or not is_sound(buffers.buffers[i]):
+            return False
+    return True
+
+
+cdef bint begins_alike(const Buffer* a, const Buffer* b, int64_t rank) noexcept nogil:
+    """Return whether the first `rank` dimensions of two buffers are the same."""
+    cdef int64_t i
+    if a.rank < rank or b.rank < rank:
+        return False
+    for i in range(rank):
+        if a.dims[i] != b.dims[i]:
+            return False
+    return True
+
+
+cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
+    """Return an error message, or NULL."""
+    if (frame.struct_size < sizeof(CallFrame) or frame.operands.struct_size < sizeof(Buffers)
+            or frame.results.struct_size < sizeof(Buffers) or frame.attributes.struct_size < sizeof(Attributes)):
+        return "cdropout does not know this version of XLA: its structs are too small"
+    if frame.stage != EXECUTE:
+        return "cdropout has to be registered for the execute stage only"
+    if frame.operands.size != 4 or frame.results.size != 1 or frame.attributes.size != 0:
+        return "cdropout takes the operands key, x, p and window and no attributes, and returns one result"
+    if not are_sound(&frame.operands, 4) or not are_sound(&frame.results, 1):
+        return "cdropout takes buffers only, with memory for their dimensions"
+    return NULL
+
+
+cdef bint holds_p(const Buffer* p) noexcept nogil:
+    """Return whether the elements are float32 or float64, or the rows are the bits of a float64."""
+    if p.dtype == XLA_U32:
+        return p.rank > 0 and p.dims[p.rank - 1] == 2
+    return p.dtype == XLA_F32 or p.dtype == XLA_F64
+
+
+cdef const char* check_types(Call* call) noexcept nogil:
+    """Return an error message, or NULL. Fill in the number of masks and probabilities."""
+    cdef int64_t keys = call.key.rank - 1
+    cdef int64_t bits = call.p.dtype == XLA_U32     # the number of dimensions of one p
+    cdef int64_t i
+    if call.key.dtype != XLA_U32 or keys < 0 or (call.key.dims[keys] != 2 and call.key.dims[keys] != 4):
+        return "key has to be uint32[..., 2] or uint32[..., 4]"
+    if code_of(call.x) < 0 or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
+        return "x has to be float16, bfloat16, float32 or float64: the dimensions of the keys, and at most 64 of a mask"
+    if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
+        return "the result has to be of the shape and type of x"
+    if not holds_p(call.p) or (
+            call.p.rank != bits and not (call.p.rank == keys + bits and begins_alike(call.p, call.key, keys))):
+        return "p has to be float32, float64 or uint32[2]: one for all keys, or one per key"
+    if (call.window.dtype != XLA_U32 or call.window.rank != 2 or call.window.dims[0] != call.x.rank - keys
+            or call.window.dims[1] != 4):
+        return "window has to be uint32[n, 4] for the n dimensions of a mask"
+    call.masks = 1
+    for i in range(keys):
+        call.masks *= <size_t>call.key.dims[i]
+    call.probabilities = 1 if call.p.rank == bits else call.masks
+    return NULL
+
+
+cdef inline uint64_t join(const uint32_t* words) noexcept nogil:
+    """Return the 64-bit number of two words, the higher first."""
+    return <uint64_t>words[0] << 32 | words[1]
+
+
+cdef const char* check_window(Call* call) noexcept nogil:
+    """Return an error message, or NULL. Fill in the part of the mask, with the axes of x, which are dense."""
+    cdef Box* box = &call.box
+    cdef const uint32_t* words = <const uint32_t*>call.window.data
+    cdef size_t step = 1
+    cdef uint64_t offset, length, covered
     cdef Axis* axis
-    cdef int i
-    box.dtype = <cdropout_dtype>code_of(x)
-    box.size = 4 if box.dtype == CDROPOUT_FLOAT32 else 8 if box.dtype == CDROPOUT_FLOAT64 else 2
-    box.ndim = <int>(x.rank - first)
+    cdef int64_t i
+    box.dtype = <cdropout_dtype>code_of(call.x)
+    box.size = <ptrdiff_t>itemsize_of(call.x)
+    box.ndim = <int>(call.x.rank - (call.key.rank - 1))
+    call.size = 1
+    call.start = 0
     for i in range(box.ndim - 1, -1, -1):
         axis = &box.axes[i]
-        axis.length = x.dims[first + i]
-        axis.x = axis.y = <ptrdiff_t>n * box.size
-        axis.keep = 0 if shared >> i & 1 else step
-        step *= 1 if shared >> i & 1 else <ptrdiff_t>axis.length
-        n *= axis.length
-    return n
+        axis.length = <size_t>call.x.dims[call.key.rank - 1 + i]
+        offset = join(words + 4 * i)
+        length = join(words + 4 * i + 2)
+        if length == 0:
+            length = axis.length
+        covered = 1 if length == 1 else axis.length
+        axis.x = axis.y = <ptrdiff_t>(call.size * <size_t>box.size)
+        axis.keep = 0 if length == 1 else <ptrdiff_t>step
+        call.size *= axis.length
+        call.start += offset * step
+        if covered > length or offset > length - covered or not multiply(&step, length):
+            return "window has to lie in a mask of fewer than 2**63 elements"
+    return NULL
 
 
-cdef void name_mask(cdropout_mask* mask, const uint32_t* words, int64_t count) noexcept nogil:
-    """A key is 2 words (the seed) or 4 (the seed and the call number), the higher first. Must match jax.py."""
-    mask.seed = <uint64_t>words[0] << 32 | words[1]
-    mask.call = <uint64_t>words[2] << 32 | words[3] if count == 4 else 0
+cdef double probability(const Call* call, size_t i) noexcept nogil:
+    """Return the p of the mask with index i."""
+    cdef double p
+    cdef uint64_t bits
+    if call.probabilities == 1:
+        i = 0
+    if call.p.dtype == XLA_F32:
+        return (<const float*>call.p.data)[i]
+    if call.p.dtype == XLA_F64:
+        return (<const double*>call.p.data)[i]
+    bits = join(<const uint32_t*>call.p.data + 2 * i)
+    memcpy(&p, &bits, sizeof(p))
+    return p
 
 
-cdef void apply_masks(const Buffer* key, const Buffer* x, char* target, cdropout_mask* mask, uint64_t shared) noexcept nogil:
-    """A mask for each index of the axes that key and x begin with; key has one more, of its words."""
-    cdef Box box
-    cdef const uint32_t* words = <const uint32_t*>key.data
-    cdef const char* source = <const char*>x.data
-    cdef int64_t count = key.dims[key.rank - 1]
-    cdef size_t n = fill_box(&box, x, key.rank - 1, shared)
-    cdef size_t masks = 1
+cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
+    """Return an error, or NULL and all about the call. Nothing has been written."""
+    cdef cdropout_mask mask
+    cdef char text[100]
+    cdef double p
     cdef size_t i
-    for i in range(<size_t>key.rank - 1):
-        masks *= key.dims[i]
-    if n == 0:
-        return
-    box.scale = mask.scale
-    arrange(&box)
-    for i in range(masks):
-        name_mask(mask, words + i * count, count)
-        if shared:
-            draw_box(&box, source, target, mask, 0)
-        else:
-            kernels.apply(box.dtype, source, target, n, mask, 0)
-        source += n * <size_t>box.size
-        target += n * <size_t>box.size
+    cdef const char* message = check_frame(frame)
+    if message == NULL:
+        call.key, call.x, call.p, call.window = (
+            frame.operands.buffers[0], frame.operands.buffers[1], frame.operands.buffers[2], frame.operands.buffers[3])
+        call.y = frame.results.buffers[0]
+        message = check_types(call)
+    if message == NULL:
+        message = check_window(call)
+    if message != NULL:
+        return error(frame, message)
+    for i in range(call.probabilities):
+        p = probability(call, i)
+        if kernels.mask_init(&mask, 0, 0, p) < 0:
+            p = p if p == p else NAN      # without a sign
+            snprintf(text, sizeof(text), "dropout probability has to be between 0 and 1, but got %.17g", p)
+            return error(frame, text)
+    return NULL
+
+
+# ---- the masks ----------------------------------------------------------------------------------
+
+
+cdef void apply_mask(Call* call, size_t i) noexcept nogil:
+    """Apply the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
+    cdef const Box* box = &call.box
+    cdef int64_t words_per_key = call.key.dims[call.key.rank - 1]
+    cdef const uint32_t* words = <const uint32_t*>call.key.data + i * <size_t>words_per_key
+    cdef const char* x = <const char*>call.x.data + i * call.size * <size_t>box.size
+    cdef char* y = <char*>call.y.data + i * call.size * <size_t>box.size
+    cdef cdropout_mask mask
+    kernels.mask_init(&mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
+    if box.axes[0].length == 1 and box.axes[1].keep == 1 and box.ndim == 2:    # one run of the mask
+        kernels.apply(box.dtype, x, y, call.size, &mask, call.start)
+    else:
+        call.box.scale = mask.scale
+        draw_box(box, x, y, &mask, call.start)
 
 
 cdef void* run(const CallFrame* frame) noexcept nogil:
-    """The custom call `cdropout`: y = dropout(key, x) with the attributes p, a float64, and shared, an int64 of bits."""
-    cdef cdropout_mask mask
+    """Execute the custom call."""
+    cdef Call call
+    cdef size_t i
+    cdef void* failure
     if frame.extensions != NULL and frame.extensions.type == METADATA:
         return tell_version(frame)
-    if frame.operands.size != 2 or frame.results.size != 1 or frame.attributes.size != 2:
-        return error(frame, "cdropout takes a key and x, with the attributes p and shared, and returns y")
-    if code_of(frame.operands.buffers[1]) < 0 or frame.operands.buffers[1].rank >= MAX_DIMS:
-        return error(frame, "cdropout takes float16, bfloat16, float32 or float64 of fewer than 64 dimensions")
-    if kernels.mask_init(&mask, 0, 0, (<const double*>frame.attributes.scalars[0].value)[0]) < 0:
-        return error(frame, "dropout probability has to be between 0 and 1")
-    apply_masks(
-        frame.operands.buffers[0], frame.operands.buffers[1], <char*>frame.results.buffers[0].data, &mask,
-        (<const uint64_t*>frame.attributes.scalars[1].value)[0],
-    )
+    failure = check(frame, &call)
+    if failure != NULL or call.size == 0:
+        return failure
+    arrange(&call.box)
+    for i in range(call.masks):
+        apply_mask(&call, i)
     return NULL
 
 

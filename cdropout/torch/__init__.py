@@ -36,6 +36,7 @@ from cdropout.torch.modules import (
     convert,
     revert,
 )
+from cdropout.torch.replay import checkpoint_context
 from cdropout.torch.reroute import accelerate, disable, enable
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "accelerate",
     "alpha_dropout",
     "bias_dropout_add",
+    "checkpoint_context",
     "convert",
     "disable",
     "drop_path",

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from cdropout.functional import SATURATION, check_copies
-from cdropout.torch.masked import check_generator, in_eager_mode, masked, way_for
+from cdropout.core.tensors import is_ordinary
+from cdropout.functional import check_copies
+from cdropout.torch.masked import (
+    check_generator,
+    in_eager_mode,
+    masked,
+    then_or_restore,
+    way_for,
+)
+from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cdropout.torch.masked import Source, Way
+    from cdropout.torch.masked import Source
 
 
 def dropout(
@@ -40,8 +48,9 @@ def dropout(
         Write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
         Where the mask comes from; by default PyTorch's generator for the CPU, from which each call
-        draws one seed, whatever the shape. Under vmap a cdropout.Generator names one mask for the
-        whole batch.
+        draws one seed, whatever the shape. Under vmap a cdropout.Generator gives one mask for the
+        whole batch. A checkpoint must restore a generator that is given here: use
+        `checkpoint_context`.
 
     Returns
     -------
@@ -53,16 +62,24 @@ def dropout(
     ValueError
         If p is not in [0, 1].
     RuntimeError
-        If p is NaN, or if `input` cannot be written to in place.
+        If p is NaN, if `input` cannot be written to in place, or if generator is given during a
+        backward pass, outside of `checkpoint_context`.
     TypeError
         If `training` is no bool, or generator is of another type.
     NotImplementedError
-        If generator is given, but `input` is a tensor that is left to PyTorch.
+        If generator is given, but `input` is a tensor that is left to PyTorch, or the call is
+        recorded in a graph that cannot hold the generator.
 
     Notes
     -----
     The same as PyTorch's but for this: dropped elements are +0.0 even where `input` is NaN or
     infinite, and nothing per element is kept for backward, which draws the mask again.
+
+    `torch.compile` and `torch.export`, `make_fx` and `aot_function` record an operator that draws a
+    new mask in each run. With `generator`, `torch.compile` breaks the graph, and raises an error if
+    it must not (``fullgraph=True``); the others record a torch.Generator, but no
+    cdropout.Generator. `torch.fx` records a call of this function; of `torch.jit`, `trace` records
+    and `script` compiles PyTorch's function instead.
     """
     return masked(F.dropout, input, p, training, inplace, generator)
 
@@ -79,6 +96,8 @@ def dropout1d(
 
     Parameters, results and errors are otherwise those of `dropout`.
     """
+    if type(input) is not Tensor and is_symbolic(input):
+        return symbolic_call(dropout1d, input, p, training, inplace, generator=generator)
     shared = (input.dim() - 1,)
     if input.dim() not in (2, 3):
         return F.dropout1d(input, p, training, inplace)
@@ -98,6 +117,8 @@ def dropout2d(
     Other numbers of dimensions count as (N, C, ...), with PyTorch's warnings. Parameters, results
     and errors are otherwise those of `dropout`.
     """
+    if type(input) is not Tensor and is_symbolic(input):
+        return symbolic_call(dropout2d, input, p, training, inplace, generator=generator)
     if input.dim() != 4:
         return _unusual(F.dropout2d, input, p, training, inplace, generator)
     return masked(F.dropout2d, input, p, training, inplace, generator, (2, 3))
@@ -116,6 +137,8 @@ def dropout3d(
     Other numbers of dimensions count as (C, ...), with PyTorch's warning. Parameters, results and
     errors are otherwise those of `dropout`.
     """
+    if type(input) is not Tensor and is_symbolic(input):
+        return symbolic_call(dropout3d, input, p, training, inplace, generator=generator)
     ndim = input.dim()
     if ndim not in (4, 5):
         return _unusual(F.dropout3d, input, p, training, inplace, generator)
@@ -138,38 +161,6 @@ def _unusual(
     return peer(input, p, training, inplace)
 
 
-def alpha_step(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    _factor: float | None,
-    way: Way = in_eager_mode,
-) -> Tensor:
-    """What is dropped becomes SATURATION; then all move, to keep mean 0 and variance 1."""
-    check_generator(generator)
-    a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
-    offset = a * SATURATION * (1 - p)  # a * SATURATION + b, with b = -a * p * SATURATION
-    moved = x.sub_(SATURATION) if inplace else x - SATURATION
-    return way(moved, p, True, generator, shared, a).add_(offset)
-
-
-def _alpha(
-    peer: Callable[..., Tensor],
-    x: Tensor,
-    p: float,
-    training: bool,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...] = (),
-) -> Tensor:
-    way = way_for(x)
-    if way is None or training is not True or not 0 < p < 1 or x.numel() == 0:
-        return masked(peer, x, p, training, inplace, generator)
-    return alpha_step(x, float(p), inplace, generator, shared, None, way)
-
-
 def alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -187,7 +178,7 @@ def alpha_dropout(
     -----
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017.
     """
-    return _alpha(F.alpha_dropout, input, p, training, inplace, generator)
+    return masked(F.alpha_dropout, input, p, training, inplace, generator, (), "alpha")
 
 
 def feature_alpha_dropout(
@@ -199,11 +190,15 @@ def feature_alpha_dropout(
     generator: Source = None,
 ) -> Tensor:
     """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
+    if type(input) is not Tensor and is_symbolic(input):
+        return symbolic_call(
+            feature_alpha_dropout, input, p, training, inplace, generator=generator
+        )
     peer = F.feature_alpha_dropout
     if input.dim() < 2:
         return peer(input, p, training, inplace)
     shared = tuple(range(2, input.dim()))
-    return _alpha(peer, input, p, training, inplace, generator, shared)
+    return masked(peer, input, p, training, inplace, generator, shared, "alpha")
 
 
 def drop_path(
@@ -229,6 +224,10 @@ def drop_path(
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
 
+    if type(input) is not Tensor and is_symbolic(input):
+        options = {"scale_by_keep": scale_by_keep}
+        return symbolic_call(drop_path, input, p, training, inplace, generator=generator, **options)
+
     def peer(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
         factors = F.dropout(rows, p, training)
@@ -236,8 +235,8 @@ def drop_path(
         return x.mul_(factors) if inplace else x * factors
 
     shared = tuple(range(1, input.dim()))
-    factor = None if scale_by_keep else 1.0
-    return masked(peer, input, p, training, inplace, generator, shared, factor)
+    form = "scale" if scale_by_keep else "keep"
+    return masked(peer, input, p, training, inplace, generator, shared, form)
 
 
 def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None) -> Tensor:
@@ -247,6 +246,8 @@ def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source =
     are those of `dropout`.
     """
     check_copies(n)
+    if type(input) is not Tensor and is_symbolic(input):
+        return symbolic_call(mc_dropout, input, p, n, generator=generator)
     y = dropout(input.expand(n, *input.shape), p, generator=generator)
     return y if p else y.clone()  # copies, even where dropout returns what it was given
 
@@ -270,6 +271,45 @@ def bias_dropout_add(
     p, training, generator
         As in `dropout`, as are the errors.
     """
+    if is_symbolic(input, bias, residual):
+        return symbolic_call(
+            bias_dropout_add, input, bias, residual, p, training, generator=generator
+        )
     total = input + bias
-    y = dropout(total, p, training, True, generator=generator)
-    return residual + y
+    ordinary = way_for(total) is in_eager_mode
+    if (
+        ordinary
+        and is_ordinary(residual)
+        and residual.dtype == total.dtype
+        and residual.shape == total.shape
+        and residual.stride() == total.stride()
+    ):  # nothing is left to fail after the draw: no memory is allocated
+        return dropout(total, p, training, True, generator=generator).add_(residual)
+    check_generator(generator)
+    return then_or_restore(
+        generator,
+        lambda: dropout(total, p, training, ordinary, generator=generator),
+        lambda y: residual + y,
+    )
+
+
+# ---- in TorchScript -----------------------------------------------------------------------------
+
+PUBLIC |= {
+    F.dropout: dropout,
+    F.dropout1d: dropout1d,
+    F.dropout2d: dropout2d,
+    F.dropout3d: dropout3d,
+    F.alpha_dropout: alpha_dropout,
+    F.feature_alpha_dropout: feature_alpha_dropout,
+}
+
+
+def _refuse(name: str) -> None:
+    raise NotImplementedError(f"{name} cannot be scripted by torch.jit.script")
+
+
+for _theirs, _ours in PUBLIC.items():  # PyTorch's function is compiled in place of ours
+    _ours.__dict__["__prepare_scriptable__"] = partial(getattr, F, _theirs.__name__)
+for _ours in (drop_path, mc_dropout, bias_dropout_add):
+    _ours.__dict__["__prepare_scriptable__"] = partial(_refuse, _ours.__name__)

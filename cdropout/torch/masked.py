@@ -5,29 +5,50 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+)
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.fx import Proxy
 
 from cdropout.core.generators import Generator
 from cdropout.core.tensors import (
     SEEDS,
+    Draw,
     compute,
     compute_gradient,
-    draw_seed,
+    draw_from,
+    drawn,
     is_ordinary,
     is_plain,
-    next_name,
+    linear,
+    overlap,
+    restore,
+    state_of,
 )
+from cdropout.torch.operators import batched, dropout_operator, saved_seed
+from cdropout.torch.tracing import PUBLIC, symbolic_call
 
 if TYPE_CHECKING:
     from cdropout.core.tensors import _Name
 
-# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, factor)
+# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
-Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], float | None], Tensor]
+Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WORD = 2**64 - 1
+
+# Tensors of tracers, with the dispatch modes in which they can be computed with
+TRACED = {
+    FakeTensor: torch._C._TorchDispatchModeKey.FAKE,
+    FunctionalTensor: torch._C._TorchDispatchModeKey.FUNCTIONAL,
+}
 
 
 # ---- which mask -------------------------------------------------------------------------------
@@ -47,18 +68,31 @@ def draw_name(p: float, generator: Source) -> tuple[Tensor, int]:
     check_generator(generator)
     if p == 1:
         return torch.zeros((), dtype=torch.int64, device="cpu"), 0
-    if isinstance(generator, Generator):
-        seed, call = next_name(generator)
-        return torch.tensor(seed - (seed >> 63 << 64), device="cpu"), call
-    return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+    if generator is not None:
+        if is_dynamo_compiling():
+            torch._dynamo.graph_break(
+                msg="generator= cannot be used with fullgraph=True or in a strict export; "
+                "PyTorch's default generator can"
+            )
+        return draw_from(generator)
+    # The compiler replaces the overload of randint without a generator by a generator of its own
+    return torch.randint(SEEDS, (), generator=None, device="cpu"), 0
 
 
-def draw_numbers(p: float, generator: Source) -> tuple[int, int]:
-    """The same name as two ints: `draw_name` for eager mode, where no tensor needs to be made."""
-    if generator is None and p != 1:
-        return draw_seed(), 0
-    seed, call = draw_name(p, generator)
-    return int(seed.item()) & WORD, call
+def then_or_restore(
+    generator: Source, draw: Callable[[], Any], use: Callable[[Any], Tensor]
+) -> Tensor:
+    """Return use(draw()); if `use` raises an error, set the generator back to before the draw."""
+    if is_compiling():
+        return use(draw())
+    before = state_of(generator)
+    value = draw()
+    after = state_of(generator)
+    try:
+        return use(value)
+    except BaseException:
+        restore(generator, before, after)
+        raise
 
 
 # ---- the step, and its derivatives --------------------------------------------------------------
@@ -68,16 +102,16 @@ class Eager(torch.autograd.Function):
     """The step as eager mode records it: in PyTorch's older form, which costs it least."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draw: "tuple[int, _Name, bool]") -> Tensor:
+    def forward(ctx: Any, x: Tensor, draw: Draw, inplace: bool) -> Tensor:
         ctx.draw = draw
-        if draw[2]:
+        if inplace:
             ctx.mark_dirty(x)
-        return compute(x, *draw)
+        return compute(x, draw)
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
         gx = compute_gradient(gy, ctx.draw)
-        return Masked.apply(gy, *ctx.draw[:2]) if gx is None else gx, None
+        return Masked.apply(gy, *ctx.draw.numbers()) if gx is None else gx, None, None
 
 
 # Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
@@ -86,41 +120,24 @@ record = super(torch.autograd.Function, Eager).apply
 Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
-def batched(
-    step: Callable[..., Tensor],
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    seed: Tensor,
-    name: "_Name",
-) -> tuple[Tensor, int]:
-    """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, factor = name
-    x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-    shared = tuple(axis + 1 for axis in shared)
-    if in_dims[1] is None:
-        shared = (0, *shared)
-    else:
-        seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, factor)), 0
-
-
 class Masked(torch.autograd.Function):
-    """The step for all else: torch.func, forward mode, second derivatives. It is linear in x."""
+    """The step for all else: torch.func, forward mode, second derivatives. It is affine in x."""
 
     @staticmethod
     def forward(x: Tensor, seed: Tensor | int, name: "_Name") -> Tensor:
         if isinstance(seed, Tensor):
-            call, p, shared, factor = name
-            return torch.ops.cdropout.dropout(x, seed, call, p, shared, factor)
+            return dropout_operator(x, seed, *name)
         if is_plain(x):
-            return compute(x, seed, name)
-        ones = torch.ones(x.shape, dtype=x.dtype, device="cpu")
-        return x * compute(ones, seed, name, True)  # a batch of vmap's older kind, lazy zeros, ...
+            return compute(x, drawn(seed, name))
+        # a gradient that is a batch of vmap's older kind, lazy zeros, ...
+        wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+        scales = compute(torch.ones(x.shape, dtype=wide, device="cpu"), drawn(seed, name))
+        return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _x, seed, ctx.name = inputs
+        _x, seed, name = inputs
+        ctx.name = linear(name)
         if isinstance(seed, Tensor):
             ctx.save_for_backward(seed)
             ctx.save_for_forward(seed)
@@ -143,50 +160,29 @@ class Masked(torch.autograd.Function):
         return batched(Masked.apply, info, in_dims, x, seed, name)
 
 
-@torch.library.custom_op("cdropout::dropout", mutates_args=(), device_types="cpu")
-def _operator(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
-) -> Tensor:
-    """The step as an operator, for graphs: the mask's seed is a tensor in the graph."""
-    return compute(x, int(seed.item()) & WORD, (call, p, tuple(shared), factor))
-
-
-@_operator.register_fake
-def _(
-    x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], factor: float | None
-) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _x, seed, *ctx.name = inputs
-    ctx.save_for_backward(seed)
-
-
-def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    return _operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None, None, None
-
-
-_operator.register_autograd(_backward, setup_context=_save)
-
-
-@_operator.register_vmap
-def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
-    return batched(lambda x, seed, name: _operator(x, seed, *name), info, in_dims, x, seed, name)
-
-
 # ---- the ways to it -----------------------------------------------------------------------------
 
 
 def _check_in_place(x: Tensor) -> None:
-    """Let PyTorch refuse a tensor that cannot be written to, before anything is drawn."""
-    if torch._debug_has_internal_overlap(x) == 1:
-        x.detach().mul_(1)
+    """Refuse a tensor that cannot be written to before anything is drawn, in PyTorch's words."""
+    if torch._debug_has_internal_overlap(x):  # it may have, as far as PyTorch knows
+        _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
         x.copy_(x)
     if x.is_inference() and not torch.is_inference_mode_enabled():
         x.copy_(x)
+
+
+def _check_overlap(x: Tensor) -> None:
+    """RuntimeError if elements of x may share memory; PyTorch finds only some such tensors."""
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    if overlap(x.shape, x.stride()):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a "
+            "single memory location. Please clone() the tensor before performing the operation."
+        )
 
 
 def in_eager_mode(
@@ -195,40 +191,28 @@ def in_eager_mode(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    form: str,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """At once; autograd only hears of it if it has to."""
-    if inplace or generator is not None or p == 1 or forward_ad._current_level >= 0:
-        return _with_options(x, p, inplace, generator, shared, factor)
-    name = (0, p, shared, factor)
-    if x.requires_grad and is_grad_enabled():
-        return record(x, (draw_seed(), name, False))
-    return compute(x, draw_seed(), name)
-
-
-def _with_options(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    factor: float | None,
-) -> Tensor:
-    """What few calls ask of eager mode."""
+    """At once; autograd only hears of it if it has to. `keep`, of bools, receives the mask."""
     forward_mode = forward_ad._current_level >= 0
-    watched = forward_mode or (x.requires_grad and is_grad_enabled())
-    check_generator(generator)
+    watched = x.requires_grad and is_grad_enabled()
+    if generator is not None:
+        check_generator(generator)
     if inplace:
         _check_in_place(x)
         if forward_mode or (watched and x._is_view()):
-            return x.copy_(_with_options(x, p, False, generator, shared, factor))
-    seed, call = draw_numbers(p, generator)
-    name = (call, p, shared, factor)
+            return x.copy_(in_eager_mode(x, p, False, generator, shared, form))
+    if forward_mode and keep is None:
+        return under_transforms(x, p, False, generator, shared, form)
+    draw = Draw(p, shared, form, inplace, generator)
+    draw.keep = keep
     if forward_mode:
-        return Masked.apply(x, seed, name)
+        compute(x, draw)  # fills keep
+        return Masked.apply(x, *draw.numbers())
     if watched:
-        return record(x, (seed, name, inplace))
-    y = compute(x, seed, name, inplace)
+        return record(x, draw, inplace)
+    y = compute(x, draw)
     if inplace and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return y
@@ -240,12 +224,19 @@ def under_transforms(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    form: str,
 ) -> Tensor:
     """Under torch.func, where vmap's randomness decides what a draw is."""
-    seed, call = draw_name(p, generator)
-    y = Masked.apply(x, seed, (call, p, shared, factor))
-    return x.copy_(y) if inplace else y
+
+    def apply(name: tuple[Tensor, int]) -> Tensor:
+        seed, call = name
+        y = Masked.apply(x, seed, (call, p, shared, form))
+        return x.copy_(y) if inplace else y
+
+    check_generator(generator)
+    if inplace:
+        _check_overlap(x)
+    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
 
 
 def in_a_graph(
@@ -254,12 +245,19 @@ def in_a_graph(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...],
-    factor: float | None,
+    form: str,
 ) -> Tensor:
     """As operators, where a compiler or a dispatch mode looks on."""
-    seed, call = draw_name(p, generator)
-    y = _operator(x, seed, call, p, list(shared), factor)
-    return x.copy_(y) if inplace else y
+
+    def apply(name: tuple[Tensor, int]) -> Tensor:
+        seed, call = name
+        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), form)
+        return x.copy_(y) if inplace else y
+
+    check_generator(generator)
+    if inplace and not is_compiling():
+        _check_overlap(x)
+    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
 
 
 def way_for(x: Tensor) -> Way | None:
@@ -271,13 +269,24 @@ def way_for(x: Tensor) -> Way | None:
     if torch._C._get_tracing_state() is not None:
         return None
     if torch._C._are_functorch_transforms_active():
-        return under_transforms if type(x) is Tensor and _fits(x) else None
-    return in_a_graph if is_plain(x) else None  # a dispatch mode is active, or x is empty
+        if type(x) is not Tensor or not _fits(x):
+            return None
+        functionalized = any(
+            level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
+        )
+        return in_a_graph if functionalized else under_transforms
+    return in_a_graph if is_plain(x) or _is_traced(x) else None  # x may be empty too
 
 
 def _fits(x: Tensor) -> bool:
     """Whether x, whatever wraps it, is a strided CPU tensor of floats that the kernels know."""
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Return whether x stands for a tensor in a graph that make_fx or aot_function records."""
+    key = TRACED.get(type(x))
+    return key is not None and torch._C._get_dispatch_mode(key) is not None and _fits(x)
 
 
 def masked(
@@ -288,15 +297,22 @@ def masked(
     inplace: bool,
     generator: Source,
     shared: tuple[int, ...] = (),
-    factor: float | None = None,
+    form: str = "scale",
 ) -> Tensor:
     """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
     if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode(x, p, inplace, generator, shared, factor)
+        return in_eager_mode(x, p, inplace, generator, shared, form)
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
+        if isinstance(x, Proxy):
+            return symbolic_call(PUBLIC[peer], x, p, training, inplace, generator=generator)
         if generator is not None and sound and training:
+            if torch._C._get_tracing_state() is not None:
+                raise NotImplementedError(
+                    "generator= cannot be used while traced by torch.jit.trace, which records "
+                    "PyTorch's own dropout: it has none"
+                )
             raise NotImplementedError(
                 "generator= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
                 f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
@@ -305,7 +321,7 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
-    return way(x, float(p), inplace, generator, shared, factor)
+    return way(x, float(p), inplace, generator, shared, form)
 
 
 def _left_to(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cdropout.torch import functional
 from cdropout.torch.masked import Source, check_generator
+from cdropout.torch.tracing import WHOLE
 
 
 class _Here(nn.Module):
@@ -22,6 +23,14 @@ class _Here(nn.Module):
         check_generator(generator)
         if generator is not None:
             self.generator = generator
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if self.generator is not None:
+            raise NotImplementedError(
+                "a module with a generator cannot be scripted by torch.jit.script: "
+                "TorchScript runs PyTorch's dropout, which has none"
+            )
+        return self
 
 
 class Dropout(_Here, nn.Dropout):
@@ -48,7 +57,9 @@ class Dropout(_Here, nn.Dropout):
     A subclass of PyTorch's, with its repr, its empty state_dict, its errors and warnings. It
     differs in this: NaN as p is refused at construction too; dropped elements are +0.0 even where
     the input is NaN or infinite; of integer, complex, sparse and quantized tensors the errors are
-    of PyTorch's type but say what is taken. In TorchScript, scripted or traced, it is PyTorch's.
+    of PyTorch's type but say what is taken. `torch.fx` records it as one node, as it does
+    PyTorch's. In TorchScript, scripted or traced, it is PyTorch's; with a generator, that is a
+    NotImplementedError.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,6 +150,7 @@ THEIRS = {
     FeatureAlphaDropout: nn.FeatureAlphaDropout,
 }
 OURS = {theirs: ours for ours, theirs in THEIRS.items()}
+WHOLE |= set(THEIRS)
 
 
 class Swap(NamedTuple):

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from cdropout.core.tensors import compute, is_ordinary, keep_mask
-from cdropout.torch.functional import alpha_step
-from cdropout.torch.masked import draw_numbers, in_eager_mode
+from cdropout.core.tensors import is_ordinary, is_plain
+from cdropout.torch.masked import in_a_graph, in_eager_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from cdropout.torch.masked import Way
+
+    _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+SUSPENDS = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+
+
+FORMS = (  # of dropout: whether it is alpha dropout, and the first of the axes that share a draw
+    ("dropout", False, None),
+    ("feature_dropout", False, 2),
+    ("alpha_dropout", True, None),
+    ("feature_alpha_dropout", True, 2),
+)
+KEYS = "AutogradCPU", "CPU"  # CPU alone is what tensors made in inference mode have
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
@@ -51,9 +66,10 @@ def enable() -> None:
     Whatever calls the operators aten::dropout, feature_dropout, alpha_dropout and
     feature_alpha_dropout, in place or not, or aten::native_dropout, is reached: the functions and
     modules of torch.nn, attention and recurrent nets, scripted and third-party models. Masks then
-    come from one seed a call of PyTorch's generator, so `torch.manual_seed` still repeats them, but
-    they are others than PyTorch's own. Other devices, types and layouts, subclasses, transforms of
-    torch.func and compiled graphs stay with PyTorch.
+    come from one seed per call of PyTorch's generator, so `torch.manual_seed` still repeats them,
+    but they differ from PyTorch's own. They are the same under a dispatch mode, such as
+    FlopCounterMode. Other devices, types and layouts, subclasses, transforms of torch.func and
+    compiled graphs stay with PyTorch.
 
     Notes
     -----
@@ -69,52 +85,80 @@ def disable() -> None:
     _switch.change(on=False)
 
 
-@contextlib.contextmanager
-def accelerate() -> Iterator[None]:
-    """Reroute PyTorch's dropout on the CPU for a while, as `enable` does; a context or a decorator.
+class _Acceleration(contextlib.ContextDecorator):
+    def __enter__(self) -> None:
+        _switch.change(deeper=1)
 
-    It nests, and ends on an error too. It holds in all threads of the process, until the last one
-    that entered it has left.
-    """
-    _switch.change(deeper=1)
-    try:
-        yield
-    finally:
+    def __exit__(self, *error: object) -> None:
         _switch.change(deeper=-1)
+
+    def __call__(self, function: _Function) -> _Function:
+        if any(suspends(function) for suspends in SUSPENDS):
+            raise TypeError(
+                "accelerate() cannot decorate a generator function or a coroutine function, whose "
+                "call returns before it runs: use `with accelerate():` inside of it"
+            )
+        return super().__call__(function)
+
+
+def accelerate() -> _Acceleration:
+    """Reroute PyTorch's dropout on the CPU for a while, as `enable` does.
+
+    It is a context manager and a decorator of functions. It nests, and ends on an error too. It
+    holds in all threads of the process, until the last one that entered it has left.
+
+    Raises
+    ------
+    TypeError
+        If it decorates a generator function or a coroutine function.
+    """
+    return _Acceleration()
 
 
 # ---- the operators ------------------------------------------------------------------------------
 
 
 def _registered() -> torch.library.Library:
-    """A library that holds a kernel for each form of dropout, above and below autograd."""
+    """Return a library with a kernel for each form of dropout, above and below autograd.
+
+    A dispatch mode may take a form apart instead of calling it: that is rerouted as well.
+    """
     library = torch.library.Library("aten", "IMPL")
-    for key in ("AutogradCPU", "CPU"):  # CPU alone is what tensors made in inference mode have
-        for name, step, first in (
-            ("dropout", in_eager_mode, None),
-            ("feature_dropout", in_eager_mode, 2),
-            ("alpha_dropout", alpha_step, None),
-            ("feature_alpha_dropout", alpha_step, 2),
-        ):
-            for inplace in (False, True):
-                form = name + "_" * inplace
+    for name, alpha, first in FORMS:
+        for inplace in (False, True):
+            form = name + "_" * inplace
+            for key in KEYS:
                 kernel = torch.library.get_kernel(f"aten::{form}", key)
-                function = functools.partial(_rerouted, kernel, step, first, inplace)
+                function = functools.partial(_rerouted, kernel.call_boxed, alpha, first, inplace)
                 library.impl(form, function, key, with_keyset=True)
-    kernel = torch.library.get_kernel("aten::native_dropout", "CPU")
-    with warnings.catch_warnings():  # that a kernel is replaced is the purpose
-        warnings.simplefilter("ignore")
-        library.impl("native_dropout", functools.partial(_native, kernel), "CPU", with_keyset=True)
+            operator = getattr(torch.ops.aten, form).default
+            if COMPOSITE not in operator.py_kernels:
+                theirs = operator._op_dk
+                function = functools.partial(_rerouted, theirs, alpha, first, inplace, COMPOSITE)
+                operator.py_impl(COMPOSITE)(function)
+    for key in KEYS:
+        kernel = torch.library.get_kernel("aten::native_dropout", key)
+        with warnings.catch_warnings():  # that a kernel is replaced is the purpose
+            warnings.simplefilter("ignore")
+            native = functools.partial(_native, kernel)
+            library.impl("native_dropout", native, key, with_keyset=True)
     return library
 
 
-def _ours(x: Tensor, p: float, train: bool | None) -> bool:
-    return _switch.active and train is not False and 0 < p < 1 and is_ordinary(x)
+def _our_way(x: Tensor, p: float, train: bool | None) -> Way | None:
+    """Return the function that applies a mask here; None where PyTorch's kernel has to."""
+    if not (_switch.active and train is not False and 0 < p <= 1):
+        return None
+    if is_ordinary(x):
+        return in_eager_mode
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        return None
+    return in_a_graph if is_plain(x) and x.numel() != 0 else None  # under a dispatch mode
 
 
 def _rerouted(
-    kernel: Any,
-    step: Way,
+    theirs: Callable[..., Tensor],
+    alpha: bool,
     first: int | None,
     inplace: bool,
     keys: Any,
@@ -123,18 +167,18 @@ def _rerouted(
     train: bool,
 ) -> Tensor:
     """One form of dropout; `first` is the first of the axes along which a feature is shared."""
-    if not _ours(x, p, train) or x.dim() < (first or 0):
-        return kernel.call_boxed(keys, x, p, train)
+    way = _our_way(x, p, train)
+    if way is None or x.dim() < (first or 0):
+        return theirs(keys, x, p, train)
     shared = () if first is None else tuple(range(first, x.dim()))
-    return step(x, p, inplace, None, shared, None)
+    return way(x, p, inplace, None, shared, "alpha" if alpha else "scale")
 
 
 def _native(
     kernel: Any, keys: Any, x: Tensor, p: float, train: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """The form that returns its mask, as bools, and leaves the backward to PyTorch."""
-    if not _ours(x, p, train):
+    """The form that returns its mask too, as bools; backward does not use it."""
+    if _our_way(x, p, train) is not in_eager_mode:
         return kernel.call_boxed(keys, x, p, train)
-    seed, call = draw_numbers(p, None)
-    name = (call, p, (), None)
-    return compute(x, seed, name), keep_mask(x.shape, seed, name)
+    keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
+    return in_eager_mode(x, p, False, None, (), "scale", keep), keep

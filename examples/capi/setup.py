@@ -1,14 +1,18 @@
 """Builds the compiled examples beside their sources: `python setup.py build_ext --inplace`.
 
-It needs setuptools, Cython, a C and a C++ compiler, and cdropout installed.
+It needs setuptools, a C and a C++ compiler, and cdropout installed; for one of them also Cython.
 """
 
 import sys
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 import cdropout
+
+try:
+    from Cython.Build import cythonize
+except ImportError:  # without Cython only the other two are built
+    cythonize = None
 
 # Without OpenMP, as Apple's compiler comes, threads.c is an ordinary loop.
 openmp = {"linux": ["-fopenmp"], "win32": ["/openmp"]}.get(sys.platform, [])
@@ -23,8 +27,8 @@ modules = [
         extra_compile_args=openmp,
         extra_link_args=openmp,
     ),
-    *cythonize(
-        Extension("cython_rows", ["cython_rows.pyx"], include_dirs=include), build_dir="build"
-    ),
 ]
+if cythonize:
+    rows = Extension("cython_rows", ["cython_rows.pyx"], include_dirs=include)
+    modules += cythonize(rows, build_dir="build")
 setup(name="capi-examples", ext_modules=modules)

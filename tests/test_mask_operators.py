@@ -1,0 +1,110 @@
+"""A Mask is no operand: an operator or ufunc would give products that are not scaled."""
+
+import operator
+
+import numpy as np
+import pytest
+
+import cdropout as cd
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+MASK = cd.Mask(X.shape, 0.5, 1)
+WORDS = (
+    r" of a Mask: call mask.apply\(x\) for the scaled product, or np.asarray\(mask\) for an array"
+)
+OPERATORS = [
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
+    operator.pow, operator.matmul, operator.and_, operator.or_, operator.xor, operator.lshift,
+    operator.rshift, divmod, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
+    operator.ge,
+]  # fmt: skip
+IN_PLACE = [
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
+    operator.imod, operator.ipow, operator.imatmul,
+]  # fmt: skip
+UFUNCS = [getattr(np, name) for name in sorted(dir(np)) if isinstance(getattr(np, name), np.ufunc)]
+
+
+@pytest.mark.parametrize("operate", OPERATORS, ids=lambda function: function.__name__)
+def test_operators_of_a_mask_and_an_array(operate):
+    for x in (X, X.astype(int), X.view(np.recarray)):
+        for operands in ((MASK, x), (x, MASK)):
+            with pytest.raises(TypeError, match=WORDS):
+                operate(*operands)
+
+
+@pytest.mark.parametrize("operate", IN_PLACE, ids=lambda function: function.__name__)
+def test_operators_in_place(operate):
+    x = X.copy()
+    with pytest.raises(TypeError, match=WORDS):
+        operate(x, MASK)
+    np.testing.assert_array_equal(x, X)
+
+
+@pytest.mark.parametrize("ufunc", UFUNCS, ids=lambda ufunc: ufunc.__name__)
+def test_ufuncs(ufunc):
+    inputs, outputs = map(len, ufunc.types[0].split("->"))
+    for place in range(inputs):
+        operands = [X] * inputs
+        operands[place] = MASK
+        with pytest.raises(TypeError, match=f"^{ufunc.__name__}{WORDS}"):
+            ufunc(*operands)
+    if (inputs, outputs) == (2, 1) and ufunc.signature is None:
+        for method in ("reduce", "accumulate"):
+            with pytest.raises(TypeError, match=WORDS):
+                getattr(ufunc, method)(MASK)
+        with pytest.raises(TypeError, match=WORDS):
+            ufunc.outer(X, MASK)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_products_with_a_scalar_and_a_matrix():
+    for x in (np.float32(2), X.view(np.matrix)):
+        for operands in ((MASK, x), (x, MASK)):
+            with pytest.raises(TypeError, match=WORDS):
+                operator.mul(*operands)
+
+
+def test_a_mask_as_out():
+    with pytest.raises(TypeError, match=WORDS):
+        np.add(X, X, out=MASK)
+
+
+@pytest.mark.parametrize("other", [2, 2.0, True, [1, 2, 3], (1.0,), "a", MASK, None], ids=repr)
+def test_products_with_anything_else(other):
+    for operands in ((MASK, other), (other, MASK)):
+        with pytest.raises(TypeError, match="^product" + WORDS):
+            operator.mul(*operands)
+    for operate in (operator.add, operator.sub, operator.truediv, operator.and_):
+        with pytest.raises(TypeError):
+            operate(MASK, other)
+
+
+LIBRARIES = {
+    "torch": lambda module: module.ones(2, 3),
+    "jax.numpy": lambda module: module.ones((2, 3)),
+    "dask.array": lambda module: module.ones((2, 3)),
+    "pandas": lambda module: module.Series(X[0]),
+    "xarray": lambda module: module.DataArray(X),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_products_with_other_libraries(library):
+    x = LIBRARIES[library](pytest.importorskip(library))
+    mask = cd.Mask(tuple(x.shape), 0.5)
+    for operands in ((mask, x), (x, mask)):
+        with pytest.raises(TypeError, match=WORDS):
+            operator.mul(*operands)
+
+
+def test_what_keeps_working():
+    kept = np.asarray(MASK)
+    assert kept.dtype == bool and kept.shape == X.shape
+    np.testing.assert_array_equal(np.array(MASK, dtype=int), kept)
+    np.testing.assert_array_equal(np.where(MASK, X, -1), np.where(kept, X, -1))
+    np.testing.assert_array_equal(X[np.asarray(MASK)], X[kept])
+    assert np.count_nonzero(MASK) == np.count_nonzero(kept)
+    np.testing.assert_array_equal(np.asarray(MASK) * X, kept * X)
+    assert MASK == cd.Mask(X.shape, 0.5, 1) and MASK != cd.Mask(X.shape, 0.5, 2)
+    assert MASK != 1 and MASK != "a" and MASK in [1, "a", MASK] and {MASK: 1}[MASK] == 1
