@@ -1,12 +1,13 @@
 """Boxes of elements at any strides: drawn piece by piece into bools, and walked in the order of memory."""
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from cdropout cimport CDROPOUT_FLOAT32, cdropout_mask, cdropout_plane
 from cdropout.core.dispatch cimport kernels
 
 cdef enum:
     SPAN = 32768                      # elements of the mask that are drawn at once, a byte each, on the stack
+    ROW = 1024                        # elements of a row to which terms are added at once
     MULTIPLE = 32                     # elements that the kernels step by
     LONG_ROW = 4096                   # elements from which entering the stream anew for each row costs little
 
@@ -118,42 +119,49 @@ ctypedef fused real:
     float
     double
 
+ctypedef fused integer:
+    int32_t
+    int64_t
 
-cdef inline void shift_row(
-    size_t n, char* y, ptrdiff_t y_step, const uint8_t* keep, ptrdiff_t keep_step, real shift, real constant
+
+cdef inline void add_terms(
+    size_t n, char* y, ptrdiff_t y_step, const uint8_t* keep, ptrdiff_t keep_step, const real* terms, const integer* bits
 ) noexcept nogil:
-    """Add shift where keep is 1, else write constant. Rows without gaps have loops of their own, which are faster."""
+    """Add terms[keep] to each element; bits are those of the two terms. Rows without gaps have faster loops."""
+    cdef integer chosen[ROW]
     cdef real* row = <real*>y
-    cdef real* element
-    cdef real shifted
-    cdef ptrdiff_t i
+    cdef ptrdiff_t i, part
+    cdef ptrdiff_t first = 0
     if y_step == sizeof(real) and keep_step == 1:
-        for i in range(<ptrdiff_t>n):
-            shifted = row[i] + shift
-            row[i] = shifted if keep[i] else constant
+        while first < <ptrdiff_t>n:
+            part = min(<ptrdiff_t>n - first, <ptrdiff_t>ROW)
+            for i in range(part):     # by arithmetic, which compilers turn into vector instructions
+                chosen[i] = bits[0] ^ ((bits[0] ^ bits[1]) & -<integer>keep[first + i])
+            for i in range(part):
+                row[first + i] += (<real*>chosen)[i]
+            first += part
     elif y_step == sizeof(real) and keep_step == 0:
         for i in range(<ptrdiff_t>n):
-            shifted = row[i] + shift
-            row[i] = shifted if keep[0] else constant
+            row[i] += terms[keep[0]]
     else:
         for i in range(<ptrdiff_t>n):
-            element = <real*>(y + i * y_step)
-            element[0] = element[0] + shift if keep[i * keep_step] else constant
+            (<real*>(y + i * y_step))[0] += terms[keep[i * keep_step]]
 
 
 cdef void shift_plane(const Box* box, const cdropout_plane* plane, char* y, const uint8_t* keep) noexcept nogil:
+    """Add shift where the mask keeps. Elsewhere y is +0.0, and becomes constant."""
+    cdef double[2] terms = [box.constant, box.shift]
+    cdef float[2] rounded = [<float>box.constant, <float>box.shift]
     cdef ptrdiff_t i
     for i in range(<ptrdiff_t>plane.rows):
         if box.dtype == CDROPOUT_FLOAT32:
-            shift_row[float](
-                plane.columns, y + i * plane.y[0], plane.y[1], keep + i * plane.keep[0], plane.keep[1],
-                <float>box.shift, <float>box.constant,
+            add_terms[float, int32_t](
+                plane.columns, y, plane.y[1], keep, plane.keep[1], rounded, <int32_t*>rounded
             )
         else:
-            shift_row[double](
-                plane.columns, y + i * plane.y[0], plane.y[1], keep + i * plane.keep[0], plane.keep[1],
-                box.shift, box.constant,
-            )
+            add_terms[double, int64_t](plane.columns, y, plane.y[1], keep, plane.keep[1], terms, <int64_t*>terms)
+        y += plane.y[0]
+        keep += plane.keep[0]
 
 
 cdef void apply_axes(const Box* box, int axis, const char* x, char* y, const uint8_t* keep) noexcept nogil:

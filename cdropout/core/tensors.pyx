@@ -1,22 +1,17 @@
 """Masks applied to PyTorch's CPU tensors, read by DLPack's C interface; compiled, since small calls are mostly overhead."""
-from threading import local
-
-cimport cython
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-import numpy as np
 import torch
 
-from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype, cdropout_mask
+from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport Generator
+from cdropout.core.draws cimport Draw, raise_unexpected
 from cdropout.core.masks cimport shared_strides
-from cdropout.core.masks import alpha_terms
 from cdropout.core.openmp cimport share_by_openmp, sharers_by_openmp
-from cdropout.core.pieces cimport PIECE, SHORT, apply_span, draw_bools_span, run_box
+from cdropout.core.pieces cimport SHORT, apply_span, draw_bools_span, run_box
 from cdropout.core.strided cimport MAX_DIMS, Axis, Box, arrange, is_far_from_mask, overlaps_itself
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
@@ -51,11 +46,6 @@ cdef object forward_ad = torch.autograd.forward_ad
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
-cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
-cdef object active_mode = torch._C._get_dispatch_mode
-cdef object is_compiling = torch.compiler.is_compiling
-cdef object Modes = torch._C._TorchDispatchModeKey
-cdef tuple TRACERS = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
 cdef object capsule = Tensor.__dlpack_c_exchange_api__
 cdef const Exchange* exchange = <const Exchange*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
 if exchange.major != 1:
@@ -167,204 +157,15 @@ cdef check_new(y, View* view, const View* x, uint8_t kind, uint8_t bits, name):
         raise_unexpected(y, name)
 
 
-cdef raise_unexpected(y, name):
-    if isinstance(y, Tensor):
-        found = f"a {type(y).__name__} of shape {tuple(y.shape)}, strides {y.stride()} and {y.dtype} on {y.device}"
-    else:
-        found = f"an object of type {type(y).__name__}"
-    raise RuntimeError(
-        f"torch.{name} returned {found}, which dropout cannot use as its memory; a TorchFunctionMode or a "
-        "TorchDispatchMode may have changed it"
-    )
-
-
-# ---- which mask ---------------------------------------------------------------------------------
-
-SEEDS = 2**63 - 1                     # how many PyTorch's generator can give: randint excludes the upper end
-
-
-class Cell(local):
-    """A tensor of one seed per thread: to make a new one would take longer than the draw."""
-
-    def __init__(self):
-        with torch.inference_mode(False):
-            seed = torch.empty((), dtype=torch.int64, device="cpu")
-        if type(seed) is not Tensor or seed.dtype != torch.int64 or seed.device.type != "cpu" or seed.dim():
-            raise_unexpected(seed, "empty")
-        self.draw = seed.random_
-        self.address = seed.data_ptr()
-
-
-cell = Cell()
-
-
-cdef uint64_t draw_seed(generator) except? 0:
-    """Draw a seed from a PyTorch generator: the number that torch.randint(SEEDS, ()) would give."""
-    if generator is not None:
-        return torch.randint(SEEDS, (), generator=generator, device="cpu").item()
-    address = cell.address
-    cell.draw(0, SEEDS)
-    return (<const uint64_t*><uintptr_t>address)[0]
-
-
-class Replayed(local):
-    """The generators that a checkpoint has restored in this thread, to draw the masks of its first run again."""
-
-    generators = ()
-
-
-replayed = Replayed()
-
-
-cdef check_source(generator):
-    """RuntimeError or NotImplementedError unless a mask can be drawn here from a generator that the caller chose.
-
-    During a backward pass, a checkpoint would get another mask than in its first run. A checkpoint restores PyTorch's
-    default generator itself, and others within `checkpoint_context`. The seed of a cdropout.Generator would become a
-    constant of a graph.
-    """
-    if backward_pass() != -1 and generator is not torch.default_generator:
-        if not any([generator is other for other in replayed.generators]):
-            raise RuntimeError(
-                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first "
-                "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
-                "or PyTorch's default generator"
-            )
-    if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
-        raise NotImplementedError(
-            "a cdropout.Generator cannot be used while traced, as its seed would become a constant of the graph: "
-            "use a torch.Generator, or PyTorch's default generator"
-        )
-
-
-@cython.binding(True)                 # torch.compile warns of functions without
-def draw_from(generator):
-    """Draw the seed, as a tensor, and the call number of the next mask from a generator that the caller chose.
-
-    Raises
-    ------
-    RuntimeError, NotImplementedError
-        See `check_source`.
-    """
-    cdef cdropout_mask mask
-    check_source(generator)
-    if not isinstance(generator, Generator):
-        return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
-    (<Generator>generator).name_next(&mask)
-    return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
-
-
-def state_of(generator):
-    """Return the state of a generator, for `restore`; None is PyTorch's default generator."""
-    if isinstance(generator, Generator):
-        return generator.state
-    return (torch.default_generator if generator is None else generator).get_state()
-
-
-def restore(generator, before, after):
-    """Set a generator back from the state `after` to the state `before`, unless it is no longer in `after`."""
-    now = state_of(generator)
-    if isinstance(generator, Generator):
-        if now == after:
-            generator.state = before
-    elif np.array_equal(now.numpy(), after.numpy()):
-        (torch.default_generator if generator is None else generator).set_state(before)
-
-
-FORMS = "scale", "keep", "alpha", "alpha_gradient"
-
-
-def linear(tuple name):
-    """Return a name, (call, p, shared, form), with the form of the derivative."""
-    return (*name[:-1], "alpha_gradient") if name[-1] == "alpha" else name
-
-
-@cython.final
-cdef class Draw:
-    """The mask of one call. `compute` draws its seed and call number, after it has allocated memory.
-
-    Parameters
-    ----------
-    p : float
-    shared : tuple of int
-        The axes along which one draw is shared.
-    form : str
-        What becomes of an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
-        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, +0.0 in any form.
-    inplace : bool
-        Whether `compute` writes to its input.
-    generator : None, torch.Generator or Generator
-        None is PyTorch's default generator.
-    """
-    cdef cdropout_mask mask
-    cdef double p
-    cdef double shift, constant
-    cdef bint shifts, inplace, drawn
-    cdef tuple shared
-    cdef str form
-    cdef object generator
-    cdef tuple states                 # of PyTorch's generator, before and after the draw of a large call
-    cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
-
-    def __init__(self, double p, tuple shared, str form, bint inplace=False, generator=None):
-        if kernels.mask_init(&self.mask, 0, 0, p):
-            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        self.p, self.shared, self.form, self.inplace, self.generator = p, shared, form, inplace, generator
-        if form not in FORMS:
-            raise ValueError(f"form has to be one of {FORMS}, but got {form!r}")
-        if form != "scale" and 0 < p < 1:
-            self.mask.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(p)
-            self.shifts = form == "alpha"
-
-    cdef draw(self, size_t n):
-        """Draw seed and call number, for n elements, unless this was done; p = 1 draws nothing."""
-        if self.drawn:
-            return
-        if self.p != 1:
-            if self.generator is not None:
-                check_source(self.generator)
-            if isinstance(self.generator, Generator):
-                (<Generator>self.generator).name_next(&self.mask)
-            elif n > PIECE:           # calls of one work chunk cannot be interrupted
-                before = state_of(self.generator)
-                self.mask.seed = draw_seed(self.generator)
-                self.states = before, state_of(self.generator)
-            else:
-                self.mask.seed = draw_seed(self.generator)
-        self.drawn = True
-
-    cdef take_back(self):
-        """Undo `draw`, unless something was drawn from the generator since."""
-        if self.p != 1 and isinstance(self.generator, Generator):
-            (<Generator>self.generator).take_back(&self.mask)
-        elif self.states is not None:
-            restore(self.generator, *self.states)
-
-    cdef forget(self):
-        self.states = self.keep = self.generator = None
-
-    cdef Draw linear(self):
-        """Return the mask of the derivative, which is drawn already."""
-        return drawn(*self.numbers()) if self.shifts or self.inplace else self
-
-    def numbers(self):
-        """Return the seed and the rest of what determines the derivative's mask; draw them if need be."""
-        self.draw(0)
-        return self.mask.seed, linear((self.mask.call, self.p, self.shared, self.form))
-
-
-def drawn(uint64_t seed, tuple name):
-    """Return a Draw of known numbers; name is (call, p, shared, form)."""
-    cdef Draw draw
-    call, p, shared, form = name
-    draw = Draw(p, shared, form)
-    draw.mask.seed = seed
-    draw.mask.call = call
-    draw.drawn = True
-    return draw
-
-
 # ---- masks on tensors ---------------------------------------------------------------------------
+
+
+cdef struct Work:
+    size_t n, threads
+    View x, y                         # the same, where a copy is computed in place
+    bint walks
+    Box box                           # if it walks
+    View keep                         # if the mask itself is wanted
 
 
 cpdef compute(x, Draw draw):
@@ -372,51 +173,26 @@ cpdef compute(x, Draw draw):
 
     Memory is allocated before the mask is drawn. If a signal's handler raises, the draw is undone.
     """
-    cdef View source, target, bools
-    cdef Box box
-    cdef size_t n, threads
+    cdef Work work
     cdef bint given = draw.drawn
-    cdef bint wide, walk
-    copy = None
-    if not read(x, &source):
+    if not read(x, &work.x):
         return None
-    n = size_of(&source)
+    work.n = size_of(&work.x)
+    work.threads = sharers_by_openmp(work.n) if work.n >= SHORT else 1
+    if draw.keep is not None:
+        check_new(draw.keep, &work.keep, &work.x, BOOL, 8, "empty")
     if draw.inplace:
         y = x
-        target = source
+        work.y = work.x
     else:
         y = empty_like(x)
-        check_new(y, &target, &source, source.kind, source.bits, "empty_like")
-    if draw.keep is not None:
-        check_new(draw.keep, &bools, &source, BOOL, 8, "empty")
-    walk = draw.shared or draw.shifts or not contiguous(&target)
-    if walk and n:
-        wide = draw.shifts and source.bits == 16    # computed in float32 and rounded once
-        fill_box(&box, &source, &target, draw)
-        if wide or (not draw.shared and is_far_from_mask(&box)):
-            copy = x.to(torch.float32 if wide else x.dtype, copy=True, memory_format=torch.contiguous_format)
-            check_new(
-                copy, &target, &source, IEEE_FLOAT if wide else source.kind, 32 if wide else source.bits, "Tensor.to"
-            )
-            source = target
-            walk = draw.shared or draw.shifts
-            fill_box(&box, &source, &target, draw)
-    elif not contiguous(&source):     # expanded or sliced: a copy costs less than a walk by strides
-        y.copy_(x)
-        source = target
-    threads = sharers_by_openmp(n) if n >= SHORT else 1
-    draw.draw(n)
+        check_new(y, &work.y, &work.x, work.x.kind, work.x.bits, "empty_like")
+    copy = copy_first(x, y, &work, draw)
+    draw.draw(work.n)
     try:
-        if not walk:
-            apply_dense(&source, &target, n, &draw.mask, threads)
-        elif n:
-            with nogil:
-                run_box(&box, source.data, target.data, NULL, &draw.mask, 0, share_by_openmp, threads)
+        run(&work, draw)
         if copy is not None:
             y.copy_(copy)
-        if draw.keep is not None:
-            with nogil:
-                draw_bools_span(<uint8_t*>bools.data, n, &draw.mask, 0, share_by_openmp, threads)
     except BaseException:             # a signal's handler has raised
         if not given:
             draw.take_back()
@@ -426,6 +202,49 @@ cpdef compute(x, Draw draw):
     return y
 
 
+cdef copy_first(x, y, Work* work, Draw draw):
+    """Decide how to compute y. Return a copy of x, if the mask is to be applied to one that is then copied to y."""
+    cdef bint far
+    cdef bint wide = draw.shifts and work.x.bits == 16    # computed in float32 and rounded once
+    work.walks = draw.shared or draw.shifts or not contiguous(&work.y)
+    if not work.walks:
+        if not contiguous(&work.x):   # expanded or sliced: a copy costs less than a walk by strides
+            y.copy_(x)
+            work.x = work.y
+        return None
+    if work.n == 0:
+        return None
+    fill_box(work, draw)
+    far = not draw.shared and is_far_from_mask(&work.box)
+    if not wide and not far:
+        return None
+    order = torch.contiguous_format if far else torch.preserve_format
+    copy = x.to(torch.float32 if wide else x.dtype, copy=True, memory_format=order)
+    check_new(
+        copy, &work.y, &work.x, IEEE_FLOAT if wide else work.x.kind, 32 if wide else work.x.bits, "Tensor.to"
+    )
+    work.x = work.y
+    work.walks = draw.shared or draw.shifts or not far
+    fill_box(work, draw)
+    return copy
+
+
+cdef run(const Work* work, Draw draw):
+    if work.walks and work.n:
+        with nogil:
+            run_box(&work.box, work.x.data, work.y.data, NULL, &draw.mask, 0, share_by_openmp, work.threads)
+    elif work.n < SHORT:
+        kernels.apply(type_of(&work.x), work.x.data, work.y.data, work.n, &draw.mask, 0)
+    else:
+        with nogil:
+            apply_span(
+                type_of(&work.x), work.x.data, work.y.data, work.n, &draw.mask, 0, share_by_openmp, work.threads
+            )
+    if draw.keep is not None:
+        with nogil:
+            draw_bools_span(<uint8_t*>work.keep.data, work.n, &draw.mask, 0, share_by_openmp, work.threads)
+
+
 def compute_gradient(gy, Draw draw):
     """`compute` for the derivative of a Draw, never in place; None too if the result is to have derivatives itself."""
     if forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled()):
@@ -433,16 +252,10 @@ def compute_gradient(gy, Draw draw):
     return compute(gy, draw.linear())
 
 
-cdef apply_dense(const View* x, const View* y, size_t n, const cdropout_mask* mask, size_t threads):
-    if n < SHORT:
-        kernels.apply(type_of(x), x.data, y.data, n, mask, 0)
-        return
-    with nogil:
-        apply_span(type_of(x), x.data, y.data, n, mask, 0, share_by_openmp, threads)
-
-
-cdef fill_box(Box* box, const View* x, const View* y, Draw draw):
-    """Write into box what is to be done. Axes of length 1 are left out: there are fewer than MAX_DIMS others."""
+cdef fill_box(Work* work, Draw draw):
+    """Write into the box what is to be done. Axes of length 1 are left out: there are fewer than MAX_DIMS others."""
+    cdef const View* x = &work.x
+    cdef Box* box = &work.box
     cdef ptrdiff_t size = x.bits // 8
     cdef ptrdiff_t step = 1
     cdef int i
@@ -454,7 +267,7 @@ cdef fill_box(Box* box, const View* x, const View* y, Draw draw):
     for i in range(x.ndim - 1, -1, -1):
         if x.shape[i] != 1:
             box.axes[box.ndim] = Axis(
-                x.shape[i], size * x.strides[i], size * y.strides[i], step if strides is None else strides[i]
+                x.shape[i], size * x.strides[i], size * work.y.strides[i], step if strides is None else strides[i]
             )
             box.ndim += 1
         step *= x.shape[i]

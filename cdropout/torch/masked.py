@@ -17,26 +17,14 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
+from cdropout.core.draws import SEEDS, Draw, draw_from, drawn, linear, restore, state_of
 from cdropout.core.generators import Generator
-from cdropout.core.tensors import (
-    SEEDS,
-    Draw,
-    compute,
-    compute_gradient,
-    draw_from,
-    drawn,
-    is_ordinary,
-    is_plain,
-    linear,
-    overlap,
-    restore,
-    state_of,
-)
+from cdropout.core.tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
 from cdropout.torch.operators import batched, dropout_operator, saved_seed
 from cdropout.torch.tracing import PUBLIC, symbolic_call
 
 if TYPE_CHECKING:
-    from cdropout.core.tensors import _Name
+    from cdropout.core.draws import _Name
 
 # What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
@@ -175,7 +163,7 @@ def _check_in_place(x: Tensor) -> None:
 
 
 def _check_overlap(x: Tensor) -> None:
-    """RuntimeError if elements of x may share memory; PyTorch finds only some such tensors."""
+    """RuntimeError if elements of x may share memory; PyTorch finds only some of them."""
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
     if overlap(x.shape, x.stride()):

@@ -12,10 +12,11 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
-from cdropout.core.tensors import compute, drawn, linear
+from cdropout.core.draws import drawn, linear
+from cdropout.core.tensors import compute
 
 if TYPE_CHECKING:
-    from cdropout.core.tensors import _Name
+    from cdropout.core.draws import _Name
 
 WORD = 2**64 - 1
 

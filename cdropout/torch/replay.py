@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.utils.checkpoint import noop_context_fn
 
+from cdropout.core.draws import replayed
 from cdropout.core.generators import Generator
-from cdropout.core.tensors import replayed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,206 @@
+"""Draws of masks from generators, PyTorch's or this package's; compiled, since small calls are mostly overhead."""
+from threading import local
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+
+import numpy as np
+import torch
+
+from cdropout cimport cdropout_mask
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.generators cimport Generator
+from cdropout.core.masks import alpha_terms
+from cdropout.core.pieces cimport PIECE
+
+# PyTorch says in its private module alone what is active
+cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
+cdef object active_mode = torch._C._get_dispatch_mode
+cdef object is_compiling = torch.compiler.is_compiling
+cdef object Modes = torch._C._TorchDispatchModeKey
+cdef object Tensor = torch.Tensor
+cdef tuple TRACERS = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
+
+SEEDS = 2**63 - 1                     # how many PyTorch's generator can give: randint excludes the upper end
+
+
+cdef raise_unexpected(y, name):
+    if isinstance(y, Tensor):
+        found = f"a {type(y).__name__} of shape {tuple(y.shape)}, strides {y.stride()} and {y.dtype} on {y.device}"
+    else:
+        found = f"an object of type {type(y).__name__}"
+    raise RuntimeError(
+        f"torch.{name} returned {found}, which dropout cannot use as its memory; a TorchFunctionMode or a "
+        "TorchDispatchMode may have changed it"
+    )
+
+
+class Cell(local):
+    """A tensor of one seed per thread: to make a new one would take longer than the draw."""
+
+    def __init__(self):
+        with torch.inference_mode(False):
+            seed = torch.empty((), dtype=torch.int64, device="cpu")
+        if type(seed) is not Tensor or seed.dtype != torch.int64 or seed.device.type != "cpu" or seed.dim():
+            raise_unexpected(seed, "empty")
+        self.draw = seed.random_
+        self.address = seed.data_ptr()
+
+
+cell = Cell()
+
+
+cdef uint64_t draw_seed(generator) except? 0:
+    """Draw a seed from a PyTorch generator: the number that torch.randint(SEEDS, ()) would give."""
+    if generator is not None:
+        return torch.randint(SEEDS, (), generator=generator, device="cpu").item()
+    address = cell.address
+    cell.draw(0, SEEDS)
+    return (<const uint64_t*><uintptr_t>address)[0]
+
+
+class Replayed(local):
+    """The generators that a checkpoint has restored in this thread, to draw the masks of its first run again."""
+
+    generators = ()
+
+
+replayed = Replayed()
+
+
+cdef check_source(generator):
+    """RuntimeError or NotImplementedError unless a mask can be drawn here from a generator that the caller chose.
+
+    During a backward pass, a checkpoint would get another mask than in its first run. A checkpoint restores PyTorch's
+    default generator itself, and others within `checkpoint_context`. The seed of a cdropout.Generator would become a
+    constant of a graph.
+    """
+    if backward_pass() != -1 and generator is not torch.default_generator:
+        if not any([generator is other for other in replayed.generators]):
+            raise RuntimeError(
+                "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first "
+                "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
+                "or PyTorch's default generator"
+            )
+    if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
+        raise NotImplementedError(
+            "a cdropout.Generator cannot be used while traced, as its seed would become a constant of the graph: "
+            "use a torch.Generator, or PyTorch's default generator"
+        )
+
+
+@cython.binding(True)                 # torch.compile warns of functions without
+def draw_from(generator):
+    """Draw the seed, as a tensor, and the call number of the next mask from a generator that the caller chose.
+
+    Raises
+    ------
+    RuntimeError, NotImplementedError
+        See `check_source`.
+    """
+    cdef cdropout_mask mask
+    check_source(generator)
+    if not isinstance(generator, Generator):
+        return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+    (<Generator>generator).name_next(&mask)
+    return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
+
+
+def state_of(generator):
+    """Return the state of a generator, for `restore`; None is PyTorch's default generator."""
+    if isinstance(generator, Generator):
+        return generator.state
+    return (torch.default_generator if generator is None else generator).get_state()
+
+
+def restore(generator, before, after):
+    """Set a generator back from the state `after` to the state `before`, unless it is no longer in `after`."""
+    now = state_of(generator)
+    if isinstance(generator, Generator):
+        if now == after:
+            generator.state = before
+    elif np.array_equal(now.numpy(), after.numpy()):
+        (torch.default_generator if generator is None else generator).set_state(before)
+
+
+FORMS = "scale", "keep", "alpha", "alpha_gradient"
+
+
+def linear(name):
+    """Return a name, (call, p, shared, form), with the form of the derivative."""
+    return (*name[:-1], "alpha_gradient") if name[-1] == "alpha" else name
+
+
+cdef class Draw:
+    """The mask of one call. `compute` draws its seed and call number, after it has allocated memory.
+
+    Parameters
+    ----------
+    p : float
+    shared : tuple of int
+        The axes along which one draw is shared.
+    form : str
+        What becomes of an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
+        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, +0.0 in any form.
+    inplace : bool
+        Whether `compute` writes to its input.
+    generator : None, torch.Generator or Generator
+        None is PyTorch's default generator.
+    """
+
+    def __init__(self, double p, tuple shared, str form, bint inplace=False, generator=None):
+        if kernels.mask_init(&self.mask, 0, 0, p):
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+        self.p, self.shared, self.form, self.inplace, self.generator = p, shared, form, inplace, generator
+        if form not in FORMS:
+            raise ValueError(f"form has to be one of {FORMS}, but got {form!r}")
+        if form != "scale" and 0 < p < 1:
+            self.mask.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(p)
+            self.shifts = form == "alpha"
+
+    cdef draw(self, size_t n):
+        """Draw seed and call number, for n elements, unless this was done; p = 1 draws nothing."""
+        if self.drawn:
+            return
+        if self.p != 1:
+            if self.generator is not None:
+                check_source(self.generator)
+            if isinstance(self.generator, Generator):
+                (<Generator>self.generator).name_next(&self.mask)
+            elif n > PIECE:           # calls of one work chunk cannot be interrupted
+                before = state_of(self.generator)
+                self.mask.seed = draw_seed(self.generator)
+                self.states = before, state_of(self.generator)
+            else:
+                self.mask.seed = draw_seed(self.generator)
+        self.drawn = True
+
+    cdef take_back(self):
+        """Undo `draw`, unless something was drawn from the generator since."""
+        if self.p != 1 and isinstance(self.generator, Generator):
+            (<Generator>self.generator).take_back(&self.mask)
+        elif self.states is not None:
+            restore(self.generator, *self.states)
+
+    cdef forget(self):
+        self.states = self.keep = self.generator = None
+
+    cdef Draw linear(self):
+        """Return the mask of the derivative, which is drawn already."""
+        return drawn(*self.numbers()) if self.shifts or self.inplace else self
+
+    def numbers(self):
+        """Return the seed and the rest of what determines the derivative's mask; draw them if need be."""
+        self.draw(0)
+        return self.mask.seed, linear((self.mask.call, self.p, self.shared, self.form))
+
+
+def drawn(uint64_t seed, tuple name):
+    """Return a Draw of known numbers; name is (call, p, shared, form)."""
+    cdef Draw draw
+    call, p, shared, form = name
+    draw = Draw(p, shared, form)
+    draw.mask.seed = seed
+    draw.mask.call = call
+    draw.drawn = True
+    return draw

@@ -1,0 +1,90 @@
+"""cdropout.torch where a mode of PyTorch answers for the functions that allocate memory."""
+
+import pytest
+from torch_functions import FUNCTIONS, Untouched
+
+import cdropout as cd
+
+torch = pytest.importorskip("torch")
+ct = pytest.importorskip("cdropout.torch")
+
+
+class Answer(torch.overrides.TorchFunctionMode):
+    """Answers one function of PyTorch in its own way."""
+
+    def __init__(self, name, answer):
+        super().__init__()
+        self.name, self.answer = name, answer
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") == self.name:
+            return self.answer(*args)
+        return function(*args, **(kwargs or {}))
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+ANSWERS = {
+    "another shape": lambda x, *_: torch.empty(3),
+    "fewer dimensions": lambda x, *_: torch.empty(()),
+    "another type": lambda x, *_: torch.empty(x.shape, dtype=torch.int8),
+    "another float": lambda x, *_: torch.empty(x.shape, dtype=torch.bfloat16),
+    "another device": lambda x, *_: torch.empty(x.shape, device="meta"),
+    "a subclass": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).as_subclass(Tagged),
+    "no tensor": lambda x, *_: None,
+    "x": lambda x, *_: x,
+    "one element": lambda x, *_: torch.empty(1, dtype=x.dtype).expand(x.shape),
+    "sparse": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mode_that_answers_for_empty_like(name, answer):
+    for x in (torch.ones(20, 30, 4, 5), torch.ones(20, 30, 4, 5).permute(3, 2, 1, 0)):
+        for grad in (False, True):
+            generator = cd.Generator(1)
+            with (
+                Untouched(generator),
+                Answer("empty_like", ANSWERS[answer]),
+                pytest.raises(
+                    RuntimeError, match=r"torch.empty_like returned an? .* TorchFunctionM"
+                ),
+            ):
+                FUNCTIONS[name](x.detach().requires_grad_(grad), 0.5, generator=generator)
+            assert torch.equal(x, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer != "x"])
+def test_a_mode_that_answers_for_other_functions(answer):
+    half, permuted = torch.ones(20, 30, dtype=torch.float16), torch.ones(2000, 40).t()
+    for name, call in {
+        "to": lambda: ct.alpha_dropout(half, 0.5, True),
+        "to ": lambda: ct.dropout(permuted, 0.5),
+        "to  ": lambda: ct.dropout(permuted, 0.5, inplace=True),
+    }.items():
+        mode = Answer(name.strip(), ANSWERS[answer])
+        with Untouched(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
+            call()
+
+
+@pytest.mark.parametrize(
+    "answer", [answer for answer in ANSWERS if answer not in ("x", "no tensor")]
+)
+def test_what_is_to_hold_the_mask_is_checked_too(answer, monkeypatch):
+    x, wrong = torch.ones(20, 30, dtype=torch.float16), ANSWERS[answer](torch.ones(20, 30))
+    monkeypatch.setattr(torch, "empty", lambda *_, **options: wrong)
+    with ct.accelerate(), Untouched():
+        with pytest.raises(RuntimeError, match=r"torch.empty returned an? "):
+            torch.native_dropout(x, 0.5, True)
+
+
+def test_a_mode_that_answers_for_the_tensor_of_seeds():
+    from cdropout.core.draws import Cell
+
+    for answer in (torch.float16, torch.int8):
+        mode = Answer("empty", lambda *_, answer=answer: torch.zeros((), dtype=answer))
+        with mode, pytest.raises(RuntimeError, match="torch.empty returned a Tensor of shape"):
+            Cell()

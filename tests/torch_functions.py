@@ -1,0 +1,49 @@
+"""The functions of cdropout.torch, and PyTorch's operators, that tests call in a loop."""
+
+import pytest
+
+import cdropout as cd
+
+torch = pytest.importorskip("torch")
+ct = pytest.importorskip("cdropout.torch")
+
+FUNCTIONS = {  # of tensors of 4 dimensions; each takes inplace= and generator=
+    "dropout": ct.dropout,
+    "dropout2d": ct.dropout2d,
+    "dropout3d": ct.dropout3d,
+    "alpha_dropout": lambda x, p, **options: ct.alpha_dropout(x, p, True, **options),
+    "feature_alpha_dropout": lambda x, p, **options: ct.feature_alpha_dropout(
+        x, p, True, **options
+    ),
+    "drop_path": ct.drop_path,
+}
+FORMS = {  # PyTorch's, under accelerate()
+    "dropout": lambda x, p: torch.dropout(x, p, True),
+    "dropout_": lambda x, p: torch.dropout_(x, p, True),
+    "feature_dropout": lambda x, p: torch.feature_dropout(x, p, True),
+    "feature_dropout_": lambda x, p: torch.feature_dropout_(x, p, True),
+    "alpha_dropout": lambda x, p: torch.alpha_dropout(x, p, True),
+    "alpha_dropout_": lambda x, p: torch.alpha_dropout_(x, p, True),
+    "feature_alpha_dropout": lambda x, p: torch.feature_alpha_dropout(x, p, True),
+    "feature_alpha_dropout_": lambda x, p: torch.feature_alpha_dropout_(x, p, True),
+    "native_dropout": lambda x, p: torch.native_dropout(x, p, True)[0],
+}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+class Untouched:
+    """Fails if a generator was drawn from within the block."""
+
+    def __init__(self, *generators):
+        self.generators = [torch.default_generator, *[g for g in generators if g is not None]]
+
+    def states(self):
+        return [g.state if isinstance(g, cd.Generator) else g.get_state() for g in self.generators]
+
+    def __enter__(self):
+        self.before = self.states()
+
+    def __exit__(self, *_):
+        for before, after in zip(self.before, self.states(), strict=True):
+            tensors = isinstance(before, torch.Tensor)
+            assert torch.equal(before, after) if tensors else before == after
