@@ -168,7 +168,7 @@ def count_ones(octets):
 
 
 @every_isa
-@pytest.mark.parametrize("p", [0.001, 0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.1, 0.5, *slow(0.001, 0.25, 0.9)])
 def test_the_rate_of_drops(isa, p):
     table, n = tables.tables()[isa], 1 << 27
     mask = tables.new_mask(table, p)

@@ -151,6 +151,7 @@ def test_after_the_last_position_comes_the_first(table, p):
 
 FOUND = [(shutil.which(name), name) for name in ("cc", "gcc", "clang")]
 COMPILERS = list({os.path.realpath(path): name for path, name in FOUND if path}.values())
+every_compiler = pytest.mark.parametrize("compiler", [*COMPILERS[:1], *slow(*COMPILERS[1:])])
 SOURCES = sorted(path.name for kind in ("*.c", "*.cpp") for path in EXAMPLES.glob(kind))
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas", "-fsyntax-only"]
 INCLUDE = [f"-I{HEADER.parent}", "-isystem", sysconfig.get_paths()["include"]]
@@ -166,7 +167,7 @@ def compile_strictly(compiler, source, *language):
     "language", [("c", "c11"), ("c++", "c++20"), *slow(("c", "c17"), ("c++", "c++17"))]
 )
 @pytest.mark.parametrize("python", [True, False], ids=["with Python.h", "alone"])
-@pytest.mark.parametrize("compiler", COMPILERS)
+@every_compiler
 def test_the_header_compiles_without_a_warning(compiler, language, python, tmp_path):
     source = tmp_path / "source"
     lines = ["#include <Python.h>"] * python + ['#include "cdropout.h"'] * 2
@@ -204,7 +205,7 @@ def test_flags_need_no_cast(compiler, language, tmp_path):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("compiler", COMPILERS)
+@every_compiler
 def test_the_examples_compile_without_a_warning(compiler, name):
     compile_strictly(compiler, EXAMPLES / name, "-std=c11" if name.endswith(".c") else "-std=c++17")
 
@@ -223,27 +224,16 @@ def test_a_fault_would_be_seen(tmp_path):
 SETUP = """
 from setuptools import Extension, setup
 import cdropout
+include = [cdropout.get_include()]
 setup(name="x", ext_modules=[
-    Extension("extension", ["extension.c"], include_dirs=[cdropout.get_include()])])
+    Extension(f"{name}.extension", [f"{name}/extension.c"], include_dirs=include) for name in NAMES
+])
 """
 VERSION = tables.VERSION
 SIZE = ctypes.sizeof(tables.Table)
 new_capsule = ctypes.pythonapi.PyCapsule_New
 new_capsule.restype = ctypes.py_object
 new_capsule.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
-
-
-def build(folder, header=None):
-    """Build examples/capi/extension.c, with another header if one is given; return its file."""
-    find_or_skip("setuptools")
-    shutil.copy(EXAMPLES / "extension.c", folder)
-    (folder / "setup.py").write_text(SETUP)
-    if header:
-        (folder / "cdropout.h").write_text(header)  # the compiler looks here first
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return next(path for path in folder.glob("extension.*") if path.suffix in (".so", ".pyd"))
 
 
 def imported(path):
@@ -269,9 +259,42 @@ def edited(old, new, header=None):
     return header
 
 
+def older_header():
+    """Return a header of which the table ends earlier."""
+    last = list(tables.KERNELS)[-1]
+    header = edited(rf"  int \(\*{last}\)\([^;]*;\n(?=}} cdropout_table)", "")
+    return edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION - 1}\n", header)
+
+
+def newer_header():
+    header = edited(r"(?=} cdropout_table)", "  int (*newer)(void);\n")
+    return edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION + 1}\n", header)
+
+
 @pytest.fixture(scope="module")
-def extension(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("extension"))
+def extensions(tmp_path_factory):
+    """Build examples/capi/extension.c with three headers; return {name: file}."""
+    find_or_skip("setuptools")
+    folder = tmp_path_factory.mktemp("extensions")
+    headers = {"own": None, "older": older_header(), "newer": newer_header()}
+    for name, header in headers.items():
+        (folder / name).mkdir()
+        shutil.copy(EXAMPLES / "extension.c", folder / name)
+        if header:
+            (folder / name / "cdropout.h").write_text(header)  # the compiler looks here first
+    (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {
+        name: next(path for path in (folder / name).iterdir() if path.suffix in (".so", ".pyd"))
+        for name in headers
+    }
+
+
+@pytest.fixture
+def extension(extensions):
+    return extensions["own"]
 
 
 @pytest.fixture
@@ -313,19 +336,13 @@ def test_a_program_runs_with_its_own_version(extension):
     assert works(imported(extension))
 
 
-def test_a_program_of_an_older_header_runs(tmp_path):
-    """Its table ends earlier."""
-    last = list(tables.KERNELS)[-1]
-    header = edited(rf"  int \(\*{last}\)\([^;]*;\n(?=}} cdropout_table)", "")
-    header = edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION - 1}\n", header)
-    assert works(imported(build(tmp_path, header)))
+def test_a_program_of_an_older_header_runs(extensions):
+    assert works(imported(extensions["older"]))
 
 
-def test_a_program_of_a_newer_header_is_refused(tmp_path):
-    header = edited(r"(?=} cdropout_table)", "  int (*newer)(void);\n")
-    header = edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION + 1}\n", header)
+def test_a_program_of_a_newer_header_is_refused(extensions):
     with pytest.raises(ImportError, match=refusal(VERSION, SIZE, VERSION + 1, SIZE + 8)):
-        imported(build(tmp_path, header))
+        imported(extensions["newer"])
 
 
 def test_a_newer_package_is_taken(extension, other_table):

@@ -97,7 +97,7 @@ LONG_CALLS = {
 }
 
 
-QUICK = ["p = 0.1", "one thread", "turned", "module", "bools", "fused"]
+QUICK = ["p = 0.1", "turned", "bools", "fused"]
 OTHERS = [name for name in LONG_CALLS if name not in QUICK]
 
 

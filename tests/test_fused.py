@@ -68,7 +68,7 @@ def kept(shape, p=0.3):
 # ---- forward ----------------------------------------------------------------------------------
 
 
-@every_type
+@pytest.mark.parametrize("dtype", [*DTYPES[:3], *slow(DTYPES[3])], ids=lambda dtype: dtype.__name__)
 @every_case
 def test_forward(shape, bias_shape, dtype):
     x, bias, residual = operands(shape, bias_shape, dtype)
@@ -265,7 +265,7 @@ def summed(gradient, bias_shape):
     return total.sum(axis=axes, keepdims=True).reshape(bias_shape)
 
 
-@every_type
+@pytest.mark.parametrize("dtype", [*DTYPES[:3], *slow(DTYPES[3])], ids=lambda dtype: dtype.__name__)
 @every_case
 @pytest.mark.parametrize("p", [0.3, 1, *slow(0)])
 def test_backward(shape, bias_shape, p, dtype):

@@ -18,7 +18,7 @@ from needs import ISAS, slow
 from tables import DTYPES, Axis, Room, new_mask, octets, room_of
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
-PROBABILITIES = [0, 5e-324, 0.001, 0.0625, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 1 - 2**-53, 1]
+PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
 LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
            16383, 16384, 16385, 20000]  # fmt: skip
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
@@ -71,7 +71,7 @@ def check(kernel, x, want, rng):
 # ---- drawn and applied ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranges", [50, *slow(400)])
+@pytest.mark.parametrize("ranges", [40, *slow(400)])
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_apply(table, dtype, p, ranges):
     mask, apply, rng = new_mask(table, p), table.apply, random.Random(f"{dtype} {p}")
@@ -128,7 +128,7 @@ def test_long_ranges(table, dtype, p, start, offset):
     assert source.holds(want)
 
 
-@pytest.mark.parametrize("before_end", [0, 1, 63, 511, 512, 8191, 8192, 20000])
+@pytest.mark.parametrize("before_end", [0, 1, 8191, *slow(63, 511, 512, 8192, 20000)])
 def test_up_to_the_last_position(table, dtype, before_end):
     mask = new_mask(table, 0.3)
     for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
@@ -271,7 +271,7 @@ def product(value, factor, dtype):
 
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
-@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 1 - 2**-53])
+@pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
 def test_odd_values(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
     tiny, least, most = (

@@ -302,7 +302,7 @@ def test_an_empty_window_is_the_same_by_either_route():
 @pytest.mark.parametrize(
     "index",
     [
-        (slice(99_997, None), slice(5, 8), slice(None, None, 9999)),
+        (slice(99_998, None), slice(5, 8), slice(None, None, 19_999)),
         (slice(None, None, -20_000), 99_999, slice(-300, None)),
         (50_000, slice(40_000, 40_060), slice(70_000, 70_010)),
         (-1, -1, slice(None)),

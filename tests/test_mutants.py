@@ -33,11 +33,15 @@ def syntax_of(file):
 
 @pytest.mark.parametrize("file", catalog.MUTANTS)
 def test_every_mutant_is_found(file):
-    text = (ROOT / "cdropout" / file).read_text()
+    text, missing = (ROOT / "cdropout" / file).read_text(), []
     for mutant, (where, function, change) in ENTRIES.items():
         if where == file:
-            changed = anchors.replace(text, function, *change, syntax=syntax_of(file))
-            assert changed != text, mutant
+            try:
+                changed = anchors.replace(text, function, *change, syntax=syntax_of(file))
+                assert changed != text, mutant
+            except LookupError as error:
+                missing.append(f"{mutant}: {error}")
+    assert missing == []
 
 
 def test_every_mutant_has_an_id_of_its_own():

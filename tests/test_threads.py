@@ -36,7 +36,7 @@ def numbers(n, dtype=np.float32):
 # ---- the number of threads --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, *slow(np.float64)])
 @pytest.mark.parametrize("extra", [-1, 0, 1, 8193, SHARED // 2 + 777])
 def test_the_result_does_not_depend_on_the_number_of_threads(extra, dtype):
     x = numbers(SHARED + extra, dtype)
@@ -145,7 +145,7 @@ def test_a_number_of_threads_beyond_all_numbers_is_no_limit():
     assert cd.get_num_threads() == sys.maxsize
 
 
-@pytest.mark.parametrize("text", ["1", "3"])
+@pytest.mark.parametrize("text", ["3", *slow("1")])
 def test_the_environment_sets_it(text):
     script = "import cdropout as cd; print(cd.get_num_threads())"
     assert run(script, CDROPOUT_NUM_THREADS=text)[:2] == (0, text)
@@ -247,7 +247,7 @@ def test_a_thread_that_cannot_be_started_is_done_without():
 
 
 @unix_only
-@pytest.mark.parametrize("times", [5, *slow(40)])
+@pytest.mark.parametrize("times", [3, *slow(40)])
 def test_nothing_is_written_after_an_interrupted_call(times):
     class Stop(Exception):
         """What the handler raises."""

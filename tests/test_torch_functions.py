@@ -298,9 +298,26 @@ def test_shapes_get_pytorchs_errors_and_warnings():
 def test_tensors_that_are_left_to_pytorch():
     assert ct.dropout(torch.ones(3, device="meta"), 0.5).device.type == "meta"
 
-    class Tagged(torch.Tensor):
-        pass
 
-    assert type(ct.dropout(torch.ones(3).as_subclass(Tagged), 0.5)) is Tagged
-    imaginary = torch.ones(3, dtype=torch.complex64).conj().imag
-    assert imaginary.is_neg() and ct.dropout(imaginary, 0.5).shape == (3,)
+def test_a_lazily_negated_tensor_is_negative():
+    imaginary = torch.arange(1.0, 1001.0)
+    for inplace in (False, True):
+        x = torch.complex(torch.ones(1000), imaginary).conj().imag
+        assert x.is_neg()
+        y = ct.dropout(x, 0.5, True, inplace)
+        kept = y != 0
+        assert 400 < kept.sum() < 600
+        assert torch.equal(y[kept], -2 * imaginary[kept])
+
+
+def test_a_subclass_sees_the_call():
+    seen = []
+
+    class Logged(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function.__name__)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    y = ct.dropout(torch.ones(3).as_subclass(Logged), 0.5)
+    assert type(y) is Logged and "dropout" in seen

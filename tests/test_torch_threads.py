@@ -109,6 +109,38 @@ def test_which_threads_share_a_call():
     }
 
 
+WRITERS = """
+import os
+import numpy as np
+import torch
+import cdropout.torch as ct
+import cdropout as cd
+torch.set_num_threads(4)
+cd.set_num_threads({threads})
+x = torch.from_numpy(np.ones(1 << 24, np.float32))
+
+def faults():
+    tasks = {{}}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{{task}}/stat") as stat:
+            tasks[task] = int(stat.read().rpartition(")")[2].split()[7])  # minor page faults
+    return tasks
+
+ct.dropout(x)
+before = faults()
+y = ct.dropout(x)  # in new memory, whose pages appear when they are first written to
+touched = [count - before.get(task, 0) for task, count in faults().items()]
+print(len(before), sum(10 * count > sum(touched) for count in touched))
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("threads", [2, 4])
+def test_no_more_threads_share_a_call_than_this_package_allows(threads):
+    status, out, errors = run(WRITERS.format(threads=threads))
+    assert (status, out.split()[1], errors) == (0, str(threads), "")
+
+
 @unix_only
 def test_a_signals_handler_ends_a_call():
     class Stop(Exception):

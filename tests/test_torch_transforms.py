@@ -109,6 +109,17 @@ def test_modes_of_autograd():
     assert not ct.dropout(x.detach()).requires_grad
 
 
+def test_the_gradient_of_a_dual_number_is_dual():
+    x, gy, tangent = numbers(50).requires_grad_(), numbers(50), numbers(50)
+    y = ct.dropout(x, 0.5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(gy, tangent)
+        (gx,) = torch.autograd.grad(y, x, dual)
+        parts = torch.autograd.forward_ad.unpack_dual(gx)
+    scales = (y != 0) * 2.0
+    assert torch.equal(parts.primal, gy * scales) and torch.equal(parts.tangent, tangent * scales)
+
+
 # ---- torch.func ---------------------------------------------------------------------------------
 
 
@@ -120,6 +131,12 @@ def test_vmap_randomness():
     assert torch.equal(same, same[:1].expand(50, 40)) and 0 < (same == 0).sum() < 2000
     with pytest.raises(RuntimeError, match="called random operation while in randomness error"):
         torch.vmap(ct.dropout)(x)
+    torch.manual_seed(3)  # the whole batch has one mask, with the seed that its first sample draws
+    seeds = torch.vmap(lambda _: torch.randint(2**63 - 1, ()), randomness="different")(x)
+    torch.manual_seed(3)
+    different = torch.vmap(ct.dropout, randomness="different")(x)
+    mask = cd.Mask((50, 40), 0.5, int(seeds[0]))
+    assert torch.equal(different, torch.from_numpy(mask.scale())) and len(set(seeds.tolist())) == 50
     unbatched = torch.vmap(lambda _: ct.dropout(x[0]), randomness="different")(x)
     assert unbatched.shape == (50, 40) and len({tuple(row.tolist()) for row in unbatched}) == 50
     assert torch.vmap(ct.dropout, in_dims=1, randomness="different")(x).shape == (40, 50)

@@ -73,7 +73,12 @@ def dropout(
     Notes
     -----
     The same as PyTorch's but for this: dropped elements are +0.0 even where `input` is NaN or
-    infinite, and nothing per element is kept for backward, which draws the mask again.
+    infinite, also at p = 1 and in gradients; nothing per element is kept for backward, which draws
+    the mask again; and an in-place call refuses every tensor whose elements overlap in memory.
+
+    After an error, `input` and the generator are as they were. If a signal's handler raises in the
+    middle of a call, the generator is set back too, unless something else was drawn from it
+    meanwhile; with `inplace`, a part of `input` may have been written.
 
     `torch.compile` and `torch.export`, `make_fx` and `aot_function` record an operator that draws a
     new mask in each run. With `generator`, `torch.compile` breaks the graph, and raises an error if
@@ -176,7 +181,8 @@ def alpha_dropout(
 
     Notes
     -----
-    Klambauer et al., "Self-normalizing neural networks", NIPS 2017.
+    Klambauer et al., "Self-normalizing neural networks", NIPS 2017. With the same mask, the result
+    equals that of `cdropout.alpha_dropout` to the bit. p = 1 gives zeros.
     """
     return masked(F.alpha_dropout, input, p, training, inplace, generator, (), "alpha")
 

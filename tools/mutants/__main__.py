@@ -33,26 +33,29 @@ SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice
     **dict.fromkeys(KERNELS, "build planes past_cache halves fused corners kernels guard_pages"),
     "dispatch.pyx": "build",
-    "arrays.pyx": "errors bad_input exporters layouts functional lies",
-    "masks.pyx": "masks errors",
-    "generators.pyx": "generators errors bad_input",
-    "calls.pyx": "functional errors exporters lies modules",
+    "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
+    "masks.pyx": "masks mask_operators errors",
+    "generators.pyx": "generators errors bad_input flags",
+    "calls.pyx": "functional errors exporters lies flags modules",
     "threads.pyx": "threads errors faults",
     "pieces.pyx": "layouts masks threads",
     "strided.pyx": "layouts masks",
     "fused.pyx": "fused",
-    "tensors.pyx": "torch_functions torch_transforms torch_threads torch_modules",
+    "tensors.pyx": "torch_[!e]*",
     "openmp.pyx": "torch_threads torch_functions",
-    "xla.pyx": "jax jax_calls",
+    "xla.pyx": "xla jax*",
     "functional.py": "variants functional",
     "modules.py": "modules variants",
-    "torch/functional.py": "torch_functions torch_transforms",
-    "torch/masked.py": "torch_functions torch_transforms torch_modules",
-    "torch/modules.py": "torch_modules torch_functions",
-    "torch/reroute.py": "torch_modules torch_threads torch_functions",
-    "jax.py": "jax jax_calls",
+    "torch/functional.py": "torch_functions torch_alpha torch_errors torch_transforms torch_fx",
+    "torch/masked.py": "torch_functions torch_errors torch_alpha torch_transforms torch_tracing",
+    "torch/modules.py": "torch_modules torch_functions torch_fx",
+    "torch/operators.py": "torch_transforms torch_tracing torch_replay",
+    "torch/replay.py": "torch_replay",
+    "torch/reroute.py": "torch_modules torch_tracing torch_threads torch_functions",
+    "torch/tracing.py": "torch_fx",
+    "jax.py": "jax jax_calls jax_rates",
     "flax.py": "flax",
-    "dask.py": "dask",
+    "dask.py": "dask*",
     "keras.py": "keras",
     "thinc.py": "thinc",
 }
@@ -95,7 +98,8 @@ class Mutant:
 
     def nearest(self):
         names = NEAREST.get(self.file) or NEAREST[Path(self.file).name]
-        return [f"tests/test_{name}.py" for name in names.split()]
+        found = [path for name in names.split() for path in ROOT.glob(f"tests/test_{name}.py")]
+        return sorted({str(path.relative_to(ROOT)) for path in found})
 
 
 def mutants():

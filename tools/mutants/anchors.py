@@ -169,13 +169,7 @@ def places(text, function, pattern, syntax=PYTHON):
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
     """Return the text with the one match replaced, or with match `number` (from 1) of several."""
     found = places(text, function, pattern, syntax)
-    if (
-        not found
-        or number is None
-        and len(found) != 1
-        or number is not None
-        and number > len(found)
-    ):
+    if len(found) != 1 if number is None else len(found) < number:
         raise LookupError(f"{function}: {len(found)} matches of {pattern}")
     start, end, bound = found[(number or 1) - 1]
     new = WILDCARD.sub(lambda name: bound[name[0]], replacement)

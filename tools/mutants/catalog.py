@@ -277,7 +277,11 @@ MUTANTS = {
         "takes": [
             ("bfloat16 alone", '$n != $b and $a.dtype.name == "bfloat16"', "$n != $b"),
         ],
-        "has_own_mask": [
+        "is_taken": [
+            ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
+            ("matrices", "(np.memmap, np.matrix, np.recarray)", "(np.memmap, np.recarray)"),
+        ],
+        "refuse_subclass": [
             ("masked arrays", "isinstance($a, np.ma.MaskedArray)", "False"),
         ],
         "as_array": [
@@ -285,14 +289,9 @@ MUTANTS = {
             ("type", "if not takes($a):", "if False:"),
             ("byte order", "if not cnp.PyArray_ISNOTSWAPPED($a):", "if False:"),
         ],
-        "overlaps_itself": [
-            ("adjacent", "$s < $e", "$s <= $e"),
-            ("extent", "($l - 1) * $s", "$l * $s"),
-            ("axes of one", "if $l > 1", "if $l > 0"),
-        ],
         "check_writable": [
             ("read-only", "if not cnp.PyArray_ISWRITEABLE($a):", "if False:"),
-            ("overlap", "and overlaps_itself($a)", "and False"),
+            ("overlap", "if overlaps_itself(&$b):", "if False:"),
         ],
         "same_memory": [
             ("data", "cnp.PyArray_DATA($a) != cnp.PyArray_DATA($b)", "False"),
@@ -315,7 +314,7 @@ MUTANTS = {
         "destination": [
             ("inplace and out", "if $o is not None:", "if False:"),
             ("inplace writable", 'check_writable($x, "x")', "pass"),
-            ("masked array", "or has_own_mask($o)", "or False"),
+            ("type of out", "if not is_taken($o):", "if False:"),
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
@@ -323,8 +322,12 @@ MUTANTS = {
             ("double", "if $n == cnp.NPY_DOUBLE:", "if False:"),
             ("half", "if $n == cnp.NPY_FLOAT16 else", "if False else"),
         ],
-        "fill_box": [
-            ("shape", "if $x is not None and not cnp.PyArray_SAMESHAPE($x, $y):", "if False:"),
+        "from_exporter": [
+            ("other errors", "if not $w and not isinstance($e, (BufferError, RuntimeError)):", "if False:"),
+            ("wrappers", 'hasattr(type($x), "__dlpack__")', 'hasattr($x, "__dlpack__")'),
+        ],
+        "take": [
+            ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
         "apply_mask": [
             ("scale", "$b.scale = $m.scale", "$b.scale = 1"),
@@ -344,7 +347,7 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
-        "shared_strides": [
+        "strides_along": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
             ("twice", "if $a % $n in $s:", "if False:"),
             ("drawn once", "[1 if $i in $s else $l for", "[$l for"),
@@ -372,6 +375,16 @@ MUTANTS = {
         ],
         "Mask.__array__": [
             ("copy", "if $c is False:", "if False:"),
+        ],
+        "Mask.__mul__": [
+            ("refused", "raise TypeError($*e)", "return NotImplemented"),
+        ],
+        "Mask.__array_ufunc__": [
+            ("refused", "raise TypeError($*e)", "return NotImplemented"),
+        ],
+        "alpha_terms": [
+            ("offset", "= -$a * $p * SATURATION", "= $a * $p * SATURATION"),
+            ("saturation", "$a * SATURATION + $b", "$a * SATURATION"),
         ],
         "Mask.bits": [
             ("order", 'bitorder="little"', 'bitorder="big"'),
@@ -408,6 +421,12 @@ MUTANTS = {
             ("array", "and $n and $s)", "and $n)"),
             ("lowest", "not 0 <= $v <= 1", "not $v <= 1"),
             ("highest", "not 0 <= $v <= 1", "not 0 <= $v"),
+        ],
+        "as_numpy_flag": [
+            ("other types", "if isinstance($v, np.bool_):", "if True:"),
+        ],
+        "ask": [
+            ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
         ],
         "as_index": [
             ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
@@ -472,7 +491,7 @@ MUTANTS = {
     },
     "core/calls.pyx": {
         "dropout": [
-            ("evaluation", "$m is None or not $t", "$m is None"),
+            ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
             ("rng", "as_rng($r)", "pass"),
             ("broadcast_dims", "if not empty($b):", "if False:"),
             ("p of the mask", "None if isinstance($m, Mask) else $p", "$p"),
@@ -481,21 +500,25 @@ MUTANTS = {
             ("rng", "$r = as_rng($r)", "pass"),
             ("evaluation", "if not $t:", "if False:"),
             ("factor", "$f is not None and 0 < $p < 1", "$f is not None"),
-            ("copy", "$p == 0 and $o is None", "$p == 0"),
-            ("empty", "0 < $p < 1 and cnp.PyArray_SIZE($a)", "0 < $p < 1"),
+            ("copy", "$p or $o is not None", "$p"),
             ("out", "np.copyto($t, $a)", "pass"),
-            ("take back", "$g.take_back(&$n)", "pass"),
-            ("inplace", "$x if $i else $t", "$t"),
+            ("exporters", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$x if $t is $a else $t"),
+            ("own array", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$t"),
+        ],
+        "draw_mask": [
+            ("empty", "$n.scale and cnp.PyArray_SIZE($x)", "$n.scale"),
+            ("p = 1", "$n.scale and cnp.PyArray_SIZE($x)", "cnp.PyArray_SIZE($x)"),
+            ("take back", "$g.take_back($n)", "pass"),
         ],
         "apply_given": [
             ("shape", "check_shape($*e)", "pass"),
             ("p", "if $p is not None and $p != (<Mask>$m).p:", "if False:"),
-            ("masked array", "or has_own_mask($m)", "or False"),
+            ("type of the mask", "if not is_taken($m):", "if False:"),
             ("checks", "check_given($*e)", "pass"),
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
             ("p = 1", "$s == 0", "$s == 2"),
             ("strided bits", "np.ascontiguousarray($g)", "$g"),
-            ("inplace", "$x if $i else $t", "$t", 2),
+            ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
         "apply_factors": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
@@ -548,6 +571,11 @@ MUTANTS = {
         "run_part": [("start", "$p.start += <uint64_t>($m * $k)", "pass")],
     },
     "core/strided.pyx": {
+        "overlaps_itself": [
+            ("adjacent", "distance($b[$i].y) < $e", "distance($b[$i].y) <= $e"),
+            ("extent", "($b[$i].length - 1) * distance", "$b[$i].length * distance"),
+            ("axes of one", "if $b[$i].length > 1:", "if $b[$i].length > 0:"),
+        ],
         "distance": [("negative", "<size_t>$s if $s >= 0 else 0 - <size_t>$s", "<size_t>$s")],
         "arrange": [
             ("wrapped product", "$o.keep % $l == 0 and $o.keep // $l == $a.keep", "$o.keep == $a.keep * $l"),
@@ -588,12 +616,64 @@ MUTANTS = {
             ("modes", "and not active_modes()", "and True"),
             ("tracing", "and tracing_state() is None", "and True"),
         ],
-        "name_mask": [("factor", "if $f is not None and 0 < $p < 1:", "if False:")],
+        "overlap": [
+            ("axes of one", "if $l != 1", "if True"),
+            ("empty", "if 0 in $s or len($l) > MAX_DIMS:", "if len($l) > MAX_DIMS:"),
+        ],
+        "is_new": [
+            ("kind", "or $v.kind != $k", "or False"),
+            ("bits", "or $v.bits != $b", "or False"),
+            ("shape", "if $v.shape[$i] != $x.shape[$i]:", "if False:"),
+            ("memory of x", "or $v.data == $x.data", "or False"),
+            ("overlap", "not overlap($*e)", "True"),
+        ],
+        "draw_seed": [
+            ("seeds", "$c.draw(0, SEEDS)", "$c.draw(0, SEEDS - 1)"),
+            ("generator", "if $g is not None:", "if False:"),
+        ],
+        "check_source": [
+            ("backward pass", "if not any([$g is $o for $o in $r.generators]):", "if False:"),
+            ("restored", "any([$g is $o for $o in $r.generators])", "False"),
+            ("default generator", "!= -1 and $g is not torch.default_generator", "!= -1"),
+            ("graphs", "if isinstance($g, Generator) and ($*e):", "if False:"),
+        ],
+        "draw_from": [("sources", "check_source($g)", "pass")],
+        "restore": [
+            ("drawn since", "if $n == $a:", "if True:"),
+            ("state", "$g.state = $b", "pass"),
+            ("drawn since from PyTorch's", "np.array_equal($*e)", "True"),
+        ],
+        "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
+        "Draw.__init__": [
+            ("form", "if $f not in FORMS:", "if False:"),
+            ("keep", '(1, 0, 0) if $f == "keep" else alpha_terms($p)', "alpha_terms($p)"),
+            ("gradient of alpha", '$s.shifts = $f == "alpha"', "$s.shifts = True"),
+        ],
+        "Draw.draw": [
+            ("once", "if $d:", "if False:"),
+            ("p = 1", "if $p != 1:", "if True:"),
+            ("source", "check_source($*e)", "pass"),
+        ],
+        "Draw.take_back": [
+            ("generator", "(<Generator>$g).take_back(&$m)", "pass"),
+            ("PyTorch's", "restore($*e)", "pass"),
+        ],
+        "Draw.linear": [("alpha", "drawn(*$s.numbers()) if $a or $b else $s", "$s")],
+        "compute": [
+            ("signals", "$d.take_back()", "pass"),
+            ("memory", 'check_new($y, &$t, &$s, $s.kind, $s.bits, "empty_like")', "read($y, &$t)"),
+            ("wide", "if $w else $x.dtype, copy", "if False else $x.dtype, copy"),
+            ("copied back", "$y.copy_($c)", "pass", 2),
+            ("gaps", "$y.copy_($x)", "pass", 1),
+        ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
-        "draw_seed": [("seeds", "$c.draw(0, SEEDS)", "$c.draw(0, SEEDS - 1)")],
+        "fill_box": [
+            ("scale", "= $d.mask.scale", "= 1"),
+            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+        ],
     },
     "core/openmp.pyx": {
         "take_part": [
@@ -608,16 +688,45 @@ MUTANTS = {
         "sharers_by_openmp": [("fork", "if $p == NULL or forked:", "if $p == NULL:")],
     },
     "core/xla.pyx": {
+        "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
         "code_of": [("half", "if $b.dtype == XLA_F16:", "if False:")],
-        "fill_box": [("shared", "0 if $s >> $i & 1 else $t", "$t")],
-        "name_mask": [
-            ("order of words", "<uint64_t>$w[0] << 32 | $w[1]", "<uint64_t>$w[1] << 32 | $w[0]"),
-            ("call", "<uint64_t>$w[2] << 32 | $w[3] if $c == 4 else 0", "0"),
+        "is_sound": [
+            ("struct", "or $b.struct_size < sizeof(Buffer)", "or False"),
+            ("negative length", "$b.dims[$i] < 0 or", "False or"),
+            ("memory", "$b.data != NULL or $n == 0", "True"),
         ],
-        "apply_masks": [
-            ("key of each", "$w + $i * $c", "$w"),
-            ("shared", "if $s:", "if False:"),
-            ("source", "$a += $n * <size_t>$b", "pass", 1),
+        "begins_alike": [("lengths", "if $a.dims[$i] != $b.dims[$i]:", "if False:")],
+        "check_frame": [
+            ("stage", "if $f.stage != EXECUTE:", "if False:"),
+            ("operands", "$f.operands.size != 4 or", "False or"),
+            ("attributes", "or $f.attributes.size != 0", "or False"),
+            ("results", "or not are_sound(&$f.results, 1)", "or False"),
+        ],
+        "check_types": [
+            ("key", "$k.dtype != XLA_U32 or $n < 0", "$n < 0"),
+            ("type of x", "code_of($x) < 0 or", "False or"),
+            ("result", "if $a.dtype != $b.dtype or", "if"),
+            ("masks", "$m *= <size_t>$d[$i]", "pass"),
+            ("one p", "1 if $r == $b else $m", "1"),
+        ],
+        "join": [("order", "<uint64_t>$w[0] << 32 | $w[1]", "<uint64_t>$w[1] << 32 | $w[0]")],
+        "check_window": [
+            ("shared", "0 if $l == 1 else <ptrdiff_t>$s", "<ptrdiff_t>$s"),
+            ("offset", "$s += $o * $t", "pass"),
+            ("reach", "$a > $l or $o > $l - $a", "$a > $l"),
+            ("length", "if $l == 0:", "if True:"),
+        ],
+        "probability": [
+            ("index", "$w + 2 * $i", "$w"),
+            ("one", "if $c.probabilities == 1:", "if False:"),
+        ],
+        "check": [("p", "if kernels.mask_init($*e) < 0:", "if False:")],
+        "apply_mask": [
+            ("key", "$k.data + $i * <size_t>$w", "$k.data"),
+            ("call", "join($w + 2) if $n == 4 else 0", "0"),
+            ("scale", "= $m.scale", "= 1"),
+            ("start", "$s, &$m, $c.start", "$s, &$m, 0", 1),
+            ("start of a box", "$s, &$m, $c.start", "$s, &$m, 0", 2),
         ],
     },
     "functional.py": {
@@ -628,20 +737,22 @@ MUTANTS = {
         "dropout1d": [("batch", "$n == 3", "True")],
         "dropout3d": [("batch", "$n == 5", "True")],
         "drop_path": [
-            ("axes", "range(1, take($x).ndim)", "range(take($x).ndim)"),
+            ("axes", "range(1, $x.ndim)", "range($x.ndim)"),
             ("scale", "None if $s else 1.0", "None"),
         ],
         "_alpha_dropout": [
             ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
             ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
-            ("offset", "= -$a * $p * SATURATION", "= $a * $p * SATURATION"),
-            ("saturation", "$a * SATURATION + $b", "$a * SATURATION"),
+            ("offset", "$y.dtype.type($b)", "0", 1),
         ],
         "feature_alpha_dropout": [
-            ("few axes", "if $n < 2:", "if False:"),
-            ("axes", "range(2, $n)", "range(1, $n)"),
+            ("few axes", "if $x.ndim < 2:", "if False:"),
+            ("axes", "range(2, $x.ndim)", "range(1, $x.ndim)"),
         ],
-        "check_copies": [("none", "$n < 0", "$n < 1")],
+        "check_copies": [
+            ("none", "$n < 0", "$n < 1"),
+            ("bool", "isinstance($n, bool) or", "False or"),
+        ],
     },
     "modules.py": {
         "Dropout.__init__": [
@@ -668,60 +779,57 @@ MUTANTS = {
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
         "_unusual": [("generator", "if $g is not None:", "if False:")],
-        "alpha_step": [
-            ("offset", "= $a * SATURATION * (1 - $p)", "= $a * SATURATION"),
-            ("inplace", "$x.sub_(SATURATION) if $i else $x - SATURATION", "$x - SATURATION"),
-            ("generator", "check_generator($g)", "pass"),
-        ],
-        "_alpha": [("training", "$t is not True or", "not $t or")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
-            ("scale", "None if $s else 1.0", "None"),
+            ("scale", '"scale" if $s else "keep"', '"scale"'),
             ("scale elsewhere", "$f if $s or $p == 1 else $f * (1 - $p)", "$f"),
+            ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
+            ("symbolic", "is_symbolic($x)", "False"),
         ],
         "mc_dropout": [("copies", "$y if $p else $y.clone()", "$y")],
+        "bias_dropout_add": [
+            ("type of residual", "and $r.dtype == $t.dtype", "and True"),
+            ("shape of residual", "and $r.shape == $t.shape", "and True"),
+        ],
     },
     "torch/masked.py": {
         "check_generator": [("types", "if not ($*e):", "if False:")],
-        "draw_name": [
-            ("p = 1", "if $p == 1:", "if False:"),
-            ("large seeds", "$s - ($s >> 63 << 64)", "$s"),
+        "draw_name": [("p = 1", "if $p == 1:", "if False:")],
+        "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
+        "Eager.forward": [("dirty", "if $i:", "if False:")],
+        "Eager.backward": [("gradient", "Masked.apply($g, *$d.numbers()) if $x is None else $x", "$g if $x is None else $x")],
+        "Masked.forward": [
+            ("wrapped", "if is_plain($x):", "if True:"),
+            ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
-        "draw_numbers": [
-            ("p = 1", "$g is None and $p != 1", "$g is None"),
-            ("large seeds", "& WORD", "& (WORD >> 1)"),
+        "Masked.setup_context": [
+            ("linear", "linear($n)", "$n"),
+            ("seed", "$c.save_for_backward($s)", "pass"),
         ],
-        "Eager.forward": [("dirty", "if $d[2]:", "if False:")],
-        "Eager.backward": [("gradient", "Masked.apply($g, *$c[:2]) if $x is None else $x", "$g if $x is None else $x")],
-        "batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
-            ("one mask", "(0, *$s)", "$s"),
-            ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
-            ("axis of x", "$x.movedim($d[0], 0)", "$x"),
-        ],
-        "Masked.forward": [("wrapped", "if is_plain($x):", "if True:")],
-        "_backward": [("gradient", "_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
-        "_operator": [("large seeds", "& WORD", "& (WORD >> 1)")],
         "_check_in_place": [
-            ("overlap", "if torch._debug_has_internal_overlap($x) == 1:", "if False:"),
+            ("overlap", "if torch._debug_has_internal_overlap($x):", "if False:"),
             ("views", "($x.is_leaf or $x._is_view())", "$x.is_leaf"),
             ("leaves", "($x.is_leaf or $x._is_view())", "$x._is_view()"),
             ("inference", "if $x.is_inference() and not torch.is_inference_mode_enabled():", "if False:"),
         ],
+        "_check_overlap": [("refused", "if overlap($*e):", "if False:")],
         "in_eager_mode": [
-            ("forward mode", "$p == 1 or $f._current_level >= 0", "$p == 1"),
-            ("autograd", "if $x.requires_grad and is_grad_enabled():", "if False:"),
-        ],
-        "_with_options": [
             ("views", "if $f or ($w and $x._is_view()):", "if $f:"),
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
-            ("forward mode", "if $f:", "if False:", 2),
+            ("forward mode", "$f >= 0", "False"),
+            ("autograd", "$x.requires_grad and is_grad_enabled()", "False"),
+            ("generator", "check_generator($g)", "pass"),
+            ("keep", "$d.keep = $k", "pass"),
         ],
-        "under_transforms": [("inplace", "$x.copy_($y) if $i else $y", "$y")],
+        "under_transforms": [
+            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+            ("overlap", "_check_overlap($x)", "pass"),
+        ],
         "in_a_graph": [("inplace", "$x.copy_($y) if $i else $y", "$y")],
         "way_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
-            ("subclasses", "type($x) is Tensor and _fits($x)", "_fits($x)"),
+            ("subclasses", "type($x) is not Tensor or not _fits($x)", "not _fits($x)"),
+            ("functionalized", "in_a_graph if $f else under_transforms", "under_transforms"),
         ],
         "_fits": [
             ("device", '$x.device.type == "cpu" and', "True and"),
@@ -732,7 +840,40 @@ MUTANTS = {
             ("sound", "isinstance($t, bool) and", "True and"),
             ("p = 0", "not $t or $p == 0 or", "not $t or"),
             ("evaluation", "not $t or $p == 0 or", "$p == 0 or"),
+            ("symbolic", "if isinstance($x, Proxy):", "if False:"),
         ],
+    },
+    "torch/operators.py": {
+        "batched": [
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
+            ("one mask", "(0, *$s)", "$s"),
+            ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
+            ("axis of x", "$x.movedim($d[0], 0)", "$x"),
+        ],
+        "_": [("large seeds", "& WORD", "& (WORD >> 1)")],
+        "InGraph.forward": [("linear", "linear($n)", "$n")],
+        "InGraph.backward": [("gradient", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
+        "InGraph.jvp": [("tangent", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
+        "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
+    },
+    "torch/replay.py": {
+        "checkpoint_context": [("types", "if not isinstance($g, (torch.Generator, Generator)):", "if False:")],
+        "_FirstRun.__enter__": [("inner", "$s.inner.__enter__()", "pass")],
+        "_SecondRun.__enter__": [
+            ("states", "_restore($*e)", "pass"),
+            ("outer", "(*$s.outer, *$g)", "$g"),
+        ],
+        "_SecondRun.__exit__": [
+            ("states", "_restore($*e)", "pass"),
+            ("outer", "$r.generators = $s.outer", "pass"),
+        ],
+    },
+    "torch/tracing.py": {
+        "symbolic_call": [
+            ("modules", "if $t in WHOLE:", "if False:"),
+            ("generator", "if $g is not None:", "if False:"),
+        ],
+        "_record_module": [("hooks", "$m._forward_hooks or $m._forward_pre_hooks", "False")],
     },
     "torch/modules.py": {
         "_Here.__init__": [
@@ -750,18 +891,31 @@ MUTANTS = {
             ("depth", "$s.on or $s.depth > 0", "$s.on"),
             ("nested", "$s.depth += $d", "$s.depth = $d"),
         ],
-        "_registered": [("inference", '("AutogradCPU", "CPU")', '("AutogradCPU",)')],
-        "_ours": [
+        "_Acceleration.__call__": [("generators", "if any($*e):", "if False:")],
+        "KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
+        "_registered": [("taken apart", "if $c not in $o.py_kernels:", "if False:")],
+        "_our_way": [
+            ("switch", "$s.active and", "True and"),
             ("evaluation", "$t is not False and", "True and"),
-            ("p", "0 < $p < 1 and", "True and"),
+            ("p", "0 < $p <= 1", "True"),
+            ("modes", "$w if is_plain($x) and $x.numel() != 0 else None", "None"),
         ],
         "_rerouted": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
             ("axes", "range($f, $x.dim())", "range($f - 1, $x.dim())"),
+            ("alpha", '"alpha" if $a else "scale"', '"scale"'),
         ],
     },
     "jax.py": {
-        "dropout": [("key", "_is_typed($k)", "pass")],
+        "dropout": [
+            ("key", "_is_typed($k)", "pass"),
+            ("shared axes", "1 << $a for $a, $s in enumerate($t) if $s == 0", "1 << $a for $a, $s in enumerate($t) if False"),
+            ("bits of p", '">f8"', '">f4"'),
+        ],
+        "_check_p": [
+            ("types", "if $p.shape or not any($*e):", "if $p.shape:"),
+            ("shapes", "if $p.shape or not any($*e):", "if False:"),
+        ],
         "_seed_and_call": [
             ("order of words", "$h << 32 | $l", "$l << 32 | $h"),
             ("call", "$r[0] << 32 | $r[1] if $r else 0", "0"),
@@ -769,24 +923,35 @@ MUTANTS = {
         "_is_typed": [("type", "if $d != np.uint32:", "if False:")],
         "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
         "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
-        "_transpose": [("gradient", "_dropout.bind($k, $g, **$p)", "$g")],
+        "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
+        "_transpose": [("gradient", "_dropout.bind($k, $g, $p, **$q)", "$g")],
         "_batch": [
             ("shared", "$s << 1 | 1", "$s << 1"),
             ("axis of x", "jnp.moveaxis($x, $a, $f)", "$x"),
-            ("axis of the key", "jnp.moveaxis($k, $a, 0)", "$k", 1),
+            ("p of each", "($p, $a) if $k is None else ($l, $b)", "($l, $b)"),
         ],
-        "_apply": [("shared", "1 if $s >> $a & 1 else $l", "$l")],
+        "_to_front": [("axis", "jnp.moveaxis($k, $a, 0)", "$k")],
+        "_window": [("shared", "$s >> $a & 1 for", "0 for")],
+        "_apply": [
+            ("start", "*_seed_and_call($k[$i]), $s, $t", "*_seed_and_call($k[$i]), 0, $t"),
+            ("length", "$l or $x for", "$x for"),
+        ],
         "_lower": [("inplace", "{1: 0} if $i else None", "None")],
     },
     "flax.py": {
+        "_is_identity": [
+            ("evaluation", "$d or (", "False or ("),
+            ("traced", "not isinstance($r, jax.core.Tracer) and", "True and"),
+        ],
         "_key_of": [("none", "if $r is None:", "if False:")],
         "Dropout.__call__": [
-            ("evaluation", "if $d or $s.rate == 0:", "if $s.rate == 0:"),
+            ("flag", "check_flag($*e)", "pass"),
             ("undecided", "if $d is None:", "if False:", 2),
             ("own key", "$s.rngs if $r is None else $r", "$s.rngs"),
             ("axes", "tuple($s.broadcast_dims)", "()"),
         ],
         "LinenDropout.__call__": [
+            ("flag", "check_flag($*e)", "pass"),
             ("own key", "$s.make_rng($c) if $r is None else $r", "$s.make_rng($c)"),
             ("axes", "tuple($s.broadcast_dims)", "()"),
         ],
