@@ -9,7 +9,7 @@ from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
 from cdropout.core.generators import check_flag, check_probability
-from cdropout.core.masks import alpha_terms, draw_into
+from cdropout.core.masks import alpha_terms
 
 __all__ = [
     "alpha_dropout",
@@ -174,25 +174,19 @@ def drop_path(
 
 
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
-    """Dropped elements become SATURATION; then all move, to keep mean 0 and variance 1."""
+    """Replace dropped elements by SATURATION, then scale and shift all to keep mean 0 and variance 1."""
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
     a, b, c = alpha_terms(p)
-    target = place(x, inplace, out)
     source = take(x)
-    keep = np.empty(source.shape, np.bool_)  # before the draw: what fails has changed nothing
-    half = source.dtype.itemsize == 2  # computed in float32 and rounded once
-    y = source.astype(np.float32) if half else target
-    _, mask = dropout_axes(
-        y if half else source, axes, p, True, half, rng, True, None if half else y, a
-    )
-    draw_into(keep, mask)
+    if source.dtype.itemsize > 2:
+        return dropout_axes(x, axes, p, True, inplace, rng, return_mask, out, a, (b, c))
+    target = place(x, inplace, out)
+    y = source.astype(np.float32)  # the half types are computed in float32 and rounded once
+    _, mask = dropout_axes(y, axes, p, True, True, rng, True, None, a, (b, c))
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
-        np.add(y, y.dtype.type(b), out=y, where=keep)
-        np.copyto(y, y.dtype.type(c), where=np.logical_not(keep, out=keep))
-        if half:
-            np.copyto(target, y, casting="same_kind")
+        np.copyto(target, y, casting="same_kind")
     result = x if inplace else target
     return (result, mask) if return_mask else result
 

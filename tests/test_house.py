@@ -7,11 +7,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports from those before it only
     "include environment",  # the C interface, and errors of the command line
-    "core.stream core.bits core.elements",
-    "core.planes",
+    "core.stream core.bits core.view",
+    "core.elements",
+    "core.tiles",
     "core.kernels",
     "core.dispatch",
-    "core.strided core.threads core.copies",
+    "core.threads core.copies",
     "core.pieces",
     "core.arrays core.generators core.openmp",
     "core.masks",

@@ -72,13 +72,11 @@ import cdropout.torch as ct
 torch.set_num_threads(1)
 n = 1 << 22
 x, half = torch.ones(n), torch.ones(n // 2, 8, dtype=torch.bfloat16)
-permuted = torch.ones(n // 64, 64).t()
 ours, theirs = cd.Generator(3), torch.Generator().manual_seed(3)
 calls = [call for generator in (None, ours, theirs) for call in (
     lambda: ct.dropout(x, generator=generator),
     lambda: ct.alpha_dropout(x, 0.5, True, generator=generator),
     lambda: ct.alpha_dropout(half, 0.5, True, True, generator=generator),        # room for float32
-    lambda: ct.dropout(permuted, inplace=True, generator=generator),             # room for a copy
     lambda: ct.bias_dropout_add(x[:1], x[:1], x, generator=generator),
     lambda: ct.bias_dropout_add(x[:n // 2], x[:1], x[::2], generator=generator),
 )]
@@ -107,7 +105,7 @@ for room in (4 << 20, 18 << 20):                             # for nothing; for 
         else:
             assert room > 4 << 20, calls.index(call)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    assert room > 4 << 20 or half.min() == permuted.min() == 1
+    assert room > 4 << 20 or half.min() == 1
 assert failed == len(calls) - 1, "native_dropout, whose second output has no room"
 print("done")
 """

@@ -15,7 +15,9 @@ cdef bint is_taken(object x)
 cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
-cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides)
+cdef apply_mask(
+    cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=*,
+)
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale)
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale)
 cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides)

@@ -226,7 +226,7 @@ cdef fill_axes(cdropout_axis* axes, cnp.ndarray x, cnp.ndarray y, tuple strides)
 
 cdef apply_view(
     cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, cnp.ndarray bits, cnp.ndarray bools, uint64_t start,
-    tuple strides, double scale,
+    tuple strides, double scale, tuple shift=None,
 ):
     """Apply a mask, packed bits or bools to arrays at any strides; without x, y is 1 where the mask keeps, else 0."""
     cdef cdropout_axis axes[MAX_DIMS]
@@ -241,21 +241,29 @@ cdef apply_view(
     call.mask = mask
     call.bits = NULL if bits is None else <const uint8_t*>cnp.PyArray_DATA(bits)
     call.bools = NULL if bools is None else <const uint8_t*>cnp.PyArray_DATA(bools)
-    call.shifts, call.scale = False, scale
+    call.scale = scale
+    call.shifts = shift is not None
+    if shift is not None:
+        call.shift, call.constant = shift
     with nogil:
         run_view(&call, ndim, axes, share, sharers(n))
 
 
-cdef apply_mask(cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides):
-    """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order."""
+cdef apply_mask(
+    cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=None,
+):
+    """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order.
+
+    With shift, y = x * scale + shift[0] where the mask keeps, else shift[1].
+    """
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef const char* source = <const char*>cnp.PyArray_DATA(x)
     cdef char* target = <char*>cnp.PyArray_DATA(y)
     cdef cdropout_dtype dtype = code_of(x)
     if n == 0:
         return
-    if strides is not None or not plain(x, y):
-        apply_view(x, y, mask, None, None, start, strides, mask.scale)
+    if strides is not None or shift is not None or not plain(x, y):
+        apply_view(x, y, mask, None, None, start, strides, mask.scale, shift)
     elif n < SHORT:
         kernels.apply(dtype, 0, source, target, n, mask, start)
     else:

@@ -147,4 +147,5 @@ def dropout_axes(
     return_mask: bool,
     out: NDArray[Any] | None,
     factor: float | None = None,
+    shift: tuple[float, float] | None = None,
 ) -> Any: ...

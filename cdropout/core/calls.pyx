@@ -104,9 +104,13 @@ cdef bint empty(broadcast_dims):
 
 
 cpdef dropout_axes(
-    x, broadcast_dims, p, training, inplace, rng, return_mask, out, factor=None,
+    x, broadcast_dims, p, training, inplace, rng, return_mask, out, factor=None, tuple shift=None,
 ):
-    """A dropout with a new mask, whose call number is used up only if it is drawn; `factor` replaces 1 / (1 - p)."""
+    """Apply a new mask, whose call number is used up only if it is drawn.
+
+    `factor` replaces 1 / (1 - p). With `shift`, of float32 and float64 only, its first number is added to kept elements, and the
+    second takes the place of dropped ones.
+    """
     cdef cdropout_mask name
     cdef bint trains = as_flag(training, "training")
     cdef bint writes_x = as_flag(inplace, "inplace")
@@ -132,14 +136,14 @@ cpdef dropout_axes(
     if probability or out is not None:
         target = destination(array, writes_x, out)
         if probability:
-            draw_mask(array, target, &name, rng, strides)
+            draw_mask(array, target, &name, rng, strides, shift)
         else:
             np.copyto(target, array)
     result = x if target is array and isinstance(x, cnp.ndarray) else target
     return (result, new_mask(name, shape_of(array), probability, strides)) if returns_mask else result
 
 
-cdef draw_mask(cnp.ndarray x, cnp.ndarray y, cdropout_mask* name, rng, tuple strides):
+cdef draw_mask(cnp.ndarray x, cnp.ndarray y, cdropout_mask* name, rng, tuple strides, tuple shift):
     """Name the next mask, if p or x leaves one to draw, and apply it."""
     cdef Generator generator = None
     if name.scale and cnp.PyArray_SIZE(x):    # p < 1
@@ -147,7 +151,7 @@ cdef draw_mask(cnp.ndarray x, cnp.ndarray y, cdropout_mask* name, rng, tuple str
         generator = as_generator(rng) if own else ask(rng, [x, y])
         generator.name_next(name)
     try:
-        apply_mask(x, y, name, 0, strides)
+        apply_mask(x, y, name, 0, strides, shift)
     except BaseException:             # a signal handler has raised
         if generator is not None:
             generator.take_back(name)
