@@ -408,7 +408,7 @@ MUTANTS = {
         "takes": [
             ("bfloat16 alone", '$n != $b and $a.dtype.name == "bfloat16"', "$n != $b"),
         ],
-        "has_own_mask": [
+        "refuse_subclass": [
             ("masked arrays", "isinstance($a, np.ma.MaskedArray)", "False"),
         ],
         "as_array": [
@@ -416,14 +416,9 @@ MUTANTS = {
             ("type", "if not takes($a):", "if False:"),
             ("byte order", "if not cnp.PyArray_ISNOTSWAPPED($a):", "if False:"),
         ],
-        "overlaps_itself": [
-            ("adjacent", "$s < $e", "$s <= $e"),
-            ("extent", "($l - 1) * $s", "$l * $s"),
-            ("axes of one", "if $l > 1", "if $l > 0"),
-        ],
         "check_writable": [
             ("read-only", "if not cnp.PyArray_ISWRITEABLE($a):", "if False:"),
-            ("overlap", "and overlaps_itself($a)", "and False"),
+            ("overlap", "if overlaps_itself($*e):", "if False:"),
         ],
         "same_memory": [
             ("data", "cnp.PyArray_DATA($a) != cnp.PyArray_DATA($b)", "False"),
@@ -446,7 +441,7 @@ MUTANTS = {
         "destination": [
             ("inplace and out", "if $o is not None:", "if False:"),
             ("inplace writable", 'check_writable($x, "x")', "pass"),
-            ("masked array", "or has_own_mask($o)", "or False"),
+            ("type", "if not is_taken($o):", "if False:"),
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
@@ -454,19 +449,16 @@ MUTANTS = {
             ("double", "if $n == cnp.NPY_DOUBLE:", "if False:"),
             ("half", "if $n == cnp.NPY_FLOAT16 else", "if False else"),
         ],
-        "fill_box": [
-            ("shape", "if $x is not None and not cnp.PyArray_SAMESHAPE($x, $y):", "if False:"),
+        "fill_axes": [
+            ("mask in C order", "$s *= cnp.PyArray_DIM($y, $i)", "pass"),
+            ("x", "cnp.PyArray_STRIDE($x, $i) if $x is not None else 0", "0"),
         ],
         "apply_mask": [
-            ("scale", "$b.scale = $m.scale", "$b.scale = 1"),
+            ("strides", "if $s is not None or $h is not None or not plain($x, $y):", "if $h is not None or not plain($x, $y):"),
+            ("alpha dropout", "or $h is not None or not plain($x, $y):", "or not plain($x, $y):"),
+            ("layout", "or not plain($x, $y):", "or False:"),
         ],
-        "apply_by_copies": [
-            ("start", "apply_mask($p, $p, $m, $s + $f * $row, None)", "apply_mask($p, $p, $m, $s, None)"),
-            ("signals", "PyErr_CheckSignals()", "pass"),
-        ],
-        "apply_bits": [
-            ("order", 'bitorder="little"', 'bitorder="big"'),
-        ],
+        "apply_bits": [("layout", "if plain($x, $y):", "if True:")],
     },
     "core/masks.pyx": {
         "c_strides": [
@@ -475,7 +467,11 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
-        "shared_strides": [
+        "alpha_terms": [
+            ("offset", "= -$a * $p * SATURATION", "= $a * $p * SATURATION"),
+            ("saturation", "$a * SATURATION + $b", "$a * SATURATION"),
+        ],
+        "strides_along": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
             ("twice", "if $a % $n in $s:", "if False:"),
             ("drawn once", "[1 if $i in $s else $l for", "[$l for"),
@@ -612,16 +608,18 @@ MUTANTS = {
             ("rng", "$r = as_rng($r)", "pass"),
             ("evaluation", "if not $t:", "if False:"),
             ("factor", "$f is not None and 0 < $p < 1", "$f is not None"),
-            ("copy", "$p == 0 and $o is None", "$p == 0"),
-            ("empty", "0 < $p < 1 and cnp.PyArray_SIZE($a)", "0 < $p < 1"),
+            ("copy", "if $p or $o is not None:", "if $p:"),
             ("out", "np.copyto($t, $a)", "pass"),
-            ("take back", "$g.take_back(&$n)", "pass"),
-            ("inplace", "$x if $i else $t", "$t"),
+            ("inplace", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$t"),
+        ],
+        "draw_mask": [
+            ("empty", "if $n.scale and cnp.PyArray_SIZE($x):", "if $n.scale:"),
+            ("take back", "$g.take_back($n)", "pass"),
         ],
         "apply_given": [
             ("shape", "check_shape($*e)", "pass"),
             ("p", "if $p is not None and $p != (<Mask>$m).p:", "if False:"),
-            ("masked array", "or has_own_mask($m)", "or False"),
+            ("type", "if not is_taken($m):", "if False:"),
             ("checks", "check_given($*e)", "pass"),
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
             ("p = 1", "$s == 0", "$s == 2"),
@@ -730,16 +728,16 @@ MUTANTS = {
     },
     "core/xla.pyx": {
         "code_of": [("half", "if $b.dtype == XLA_F16:", "if False:")],
-        "fill_box": [("shared", "0 if $s >> $i & 1 else $t", "$t")],
-        "name_mask": [
-            ("order of words", "<uint64_t>$w[0] << 32 | $w[1]", "<uint64_t>$w[1] << 32 | $w[0]"),
-            ("call", "<uint64_t>$w[2] << 32 | $w[3] if $c == 4 else 0", "0"),
+        "check_window": [
+            ("shared", "0 if $l == 1 else <int64_t>$s", "<int64_t>$s"),
+            ("start", "$c.start += $o * $s", "pass"),
         ],
-        "apply_masks": [
-            ("key of each", "$w + $i * $c", "$w"),
-            ("shared", "if $s:", "if False:"),
-            ("source", "$a += $n * <size_t>$b", "pass", 1),
+        "apply_mask": [
+            ("key of each", "+ $i * <size_t>$w", "+ 0 * <size_t>$w"),
+            ("call", "join($w + 2) if $n == 4 else 0", "0"),
+            ("place", "$i * $c.size * itemsize_of($c.x)", "0"),
         ],
+        "join": [("order of words", "<uint64_t>$w[0] << 32 | $w[1]", "<uint64_t>$w[1] << 32 | $w[0]")],
     },
     "functional.py": {
         "_drop_channels": [
@@ -749,14 +747,12 @@ MUTANTS = {
         "dropout1d": [("batch", "$n == 3", "True")],
         "dropout3d": [("batch", "$n == 5", "True")],
         "drop_path": [
-            ("axes", "range(1, take($x).ndim)", "range(take($x).ndim)"),
+            ("axes", "range(1, $x.ndim)", "range($x.ndim)"),
             ("scale", "None if $s else 1.0", "None"),
         ],
         "_alpha_dropout": [
             ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
             ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
-            ("offset", "= -$a * $p * SATURATION", "= $a * $p * SATURATION"),
-            ("saturation", "$a * SATURATION + $b", "$a * SATURATION"),
         ],
         "feature_alpha_dropout": [
             ("few axes", "if $n < 2:", "if False:"),
