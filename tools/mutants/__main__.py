@@ -28,10 +28,10 @@ from catalog import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 LOG = Path(__file__).with_name("log.tsv")
-KERNELS = ("stream.pxd", "bits.pxd", "elements.pxd", "planes.pxd", "kernels.pyx", "simd.h")
+KERNELS = ("stream.pxd", "bits.pxd", "elements.pxd", "view.pxd", "tiles.pxd", "kernels.pyx", "simd.h")
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice
-    **dict.fromkeys(KERNELS, "build planes past_cache halves fused corners kernels guard_pages"),
+    **dict.fromkeys(KERNELS, "build views past_cache halves fused corners kernels guard_pages"),
     "dispatch.pyx": "build",
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
     "masks.pyx": "masks mask_operators errors",
@@ -39,7 +39,6 @@ NEAREST = {  # the tests that are the likeliest to notice
     "calls.pyx": "functional errors exporters lies flags modules",
     "threads.pyx": "threads errors faults",
     "pieces.pyx": "layouts masks threads",
-    "strided.pyx": "layouts masks",
     "fused.pyx": "fused",
     "tensors.pyx": "torch_[!e]*",
     "openmp.pyx": "torch_threads torch_functions",

@@ -90,6 +90,42 @@ MUTANTS = {
             ("highest bit", "($lanes | ($lanes &", "(($lanes &"),
             ("order", "0x0102040810204080", "0x8040201008040201"),
         ],
+        "bits64_at": [("last byte", "<uint64_t>$b[8] << (64 - $s)", "0")],
+        "reversed_bits": [("halves", "$b >> 32 | $b << 32", "$b")],
+        "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
+        "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
+        "append_bits": [("next", "$first + $done", "$first")],
+        "append_reversed": [
+            ("first bits", "63 - ($l - $d)", "62 - ($l - $d)"),
+            ("order", "reversed_bits($t)", "$t"),
+        ],
+        "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
+        "append_spaced": [
+            ("stride", "$first += <uint64_t>$s", "$first += 1"),
+            ("rest", "if $n % 64:", "if False:"),
+        ],
+        "append_rows": [("carry", "$first -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass")],
+        "row_at": [("first bits", "63 - $first", "62 - $first")],
+        "put_bits": [("last byte", "if $s + $n > 64:", "if False:")],
+        "interleave": [
+            ("row", "$v << $i", "$v"),
+            ("stride", "$first + $j + <uint64_t>($i * $r.stride)", "$first + $j + <uint64_t>$i"),
+            ("next", "$out += VECTOR_WORDS * $b * $n // 8", "pass"),
+        ],
+        "transpose_pair": [
+            ("held", "$w.held = load_bits64($w.to) & $*e", "$w.held = 0"),
+            ("width", "$w // 2 >= $n", "$w >= $n"),
+            ("last bits", "if $w.count:", "if False:"),
+        ],
+        "transpose_axes": [
+            ("whole words", "$n == 64 and $p % 64 == 0 and $q % 64 == 0", "$n == 64"),
+            ("next row", "$p += $r.length", "pass"),
+            ("carry", "$h -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass"),
+        ],
+        "reorder_bits": [
+            ("outer axes", "$s += <uint64_t>$a[$i].stride * ($k % $a[$i].length)", "pass"),
+            ("zeroed", "memset($out, 0, $*n)", "pass"),
+        ],
     },
     "core/elements.pxd": {
         "step": [
@@ -120,6 +156,11 @@ MUTANTS = {
             ("shifted bits", "bits_at($keep, $first + WORD * $i)", "bits_at($keep, $first + $i)"),
             ("bits of the tail", "$first += $n // WORD * WORD", "pass", 3),
             ("tail", "if $n % WORD:", "if $n % WORD > 1:"),
+        ],
+        "mask_and_scale_large": [
+            ("bits", "$first + $done, GROUP", "$first, GROUP"),
+            ("bits of the rest", "$first + $done, $n - $done, $scale", "$first, $n - $done, $scale"),
+            ("aligned lines", "or <uintptr_t>($y + $done) % LINE", "or False"),
         ],
         "step_bias": [
             ("bias of doubles", "load_f64(<f64*>$x + $i) + load_f64(<f64*>$b + $i)", "load_f64(<f64*>$x + $i)"),
@@ -197,17 +238,90 @@ MUTANTS = {
             ("exponent@baseline", "- 126", "- 127"),
         ],
         "cd_stream": [
-            ("end@baseline", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
+            ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
-    "core/planes.pxd": {
-        "gather_bits": [("whole bytes", "$stride == 1 and $n % 8 == 0", "$stride == 1")],
-        "apply_row": [("place", "$y + <ptrdiff_t>$first * $p.y[1]", "$y + <ptrdiff_t>$first * $p.x[1]")],
-        "apply_rows": [("rows", "$row == 0 or $k[0] != 0", "$row == 0")],
-        "is_dense": [("rows of y", "$a[0] == $row and $b[0] == $row", "$a[0] == $row")],
-        "apply_shared": [("held", "$held | $word << $count", "$word << $count")],
-        "apply_repeated": [("period", "if $at >= $period:", "if $at > $period + 1:")],
-        "apply_strung": [("skip", "$skip = 0", "pass", 2)],
+    "core/view.pxd": {
+        "distance": [("negative", "<uint64_t>$s if $s >= 0 else 0 - <uint64_t>$s", "<uint64_t>$s")],
+        "continues": [
+            ("x", "$o.x != $i.x * $n or", "False or"),
+            ("y", "or $o.y != $i.y * $n", "or False"),
+            ("remainder", "$o.mask % $n == 0 and", "True and"),
+            ("stride", "and $o.mask // $n == $i.mask", "and True"),
+        ],
+        "add_axis": [
+            ("x", "$v.x += $n * $a.x", "pass"),
+            ("start", "$v.start += <uint64_t>$n * <uint64_t>$a.mask", "pass"),
+            ("mask", "$a.mask = <int64_t>(0 - <uint64_t>$a.mask)", "pass"),
+        ],
+        "join_axes": [("length", "$v.axes[$i].length *= $v.axes[$k].length", "pass")],
+        "sort_by_mask": [("shared axes", "$v.axes[$i].mask == 0 or", "False or")],
+        "lay_out": [
+            ("run", "$d.run += ($n - 1) * $s", "$d.run += ($n - 2) * $s"),
+            ("runs", "$d.stride[$a] = $d.bits", "$d.stride[$a] = $d.run"),
+            ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
+        ],
+        "fits": [
+            ("bits", "$d.bits <= TILE and", "True and"),
+            ("elements", "and product($l, $v.ndim) <= TILE", "and True"),
+        ],
+        "take_tile": [
+            ("rest", "min($l[$a], $v.axes[$a].length - $f)", "$l[$a]"),
+            ("x", "$t.x += <ptrdiff_t>$f * $v.axes[$a].x", "pass"),
+            ("start", "$t.start += <uint64_t>$f * <uint64_t>$v.axes[$a].mask", "pass"),
+        ],
+        "overlaps_itself": [
+            ("adjacent", "<size_t>$v.axes[$i].y < $e", "<size_t>$v.axes[$i].y <= $e"),
+            ("extent", "($v.axes[$i].length - 1) * <size_t>$v.axes[$i].y", "$v.axes[$i].length * <size_t>$v.axes[$i].y"),
+        ],
+    },
+    "core/tiles.pxd": {
+        "joins": [
+            ("x", "$o.x == $i.x * <ptrdiff_t>$i.length and", "True and"),
+            ("y", "and $o.y == $i.y * <ptrdiff_t>$i.length", "and True"),
+        ],
+        "next_row": [
+            ("x", "$r.x -= <size_t>$a.x * $a.length", "pass"),
+            ("y", "$r.y -= <size_t>$a.y * $a.length", "pass"),
+            ("mask", "$r.mask -= <uint64_t>$a.mask * $a.length", "pass"),
+        ],
+        "append_stream": [
+            ("p = 1", "if $m.scale == 0:", "if False:"),
+            ("group", "$start - $first", "$start"),
+            ("whole groups", "$first == 0 and $n >= GROUP", "$n >= GROUP"),
+            ("shift", ">> $first % 64", ">> $first % 32"),
+        ],
+        "append_bools": [("rest", "memcpy($l, $b + $n - $n % 64, $n % 64)", "pass")],
+        "append_packed": [
+            ("bits of a byte", "8 - $first % 8", "8"),
+            ("next", "$first += 64", "$first += 63"),
+        ],
+        "draw_tile": [
+            ("least position", "$p += <uint64_t>($t.axes[$a].length - 1) * <uint64_t>$t.axes[$a].mask", "pass"),
+            ("pitch", "if $d.pitch > $d.run:", "if False:"),
+            ("carry", "$p -= distance($t.axes[$a].mask) * <uint64_t>$t.axes[$a].length", "pass"),
+        ],
+        "first_bit": [("backwards", "if $d.stride[$a] < 0:", "if False:")],
+        "in_order": [
+            ("strides", "and $d.stride[$a] != $s", "and False"),
+            ("lengths", "$s *= <int64_t>$t.axes[$a].length", "pass"),
+        ],
+        "apply_spaced_row": [
+            ("bits", "$first + $done, $n, $t.scale", "$first, $n, $t.scale"),
+            ("x", "$x += <ptrdiff_t>$n * $r.x", "pass"),
+            ("y", "$y += <ptrdiff_t>$n * $r.y", "pass"),
+        ],
+        "shift_elements": [
+            ("dropped", "$s if $k[$i] else <element>$t.constant", "$s"),
+            ("shift", "$v[$i] + <element>$t.shift", "$v[$i]"),
+            ("bits", "bits64_at($b, $first + $i)", "bits64_at($b, $first)"),
+        ],
+        "apply_rows": [
+            ("x", "$r.x == sizeof(element) and", "True and"),
+            ("y", "and $r.y == sizeof(element)", "and True"),
+            ("bits", "$first += $r.length", "pass"),
+        ],
+        "apply_tile": [("order", "if not in_order(&$d, $t):", "if False:")],
     },
     "core/kernels.pyx": {
         "apply_and_draw": [
@@ -221,11 +335,7 @@ MUTANTS = {
             ("short part", "if $n > $part and $part >= WORD:", "if $n > $part:"),
             ("held bits", "32 - $count", "31 - $count"),
             ("held count", "$part -= $w.count", "pass"),
-            ("aligned lines@baseline", "$p and <uintptr_t>$y % LINE == 0", "$p"),
-        ],
-        "apply_packed": [
-            ("bits@baseline", "$first + $part, GROUP", "$first, GROUP"),
-            ("bits of the rest", "$first + $part, $n - $part, $scale", "$first, $n - $part, $scale"),
+            ("aligned lines", "$p and <uintptr_t>$y % LINE == 0", "$p"),
         ],
         "mask_init": [
             ("NaN", "not 0 <= $p <= 1", "($p < 0 or $p > 1)"),
@@ -238,20 +348,41 @@ MUTANTS = {
         "apply": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
             ("null", "any_null($*e)", "False"),
+            ("flags", "not are_known($f) or", "False or"),
         ],
         "bits": [
-            ("p = 1", "$n // 8 + ($n % 8 != 0)", "$n // 8 + 1"),
-            ("first bits", "* 8) >> $first % 64", "* 8)"),
-            ("count", "64 - $first % 64", "64"),
             ("last byte", "($count + 7) // 8", "$count // 8"),
         ],
         "bools": [
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
         ],
-        "apply_channels": [
-            ("start", "$start += $n", "pass"),
-            ("stride", "$p.y[not $b]", "$p.x[not $b]"),
+        "apply_bits": [
+            ("null", "any_null($*e)", "False"),
+            ("flags", "not are_known($f) or", "False or"),
+        ],
+        "apply_long_rows": [("start", "$v.start + $r.mask", "$v.start")],
+        "apply_typed": [
+            ("p = 1", "and $t.scale != 0 and", "and"),
+            ("steps in the mask", "and $r.mask == 1", "and True"),
+            ("steps in y", "and $r.y == sizeof(floating)", "and True"),
+            ("alpha dropout", "and not $t.shifts and", "and"),
+        ],
+        "source_is_null": [
+            ("bits", "and $s.bits == NULL and", "and True and"),
+        ],
+        "apply_source": [
+            ("type", "$b == 0 and $d != CDROPOUT_BOOL or", "False or"),
+            ("flags", "or not are_known($f) or", "or False or"),
+            ("ndim", "or not 0 <= $n <= MAX_DIMS or", "or False or"),
+            ("axes", "or $n and $a == NULL", "or False"),
+            ("empty", "if $a[$i].length == 0:", "if False:"),
+            ("null", "source_is_null($s) or", "False or"),
+            ("null y", "or $y == NULL or", "or False or"),
+        ],
+        "apply_alpha_strided": [
+            ("p = 1", "$s != 0, $c, $d", "True, $c, $d"),
+            ("types", "if $d not in $*e:", "if False:"),
         ],
         "draw_unless_none": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
@@ -291,7 +422,7 @@ MUTANTS = {
         ],
         "check_writable": [
             ("read-only", "if not cnp.PyArray_ISWRITEABLE($a):", "if False:"),
-            ("overlap", "if overlaps_itself(&$b):", "if False:"),
+            ("overlap", "if overlaps_itself($*e):", "if False:"),
         ],
         "same_memory": [
             ("data", "cnp.PyArray_DATA($a) != cnp.PyArray_DATA($b)", "False"),
@@ -329,16 +460,16 @@ MUTANTS = {
         "take": [
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
+        "fill_axes": [
+            ("mask in C order", "$s *= cnp.PyArray_DIM($y, $i)", "pass"),
+            ("x", "cnp.PyArray_STRIDE($x, $i) if $x is not None else 0", "0"),
+        ],
         "apply_mask": [
-            ("scale", "$b.scale = $m.scale", "$b.scale = 1"),
+            ("strides", "if $s is not None or $h is not None or not plain($x, $y):", "if $h is not None or not plain($x, $y):"),
+            ("alpha dropout", "or $h is not None or not plain($x, $y):", "or not plain($x, $y):"),
+            ("layout", "or not plain($x, $y):", "or False:"),
         ],
-        "apply_by_copies": [
-            ("start", "apply_mask($p, $p, $m, $s + $f * $row, None)", "apply_mask($p, $p, $m, $s, None)"),
-            ("signals", "PyErr_CheckSignals()", "pass"),
-        ],
-        "apply_bits": [
-            ("order", 'bitorder="little"', 'bitorder="big"'),
-        ],
+        "apply_bits": [("layout", "if plain($x, $y):", "if True:")],
     },
     "core/masks.pyx": {
         "c_strides": [
@@ -568,22 +699,7 @@ MUTANTS = {
         "draw_bits_part": [("place", "$y + $f // 8", "$y + $f")],
         "draw_bools_part": [("start", "$s.start + $f", "$s.start")],
         "run_span": [("last piece", "($n % PIECE != 0)", "0")],
-        "run_part": [("start", "$p.start += <uint64_t>($m * $k)", "pass")],
-    },
-    "core/strided.pyx": {
-        "overlaps_itself": [
-            ("adjacent", "distance($b[$i].y) < $e", "distance($b[$i].y) <= $e"),
-            ("extent", "($b[$i].length - 1) * distance", "$b[$i].length * distance"),
-            ("axes of one", "if $b[$i].length > 1:", "if $b[$i].length > 0:"),
-        ],
-        "distance": [("negative", "<size_t>$s if $s >= 0 else 0 - <size_t>$s", "<size_t>$s")],
-        "arrange": [
-            ("wrapped product", "$o.keep % $l == 0 and $o.keep // $l == $a.keep", "$o.keep == $a.keep * $l"),
-            ("remainder", "$o.keep % $l == 0 and $o.keep // $l == $a.keep", "$o.keep // $l == $a.keep"),
-        ],
-        "draw_rows": [("start", "$s + <uint64_t>($i * $k)", "$s")],
-        "draw_span": [("before", "$m, $s - $b", "$m, $s")],
-        "draw_pieces": [("start", "$s + <uint64_t>($f * $k)", "$s")],
+        "run_tile": [("bools", "$a.bools + <ptrdiff_t>$t.start", "$a.bools")],
     },
     "core/fused.pyx": {
         "trimmed": [("leading axes", "$s and $s[0] == 1", "False")],
@@ -711,7 +827,7 @@ MUTANTS = {
         ],
         "join": [("order", "<uint64_t>$w[0] << 32 | $w[1]", "<uint64_t>$w[1] << 32 | $w[0]")],
         "check_window": [
-            ("shared", "0 if $l == 1 else <ptrdiff_t>$s", "<ptrdiff_t>$s"),
+            ("shared", "0 if $l == 1 else <int64_t>$s", "<int64_t>$s"),
             ("offset", "$s += $o * $t", "pass"),
             ("reach", "$a > $l or $o > $l - $a", "$a > $l"),
             ("length", "if $l == 0:", "if True:"),
@@ -722,11 +838,9 @@ MUTANTS = {
         ],
         "check": [("p", "if kernels.mask_init($*e) < 0:", "if False:")],
         "apply_mask": [
-            ("key", "$k.data + $i * <size_t>$w", "$k.data"),
+            ("key of each", "+ $i * <size_t>$w", "+ 0 * <size_t>$w"),
             ("call", "join($w + 2) if $n == 4 else 0", "0"),
-            ("scale", "= $m.scale", "= 1"),
-            ("start", "$s, &$m, $c.start", "$s, &$m, 0", 1),
-            ("start of a box", "$s, &$m, $c.start", "$s, &$m, 0", 2),
+            ("place", "$i * $c.size * itemsize_of($c.x)", "0"),
         ],
     },
     "functional.py": {
@@ -743,7 +857,6 @@ MUTANTS = {
         "_alpha_dropout": [
             ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
             ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
-            ("offset", "$y.dtype.type($b)", "0", 1),
         ],
         "feature_alpha_dropout": [
             ("few axes", "if $x.ndim < 2:", "if False:"),
