@@ -743,6 +743,26 @@ MUTANTS = {
             ("memory of x", "or $v.data == $x.data", "or False"),
             ("overlap", "not overlap($*e)", "True"),
         ],
+        "compute": [
+            ("signals", "$d.take_back()", "pass"),
+            ("memory", 'check_new($y, &$t, &$s, $s.kind, $s.bits, "empty_like")', "read($y, &$t)"),
+            ("copied back", "$y.copy_($c)", "pass"),
+        ],
+        "copy_first": [
+            ("wide", "if $w else $x.dtype, copy", "if False else $x.dtype, copy"),
+            ("gaps", "$y.copy_($x)", "pass"),
+            ("memory", "check_new($c, &$y, $*e)", "read($c, &$y)"),
+        ],
+        "compute_gradient": [
+            ("forward mode", "$f >= 0 or", "False or"),
+            ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
+        ],
+        "fill_box": [
+            ("scale", "= $d.mask.scale", "= 1"),
+            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+        ],
+    },
+    "core/draws.pyx": {
         "draw_seed": [
             ("seeds", "$c.draw(0, SEEDS)", "$c.draw(0, SEEDS - 1)"),
             ("generator", "if $g is not None:", "if False:"),
@@ -775,21 +795,6 @@ MUTANTS = {
             ("PyTorch's", "restore($*e)", "pass"),
         ],
         "Draw.linear": [("alpha", "drawn(*$s.numbers()) if $a or $b else $s", "$s")],
-        "compute": [
-            ("signals", "$d.take_back()", "pass"),
-            ("memory", 'check_new($y, &$t, &$s, $s.kind, $s.bits, "empty_like")', "read($y, &$t)"),
-            ("wide", "if $w else $x.dtype, copy", "if False else $x.dtype, copy"),
-            ("copied back", "$y.copy_($c)", "pass", 2),
-            ("gaps", "$y.copy_($x)", "pass", 1),
-        ],
-        "compute_gradient": [
-            ("forward mode", "$f >= 0 or", "False or"),
-            ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
-        ],
-        "fill_box": [
-            ("scale", "= $d.mask.scale", "= 1"),
-            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
-        ],
     },
     "core/openmp.pyx": {
         "take_part": [
