@@ -174,7 +174,7 @@ def drop_path(
 
 
 def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
-    """Replace dropped elements by SATURATION, then scale and shift all to keep mean 0 and variance 1."""
+    """Replace dropped elements by SATURATION; scale and shift all to keep mean and variance."""
     p = check_probability(p)
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)

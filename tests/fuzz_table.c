@@ -169,7 +169,8 @@ static void views(int dtype) { /* the strided kernels: all types and CDROPOUT_BO
     for (size_t k = 0; k < n; k++) bits[i].first[(bit + k) / 8] |= (char)(bools[i].first[k] << (bit + k) % 8);
     int done = tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
     require(done == 0, "apply_strided refused");
-    done = tables[i]->apply_bits_strided(dtype, flags, from, other, view.ndim, view.axes, (uint8_t *)bits[i].first, bit + keep_first, mask.scale);
+    done = tables[i]->apply_bits_strided(dtype, flags, from, other, view.ndim, view.axes, (uint8_t *)bits[i].first, bit + keep_first,
+                                         mask.scale);
     require(done == 0 && !memcmp(y[i].first, z[i].first, y_size), "apply_bits_strided differs from apply_strided");
     memset(z[i].first, 0, y_size);
     uint8_t *bool_ = (uint8_t *)bools[i].first + keep_first;

@@ -131,13 +131,13 @@ static void add_bias(const cdropout_mask *mask) {
 static void views(const cdropout_mask *mask) {
   ptrdiff_t rows = now.rows, columns = now.columns;
   const Steps kinds[] = {
-      {{columns, 1}, {columns, 1}, {columns, 1}},         /* C order, */
-      {{columns, 1}, {columns, 1}, {1, 0}},               /* one draw per row, */
-      {{columns, 1}, {columns, 1}, {0, 1}},               /* one per column */
-      {{columns, -1}, {-columns, 1}, {-columns, -1}},     /* backwards */
-      {{0, 1}, {3 * columns, 3}, {-2 * columns, -2}},     /* gaps */
-      {{1, rows}, {1, rows}, {columns, 1}},               /* Fortran order */
-      {{columns, 1}, {1, rows}, {columns + 7, 1}},        /* into Fortran order, by a window of a mask */
+      {{columns, 1}, {columns, 1}, {columns, 1}},     /* C order, */
+      {{columns, 1}, {columns, 1}, {1, 0}},           /* one draw per row, */
+      {{columns, 1}, {columns, 1}, {0, 1}},           /* one per column */
+      {{columns, -1}, {-columns, 1}, {-columns, -1}}, /* backwards */
+      {{0, 1}, {3 * columns, 3}, {-2 * columns, -2}}, /* gaps */
+      {{1, rows}, {1, rows}, {columns, 1}},           /* Fortran order */
+      {{columns, 1}, {1, rows}, {columns + 7, 1}},    /* into Fortran order, by a window of a mask */
   };
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }

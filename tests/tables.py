@@ -5,7 +5,17 @@ The structures mirror cdropout.h. Buffers are passed as addresses.
 
 import ctypes
 import importlib
-from ctypes import POINTER, c_double, c_int, c_int64, c_size_t, c_ssize_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_double,
+    c_int,
+    c_int64,
+    c_size_t,
+    c_ssize_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 
 import ml_dtypes

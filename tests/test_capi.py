@@ -1,4 +1,4 @@
-"""The C interface: kernels with odd arguments, the header, and cdropout_import with odd packages."""
+"""The C interface: kernels with odd arguments, the header, cdropout_import with odd packages."""
 
 import ctypes
 import doctest

@@ -62,7 +62,7 @@ def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **
     x = layout(ndim, order, steps)
     y = layout(ndim, y_order or order, y_steps or steps)
     strides = mask_strides(shape, **mask)
-    start += sum((n - 1) * -stride for n, stride in zip(shape, strides) if stride < 0)
+    start += sum((n - 1) * -stride for n, stride in zip(shape, strides, strict=True) if stride < 0)
     return Case(shape, x, y, strides, start)
 
 
@@ -191,8 +191,12 @@ def check_all(table, cases, dtype, probabilities=(0.1, 0.5)):
 CHANNELS = (3, 7, 8, 9, 16, 64, 65, 100)
 LAST, FORTRAN = (0, 2, 3, 1), (1, 0)
 GROUPS = {
-    "C order": [case(shape) for shape in [(3000,), (5, 700), (7, 11, 13), (2, 3, 5, 7), (9, 1, 33)]],
-    "Fortran order": [case(shape, FORTRAN) for shape in [(37, 101), (64, 128), (130, 67), (3, 900)]],
+    "C order": [
+        case(shape) for shape in [(3000,), (5, 700), (7, 11, 13), (2, 3, 5, 7), (9, 1, 33)]
+    ],
+    "Fortran order": [
+        case(shape, FORTRAN) for shape in [(37, 101), (64, 128), (130, 67), (3, 900)]
+    ],
     "one in Fortran order": [
         case((37, 101), FORTRAN, (0, 1)),
         case((37, 101), (0, 1), FORTRAN),
@@ -237,7 +241,9 @@ GROUPS = {
     ]
     + [case((5, 9, 31), (2, 1, 0), within=(5, 40, 77)), case((7, 9), within=(7, 5000))],
     "the last positions": [
-        case((30, 70), order, start=2**64 - before) for order in [(0, 1), (1, 0)] for before in (1, 999)
+        case((30, 70), order, start=2**64 - before)
+        for order in [(0, 1), (1, 0)]
+        for before in (1, 999)
     ],
     "one element, and axes of length 1": [
         *(case(shape) for shape in [(), (1,), (1, 1, 1), (1, 40, 1, 50, 1)]),
@@ -290,7 +296,9 @@ def test_larger_than_a_tile_in_bools(table, large):
     check(table, large, bool, 0.1, random.Random(9))
 
 
-@pytest.mark.parametrize("dense", [case((3, 10_007)), case((5, 3, 7000), shared=(1, 2)), case((12, 6001), shared=(0,))],
+@pytest.mark.parametrize(
+    "dense",
+    [case((3, 10_007)), case((5, 3, 7000), shared=(1, 2)), case((12, 6001), shared=(0,))],
                          ids=lambda each: f"{each.shape}")  # fmt: skip
 @pytest.mark.parametrize("isa", ISAS)
 def test_streaming_stores(isa, dense):
@@ -367,7 +375,10 @@ def test_as_many_axes_as_there_may_be(table, dtype):
     if dtype is not bool:
         source.items[...] = values(dtype, many.shape)
     _, some = axes_of(many.shape, source.strides, target.strides, many.mask)
-    axes = [*some, *(Axis(1, *(rng.randrange(-(2**62), 2**62) for _ in range(3))) for _ in range(49))]
+    axes = [
+        *some,
+        *(Axis(1, *(rng.randrange(-(2**62), 2**62) for _ in range(3))) for _ in range(49)),
+    ]
     rng.shuffle(axes)
     code, mask = BOOL if dtype is bool else DTYPES[dtype], new_mask(table, 0.1)
     where = code, 0, source.address, target.address
@@ -428,8 +439,8 @@ def test_axes_with_shared_input(table):
 @pytest.mark.parametrize("p", [0.3, 1])
 @pytest.mark.parametrize(
     "code, flags, ndim",
-    [(-1, 0, 2), (5, 0, 2), (77, 0, 2), (0, 2, 2), (0, 3, 2), (0, 2**31, 2), (BOOL, 256, 2), (0, 0, -1),
-     (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
+    [(-1, 0, 2), (5, 0, 2), (77, 0, 2), (0, 2, 2), (0, 3, 2), (0, 2**31, 2), (BOOL, 256, 2),
+     (0, 0, -1), (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
 )  # fmt: skip
 def test_what_is_refused(table, code, flags, ndim, p):
     mask, x, y, given = new_mask(table, p), Room(400), Room(400), Room(100)

@@ -299,7 +299,6 @@ cdef inline void transpose_pair(
     cdef size_t n = row.length
     cdef size_t width = 64
     cdef size_t i, j, k, q, place
-    cdef uint64_t taken
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
@@ -378,7 +377,7 @@ cdef inline void transpose_axes(
 cdef inline void reorder_bits(
     uint8_t* out, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits of the source in the order of these axes, the last fastest; out is as long as them and MARGIN bytes more."""
+    """Write the bits of the source in the order of these axes, the last fastest. out is MARGIN bytes longer."""
     cdef size_t n = 1
     cdef size_t i, outer
     cdef size_t index

@@ -108,8 +108,8 @@ cpdef dropout_axes(
 ):
     """Apply a new mask, whose call number is used up only if it is drawn.
 
-    `factor` replaces 1 / (1 - p). With `shift`, of float32 and float64 only, its first number is added to kept elements, and the
-    second takes the place of dropped ones.
+    `factor` replaces 1 / (1 - p). The numbers of `shift`, for float32 and float64 only, are added to kept elements and
+    take the place of dropped ones.
     """
     cdef cdropout_mask name
     cdef bint trains = as_flag(training, "training")

@@ -66,7 +66,8 @@ def get_table():
     """Return the address of the table of kernels.
 
     The table is the struct `cdropout_table` of `cdropout.h`. The address is for what calls C functions by their
-    addresses, such as ctypes, cffi, Numba and Rust. C, C++ and Cython call `cdropout_import()`, which checks the version too.
+    addresses, such as ctypes, cffi, Numba and Rust. C, C++ and Cython call `cdropout_import()`,
+    which also checks the version.
 
     Returns
     -------

@@ -10,10 +10,10 @@ from libc.stdint cimport SIZE_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE, CDROPOUT_TABLE_VERSION,
-    cdropout_axis, cdropout_dtype, cdropout_mask, cdropout_table,
+    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE,
+    CDROPOUT_TABLE_VERSION, cdropout_axis, cdropout_dtype, cdropout_mask, cdropout_table,
 )
-from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_bits, write_group
+from cdropout.core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_group
 from cdropout.core.elements cimport (
     LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
     mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
@@ -21,7 +21,7 @@ from cdropout.core.elements cimport (
 from cdropout.core.tiles cimport Rows, Source, Terms, append_stream, apply_view, begin_rows, next_row
 from cdropout.core.view cimport MAX_DIMS, View, arrange
 from cdropout.core.stream cimport (
-    BLOCK, GROUP, GROUP_BYTES, PARTS, WORDS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
+    BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
     open_stream,
 )
 
@@ -231,8 +231,9 @@ cdef inline void apply_long_rows(
 
 cdef inline void apply_typed(const View* view, const Source* source, const Terms* terms, floating* typed) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    if (source.mask != NULL and terms.scale != 0 and not terms.shifts and (row.length >= LONG_ROW or view.ndim == 1) and row.mask == 1
-            and row.x == sizeof(floating) and row.y == sizeof(floating)):
+    cdef bint fused = source.mask != NULL and terms.scale != 0 and not terms.shifts
+    cdef bint contiguous = row.x == sizeof(floating) and row.y == sizeof(floating) and row.mask == 1
+    if fused and contiguous and (row.length >= LONG_ROW or view.ndim == 1):
         apply_long_rows(view, source.mask, terms.large, typed)
     else:
         apply_view(view, source, terms, typed)

@@ -5,7 +5,8 @@ from libc.string cimport memcpy, memset
 
 from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.bits cimport (
-    MARGIN, BitAxis, Writer, append_bits, bits64_at, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64, write_bits, write_group,
+    MARGIN, BitAxis, Writer, append_bits, bits64_at, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64,
+    write_bits, write_group,
 )
 from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
@@ -292,14 +293,14 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
     cdef char* y
     cdef uint64_t first = 0
     cdef bint adjacent, large, more
-    cdef int i
+    cdef int _i
     first_row(&rows, tile)
     row = &tile.axes[rows.last]
     adjacent = row.x == sizeof(element) and row.y == sizeof(element)
     large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
     ahead = rows
     more = adjacent and row.length * sizeof(element) <= SHORT_ROW
-    for i in range(AHEAD):
+    for _i in range(AHEAD):
         more = more and next_row(&ahead)
     while True:
         x = tile.x + <ptrdiff_t>rows.x

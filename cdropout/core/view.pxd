@@ -206,7 +206,7 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
 
 
 cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile up to so many bits, the closest elements of the mask first, but along shared axes before those around."""
+    """Lengthen a tile up to `limit` bits, the smallest strides of the mask first, but shared axes before outer ones."""
     cdef size_t held
     cdef int i, j, axis
     for i in range(drawn.ndim):

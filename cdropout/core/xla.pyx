@@ -345,8 +345,8 @@ cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
     cdef cdropout_mask mask
     kernels.mask_init(&mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
     kernels.apply_strided(
-        <cdropout_dtype>code_of(call.x), 0, <const char*>call.x.data + before, <char*>call.y.data + before, call.ndim, call.axes,
-        &mask, call.start,
+        <cdropout_dtype>code_of(call.x), 0, <const char*>call.x.data + before, <char*>call.y.data + before,
+        call.ndim, call.axes, &mask, call.start,
     )
 
 

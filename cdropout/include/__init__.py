@@ -4,7 +4,9 @@ import os
 
 
 def get_include() -> str:
-    """Return the folder of cdropout.h, for a compiler's -I; on the command line, `cdropout info --include` prints it.
+    """Return the folder of cdropout.h, for a compiler's -I.
+
+    On the command line, `cdropout info --include` prints it.
 
     Returns
     -------

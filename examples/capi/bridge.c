@@ -86,7 +86,8 @@ static PyObject *training(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"layer", layer, METH_VARARGS, "layer(x, gy, y, gx, p, seed): forward of x into y, backward of gy into gx."},
-    {"images", images, METH_VARARGS, "images(x, y, images, channels, rows, columns, by_channel, p, seed): dropout of channels-last x into y."},
+    {"images", images, METH_VARARGS,
+     "images(x, y, images, channels, rows, columns, by_channel, p, seed): dropout of channels-last x into y."},
     {"threads", threads, METH_VARARGS, "threads(x, y, p, seed): dropout of x into y by many threads."},
     {"training", training, METH_VARARGS, "training(x, wanted, weights, gradient, work, p, seed, call): the loss of one step."},
     {NULL, NULL, 0, NULL},

@@ -23,7 +23,7 @@ class Dropout {
   void backward(const float *gy, float *gx, std::size_t n) const { apply(gy, gx, n); }
 
  private:
-  static constexpr std::size_t kChunk = 65536; /* elements */
+  static constexpr std::size_t kChunk = 65536;                /* elements */
   static constexpr std::size_t kCache = std::size_t{1} << 24; /* bytes of an output that fits in the cache beside its input */
 
   void apply(const float *x, float *y, std::size_t n) const {

@@ -14,9 +14,9 @@ MASK = np.dtype([("seed", "u8"), ("call", "u8"), ("threshold", "u8"), ("scale", 
 # The table begins with two 32-bit numbers, which the functions follow: mask_init, apply, ...
 addresses = (c_size_t * 2).from_address(cdropout.get_table() + 8)
 mask_init = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_double)(addresses[0])
-apply = ctypes.CFUNCTYPE(
-    c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64
-)(addresses[1])
+apply = ctypes.CFUNCTYPE(c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64)(
+    addresses[1]
+)
 
 
 @numba.njit(nogil=True)

@@ -28,7 +28,15 @@ from catalog import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 LOG = Path(__file__).with_name("log.tsv")
-KERNELS = ("stream.pxd", "bits.pxd", "elements.pxd", "view.pxd", "tiles.pxd", "kernels.pyx", "simd.h")
+KERNELS = (
+    "stream.pxd",
+    "bits.pxd",
+    "elements.pxd",
+    "view.pxd",
+    "tiles.pxd",
+    "kernels.pyx",
+    "simd.h",
+)
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice
     **dict.fromkeys(KERNELS, "build views past_cache halves fused corners kernels guard_pages"),
