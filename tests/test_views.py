@@ -297,9 +297,23 @@ def test_larger_than_a_tile_in_bools(table, large):
 
 
 @pytest.mark.parametrize(
+    "shape, mask",
+    [
+        ((7, 2, 4, 2, 3, 5, 9), (24582, 8193, 0, 24582, 4097, 12291, 24582)),
+        ((2, 2, 3, 4, 3, 1457, 9), (13590, 44865, 4097, 0, 44865, 5395, 13590)),
+    ],
+)
+def test_masks_whose_positions_coincide(table, shape, mask):
+    """The last tile is shorter than the others, and may not need more bits than they do."""
+    c_order = layout(len(shape))
+    check(table, Case(shape, c_order, c_order, mask), bool, 0.1, random.Random(9))
+
+
+@pytest.mark.parametrize(
     "dense",
     [case((3, 10_007)), case((5, 3, 7000), shared=(1, 2)), case((12, 6001), shared=(0,))],
-                         ids=lambda each: f"{each.shape}")  # fmt: skip
+    ids=lambda each: f"{each.shape}",
+)
 @pytest.mark.parametrize("isa", ISAS)
 def test_streaming_stores(isa, dense):
     """Rows are long enough for them, at any offset, if y has gaps and if it has none."""

@@ -11,7 +11,7 @@ from cdropout.core.bits cimport (
 from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
-    MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, sort_by_mask, take_tile,
+    MAX_DIMS, TILE_BYTES, Drawn, View, choose_runs, choose_tile, count_tiles, distance, lay_out, sort_by_mask, take_tile,
 )
 
 cdef extern from "simd.h" nogil:
@@ -319,27 +319,28 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
             return
 
 
-cdef inline void apply_tile(View* tile, const Source* source, const Terms* terms, element* typed) noexcept nogil:
+cdef inline void apply_tile(
+    View* tile, Drawn* drawn, const Source* source, const Terms* terms, element* typed
+) noexcept nogil:
+    """Draw the bits of a tile, whose runs have been chosen, and apply them."""
     cdef uint8_t drawn_bits[TILE_BYTES + MARGIN]
     cdef uint8_t ordered_bits[TILE_BYTES + MARGIN]
     cdef const uint8_t* bits = drawn_bits
     cdef BitAxis axes[MAX_DIMS]
     cdef size_t lengths[MAX_DIMS]
-    cdef Drawn drawn
     cdef View dense = tile[0]
     cdef int ndim = 0
     cdef int axis
-    sort_by_mask(&drawn, tile)
     for axis in range(tile.ndim):
         lengths[axis] = tile.axes[axis].length
-    lay_out(&drawn, tile, lengths)
-    draw_tile(drawn_bits, &drawn, source, tile)
-    if not in_order(&drawn, tile):
+    lay_out(drawn, tile, lengths)
+    draw_tile(drawn_bits, drawn, source, tile)
+    if not in_order(drawn, tile):
         for axis in range(tile.ndim):
             if tile.axes[axis].length > 1:
                 axes[ndim] = BitAxis(tile.axes[axis].length, drawn.stride[axis])
                 ndim += 1
-        reorder_bits(ordered_bits, drawn_bits, first_bit(&drawn, tile), ndim, axes)
+        reorder_bits(ordered_bits, drawn_bits, first_bit(drawn, tile), ndim, axes)
         bits = ordered_bits
     apply_rows(&dense, bits, terms, typed)
 
@@ -348,7 +349,10 @@ cdef inline void apply_view(const View* view, const Source* source, const Terms*
     cdef size_t lengths[MAX_DIMS]
     cdef size_t number
     cdef View tile
+    cdef Drawn drawn
     choose_tile(lengths, view)
+    sort_by_mask(&drawn, view)
+    choose_runs(&drawn, view, lengths)
     for number in range(count_tiles(view, lengths)):
         take_tile(&tile, view, lengths, number)
-        apply_tile(&tile, source, terms, typed)
+        apply_tile(&tile, &drawn, source, terms, typed)

@@ -139,24 +139,38 @@ cdef inline void sort_by_mask(Drawn* drawn, const View* view) noexcept nogil:
         drawn.ndim += 1
 
 
+cdef inline void choose_runs(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
+    """Choose the axes along which the bits of a tile of these lengths are drawn in one run; the axes have been sorted."""
+    cdef uint64_t run = 1
+    cdef uint64_t step
+    cdef int axis
+    drawn.runs = 0
+    while drawn.runs < drawn.ndim:
+        axis = drawn.order[drawn.runs]
+        step = distance(view.axes[axis].mask)
+        if lengths[axis] > 1:
+            if step > run + GAP:
+                return
+            run += (lengths[axis] - 1) * step
+        drawn.runs += 1
+
+
 cdef inline void lay_out(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Say where the bits of a tile of these lengths are drawn to; the axes have been sorted."""
-    cdef uint64_t step, n
+    """Compute where the bits of a tile of these lengths are drawn to.
+
+    The runs have been chosen for the first tile. Shorter tiles keep them, so that none needs more bits than the first.
+    """
+    cdef uint64_t step
     cdef int i, axis
     drawn.run = 1
-    drawn.runs = 0
     for axis in range(view.ndim):
         drawn.stride[axis] = 0
-    for i in range(drawn.ndim):
+    for i in range(drawn.runs):
         axis = drawn.order[i]
-        n = lengths[axis]
-        step = distance(view.axes[axis].mask)
-        if n > 1:
-            if step > drawn.run + GAP:
-                break
-            drawn.run += (n - 1) * step
+        if lengths[axis] > 1:
+            step = distance(view.axes[axis].mask)
+            drawn.run += (lengths[axis] - 1) * step
             drawn.stride[axis] = step
-        drawn.runs += 1
     drawn.pitch = drawn.run
     drawn.bits = drawn.run
     if drawn.runs < drawn.ndim:
@@ -183,6 +197,7 @@ cdef inline size_t product(const size_t* lengths, int ndim) noexcept nogil:
 
 
 cdef inline bint fits(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
+    choose_runs(drawn, view, lengths)
     lay_out(drawn, view, lengths)
     return drawn.bits <= TILE and product(lengths, view.ndim) <= TILE
 

@@ -257,7 +257,7 @@ MUTANTS = {
         "join_axes": [("length", "$v.axes[$i].length *= $v.axes[$k].length", "pass")],
         "sort_by_mask": [("shared axes", "$v.axes[$i].mask == 0 or", "False or")],
         "lay_out": [
-            ("run", "$d.run += ($n - 1) * $s", "$d.run += ($n - 2) * $s"),
+            ("run", "$d.run += ($l[$a] - 1) * $s", "$d.run += ($l[$a] - 2) * $s"),
             ("runs", "$d.stride[$a] = $d.bits", "$d.stride[$a] = $d.run"),
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
@@ -321,7 +321,7 @@ MUTANTS = {
             ("y", "and $r.y == sizeof(element)", "and True"),
             ("bits", "$first += $r.length", "pass"),
         ],
-        "apply_tile": [("order", "if not in_order(&$d, $t):", "if False:")],
+        "apply_tile": [("order", "if not in_order($d, $t):", "if False:")],
     },
     "core/kernels.pyx": {
         "apply_and_draw": [
