@@ -240,6 +240,12 @@ GROUPS = {
         for start in (0, 13 * 90 + 7, 2**33 - 5)
     ]
     + [case((5, 9, 31), (2, 1, 0), within=(5, 40, 77)), case((7, 9), within=(7, 5000))],
+    "gaps in the mask": [
+        case((15, 70), order)._replace(mask=mask)
+        for order in [(0, 1), (1, 0)]
+        for mask in [(140, 2), (3, 50), (2, 0), (0, 7), (-2, 31)]
+    ]
+    + [case((5, 7, 30), (2, 0, 1))._replace(mask=(700, 90, 3))],
     "the last positions": [
         case((30, 70), order, start=2**64 - before)
         for order in [(0, 1), (1, 0)]

@@ -255,7 +255,6 @@ MUTANTS = {
             ("mask", "$a.mask = <int64_t>(0 - <uint64_t>$a.mask)", "pass"),
         ],
         "join_axes": [("length", "$v.axes[$i].length *= $v.axes[$k].length", "pass")],
-        "sort_by_mask": [("shared axes", "$v.axes[$i].mask == 0 or", "False or")],
         "lay_out": [
             ("run", "$d.run += ($l[$a] - 1) * $s", "$d.run += ($l[$a] - 2) * $s"),
             ("runs", "$d.stride[$a] = $d.bits", "$d.stride[$a] = $d.run"),
@@ -366,7 +365,7 @@ MUTANTS = {
             ("p = 1", "and $t.scale != 0 and", "and"),
             ("steps in the mask", "and $r.mask == 1", "and True"),
             ("steps in y", "and $r.y == sizeof(floating)", "and True"),
-            ("alpha dropout", "and not $t.shifts and", "and"),
+            ("alpha dropout", "and not $t.shifts", "and True"),
         ],
         "source_is_null": [
             ("bits", "and $s.bits == NULL and", "and True and"),
@@ -749,17 +748,11 @@ MUTANTS = {
             ("copied back", "$y.copy_($c)", "pass"),
         ],
         "copy_first": [
-            ("wide", "if $w else $x.dtype, copy", "if False else $x.dtype, copy"),
-            ("gaps", "$y.copy_($x)", "pass"),
             ("memory", "check_new($c, &$y, $*e)", "read($c, &$y)"),
         ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
-        ],
-        "fill_box": [
-            ("scale", "= $d.mask.scale", "= 1"),
-            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
         ],
     },
     "core/draws.pyx": {
