@@ -366,7 +366,7 @@ MUTANTS = {
             ("p = 1", "and $t.scale != 0 and", "and"),
             ("steps in the mask", "and $r.mask == 1", "and True"),
             ("steps in y", "and $r.y == sizeof(floating)", "and True"),
-            ("alpha dropout", "and not $t.shifts and", "and"),
+            ("alpha dropout", "and not $t.shifts", "and True"),
         ],
         "source_is_null": [
             ("bits", "and $s.bits == NULL and", "and True and"),
@@ -749,17 +749,18 @@ MUTANTS = {
             ("copied back", "$y.copy_($c)", "pass"),
         ],
         "copy_first": [
-            ("wide", "if $w else $x.dtype, copy", "if False else $x.dtype, copy"),
-            ("gaps", "$y.copy_($x)", "pass"),
-            ("memory", "check_new($c, &$y, $*e)", "read($c, &$y)"),
+            ("half types", "if not $d.shifts or $w.x.bits != 16 or $w.n == 0:", "if True:"),
+            ("layout of x", "or not contiguous(&$w.x) or", "or"),
+            ("layout of y", "or not contiguous(&$w.y)", ""),
         ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
-        "fill_box": [
-            ("scale", "= $d.mask.scale", "= 1"),
+        "run_strided": [
+            ("axes of one", "if $x.shape[$i] != 1:", "if True:"),
             ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+            ("alpha dropout", "= $d.shifts, $d.shift, $d.constant", "= False, $d.shift, $d.constant"),
         ],
     },
     "core/draws.pyx": {
