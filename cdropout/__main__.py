@@ -206,7 +206,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the version, instruction sets and threads, or with --include the folder of cdropout.h."""
+    """Print the version, instruction sets and threads; with --include, the folder of cdropout.h."""
     if options.include:
         print(cd.get_include())
         return 0

@@ -89,5 +89,5 @@ write_foreign_python
 rm -rf "$work/build" "$modules"/cdropout*
 cross_build .
 "$foreign" -P -m cdropout selftest
-[ $# -gt 1 ] || set -- "$machine" tests/test_kernels.py tests/test_halves.py
+[ $# -gt 1 ] || set -- "$machine" tests/test_kernels.py tests/test_views.py tests/test_halves.py
 "$foreign" -P -m pytest -q -p no:cacheprovider "${@:2}"

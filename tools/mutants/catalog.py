@@ -749,10 +749,18 @@ MUTANTS = {
         ],
         "copy_first": [
             ("memory", "check_new($c, &$y, $*e)", "read($c, &$y)"),
+            ("half types", "if not $d.shifts or $w.x.bits != 16 or $w.n == 0:", "if True:"),
+            ("layout of x", "or not contiguous(&$w.x) or", "or"),
+            ("layout of y", "or not contiguous(&$w.y)", ""),
         ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
+        ],
+        "run_strided": [
+            ("axes of one", "if $x.shape[$i] != 1:", "if True:"),
+            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+            ("alpha dropout", "= $d.shifts, $d.shift, $d.constant", "= False, $d.shift, $d.constant"),
         ],
     },
     "core/draws.pyx": {
