@@ -245,6 +245,9 @@ cdef apply_view(
     call.shifts = shift is not None
     if shift is not None:
         call.shift, call.constant = shift
+    if n < SHORT:
+        run_view(&call, ndim, axes, share, 1)
+        return
     with nogil:
         run_view(&call, ndim, axes, share, sharers(n))
 

@@ -79,7 +79,7 @@ cdef extern from *:
 
 cdef enum:
     MOST_AXES = 64
-    MARGIN = 16                                   # bytes after packed bits that may be read and written, too
+    MARGIN = 16                                   # bytes after packed bits that may be read and written, too: `interleave` reads so far
 
 cdef struct BitAxis:
     size_t length
@@ -152,6 +152,15 @@ cdef inline int place_of(int row) noexcept nogil:
     return (row & 7) << 3 | row >> 3
 
 
+cdef inline uint64_t row_at(const uint8_t* source, uint64_t first, bint descending) noexcept nogil:
+    """Return 64 bits from bit `first` on, or down from it."""
+    if not descending:
+        return bits64_at(source, first)
+    if first >= 63:
+        return reversed_bits(bits64_at(source, first - 63))
+    return reversed_bits(load_bits64(source) << (63 - first))
+
+
 cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
     """Append n bits from bit `first` on."""
     cdef size_t done
@@ -161,14 +170,9 @@ cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first
 
 cdef inline void append_reversed(Writer* writer, const uint8_t* bits, uint64_t last, size_t n) noexcept nogil:
     """Append n bits down from bit `last`."""
-    cdef uint64_t taken
     cdef size_t done
     for done in range(0, n, 64):
-        if last - done >= 63:
-            taken = bits64_at(bits, last - done - 63)
-        else:
-            taken = load_bits64(bits) << (63 - (last - done))
-        write_bits(writer, reversed_bits(taken), min(n - done, <size_t>64))
+        write_bits(writer, row_at(bits, last - done, True), min(n - done, <size_t>64))
 
 
 cdef inline void append_equal(Writer* writer, bint bit, size_t n) noexcept nogil:
@@ -223,15 +227,6 @@ cdef inline void append_rows(
             axis -= 1
         if axis < 0:
             return
-
-
-cdef inline uint64_t row_at(const uint8_t* source, uint64_t first, bint descending) noexcept nogil:
-    """Return 64 bits from bit `first` on, or down from it."""
-    if not descending:
-        return bits64_at(source, first)
-    if first >= 63:
-        return reversed_bits(bits64_at(source, first - 63))
-    return reversed_bits(load_bits64(source) << (63 - first))
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
@@ -302,7 +297,7 @@ cdef inline void transpose_pair(
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
-    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # what stands above is not of the result
+    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # bits above are not part of the result
     while width // 2 >= n:
         width //= 2
     for j in range(0, outer.length, 64):

@@ -210,7 +210,7 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
 # ---- views ------------------------------------------------------------------------------------------
 
 cdef enum:
-    LONG_ROW = 4096                               # elements from which entering the stream for each row costs little
+    FUSED_ROW = 4096                              # elements from which entering the stream for each row costs little
 
 
 cdef inline void apply_long_rows(
@@ -233,14 +233,10 @@ cdef inline void apply_typed(const View* view, const Source* source, const Terms
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
     cdef bint fused = source.mask != NULL and terms.scale != 0 and not terms.shifts
     cdef bint contiguous = row.x == sizeof(floating) and row.y == sizeof(floating) and row.mask == 1
-    if fused and contiguous and (row.length >= LONG_ROW or view.ndim == 1):
+    if fused and contiguous and (row.length >= FUSED_ROW or view.ndim == 1):
         apply_long_rows(view, source.mask, terms.large, typed)
     else:
         apply_view(view, source, terms, typed)
-
-
-cdef inline bint source_is_null(const Source* source) noexcept nogil:
-    return source.mask == NULL and source.bits == NULL and source.bools == NULL
 
 
 cdef int apply_source(
@@ -256,7 +252,7 @@ cdef int apply_source(
         if axes[i].length == 0:
             return 0
         bytes *= axes[i].length
-    if source_is_null(source) or y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+    if source.mask == NULL and source.bits == NULL and source.bools == NULL or y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
         return -1
     terms.large = is_large(flags, bytes)
     view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL

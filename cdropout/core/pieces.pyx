@@ -8,7 +8,7 @@ from cdropout cimport (
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.threads cimport Share, share
-from cdropout.core.view cimport View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout.core.view cimport Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
 
 cdef enum:
     SHARED = 1 << 19                  # elements from which waking a second thread pays
@@ -126,8 +126,9 @@ cdef void run_tile(const void* call, size_t number) noexcept nogil:
 
 cdef int run_view(ViewCall* call, int ndim, const cdropout_axis* axes, Share how, size_t most) except -1 nogil:
     """Apply a mask, bits or bools at any strides, on at most `most` threads, which `how` brings to it."""
+    cdef Drawn drawn
     arrange(&call.view, ndim, axes)
-    choose_tile(call.lengths, &call.view)
+    choose_tile(call.lengths, &drawn, &call.view)
     call.flags = 0
     if count_elements(&call.view) * size_of(call.dtype) >= largest_cached:
         call.flags = CDROPOUT_PART_OF_LARGE

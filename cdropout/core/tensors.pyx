@@ -251,6 +251,9 @@ cdef run_strided(const Work* work, Draw draw):
     call.dtype = type_of(x)
     call.mask, call.bits, call.bools = &draw.mask, NULL, NULL
     call.shifts, call.shift, call.constant = draw.shifts, draw.shift, draw.constant
+    if work.n < SHORT:
+        run_view(&call, ndim, axes, share_by_openmp, 1)
+        return
     with nogil:
         run_view(&call, ndim, axes, share_by_openmp, work.threads)
 

@@ -11,7 +11,7 @@ from cdropout.core.bits cimport (
 from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
-    MAX_DIMS, TILE_BYTES, Drawn, View, choose_runs, choose_tile, count_tiles, distance, lay_out, sort_by_mask, take_tile,
+    MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, take_tile,
 )
 
 cdef extern from "simd.h" nogil:
@@ -60,6 +60,8 @@ cdef inline void begin_rows(Rows* rows, const View* tile, int last) noexcept nog
 cdef inline void first_row(Rows* rows, View* tile) noexcept nogil:
     """Begin with the first row, after joining rows that follow each other without a gap."""
     cdef int last = tile.ndim - 1
+    while last > 0 and tile.axes[last].length == 1:
+        last -= 1
     while last > 0 and joins(&tile.axes[last - 1], &tile.axes[last]):
         last -= 1
         tile.axes[last] = cdropout_axis(
@@ -154,7 +156,7 @@ cdef inline void append_packed(Writer* writer, const uint8_t* bits, uint64_t fir
     """Append n bits of memory of which no byte past their last may be read."""
     cdef uint64_t taken
     cdef size_t i
-    while n >= 128:
+    while n >= 72:                    # 9 bytes, read from the byte of the first bit, hold none after bit first + 71
         append_bits(writer, bits, first, 64)
         first += 64
         n -= 64
@@ -269,7 +271,7 @@ cdef inline void apply_spaced_row(
     cdef const element* source
     cdef element* target
     cdef size_t done, n
-    for done in range(0, row.length, 512):        # BUFFER
+    for done in range(0, row.length, 512):        # BUFFER: Cython makes a loop of C of a literal step only
         n = min(row.length - done, <size_t>BUFFER)
         source = <const element*>x
         target = <element*>y if row.y == sizeof(element) else buffer
@@ -322,13 +324,12 @@ cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms,
 cdef inline void apply_tile(
     View* tile, Drawn* drawn, const Source* source, const Terms* terms, element* typed
 ) noexcept nogil:
-    """Draw the bits of a tile, whose runs have been chosen, and apply them."""
+    """Draw, reorder and apply the bits of a tile, whose axes are then those of its rows."""
     cdef uint8_t drawn_bits[TILE_BYTES + MARGIN]
     cdef uint8_t ordered_bits[TILE_BYTES + MARGIN]
     cdef const uint8_t* bits = drawn_bits
     cdef BitAxis axes[MAX_DIMS]
     cdef size_t lengths[MAX_DIMS]
-    cdef View dense = tile[0]
     cdef int ndim = 0
     cdef int axis
     for axis in range(tile.ndim):
@@ -342,7 +343,7 @@ cdef inline void apply_tile(
                 ndim += 1
         reorder_bits(ordered_bits, drawn_bits, first_bit(drawn, tile), ndim, axes)
         bits = ordered_bits
-    apply_rows(&dense, bits, terms, typed)
+    apply_rows(tile, bits, terms, typed)
 
 
 cdef inline void apply_view(const View* view, const Source* source, const Terms* terms, element* typed) noexcept nogil:
@@ -350,9 +351,7 @@ cdef inline void apply_view(const View* view, const Source* source, const Terms*
     cdef size_t number
     cdef View tile
     cdef Drawn drawn
-    choose_tile(lengths, view)
-    sort_by_mask(&drawn, view)
-    choose_runs(&drawn, view, lengths)
+    choose_tile(lengths, &drawn, view)
     for number in range(count_tiles(view, lengths)):
         take_tile(&tile, view, lengths, number)
         apply_tile(&tile, &drawn, source, terms, typed)

@@ -8,9 +8,9 @@ cdef enum:
     MAX_DIMS = 64                     # NumPy's limit
     TILE = 1 << 18                    # elements of a tile, and bits that are drawn for it
     TILE_BYTES = 1 << 15              # of its packed bits
-    ROW = 64                          # elements adjacent in memory that a tile holds if its bits allow it
+    ROW = 64                          # least elements of a row of a tile, if its bits fit
     LONG_ROW = 256
-    RUN = 8192                        # bits to draw in one go: a block, since entering one costs up to as much
+    RUN = 8192                        # bits to draw at once: a block, as entering one in the middle can cost as much
     GAP = 4096                        # bits that are drawn and not used, rather than entering the stream again
 
 cdef struct View:
@@ -26,7 +26,7 @@ cdef inline uint64_t distance(int64_t stride) noexcept nogil:
 
 
 cdef inline bint is_outside(const cdropout_axis* a, const cdropout_axis* b) noexcept nogil:
-    """Return whether axis a comes before b in the order of memory of y (and of x, where y says nothing)."""
+    """Return whether axis a comes before b in the order of memory of y (and of x, where the strides in y are equal)."""
     if a.y != b.y:
         return a.y > b.y
     return distance(a.x) > distance(b.x)
@@ -140,27 +140,23 @@ cdef inline void sort_by_mask(Drawn* drawn, const View* view) noexcept nogil:
 
 
 cdef inline void choose_runs(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Choose the axes along which the bits of a tile of these lengths are drawn in one run; the axes have been sorted."""
+    """Decide for tiles of at most these lengths which axes lie within one run; the axes have been sorted."""
     cdef uint64_t run = 1
     cdef uint64_t step
-    cdef int axis
+    cdef size_t n
     drawn.runs = 0
     while drawn.runs < drawn.ndim:
-        axis = drawn.order[drawn.runs]
-        step = distance(view.axes[axis].mask)
-        if lengths[axis] > 1:
-            if step > run + GAP:
-                return
-            run += (lengths[axis] - 1) * step
+        n = lengths[drawn.order[drawn.runs]]
+        step = distance(view.axes[drawn.order[drawn.runs]].mask)
+        if n > 1 and step > run + GAP:
+            return
+        if n > 1:
+            run += (n - 1) * step
         drawn.runs += 1
 
 
 cdef inline void lay_out(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Compute where the bits of a tile of these lengths are drawn to.
-
-    The runs have been chosen for the first tile. Shorter tiles keep them, so that none needs more bits than the first.
-    """
-    cdef uint64_t step
+    """Compute where the bits of a tile are drawn to. A shorter tile never needs more bits, since the runs were chosen before."""
     cdef int i, axis
     drawn.run = 1
     for axis in range(view.ndim):
@@ -168,17 +164,15 @@ cdef inline void lay_out(Drawn* drawn, const View* view, const size_t* lengths) 
     for i in range(drawn.runs):
         axis = drawn.order[i]
         if lengths[axis] > 1:
-            step = distance(view.axes[axis].mask)
-            drawn.run += (lengths[axis] - 1) * step
-            drawn.stride[axis] = step
+            drawn.stride[axis] = <int64_t>distance(view.axes[axis].mask)
+            drawn.run += (lengths[axis] - 1) * <uint64_t>drawn.stride[axis]
     drawn.pitch = drawn.run
-    drawn.bits = drawn.run
     if drawn.runs < drawn.ndim:
         drawn.pitch = (drawn.run + 63) // 64 * 64
-        drawn.bits = drawn.pitch
+    drawn.bits = drawn.pitch
     for i in range(drawn.runs, drawn.ndim):
         axis = drawn.order[i]
-        drawn.stride[axis] = drawn.bits
+        drawn.stride[axis] = <int64_t>drawn.bits
         drawn.bits *= lengths[axis]
     for axis in range(view.ndim):
         if view.axes[axis].mask < 0:
@@ -208,11 +202,12 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
     cdef size_t most = min(length, limit, <size_t>TILE // size)
-    cdef size_t part
+    cdef size_t part, rounded
     while most > before:
         part = (length - 1) // ((length - 1) // most + 1) + 1    # equal parts
-        if part < length and (part + 63) // 64 * 64 <= most:
-            part = (part + 63) // 64 * 64
+        rounded = (part + 63) // 64 * 64
+        if part < length and rounded <= most and (length - 1) % rounded >= 31:    # the last part is not too short
+            part = rounded
         lengths[axis] = part
         if fits(drawn, view, lengths):
             return
@@ -221,7 +216,7 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
 
 
 cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile up to `limit` bits, the smallest strides of the mask first, but shared axes before outer ones."""
+    """Lengthen a tile to at most `limit` bits: axes by increasing stride in the mask, each after the shared axes inside it."""
     cdef size_t held
     cdef int i, j, axis
     for i in range(drawn.ndim):
@@ -236,21 +231,21 @@ cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view
         grow(lengths, axis, limit // held if limit > held else 1, drawn, view)
 
 
-cdef inline void choose_tile(size_t* lengths, const View* view) noexcept nogil:
-    """Choose the lengths of a tile: rows of memory that fill cache lines, and long runs of the mask."""
-    cdef Drawn drawn
+cdef inline void choose_tile(size_t* lengths, Drawn* drawn, const View* view) noexcept nogil:
+    """Choose the lengths of tiles, with long rows in memory and long runs of the mask, and how their bits are drawn."""
     cdef int inner = view.ndim - 1
     cdef int i
-    sort_by_mask(&drawn, view)
+    sort_by_mask(drawn, view)
     for i in range(view.ndim):
         lengths[i] = 1
-    grow(lengths, inner, ROW if view.axes[inner].mask != 0 else <size_t>-1, &drawn, view)
-    grow_along_mask(lengths, &drawn, view, RUN)
-    grow(lengths, inner, LONG_ROW, &drawn, view)
+    grow(lengths, inner, ROW if view.axes[inner].mask != 0 else <size_t>-1, drawn, view)
+    grow_along_mask(lengths, drawn, view, RUN)
+    grow(lengths, inner, LONG_ROW, drawn, view)
     for i in range(view.ndim - 1, -1, -1):
         if view.axes[i].mask == 0:
-            grow(lengths, i, <size_t>-1, &drawn, view)
-    grow_along_mask(lengths, &drawn, view, <size_t>-1)
+            grow(lengths, i, <size_t>-1, drawn, view)
+    grow_along_mask(lengths, drawn, view, <size_t>-1)
+    choose_runs(drawn, view, lengths)
 
 
 cdef inline void take_tile(View* tile, const View* view, const size_t* lengths, size_t number) noexcept nogil:

@@ -35,8 +35,8 @@ typedef enum {
   CDROPOUT_PART_OF_LARGE = 1
 } cdropout_flags;
 
-/* One axis of x, y and a mask: its length, the bytes from one index to the next in x and in y, and the elements of the mask from
- * one index to the next. A stride may be negative. Where the stride of the mask is 0, one draw is shared along the axis. */
+/* One axis of x, y and a mask: its length, the bytes from one index to the next in x and in y, and the elements of the mask (or
+ * bits, or bytes) from one index to the next. A stride may be negative. Where the stride of the mask is 0, one draw is shared along the axis. */
 typedef struct {
   size_t length;
   ptrdiff_t x, y;
@@ -56,8 +56,8 @@ typedef struct {
  *   numbers: after the last, 2^64 - 1, comes 0. Packed bits are bytes, least significant bit first.
  * - Input and output must be identical or must not overlap, and no two elements of y may overlap. Elements, bits and bytes need
  *   no alignment; masks, axes and the doubles of gbias need that of their C types.
- * - A kernel returns 0. It returns -1 and writes nothing if a dtype or a flag is unknown, a pointer is NULL or ndim is not in [0, 64].
- *   If there are no elements, only the pointer to the axes may not be NULL.
+ * - A kernel returns 0. It returns -1 and writes nothing if a dtype or a flag is unknown or not supported, a pointer is NULL or ndim is not in [0, 64].
+ *   If there are no elements, every pointer but the one to the axes may be NULL.
  * - A dropped element is +0.0, whatever x holds. A kept one is x * scale, rounded once; the half types are computed in float32, to
  *   which the scale is rounded too. */
 typedef struct {
@@ -84,10 +84,11 @@ typedef struct {
   /* The same for arrays with any strides: ndim axes, from 0 to 64, in any order. x and y point to the elements with index 0 along
    * every axis, and start is the position of that element in the mask. apply_bits_strided takes packed bits, where positions are
    * numbers of bits. apply_bools_strided takes bytes, where bools points to the byte of that element; an element is kept if its
-   * byte is not 0.
+   * byte is not 0. All bits or bytes from the first to the last one may be read, also those of no element. A call needs 100 KB of
+   * stack.
    *
    * If dtype is CDROPOUT_BOOL, y gets one byte per element: 1 where an element is kept, otherwise 0. Then x and the strides of x
-   * are not read, and x may be NULL. */
+   * are not read, x may be NULL, and scale is not used. */
   int (*apply_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                        const cdropout_mask *mask, uint64_t start);
   int (*apply_bits_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
