@@ -297,8 +297,13 @@ def test_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
-@pytest.mark.parametrize("large", LARGE[1:3], ids=lambda each: f"{each.shape}")
+@pytest.mark.parametrize(
+    "large",
+    [*LARGE[1:3], case((300, 20), within=(300, 4000))],
+    ids=lambda each: f"{each.shape}",
+)
 def test_larger_than_a_tile_in_bools(table, large):
+    """The last case has few elements, but they are far apart in the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
 
