@@ -152,7 +152,7 @@ def test_so_many_bytes_come_and_no_more(size):
 
 
 @pytest.mark.parametrize("p", [battery.LOWEST_P, 1 - battery.LOWEST_P])
-def test_the_lowest_rates_give_bytes(p):
+def test_the_lowest_rates_give_bytes(p, streamed):
     streamed("--p", str(p), size=1)
 
 

@@ -59,15 +59,10 @@ def test_a_mode_that_answers_for_empty_like(name, answer):
 
 @pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer != "x"])
 def test_a_mode_that_answers_for_other_functions(answer):
-    half, permuted = torch.ones(20, 30, dtype=torch.float16), torch.ones(2000, 40).t()
-    for name, call in {
-        "to": lambda: ct.alpha_dropout(half, 0.5, True),
-        "to ": lambda: ct.dropout(permuted, 0.5),
-        "to  ": lambda: ct.dropout(permuted, 0.5, inplace=True),
-    }.items():
-        mode = Answer(name.strip(), ANSWERS[answer])
-        with Untouched(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
-            call()
+    half = torch.ones(20, 30, dtype=torch.float16)
+    mode = Answer("to", ANSWERS[answer])
+    with Untouched(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
+        ct.alpha_dropout(half, 0.5, True)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cdropout.core.threads cimport Work, answer_signals, exchange_number, forked
 
 cdef enum:
     AWAKE = 1 << 17                   # elements from which a second thread pays that need not be woken
-    TURN = 64                         # pieces that each thread does between two looks for signals
+    TURN = 16                         # pieces that each thread does between two looks for signals
 
 cdef struct Turn:
     Work work
