@@ -322,7 +322,12 @@ def test_masks_whose_positions_coincide(table, shape, mask):
 
 @pytest.mark.parametrize(
     "dense",
-    [case((3, 10_007)), case((5, 3, 7000), shared=(1, 2)), case((12, 6001), shared=(0,))],
+    [
+        case((3, 10_007)),
+        case((5, 3, 7000), shared=(1, 2)),
+        case((12, 6001), shared=(0,)),
+        case((2, 3, 5003), steps=(2, 2, 1)),
+    ],
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)
