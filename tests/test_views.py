@@ -297,8 +297,13 @@ def test_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
-@pytest.mark.parametrize("large", LARGE[1:3], ids=lambda each: f"{each.shape}")
+@pytest.mark.parametrize(
+    "large",
+    [*LARGE[1:3], case((300, 20), within=(300, 4000))],
+    ids=lambda each: f"{each.shape}",
+)
 def test_larger_than_a_tile_in_bools(table, large):
+    """The last case has few elements, but they are far apart in the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
 
@@ -317,7 +322,12 @@ def test_masks_whose_positions_coincide(table, shape, mask):
 
 @pytest.mark.parametrize(
     "dense",
-    [case((3, 10_007)), case((5, 3, 7000), shared=(1, 2)), case((12, 6001), shared=(0,))],
+    [
+        case((3, 10_007)),
+        case((5, 3, 7000), shared=(1, 2)),
+        case((12, 6001), shared=(0,)),
+        case((2, 3, 5003), steps=(2, 2, 1)),
+    ],
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)

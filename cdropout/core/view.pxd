@@ -191,9 +191,10 @@ cdef inline size_t product(const size_t* lengths, int ndim) noexcept nogil:
 
 
 cdef inline bint fits(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
+    """Return whether the bits of a tile of these lengths fit in the buffer."""
     choose_runs(drawn, view, lengths)
     lay_out(drawn, view, lengths)
-    return drawn.bits <= TILE and product(lengths, view.ndim) <= TILE
+    return drawn.bits <= TILE
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, const View* view) noexcept nogil:

@@ -261,8 +261,7 @@ MUTANTS = {
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
         "fits": [
-            ("bits", "$d.bits <= TILE and", "True and"),
-            ("elements", "and product($l, $v.ndim) <= TILE", "and True"),
+            ("bits", "return $d.bits <= TILE", "return True"),
         ],
         "take_tile": [
             ("rest", "min($l[$a], $v.axes[$a].length - $f)", "$l[$a]"),
