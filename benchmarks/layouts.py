@@ -1,9 +1,10 @@
-"""Time dropout of arrays in other memory layouts than C order, in multiples of a memcpy of the same bytes.
+"""Time dropout of arrays in other memory layouts than C order, in multiples of a memcpy.
 
     python benchmarks/layouts.py [--isa ISA ...] [--pairs N] [--tensors]
 
-Dropout and copy are timed in turn, on one thread, to an array that is there already, with p = 0.1 and a new seed in each
-pair. The copy is contiguous; for slices it is `np.copyto` between slices. Medians of the ratios, with quartiles.
+Dropout and a copy of the same bytes are timed in turn, on one thread, to an array that is there
+already, with p = 0.1 and a new seed in each pair. The copy is contiguous; for slices it is
+`np.copyto` between slices. Medians of the ratios are printed, with quartiles.
 """
 
 import argparse

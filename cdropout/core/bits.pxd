@@ -79,7 +79,7 @@ cdef extern from *:
 
 cdef enum:
     MOST_AXES = 64
-    MARGIN = 16                                   # bytes after packed bits that may be read and written, too: `interleave` reads so far
+    MARGIN = 16                                   # bytes after packed bits that may be used, too: `interleave` reads so far
 
 cdef struct BitAxis:
     size_t length

@@ -252,7 +252,9 @@ cdef int apply_source(
         if axes[i].length == 0:
             return 0
         bytes *= axes[i].length
-    if source.mask == NULL and source.bits == NULL and source.bools == NULL or y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+    if y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+        return -1
+    if source.mask == NULL and source.bits == NULL and source.bools == NULL:
         return -1
     terms.large = is_large(flags, bytes)
     view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL

@@ -156,7 +156,7 @@ cdef inline void choose_runs(Drawn* drawn, const View* view, const size_t* lengt
 
 
 cdef inline void lay_out(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Compute where the bits of a tile are drawn to. A shorter tile never needs more bits, since the runs were chosen before."""
+    """Compute where the bits of a tile are drawn to. Shorter tiles need fewer bits, since the runs were chosen before."""
     cdef int i, axis
     drawn.run = 1
     for axis in range(view.ndim):
@@ -217,7 +217,7 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
 
 
 cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile to at most `limit` bits: axes by increasing stride in the mask, each after the shared axes inside it."""
+    """Lengthen a tile to at most `limit` bits: axes by increasing stride in the mask, after the shared axes inside them."""
     cdef size_t held
     cdef int i, j, axis
     for i in range(drawn.ndim):

@@ -95,9 +95,10 @@ MUTANTS = {
         "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
         "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
         "append_bits": [("next", "$first + $done", "$first")],
-        "append_reversed": [
-            ("first bits", "63 - ($l - $d)", "62 - ($l - $d)"),
-            ("order", "reversed_bits($t)", "$t"),
+        "row_at": [
+            ("ascending", "if not $d:", "if True:"),
+            ("first bits", "63 - $f", "62 - $f"),
+            ("other bits", "$f - 63", "$f - 62"),
         ],
         "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
         "append_spaced": [
@@ -105,7 +106,6 @@ MUTANTS = {
             ("rest", "if $n % 64:", "if False:"),
         ],
         "append_rows": [("carry", "$first -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass")],
-        "row_at": [("first bits", "63 - $first", "62 - $first")],
         "put_bits": [("last byte", "if $s + $n > 64:", "if False:")],
         "interleave": [
             ("row", "$v << $i", "$v"),
@@ -256,8 +256,8 @@ MUTANTS = {
         ],
         "join_axes": [("length", "$v.axes[$i].length *= $v.axes[$k].length", "pass")],
         "lay_out": [
-            ("run", "$d.run += ($l[$a] - 1) * $s", "$d.run += ($l[$a] - 2) * $s"),
-            ("runs", "$d.stride[$a] = $d.bits", "$d.stride[$a] = $d.run"),
+            ("run", "($l[$a] - 1) * <uint64_t>$d.stride[$a]", "($l[$a] - 2) * <uint64_t>$d.stride[$a]"),
+            ("runs", "= <int64_t>$d.bits", "= <int64_t>$d.run"),
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
         "fits": [
@@ -366,17 +366,14 @@ MUTANTS = {
             ("steps in y", "and $r.y == sizeof(floating)", "and True"),
             ("alpha dropout", "and not $t.shifts", "and True"),
         ],
-        "source_is_null": [
-            ("bits", "and $s.bits == NULL and", "and True and"),
-        ],
         "apply_source": [
             ("type", "$b == 0 and $d != CDROPOUT_BOOL or", "False or"),
             ("flags", "or not are_known($f) or", "or False or"),
             ("ndim", "or not 0 <= $n <= MAX_DIMS or", "or False or"),
             ("axes", "or $n and $a == NULL", "or False"),
             ("empty", "if $a[$i].length == 0:", "if False:"),
-            ("null", "source_is_null($s) or", "False or"),
-            ("null y", "or $y == NULL or", "or False or"),
+            ("null y", "if $y == NULL or", "if False or"),
+            ("null", "$s.mask == NULL and $s.bits == NULL and $s.bools == NULL", "False"),
         ],
         "apply_alpha_strided": [
             ("p = 1", "$s != 0, $c, $d", "True, $c, $d"),
