@@ -595,8 +595,11 @@ MUTANTS = {
         ],
         "Generator.state": [
             ("fork", "$s.refresh()", "pass"),
+            ("seeded", "$s.go_back($v, SEEDED)", "$s.go_back($v, $s.born)"),
+        ],
+        "Generator.go_back": [
             ("spawned", "$s.spawned = $v", "pass"),
-            ("seeded", "$s.born = SEEDED", "pass"),
+            ("born", "$s.born = $b", "pass"),
         ],
         "Generator.spawn": [
             ("fork", "$s.refresh()", "pass"),
@@ -782,7 +785,7 @@ MUTANTS = {
             ("modes", "with undisturbed():", "if True:"),
         ],
         "Cell.__init__": [("modes", "with undisturbed(),", "with")],
-        "set_state": [("born", "$g.born)", "-1)")],
+        "set_state": [("born", "(<Generator>$g).born)", "-1)")],
         "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
         "Draw.__init__": [
             ("form", "if $f not in FORMS:", "if False:"),
@@ -1016,7 +1019,11 @@ MUTANTS = {
             ("depth", "$s.on or $s.depth > 0", "$s.on"),
             ("nested", "$s.depth += $d", "$s.depth = $d"),
         ],
-        "_Acceleration.__call__": [("generators", "if any($*e):", "if False:")],
+        "_Acceleration.__call__": [
+            ("generators", "if any($*e):", "if False:"),
+            ("wrapped", "inspect.unwrap($f)", "$f"),
+            ("results", "if isinstance($r, SUSPENDED):", "if False:"),
+        ],
         "KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
         "_registered": [("taken apart", "if $c not in $o.py_kernels:", "if False:")],
         "_our_way": [
