@@ -171,9 +171,7 @@ def test_an_error_under_transforms_and_modes_draws_nothing(name, kind):
         pytest.skip("a cdropout.Generator is refused there")
     with Untouched(generator), pytest.raises(RuntimeError, match="must match the size|broadcast"):
         WATCHED[name](
-            lambda x: ct.bias_dropout_add(
-                x, torch.ones(4), torch.ones(5), 0.5, generator=generator
-            )
+            lambda x: ct.bias_dropout_add(x, torch.ones(4), torch.ones(5), 0.5, generator=generator)
         )
 
 
