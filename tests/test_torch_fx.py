@@ -96,6 +96,36 @@ def test_fx_runs_hooks_once():
     assert torch.equal(fx.symbolic_trace(model)(x), 3 * x)
 
 
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook"])
+def test_fx_runs_global_hooks_once(register):
+    def triple(module, args, *result):
+        return (result or args)[0] * 3 if type(module) is ct.Dropout else None
+
+    model, x = nn.Sequential(ct.Dropout(0.5).eval()), torch.ones(9)
+    handle = getattr(nn.modules.module, f"register_module_{register}")(triple)
+    try:
+        assert torch.equal(fx.symbolic_trace(model)(x), 3 * x)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_fx_records_a_function_in_a_hook_of_a_module(name):
+    function = FUNCTIONS[name]
+    model, x = nn.Sequential(ct.Dropout(0.0)), torch.ones(4, 5, 6, 7)
+    model[0].register_forward_hook(lambda module, args, y: function(y))
+    expected = seeded(model, x)
+    traced = fx.symbolic_trace(model)
+    assert getattr(ct, "dropout" if name == "in place" else name) in targets(traced)
+    assert torch.equal(seeded(traced, x), expected)
+
+
+def test_fx_traces_into_the_root():
+    traced, x = fx.symbolic_trace(ct.Dropout(0.5)), torch.ones(99)
+    assert ct.dropout in targets(traced)
+    assert torch.equal(seeded(traced, x), seeded(ct.dropout, x))
+
+
 def test_fx_traces_into_subclasses():
     class Doubled(ct.Dropout):
         def forward(self, x):
@@ -116,7 +146,10 @@ def test_fx_records_a_function_as_itself(name):
     for graph_module in (traced, fx.symbolic_trace(traced), pickle.loads(pickle.dumps(traced))):
         assert getattr(ct, "dropout" if name == "in place" else name) in targets(graph_module)
         assert torch.equal(seeded(graph_module, x), expected)
-    with pytest.raises(NotImplementedError, match="cannot be recorded in a torch.fx graph by a fu"):
+    has_module = name not in ("drop_path", "mc_dropout", "bias_dropout_add")
+    instead = "use a module, or draw from" if has_module else "draw from"
+    match = f"in a torch.fx graph by a function: {instead} PyTorch's default generator"
+    with pytest.raises(NotImplementedError, match=match):
         fx.symbolic_trace(lambda x: function(x, generator=cd.Generator(1)))
 
 

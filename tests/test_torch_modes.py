@@ -1,5 +1,9 @@
 """cdropout.torch where a mode of PyTorch answers for the functions that allocate memory."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from torch_functions import FUNCTIONS, Untouched
 
@@ -76,10 +80,33 @@ def test_what_is_to_hold_the_mask_is_checked_too(answer, monkeypatch):
             torch.native_dropout(x, 0.5, True)
 
 
-def test_a_mode_that_answers_for_the_tensor_of_seeds():
-    from cdropout.core.draws import Cell
+SEEDS = {
+    "empty": lambda *_: torch.zeros((), dtype=torch.int8),
+    "data_ptr": lambda *_: 8,
+}
 
-    for answer in (torch.float16, torch.int8):
-        mode = Answer("empty", lambda *_, answer=answer: torch.zeros((), dtype=answer))
-        with mode, pytest.raises(RuntimeError, match="torch.empty returned a Tensor of shape"):
-            Cell()
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_mode_does_not_reach_the_tensor_of_seeds(name):
+    def draw():
+        with Answer(name, SEEDS[name]):
+            return ct.dropout(torch.ones(99), 0.5)
+
+    with ThreadPoolExecutor(1) as pool:  # each thread has a tensor of seeds of its own
+        torch.manual_seed(3)
+        y = pool.submit(draw).result()
+    torch.manual_seed(3)
+    assert torch.equal(y, ct.dropout(torch.ones(99), 0.5))
+
+
+IMPORTS = {
+    "fake": "with torch._subclasses.FakeTensorMode(): import cdropout.torch as ct",
+    "grad": "def f(x):\n    import cdropout.torch\n    return x.sum()\n"
+    "torch.func.grad(f)(torch.ones(3))\nimport cdropout.torch as ct",
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_it_is_imported_where_a_mode_or_transform_is_active(name):
+    use = "y = ct.dropout(torch.ones(99), 0.5)\nassert set(y.tolist()) == {0, 2}"
+    subprocess.run([sys.executable, "-c", f"import torch\n{IMPORTS[name]}\n{use}"], check=True)

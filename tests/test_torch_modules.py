@@ -275,6 +275,56 @@ def test_accelerate_refuses_to_decorate_what_runs_later(function):
             ct.accelerate()(decorated)
 
 
+def wrapped(function):
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args)
+
+    return call
+
+
+class Suspended:
+    def __call__(self, x):
+        yield F.dropout(x)
+
+
+class Asynchronous:
+    async def __call__(self, x):
+        return F.dropout(x)
+
+
+@pytest.mark.parametrize("function", [coroutine, asynchronous, suspended])
+def test_accelerate_sees_through_wrappers(function):
+    for decorated in (staticmethod(function), classmethod(function), wrapped(function)):
+        with pytest.raises(TypeError, match="cannot decorate a generator function or a coroutine"):
+            ct.accelerate()(decorated)
+    decorated = ct.accelerate()(lambda x: function(x))
+    with pytest.raises(TypeError, match="cannot decorate a generator function or a coroutine"):
+        decorated(torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", [Suspended, Asynchronous])
+def test_accelerate_refuses_objects_whose_call_runs_later(kind):
+    with pytest.raises(TypeError, match="cannot decorate a generator function or a coroutine"):
+        ct.accelerate()(kind())
+
+
+def test_accelerate_decorates_static_methods_and_callable_objects():
+    class Model:
+        @ct.accelerate()
+        def __call__(self, x):
+            return F.dropout(x)
+
+        @staticmethod
+        @ct.accelerate()
+        def static(x):
+            return F.dropout(x)
+
+    x = torch.ones(9, requires_grad=True)
+    for function in (Model(), Model.static, ct.accelerate()(functools.partial(F.dropout, p=0.5))):
+        assert node_of(function(x)) == NODE
+
+
 def test_accelerate_decorates_functions():
     @ct.accelerate()
     def run(x):

@@ -1,6 +1,7 @@
 """cdropout.torch where a forward pass is repeated or watched: checkpoints, dispatch modes."""
 
 import functools
+import os
 
 import pytest
 
@@ -33,7 +34,8 @@ GENERATORS = {
 MATCH = (
     r"generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask "
     r"of its first run: use checkpoint\(..., use_reentrant=False, "
-    r"context_fn=cdropout.torch.checkpoint_context\(generator\)\), or PyTorch's default generator"
+    r"context_fn=cdropout.torch.checkpoint_context\(generator\)\); otherwise draw from PyTorch's "
+    r"default generator"
 )
 
 
@@ -86,6 +88,34 @@ def test_a_checkpoint_context_replays_the_mask(name, kind):
         assert state_of(generator) == state
     (gx,) = torch.autograd.grad(other.sum(), x)
     assert not torch.equal(gx, gradient)
+
+
+def replay(generator, x):
+    context = ct.checkpoint_context(generator)
+    function = block(FUNCTIONS["dropout"], generator)
+    checkpoint(function, x, use_reentrant=False, context_fn=context).sum().backward()
+
+
+def fail(generator, x):
+    with pytest.raises(RuntimeError, match="must match the size"):
+        ct.bias_dropout_add(x, x, torch.ones(5), generator=generator)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("restore", [replay, fail])
+def test_a_restored_generator_without_a_seed_still_has_none(restore):
+    generator = cd.Generator()
+    restore(generator, torch.ones(4, requires_grad=True))
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(theirs, str(generator.seed).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    with open(ours) as pipe:
+        assert int(pipe.read()) != generator.seed
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

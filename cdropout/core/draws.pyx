@@ -1,11 +1,12 @@
 """Draws of masks from generators, PyTorch's or this package's; compiled, since small calls are mostly overhead."""
+from contextlib import contextmanager
 from threading import local
 
 cimport cython
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
-import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cdropout cimport cdropout_mask
 from cdropout.core.dispatch cimport kernels
@@ -13,7 +14,7 @@ from cdropout.core.generators cimport Generator
 from cdropout.core.masks import alpha_terms
 from cdropout.core.pieces cimport PIECE
 
-# PyTorch says in its private module alone what is active
+# Only PyTorch's private module reports what is active
 cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
 cdef object active_mode = torch._C._get_dispatch_mode
 cdef object is_compiling = torch.compiler.is_compiling
@@ -35,16 +36,21 @@ cdef raise_unexpected(y, name):
     )
 
 
+@contextmanager
+def undisturbed():
+    """Disable all function modes, dispatch modes and transforms of torch.func within the block."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch(), _disable_current_modes():
+        yield
+
+
 class Cell(local):
-    """A tensor of one seed per thread: to make a new one would take longer than the draw."""
+    """A tensor of one seed per thread, since making a new one takes longer than the draw."""
 
     def __init__(self):
-        with torch.inference_mode(False):
+        with undisturbed(), torch.inference_mode(False):
             seed = torch.empty((), dtype=torch.int64, device="cpu")
-        if type(seed) is not Tensor or seed.dtype != torch.int64 or seed.device.type != "cpu" or seed.dim():
-            raise_unexpected(seed, "empty")
-        self.draw = seed.random_
-        self.address = seed.data_ptr()
+            self.draw = seed.random_
+            self.address = seed.data_ptr()
 
 
 cell = Cell()
@@ -79,8 +85,8 @@ cdef check_source(generator):
         if not any([generator is other for other in replayed.generators]):
             raise RuntimeError(
                 "generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask of its first "
-                "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)), "
-                "or PyTorch's default generator"
+                "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)); "
+                "otherwise draw from PyTorch's default generator"
             )
     if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
         raise NotImplementedError(
@@ -113,14 +119,20 @@ def state_of(generator):
     return (torch.default_generator if generator is None else generator).get_state()
 
 
+def set_state(generator, state):
+    """Set a generator to what `state_of` returned; one that was never seeded stays unseeded."""
+    if isinstance(generator, Generator):
+        (<Generator>generator).go_back(state, (<Generator>generator).born)
+    else:
+        (torch.default_generator if generator is None else generator).set_state(state)
+
+
 def restore(generator, before, after):
     """Set a generator back from the state `after` to the state `before`, unless it is no longer in `after`."""
-    now = state_of(generator)
-    if isinstance(generator, Generator):
-        if now == after:
-            generator.state = before
-    elif np.array_equal(now.numpy(), after.numpy()):
-        (torch.default_generator if generator is None else generator).set_state(before)
+    with undisturbed():
+        now = state_of(generator)
+        if now == after if isinstance(generator, Generator) else torch.equal(now, after):
+            set_state(generator, before)
 
 
 FORMS = "scale", "keep", "alpha", "alpha_gradient"

@@ -163,9 +163,13 @@ cdef class Generator:
 
     @state.setter
     def state(self, state):
-        cdef uint64_t seed, calls, spawned
         if not isinstance(state, dict) or state.keys() != {"seed", "calls", "spawned"}:
             raise ValueError(f"state has to be a dict with the keys seed, calls and spawned, but got {state!r}")
+        self.go_back(state, SEEDED)
+
+    cdef go_back(self, dict state, int born):
+        """Set `state`. With the present `born`, a generator without a seed still seeds itself anew in a forked child."""
+        cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
         spawned = as_count(state["spawned"], "spawned")
@@ -173,7 +177,7 @@ cdef class Generator:
             self.seed_ = seed
             self.calls_ = calls
             self.spawned = spawned
-            self.born = SEEDED
+            self.born = born
 
     def spawn(self, n):
         """Return a list of `n` new generators, each with a seed of its own that follows from this one's.

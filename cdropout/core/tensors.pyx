@@ -42,7 +42,7 @@ cdef object Parameter = torch.nn.Parameter
 cdef object empty_like = torch.empty_like
 cdef object is_grad_enabled = torch.is_grad_enabled
 cdef object forward_ad = torch.autograd.forward_ad
-# PyTorch says in its private module alone what is active
+# Only PyTorch's private module reports what is active
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state

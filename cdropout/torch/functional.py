@@ -72,9 +72,10 @@ def dropout(
 
     Notes
     -----
-    The same as PyTorch's but for this: dropped elements are +0.0 even where `input` is NaN or
-    infinite, also at p = 1 and in gradients; nothing per element is kept for backward, which draws
-    the mask again; and an in-place call refuses every tensor whose elements overlap in memory.
+    It differs from PyTorch's function in this: dropped elements are +0.0 even where `input` is NaN
+    or infinite, also at p = 1 and in gradients; nothing per element is kept for backward, which
+    draws the mask again; and an in-place call refuses every tensor whose elements overlap in
+    memory. In compiled code it refuses only those that PyTorch's own in-place operators refuse.
 
     After an error, `input` and the generator are as they were. If a signal's handler raises in the
     middle of a call, the generator is set back too, unless something else was drawn from it

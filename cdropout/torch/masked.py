@@ -182,7 +182,10 @@ def in_eager_mode(
     form: str,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """At once; autograd only hears of it if it has to. `keep`, of bools, receives the mask."""
+    """Apply the mask eagerly; record it in autograd only if a derivative is needed.
+
+    The tensor of bools `keep` receives the mask.
+    """
     forward_mode = forward_ad._current_level >= 0
     watched = x.requires_grad and is_grad_enabled()
     if generator is not None:
@@ -235,7 +238,7 @@ def in_a_graph(
     shared: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """As operators, where a compiler or a dispatch mode looks on."""
+    """Apply the mask as operators, for compilers and dispatch modes."""
 
     def apply(name: tuple[Tensor, int]) -> Tensor:
         seed, call = name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.utils.checkpoint import noop_context_fn
 
-from cdropout.core.draws import replayed
+from cdropout.core.draws import replayed, set_state, state_of
 from cdropout.core.generators import Generator
 
 if TYPE_CHECKING:
@@ -81,19 +81,16 @@ def checkpoint_context(
 
 
 def _states(generators: _Generators) -> list[Any]:
-    return [g.state if isinstance(g, Generator) else g.get_state() for g in generators]
+    return [state_of(generator) for generator in generators]
 
 
 def _restore(generators: _Generators, states: list[Any]) -> None:
     for generator, state in zip(generators, states, strict=True):
-        if isinstance(generator, Generator):
-            generator.state = state
-        else:
-            generator.set_state(state)
+        set_state(generator, state)
 
 
 class _FirstRun:
-    """Notes the generators' states at the start."""
+    """Record the generators' states at the start of the first run."""
 
     def __init__(self, generators: _Generators, inner: AbstractContextManager[Any]) -> None:
         self.generators, self.inner = generators, inner
@@ -107,7 +104,7 @@ class _FirstRun:
 
 
 class _SecondRun:
-    """Starts from the states that the first run noted. Each backward pass enters it again."""
+    """Restore those states for a repeated run. Each backward pass enters it again."""
 
     def __init__(self, first: _FirstRun, inner: AbstractContextManager[Any]) -> None:
         self.first, self.inner = first, inner

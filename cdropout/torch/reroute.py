@@ -6,8 +6,9 @@ import contextlib
 import functools
 import inspect
 import threading
+import types
 import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 
 SUSPENDS = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
-
+SUSPENDED = types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType  # their results
+REFUSAL = (
+    "accelerate() cannot decorate a generator function or a coroutine function, whose call returns "
+    "before it runs: use `with accelerate():` inside of it"
+)
 
 FORMS = (  # of dropout: whether it is alpha dropout, and the first of the axes that share a draw
     ("dropout", False, None),
@@ -93,12 +98,21 @@ class _Acceleration(contextlib.ContextDecorator):
         _switch.change(deeper=-1)
 
     def __call__(self, function: _Function) -> _Function:
-        if any(suspends(function) for suspends in SUSPENDS):
-            raise TypeError(
-                "accelerate() cannot decorate a generator function or a coroutine function, whose "
-                "call returns before it runs: use `with accelerate():` inside of it"
-            )
-        return super().__call__(function)
+        inner = inspect.unwrap(function)
+        if any(suspends(f) for f in (inner, type(inner).__call__) for suspends in SUSPENDS):
+            raise TypeError(REFUSAL)
+
+        @functools.wraps(function)
+        def accelerated(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                result = function(*args, **kwargs)
+            if isinstance(result, SUSPENDED):
+                if not isinstance(result, types.AsyncGeneratorType):
+                    result.close()  # a coroutine would warn that it was never awaited
+                raise TypeError(REFUSAL)
+            return result
+
+        return cast("_Function", accelerated)
 
 
 def accelerate() -> _Acceleration:
@@ -110,7 +124,8 @@ def accelerate() -> _Acceleration:
     Raises
     ------
     TypeError
-        If it decorates a generator function or a coroutine function.
+        If it decorates a generator function or a coroutine function, or if the decorated function
+        returns a generator or a coroutine.
     """
     return _Acceleration()
 

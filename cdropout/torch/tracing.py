@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Proxy
+from torch.nn import Module
+from torch.nn.modules import module as nn_module
 
 # The modules that torch.fx records as one node, as it does torch.nn's
 WHOLE: set[type] = set()
@@ -20,25 +22,32 @@ def is_symbolic(*args: Any) -> bool:
 def symbolic_call(
     function: Callable[..., Tensor], *args: Any, generator: object, **options: Any
 ) -> Any:
-    """Record a call of `function` with `torch.fx.Proxy` arguments as one node.
-
-    In the forward method of one of our modules, record a call of that module instead. torch.fx
-    traces into modules outside of torch.nn, and its graph would otherwise keep the mode (training
-    or evaluation) in which it was traced.
-    """
+    """Record a call of `function` with `torch.fx.Proxy` arguments as one node."""
     tracer = next(x for x in args if isinstance(x, Proxy)).tracer
-    if tracer.scope.module_type in WHOLE:
-        return _record_module(tracer, tracer.scope.module_path, args[0])
     if generator is not None:
+        default = "draw from PyTorch's default generator"
+        instead = f"use a module, or {default}" if function in PUBLIC.values() else default
         raise NotImplementedError(
-            "generator= cannot be recorded in a torch.fx graph by a function: use a module"
+            f"generator= cannot be recorded in a torch.fx graph by a function: {instead}"
         )
     return tracer.create_proxy("call_function", function, args, options)
 
 
-def _record_module(tracer: Any, path: str, x: Proxy) -> Proxy:
-    module = tracer.root.get_submodule(path)
-    if module._forward_hooks or module._forward_pre_hooks:  # these are traced: call forward alone
+def record_module(module: Module, x: Any) -> Any:
+    """Record a call of one of our modules as one node; return None if it cannot be recorded so.
+
+    torch.fx traces into modules outside of torch.nn. Its graph would otherwise keep the mode
+    (training or evaluation) in which it was traced. As with torch.nn, the root is traced into.
+    """
+    if not isinstance(x, Proxy) or type(module) not in WHOLE:
+        return None
+    tracer: Any = x.tracer
+    path = next((path for path, m in tracer.root.named_modules() if m is module), "")
+    if not path:
+        return None
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    if any(hooks) or nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        # the hooks are traced: call forward alone
         owner = tracer.create_proxy("get_attr", path, (), {})
         return tracer.create_proxy("call_method", "forward", (owner, x), {})
     return tracer.create_proxy("call_module", path, (x,), {})

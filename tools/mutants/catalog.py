@@ -591,8 +591,11 @@ MUTANTS = {
         ],
         "Generator.state": [
             ("fork", "$s.refresh()", "pass"),
+            ("seeded", "$s.go_back($v, SEEDED)", "$s.go_back($v, $s.born)"),
+        ],
+        "Generator.go_back": [
             ("spawned", "$s.spawned = $v", "pass"),
-            ("seeded", "$s.born = SEEDED", "pass"),
+            ("born", "$s.born = $b", "pass"),
         ],
         "Generator.spawn": [
             ("fork", "$s.refresh()", "pass"),
@@ -772,10 +775,13 @@ MUTANTS = {
         ],
         "draw_from": [("sources", "check_source($g)", "pass")],
         "restore": [
-            ("drawn since", "if $n == $a:", "if True:"),
-            ("state", "$g.state = $b", "pass"),
-            ("drawn since from PyTorch's", "np.array_equal($*e)", "True"),
+            ("drawn since", "$n == $a if", "True if"),
+            ("state", "set_state($g, $b)", "pass"),
+            ("drawn since from PyTorch's", "torch.equal($*e)", "True"),
+            ("modes", "with undisturbed():", "if True:"),
         ],
+        "Cell.__init__": [("modes", "with undisturbed(),", "with")],
+        "set_state": [("born", "(<Generator>$g).born)", "-1)")],
         "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
         "Draw.__init__": [
             ("form", "if $f not in FORMS:", "if False:"),
@@ -985,10 +991,13 @@ MUTANTS = {
     },
     "torch/tracing.py": {
         "symbolic_call": [
-            ("modules", "if $t in WHOLE:", "if False:"),
             ("generator", "if $g is not None:", "if False:"),
         ],
-        "_record_module": [("hooks", "$m._forward_hooks or $m._forward_pre_hooks", "False")],
+        "record_module": [
+            ("subclasses", "or type($m) not in WHOLE", "or False"),
+            ("hooks", "any($h) or", "False or"),
+            ("global hooks", "or $n._global_forward_hooks or $n._global_forward_pre_hooks", "or False"),
+        ],
     },
     "torch/modules.py": {
         "_Here.__init__": [
@@ -1006,7 +1015,11 @@ MUTANTS = {
             ("depth", "$s.on or $s.depth > 0", "$s.on"),
             ("nested", "$s.depth += $d", "$s.depth = $d"),
         ],
-        "_Acceleration.__call__": [("generators", "if any($*e):", "if False:")],
+        "_Acceleration.__call__": [
+            ("generators", "if any($*e):", "if False:"),
+            ("wrapped", "inspect.unwrap($f)", "$f"),
+            ("results", "if isinstance($r, SUSPENDED):", "if False:"),
+        ],
         "KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
         "_registered": [("taken apart", "if $c not in $o.py_kernels:", "if False:")],
         "_our_way": [
