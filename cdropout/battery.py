@@ -125,6 +125,8 @@ def write(arrays: Iterable[NDArray[Any]], descriptor: int, most: int | None = No
 
 def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
     """Write bits until the reader closes the pipe, or there are options.bytes; the exit code."""
+    if sys.stdout is None:
+        error("standard output is closed")
     descriptor = sys.stdout.fileno()
     if os.isatty(descriptor):
         error("standard output has to be a pipe or a file, but it is a terminal")

@@ -1,15 +1,28 @@
 """What the command line does about environment variables that stop the import of the package."""
 
 import os
+import re
 import sys
 
 
 def is_command() -> bool:
-    """Return whether this process was started as `cdropout` or as `python -m cdropout`."""
+    """Return True if this process was started as `cdropout` or as `python -m cdropout`."""
     program = os.path.basename(next(iter(getattr(sys, "argv", [])), ""))
-    if program == "-m":  # until the module that is to run has been found, so during this import
-        return "cdropout" in sys.orig_argv
+    if program == "-m":  # Python sets this until it has found the module, so during this import
+        return module_to_run(sys.orig_argv[1:]) in ("cdropout", "cdropout.__main__")
     return program in ("cdropout", "cdropout.exe", "cdropout-script.py")
+
+
+def module_to_run(arguments: list[str]) -> str | None:
+    """Return the module that the option -m names among the arguments of Python."""
+    words = iter(arguments)
+    for word in words:
+        option = re.match("-[^-cmWX]*([mWX])(.*)", word)  # its value is the rest or the next word
+        if option or word == "--check-hash-based-pycs":
+            value = option[2] if option and option[2] else next(words, None)
+            if option and option[1] == "m":
+                return value
+    return None
 
 
 def exit_command(error: ValueError) -> None:

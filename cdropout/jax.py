@@ -67,12 +67,14 @@ def dropout(
     TypeError
         If key, x, p or broadcast_dims has a type that is not supported.
     ValueError
-        If a known p is not in [0, 1], broadcast_dims does not fit x, or key is not one key.
+        If a known p is not in [0, 1], broadcast_dims does not fit x, x has more than 64 dimensions,
+        or key is not one key.
     NotImplementedError
         If the program is compiled for another platform than the CPU, or is differentiated with
         respect to p.
-    jax.errors.JaxRuntimeError
-        If a traced p is not in [0, 1]. XLA raises it when the program runs.
+    ValueError or jax.errors.JaxRuntimeError
+        If a traced p is not in [0, 1]. The error is raised when the program runs, and its type
+        depends on how JAX runs the program.
 
     Notes
     -----
@@ -88,11 +90,15 @@ def dropout(
     respect to p, since an element is either kept or dropped. If p is among the values with respect
     to which a loss is differentiated, pass ``jax.lax.stop_gradient(p)``.
     """
+    _check_static("broadcast_dims", broadcast_dims)
+    _check_static("inplace", inplace)
     check_flag(inplace, "inplace")
     p = _check_p(p)
     x = jnp.asarray(x)
     if x.dtype.name not in FLOATS:
         raise TypeError(f"x has to be an array of {', '.join(FLOATS)}, but got {x.dtype}")
+    if x.ndim > 64:
+        raise ValueError(f"x has to have at most 64 dimensions, but got {x.ndim}")
     strides = shared_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
     _is_typed(key)
@@ -103,6 +109,15 @@ def dropout(
             return jnp.zeros_like(x)
         p = np.array([p], ">f8").view(">u4").astype(np.uint32)
     return _draw(key, x, p, shared, bool(inplace))
+
+
+def _check_static(name: str, value: Any) -> None:
+    """Raise a TypeError that names static_argnames if an argument is traced."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name} has to be known when the program is compiled, but it is traced: "
+            f"jax.jit takes static_argnames={name!r}"
+        )
 
 
 def _check_p(p: Any) -> Any:

@@ -64,6 +64,32 @@ def test_a_wrong_environment_raises_elsewhere(program):
     assert result[2].splitlines()[-1].startswith("ValueError: CDROPOUT_ISA has to be")
 
 
+OPTIONS = [
+    ["-mcdropout"], ["-m", "cdropout.__main__"], ["-Pm", "cdropout"], ["-BPmcdropout.__main__"],
+    ["-W", "ignore", "-Xutf8", "-X", "dev", "-m", "cdropout"],
+    ["--check-hash-based-pycs", "always", "-m", "cdropout"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_a_wrong_environment_for_each_form_of_the_option_m(options):
+    words = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
+    expect_line(run([sys.executable, *options], "info", CDROPOUT_ISA="sse9"), 2, words)
+
+
+@pytest.mark.parametrize("options", [["-m", "mytool"], ["-mmytool"], ["-W", "ignore", "-mmytool"]])
+@pytest.mark.parametrize("arguments", [["cdropout"], ["-m", "cdropout"], ["-mcdropout"]])
+def test_a_wrong_environment_raises_in_a_module_with_such_arguments(options, arguments, tmp_path):
+    """Python imports the package of a module before it sets sys.argv."""
+    (tmp_path / "mytool").mkdir()
+    (tmp_path / "mytool" / "__init__.py").write_text("import cdropout")
+    (tmp_path / "mytool" / "__main__.py").write_text("")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, *options]
+    result = run(command, *arguments, CDROPOUT_ISA="sse9", PYTHONPATH=paths)
+    assert result[0] == 1 and "ValueError: CDROPOUT_ISA has to be one of" in result[2]
+
+
 @pytest.mark.parametrize("isa", dispatch.built())
 def test_the_instruction_set_in_any_case(command, isa):
     if isa not in dispatch.runnable():
@@ -94,6 +120,16 @@ def test_a_closed_pipe(command, arguments, code):
         os.close(writer)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a descriptor")
+def test_a_closed_standard_output(command):
+    """Python sets sys.stdout to None."""
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    words = "cdropout stream: error: standard output is closed\n"
+    assert run(closed, "stream", "--bytes", "5") == (2, "", words)
+    for arguments in ["info"], ["selftest"], BENCH:
+        assert run(closed, *arguments) == (0, "", "")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("arguments", [["info"], ["--help"], BENCH, ["stream"]], ids=str)
 def test_a_full_disk(command, arguments):
@@ -111,9 +147,22 @@ def test_an_unwritable_file_is_refused_before_the_race(command, option):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_file_that_cannot_be_written_after_the_race(command):
-    code, printed, error = run(command, *BENCH, "--json", "/dev/full")
-    assert code == 1 and "kernels at 1Mi elements" in printed
-    assert error == "cdropout: error: [Errno 28] No space left on device\n"
+    growth = ["bench", "--growth", "--sizes", "64", "--seconds", "0"]
+    for arguments in BENCH, growth:
+        code, printed, error = run(command, *arguments, "--json", "/dev/full")
+        assert code == 1 and ("kernels at 1Mi elements" in printed or arguments is growth)
+        assert error == "cdropout: error: [Errno 28] No space left on device: '/dev/full'\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
+def test_a_picture_that_cannot_be_written_after_the_race(command, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "table.svg"
+    path.symlink_to("/dev/full")
+    arguments = ["bench", "--peer", "none", "--sizes", "64", "--seconds", "0", "--plot", str(path)]
+    code, _, error = run(command, *arguments)
+    assert code == 1
+    assert error == f"cdropout: error: [Errno 28] No space left on device: '{path}'\n"
 
 
 def test_a_file_is_left_as_it_is_until_the_race_is_over(command, tmp_path):

@@ -76,6 +76,26 @@ def test_arguments_that_are_not_taken(arguments, error, message, wrap):
         wrap(lambda x: dropout(key, x, *rest).sum())(x)
 
 
+@pytest.mark.parametrize(
+    "name, value", [("inplace", True), ("broadcast_dims", 0), ("broadcast_dims", (0, 1))]
+)
+def test_arguments_that_cannot_be_traced(name, value):
+    message = f"{name} has to be known .* but it is traced: jax.jit takes static_argnames='{name}'"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(dropout)(KEY, X, 0.5, **{name: value})
+    y = jax.jit(dropout, static_argnames=name)(KEY, X, 0.5, **{name: value})
+    assert (y == dropout(KEY, X, 0.5, **{name: value})).all()
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_the_number_of_dimensions(wrap):
+    x = jnp.ones((1,) * 63 + (100,))
+    y = wrap(dropout)(KEY, x, 0.5)
+    assert (y.ravel() == dropout(KEY, x.ravel(), 0.5)).all()
+    with pytest.raises(ValueError, match="^x has to have at most 64 dimensions, but got 65"):
+        wrap(dropout)(KEY, x[None], 0.5)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
 def test_types_that_are_not_taken(dtype):
     message = f"x has to be an array of float16, bfloat16, float32, float64, but got {dtype}"

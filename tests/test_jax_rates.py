@@ -329,16 +329,30 @@ def test_an_exported_program(shape, dims):
 # ---- wrong rates --------------------------------------------------------------------------------
 
 
+OF_THE_PROGRAM = (ValueError, jax.errors.JaxRuntimeError)
+
+
 @pytest.mark.parametrize("p", [-0.5, 1.5, np.inf, np.nan])
-def test_a_traced_rate_out_of_range_is_an_error_of_xla(p):
+@pytest.mark.parametrize("runs_before", [0, 1, 3])
+def test_a_traced_rate_out_of_range(p, runs_before):
+    """JAX runs a program in another way after its first call, and then raises another error."""
     message = f"dropout probability has to be between 0 and 1, but got {p:g}"
-    with pytest.raises(RuntimeError, match=message):
-        jax.jit(dropout)(KEY, numbers((100,)), p).block_until_ready()
-    rates = jnp.float32([0.5, p])
-    with pytest.raises(RuntimeError, match=message):
-        jax.vmap(dropout, (None, None, 0))(KEY, numbers((100,)), rates).block_until_ready()
+    x, rates = numbers((100,)), jnp.float32([0.5, p])
+    program = jax.jit(lambda key, x, p: dropout(key, x, p))  # compiled for this test alone
+    batch = jax.jit(jax.vmap(lambda key, x, p: dropout(key, x, p), (None, None, 0)))
+    for run in range(runs_before):
+        program(KEY, x, run / 4).block_until_ready()
+        batch(KEY, x, jnp.float32([0.5, run / 4])).block_until_ready()
+    for _ in range(2):
+        with pytest.raises(OF_THE_PROGRAM, match=message):
+            program(KEY, x, p).block_until_ready()
+        with pytest.raises(OF_THE_PROGRAM, match=message):
+            batch(KEY, x, rates).block_until_ready()
+    with pytest.raises(OF_THE_PROGRAM, match=message):
+        jax.vmap(dropout, (None, None, 0))(KEY, x, rates).block_until_ready()
+    check(program(KEY, x, 0.5), expected(KEY, x, 0.5))
     with pytest.raises(ValueError, match=message):
-        dropout(KEY, numbers((100,)), jnp.float32(p))
+        dropout(KEY, x, jnp.float32(p))
 
 
 @pytest.mark.parametrize(

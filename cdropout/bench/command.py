@@ -1,7 +1,5 @@
 """The run of `cdropout bench`: contestants are checked and raced, and what came of it is shown."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from cdropout.bench import chart, compare, contestant, kernels, machine, peers, race, report, runs
@@ -80,9 +78,10 @@ def run(options: Any) -> int:
         print(*report.tables(cells), "", sep="\n")
     print(*kernels.kernel_lines(results), sep="\n")
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
+        report.write_json(results, options.json)
     if options.plot:
-        chart.plot(results["environment"], cells, options.plot)
+        with report.naming(options.plot):
+            chart.plot(results["environment"], cells, options.plot)
     failed = int(any(name in results["left_out"] for name in peers.OURS))
     if options.compare is None:
         return failed

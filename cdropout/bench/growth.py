@@ -7,7 +7,6 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from cdropout import selftest
 from cdropout.bench import machine
 from cdropout.bench.contestant import element_type
 from cdropout.bench.race import median_ratio, race, show_progress, size_name
+from cdropout.bench.report import write_json
 from cdropout.core import dispatch
 
 SIZES = [1 << bits for bits in range(6, 31, 2)]
@@ -144,5 +144,5 @@ def run(options: Any) -> int:
         everything["growth"] += [{"dtype": dtype, **row} for row in rows]
         good = good and right and bool(rows)
     if options.json:
-        Path(options.json).write_text(json.dumps(everything, indent=1) + "\n")
+        write_json(everything, options.json)
     return 0 if good else 1

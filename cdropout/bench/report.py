@@ -1,6 +1,9 @@
-"""What `cdropout bench` prints: who took part where, and a table for each type."""
+"""What `cdropout bench` prints and writes: who took part where, and a table for each type."""
 
+import contextlib
 import itertools
+import json
+from pathlib import Path
 
 from cdropout.bench import contestant
 from cdropout.bench.race import MODES, size_name
@@ -65,3 +68,19 @@ def tables(cells):
         yield from table(dtype, group)
         yield ""
     yield FOOT
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Add the path to an OSError that lacks one, as a write error does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_json(results, path):
+    """Write the numbers of a run to a file."""
+    with naming(path):
+        Path(path).write_text(json.dumps(results, indent=1) + "\n")
