@@ -83,6 +83,20 @@ def test_apply_channels_at_any_strides(table, dtype):
         assert y.room.holds(want), name
 
 
+@pytest.mark.parametrize("by_row", [True, False], ids=["rows", "columns"])
+def test_apply_channels_that_are_many(table, by_row):
+    """The mask of more than 8192 channels is drawn in parts."""
+    shape = (8200, 2) if by_row else (2, 8200)
+    x = dense(np.float32, shape, 4)
+    y = Field(np.float32, shape, (8, 8 * 8200) if by_row else (8 * 8200, 8), 3)
+    kept = spread(reference.keep(SEED, CALL, 0.3, 9, 8200), shape, by_row)
+    want = y.once_written(reference.apply(x.items, kept, 0.3))
+    plane = Plane(*shape, x.strides, y.strides, (1, 0) if by_row else (0, 1))
+    code = DTYPES[np.float32]
+    assert table.apply_channels(code, x.address, y.address, plane, new_mask(table, 0.3), 9) == 0
+    assert y.room.holds(want)
+
+
 @pytest.mark.parametrize("keep", [(0, 0), (1, 1), (2, 0), (0, -1), (2, -1), (-1, 2)])
 def test_channels_that_are_refused(table, keep):
     x = dense(np.float32, (4, 40), 0)

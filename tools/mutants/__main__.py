@@ -31,7 +31,7 @@ LOG = Path(__file__).with_name("log.tsv")
 KERNELS = ("stream.pxd", "bits.pxd", "elements.pxd", "planes.pxd", "kernels.pyx", "simd.h")
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice
-    **dict.fromkeys(KERNELS, "build planes past_cache halves fused corners kernels guard_pages"),
+    **dict.fromkeys(KERNELS, "build planes past_cache halves fused corners kernels capi guard_pages"),
     "dispatch.pyx": "build",
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
     "masks.pyx": "masks mask_operators errors",

@@ -197,7 +197,7 @@ MUTANTS = {
             ("exponent@baseline", "- 126", "- 127"),
         ],
         "cd_stream": [
-            ("end@baseline", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
+            ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
     "core/planes.pxd": {
@@ -221,10 +221,10 @@ MUTANTS = {
             ("short part", "if $n > $part and $part >= WORD:", "if $n > $part:"),
             ("held bits", "32 - $count", "31 - $count"),
             ("held count", "$part -= $w.count", "pass"),
-            ("aligned lines@baseline", "$p and <uintptr_t>$y % LINE == 0", "$p"),
+            ("aligned lines", "$p and <uintptr_t>$y % LINE == 0", "$p"),
         ],
         "apply_packed": [
-            ("bits@baseline", "$first + $part, GROUP", "$first, GROUP"),
+            ("bits", "$first + $part, GROUP", "$first, GROUP"),
             ("bits of the rest", "$first + $part, $n - $part, $scale", "$first, $n - $part, $scale"),
         ],
         "mask_init": [
