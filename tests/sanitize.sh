@@ -92,7 +92,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
 
   say "the tests of PyTorch and JAX: the same"
   local frameworks=()
-  for name in tests/test_torch*.py tests/test_jax*.py; do
+  for name in "$work"/tests/test_torch*.py "$work"/tests/test_jax*.py; do
     [[ $name = *examples.py ]] || frameworks+=("$name")
   done
   suite "$words" "${frameworks[@]}" -k "not machine_code" # which compiles without the sanitizers
