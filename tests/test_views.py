@@ -245,7 +245,10 @@ GROUPS = {
         for order in [(0, 1), (1, 0)]
         for mask in [(140, 2), (3, 50), (2, 0), (0, 7), (-2, 31)]
     ]
-    + [case((5, 7, 30), (2, 0, 1))._replace(mask=(700, 90, 3))],
+    + [
+        case((5, 7, 30), (2, 0, 1))._replace(mask=(700, 90, 3)),
+        case((3, 4, 20))._replace(mask=(30_000, 6000, 1)),
+    ],
     "the last positions": [
         case((30, 70), order, start=2**64 - before)
         for order in [(0, 1), (1, 0)]

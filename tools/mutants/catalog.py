@@ -300,10 +300,7 @@ MUTANTS = {
             ("carry", "$p -= distance($t.axes[$a].mask) * <uint64_t>$t.axes[$a].length", "pass"),
         ],
         "first_bit": [("backwards", "if $d.stride[$a] < 0:", "if False:")],
-        "in_order": [
-            ("strides", "and $d.stride[$a] != $s", "and False"),
-            ("lengths", "$s *= <int64_t>$t.axes[$a].length", "pass"),
-        ],
+        "in_order": [("strides", "and $d.stride[$a] != $s", "and False")],
         "apply_spaced_row": [
             ("bits", "$first + $done, $n, $t.scale", "$first, $n, $t.scale"),
             ("x", "$x += <ptrdiff_t>$n * $r.x", "pass"),
