@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+from torch_functions import CALLS, GENERATORS
 
 import cdropout as cd
 
@@ -25,22 +26,6 @@ MODULES = {
     "Dropout3d": (5, 90, 2, 3, 2),
     "AlphaDropout": (5, 90),
     "FeatureAlphaDropout": (5, 90, 3),
-}
-FUNCTIONS = {
-    "dropout": lambda x, **generator: ct.dropout(x, 0.5, **generator),
-    "dropout1d": lambda x, **generator: ct.dropout1d(x[0], 0.5, **generator),
-    "dropout2d": lambda x, **generator: ct.dropout2d(x, 0.5, **generator),
-    "dropout3d": lambda x, **generator: ct.dropout3d(x, 0.5, **generator),
-    "alpha_dropout": lambda x, **generator: ct.alpha_dropout(x, 0.5, True, **generator),
-    "feature_alpha_dropout": lambda x, **g: ct.feature_alpha_dropout(x, 0.5, True, **g),
-    "drop_path": lambda x, **g: ct.drop_path(x, 0.5, scale_by_keep=False, **g),
-    "mc_dropout": lambda x, **generator: ct.mc_dropout(x, 0.5, 3, **generator),
-    "bias_dropout_add": lambda x, **g: ct.bias_dropout_add(x, x[0], x, 0.5, **g),
-    "in place": lambda x, **generator: ct.dropout(x * 1, 0.5, inplace=True, **generator),
-}
-GENERATORS = {
-    "torch": lambda: torch.Generator().manual_seed(3),
-    "cdropout": lambda: cd.Generator(3),
 }
 
 
@@ -109,9 +94,9 @@ def test_fx_runs_global_hooks_once(register):
         handle.remove()
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_fx_records_a_function_in_a_hook_of_a_module(name):
-    function = FUNCTIONS[name]
+    function = CALLS[name]
     model, x = nn.Sequential(ct.Dropout(0.0)), torch.ones(4, 5, 6, 7)
     model[0].register_forward_hook(lambda module, args, y: function(y))
     expected = seeded(model, x)
@@ -137,9 +122,9 @@ def test_fx_traces_into_subclasses():
     assert torch.equal(seeded(traced, x), seeded(model, x))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_fx_records_a_function_as_itself(name):
-    function = FUNCTIONS[name]
+    function = CALLS[name]
     traced = fx.symbolic_trace(lambda x: function(x))
     x = torch.randn(4, 5, 6, 7)
     expected = seeded(function, x)
@@ -190,10 +175,10 @@ def test_fx_quantization(aware):
 # ---- TorchScript --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_generator_in_a_traced_script(name, kind):
-    function, generator = FUNCTIONS[name], GENERATORS[kind]()
+    function, generator = CALLS[name], GENERATORS[kind]()
     with pytest.raises(NotImplementedError, match="cannot be used while traced by torch.jit.trace"):
         torch.jit.trace(
             lambda x: function(x, generator=generator), torch.ones(4, 5, 6, 7), check_trace=False

@@ -4,6 +4,7 @@ import functools
 import os
 
 import pytest
+from torch_functions import CALLS, GENERATORS
 
 import cdropout as cd
 
@@ -15,21 +16,8 @@ checkpoint = torch.utils.checkpoint.checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 FUNCTIONS = {
-    "dropout": lambda x, rng: ct.dropout(x, 0.5, generator=rng),
-    "dropout1d": lambda x, rng: ct.dropout1d(x[0], 0.5, generator=rng),
-    "dropout2d": lambda x, rng: ct.dropout2d(x, 0.5, generator=rng),
-    "dropout3d": lambda x, rng: ct.dropout3d(x, 0.5, generator=rng),
-    "alpha_dropout": lambda x, rng: ct.alpha_dropout(x, 0.5, True, generator=rng),
-    "feature_alpha_dropout": lambda x, rng: ct.feature_alpha_dropout(x, 0.5, True, generator=rng),
-    "drop_path": lambda x, rng: ct.drop_path(x, 0.5, generator=rng),
-    "mc_dropout": lambda x, rng: ct.mc_dropout(x, 0.5, 2, generator=rng),
-    "bias_dropout_add": lambda x, rng: ct.bias_dropout_add(x, x[0], x, 0.5, generator=rng),
-    "in place": lambda x, rng: ct.dropout(x * 1, 0.5, inplace=True, generator=rng),
+    **{name: lambda x, rng, call=call: call(x, generator=rng) for name, call in CALLS.items()},
     "module": lambda x, rng: ct.Dropout(0.5, generator=rng)(x),
-}
-GENERATORS = {
-    "torch": lambda: torch.Generator().manual_seed(3),
-    "cdropout": lambda: cd.Generator(3),
 }
 MATCH = (
     r"generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask "

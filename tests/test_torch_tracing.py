@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from torch_functions import CALLS, GENERATORS
 
 import cdropout as cd
 
@@ -11,18 +12,6 @@ ct = pytest.importorskip("cdropout.torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
-FUNCTIONS = {
-    "dropout": lambda x, **generator: ct.dropout(x, 0.5, **generator),
-    "dropout1d": lambda x, **generator: ct.dropout1d(x[0], 0.5, **generator),
-    "dropout2d": lambda x, **generator: ct.dropout2d(x, 0.5, **generator),
-    "dropout3d": lambda x, **generator: ct.dropout3d(x, 0.5, **generator),
-    "alpha_dropout": lambda x, **generator: ct.alpha_dropout(x, 0.5, True, **generator),
-    "feature_alpha_dropout": lambda x, **g: ct.feature_alpha_dropout(x, 0.5, True, **g),
-    "drop_path": lambda x, **g: ct.drop_path(x, 0.5, scale_by_keep=False, **g),
-    "mc_dropout": lambda x, **generator: ct.mc_dropout(x, 0.5, 3, **generator),
-    "bias_dropout_add": lambda x, **g: ct.bias_dropout_add(x, x[0], x, 0.5, **g),
-    "in place": lambda x, **generator: ct.dropout(x * 1, 0.5, inplace=True, **generator),
-}
 OURS = torch.ops.cdropout.dropout.default
 
 
@@ -105,9 +94,9 @@ def test_a_memory_budget_of_a_region():
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_transforms_within_a_compiled_graph(name):
-    function, x = FUNCTIONS[name], torch.randn(4, 5, 6, 7)
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
 
     def loss(x):
         return function(x.sin()).exp().sum()
@@ -143,11 +132,11 @@ def test_opcheck_of_the_saved_seed():
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_make_fx_records_our_operator(name, mode):
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    function, x = FUNCTIONS[name], torch.randn(4, 5, 6, 7)
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
     traced = make_fx(lambda x: function(x), tracing_mode=mode)(x)
     assert OURS in targets(traced)
     expected = seeded(function, x)
@@ -161,7 +150,7 @@ def test_make_fx_records_our_operator(name, mode):
 
 
 @pytest.mark.parametrize("budget", [1, 0.5, 0])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_aot_function_records_our_operator(name, budget):
     from functorch.compile import (
         aot_function,
@@ -169,7 +158,7 @@ def test_aot_function_records_our_operator(name, budget):
         min_cut_rematerialization_partition,
     )
 
-    function, graphs = FUNCTIONS[name], []
+    function, graphs = CALLS[name], []
 
     def compiler(graph_module, inputs):
         graphs.append(graph_module)
@@ -199,11 +188,6 @@ def test_fake_tensors_without_their_mode_are_left_to_pytorch():
 
 
 # ---- generator= in graphs -----------------------------------------------------------------------
-
-GENERATORS = {
-    "torch": lambda: torch.Generator().manual_seed(3),
-    "cdropout": lambda: cd.Generator(3),
-}
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
@@ -243,11 +227,11 @@ def test_a_generator_in_a_whole_graph(kind, strict):
 # ---- torch.func.functionalize -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", CALLS)
 def test_functionalize(name):
     from torch.func import functionalize, grad
 
-    function, x = FUNCTIONS[name], torch.randn(4, 5, 6, 7)
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
 
     def loss(x):
         return function(x.sin()).exp().sum()

@@ -17,6 +17,22 @@ FUNCTIONS = {  # of tensors of 4 dimensions; each takes inplace= and generator=
     ),
     "drop_path": ct.drop_path,
 }
+CALLS = {  # of tensors of 4 dimensions; each takes generator=
+    "dropout": lambda x, **generator: ct.dropout(x, 0.5, **generator),
+    "dropout1d": lambda x, **generator: ct.dropout1d(x[0], 0.5, **generator),
+    "dropout2d": lambda x, **generator: ct.dropout2d(x, 0.5, **generator),
+    "dropout3d": lambda x, **generator: ct.dropout3d(x, 0.5, **generator),
+    "alpha_dropout": lambda x, **generator: ct.alpha_dropout(x, 0.5, True, **generator),
+    "feature_alpha_dropout": lambda x, **g: ct.feature_alpha_dropout(x, 0.5, True, **g),
+    "drop_path": lambda x, **g: ct.drop_path(x, 0.5, scale_by_keep=False, **g),
+    "mc_dropout": lambda x, **generator: ct.mc_dropout(x, 0.5, 3, **generator),
+    "bias_dropout_add": lambda x, **g: ct.bias_dropout_add(x, x[0], x, 0.5, **g),
+    "in place": lambda x, **generator: ct.dropout(x * 1, 0.5, inplace=True, **generator),
+}
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(3),
+    "cdropout": lambda: cd.Generator(3),
+}
 FORMS = {  # PyTorch's, under accelerate()
     "dropout": lambda x, p: torch.dropout(x, p, True),
     "dropout_": lambda x, p: torch.dropout_(x, p, True),
