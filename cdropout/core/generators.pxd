@@ -31,6 +31,6 @@ cdef class Generator:
     cdef name_next(self, cdropout_mask* mask)
     cdef take_back(self, const cdropout_mask* mask)
 
-cdef as_rng(rng)
+cpdef as_rng(rng)
 cdef Generator as_generator(rng)
-cdef Generator ask(rng, list arrays)
+cpdef Generator ask(rng, list arrays)
