@@ -8,7 +8,7 @@ import numpy as np
 from cdropout.core.arrays import place, take
 from cdropout.core.calls import dropout, dropout_axes, dropout_backward
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.generators import check_flag, check_probability
+from cdropout.core.generators import as_rng, ask, check_flag, check_probability
 from cdropout.core.masks import alpha_terms
 
 __all__ = [
@@ -179,11 +179,14 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
     if not training or p in (0, 1):
         return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
     a, b, c = alpha_terms(p)
+    rng = as_rng(rng)  # before the arrays are read: its code may change them
     source = take(x)
     if source.dtype.itemsize > 2:
         return dropout_axes(x, axes, p, True, inplace, rng, return_mask, out, a, (b, c))
     target = place(x, inplace, out)
     y = source.astype(np.float32)  # the half types are computed in float32 and rounded once
+    if y.size:
+        rng = ask(rng, [source, target])
     _, mask = dropout_axes(y, axes, p, True, True, rng, True, None, a, (b, c))
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.copyto(target, y, casting="same_kind")

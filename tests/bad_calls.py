@@ -9,7 +9,7 @@ import cdropout as cd
 
 SHAPE = (2, 3, 4, 5)
 NO_P = "^p has to be a number between 0 and 1, but got "
-OVERLAP = "^out partly overlaps x; it has to be x itself or lie apart$"
+OVERLAP = "^out partly overlaps x; it has to be x itself or must not overlap x$"
 
 
 @pytest.fixture(name="world")

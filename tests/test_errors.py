@@ -22,7 +22,7 @@ BAD_RNG = (
 STATE = "state has to be a dict with the keys seed, calls and spawned, but got "
 SELF = "overlap in memory"
 BOOL = type(np.True_).__name__  # NumPy 1 has another
-OVERLAP = "out partly overlaps x; it has to be x itself or lie apart"
+OVERLAP = "out partly overlaps x; it has to be x itself or must not overlap x"
 
 
 @pytest.fixture

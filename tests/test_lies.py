@@ -116,7 +116,7 @@ OTHERS = {
                            "^residual has to be of the type of x, float32, but got float16$"),
     "residual and out share one element": (
         lambda w: fused(w, residual=w.memory[619:739].reshape(SHAPE)), ValueError,
-        "^out overlaps bias, or partly overlaps residual"),
+        "^out overlaps bias, or partly .* has to be residual itself or must not overlap either$"),
     "bias_shape": (lambda w: cd.bias_dropout_add_backward(w.x, w.mask, (4,)), ValueError,
                    "^bias has to broadcast"),
     "bias_shape is an int": (lambda w: cd.bias_dropout_add_backward(w.x, w.mask, 5), TypeError,
@@ -173,7 +173,7 @@ sets_a_shape = pytest.mark.filterwarnings(
 )  # NumPy 2.5
 
 
-CHANGED = "^an array of this call was changed while rng was asked for a seed$"
+CHANGED = "^an array of this call was changed while a seed was drawn from rng$"
 
 
 @sets_a_shape
@@ -202,6 +202,16 @@ RESIZED = {  # calls on x and other arrays of its shape, (4096,), and the number
     "dropout of a view": (lambda rng, x, out: cd.dropout(x[1:], rng=rng, out=out[1:]), 1),
     "drop_path": (lambda rng, x, out: cd.drop_path(x, rng=rng, out=out), 1),
     "alpha_dropout": (lambda rng, x, out: cd.alpha_dropout(x, 0.5, True, rng=rng, out=out), 1),
+    "alpha_dropout in place": (
+        lambda rng, x: cd.alpha_dropout(x, 0.5, True, inplace=True, rng=rng),
+        0,
+    ),
+    "feature_alpha_dropout": (
+        lambda rng, x, out: cd.feature_alpha_dropout(
+            x.reshape(64, 8, 8), 0.5, True, rng=rng, out=out.reshape(64, 8, 8)
+        ),
+        1,
+    ),
     "mc_dropout": (lambda rng, x: cd.mc_dropout(x, n=3, rng=rng), 0),
     "bias_dropout_add": (
         lambda rng, x, bias, residual, out: cd.bias_dropout_add(
@@ -212,11 +222,12 @@ RESIZED = {  # calls on x and other arrays of its shape, (4096,), and the number
 }
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("call, others", RESIZED.values(), ids=RESIZED)
-def test_memory_that_goes_while_the_seed_is_asked_for(call, others):
+def test_memory_that_goes_while_the_seed_is_asked_for(call, others, dtype):
     """NumPy lets an array shrink that others refer to, if it is told not to look."""
     for which in range(others + 1):
-        arrays = [np.ones(4096, np.float32) for _ in range(others + 1)]
+        arrays = [np.ones(4096, dtype) for _ in range(others + 1)]
 
         def shrink(array=arrays[which]):
             array.resize(4, refcheck=False)

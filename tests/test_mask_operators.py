@@ -9,9 +9,7 @@ import cdropout as cd
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 MASK = cd.Mask(X.shape, 0.5, 1)
-WORDS = (
-    r" of a Mask: call mask.apply\(x\) for the scaled product, or np.asarray\(mask\) for an array"
-)
+WORDS = r": call mask.apply\(x\) for the scaled product, or np.asarray\(mask\) for an array"
 OPERATORS = [
     operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
     operator.pow, operator.matmul, operator.and_, operator.or_, operator.xor, operator.lshift,
@@ -47,7 +45,7 @@ def test_ufuncs(ufunc):
     for place in range(inputs):
         operands = [X] * inputs
         operands[place] = MASK
-        with pytest.raises(TypeError, match=f"^{ufunc.__name__}{WORDS}"):
+        with pytest.raises(TypeError, match=f"^a Mask does not support {ufunc.__name__}{WORDS}"):
             ufunc(*operands)
     if (inputs, outputs) == (2, 1) and ufunc.signature is None:
         for method in ("reduce", "accumulate"):
@@ -73,7 +71,7 @@ def test_a_mask_as_out():
 @pytest.mark.parametrize("other", [2, 2.0, True, [1, 2, 3], (1.0,), "a", MASK, None], ids=repr)
 def test_products_with_anything_else(other):
     for operands in ((MASK, other), (other, MASK)):
-        with pytest.raises(TypeError, match="^product" + WORDS):
+        with pytest.raises(TypeError, match="^a Mask does not support multiply" + WORDS):
             operator.mul(*operands)
     for operate in (operator.add, operator.sub, operator.truediv, operator.and_):
         with pytest.raises(TypeError):
@@ -108,3 +106,12 @@ def test_what_keeps_working():
     np.testing.assert_array_equal(np.asarray(MASK) * X, kept * X)
     assert MASK == cd.Mask(X.shape, 0.5, 1) and MASK != cd.Mask(X.shape, 0.5, 2)
     assert MASK != 1 and MASK != "a" and MASK in [1, "a", MASK] and {MASK: 1}[MASK] == 1
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda mask: np.inner(X, mask), lambda mask: np.einsum("ij,ij", X, mask),
+                lambda mask: np.dot(X.T, mask), lambda mask: np.tensordot(X, mask),
+                lambda mask: np.kron(X, mask), lambda mask: np.average(X, weights=mask)],
+)  # fmt: skip
+def test_functions_that_convert_a_mask_use_its_bools(convert):
+    np.testing.assert_array_equal(convert(MASK), convert(np.asarray(MASK)))

@@ -174,7 +174,7 @@ cdef check_out(cnp.ndarray x, cnp.ndarray out):
         raise ValueError(f"out has to have the type and byte order of x, {x.dtype.str}, but got {out.dtype.str}")
     check_writable(out, "out")
     if partly_overlap(x, out):
-        raise ValueError("out partly overlaps x; it has to be x itself or lie apart")
+        raise ValueError("out partly overlaps x; it has to be x itself or must not overlap x")
 
 
 cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):

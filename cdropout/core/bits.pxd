@@ -45,7 +45,7 @@ cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexce
     """A byte of 0 or 1 for each of n bits, n a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # each byte looks at its own bit; adding 127 carries any to the top
+    for i in range(n // 8):                       # each byte selects its own bit; adding 127 carries any to the top
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 

@@ -52,7 +52,7 @@ cdef enum:
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
-    """y = x * scale where the bit of keep (4 bytes) is set, else +0.0, for WORD elements; y is x, or lies apart."""
+    """y = x * scale where the bit of keep (4 bytes) is set, else +0.0, for WORD elements; y is x, or does not overlap it."""
     cdef size_t i
     cdef f32 factor = fill_f32(<float>scale)
     cdef f64 factor_f64 = fill_f64(scale)

@@ -77,7 +77,9 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, retur
     check_operands(array, bias_array, residual_array)
     target = destination(array, False, out)
     if out is not None and (np.may_share_memory(out, bias_array) or partly_overlap(out, residual_array)):
-        raise ValueError("out overlaps bias, or partly overlaps residual; it has to be residual itself or lie apart")
+        raise ValueError(
+            "out overlaps bias, or partly overlaps residual; it has to be residual itself or must not overlap either"
+        )
     if not trains:
         probability = 0
     kernels.mask_init(&name, 0, 0, probability)

@@ -32,6 +32,6 @@ cdef class Generator:
     cdef go_back(self, dict state, int born)
     cdef take_back(self, const cdropout_mask* mask)
 
-cdef as_rng(rng)
+cpdef as_rng(rng)
 cdef Generator as_generator(rng)
-cdef Generator ask(rng, list arrays)
+cpdef Generator ask(rng, list arrays)

@@ -221,7 +221,7 @@ def manual_seed(seed):
     return default
 
 
-cdef as_rng(rng):
+cpdef as_rng(rng):
     """What as_generator takes: a seed becomes a generator, so that no code of rng's runs later. TypeError if it is none."""
     if rng is None or isinstance(rng, Generator):    # before NumPy's: np.random is imported when it is first named
         return rng
@@ -247,14 +247,14 @@ cdef Generator as_generator(rng):
     return Generator(rng.generate_state(1, np.uint64)[0])
 
 
-cdef Generator ask(rng, list arrays):
+cpdef Generator ask(rng, list arrays):
     """as_generator for a call on these arrays; ValueError if the code of a NumPy generator has changed one of them."""
     if rng is None or isinstance(rng, Generator):
         return as_generator(rng)
     before = [layout_of(array) for array in arrays]
     generator = as_generator(rng)
     if [layout_of(array) for array in arrays] != before:
-        raise ValueError("an array of this call was changed while rng was asked for a seed")
+        raise ValueError("an array of this call was changed while a seed was drawn from rng")
     return generator
 
 

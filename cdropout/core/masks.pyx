@@ -98,8 +98,9 @@ cdef class Mask:
     p is a multiple of 2**-11), they are nested: whatever the lower p drops, the higher p drops too. Comparisons of
     several p on one seed profit from that; two layers of a network must not have the same seed and call.
 
-    A Mask takes no part in arithmetic: ``mask * x`` would be a product that is not scaled. `apply` gives the scaled one,
-    and ``np.asarray(mask)`` an array of bools.
+    A Mask does not support arithmetic: ``mask * x`` is a TypeError, because the product would not be scaled. `apply`
+    returns the scaled product, and ``np.asarray(mask)`` an array of bools. Functions that convert the mask to an array,
+    such as ``np.dot``, ``np.einsum`` and ``np.average``, use these bools and do not scale.
     """
 
     def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
@@ -247,11 +248,11 @@ cdef class Mask:
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        """Refuse arithmetic: as an array of bools, the mask would give products that are not scaled."""
-        raise TypeError(f"{ufunc.__name__} of a Mask: {NO_ARITHMETIC}")
+        """Refuse arithmetic: the products of an array of bools would not be scaled."""
+        raise TypeError(f"a Mask does not support {ufunc.__name__}: {NO_ARITHMETIC}")
 
     def __mul__(left, right):
-        raise TypeError(f"product of a Mask: {NO_ARITHMETIC}")
+        raise TypeError(f"a Mask does not support multiply: {NO_ARITHMETIC}")
 
     def bits(self):
         """Kept as packed bits in C order: uint8 of length ceil(size / 8), least significant bit first."""

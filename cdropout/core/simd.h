@@ -107,7 +107,7 @@ static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
 static inline void cd_fill_rows(void) {}
 #else
-/* Every lane holds the same keep bits, looks at its own, and is all ones where that is set. */
+/* Every lane holds the same keep bits, selects its own bit, and is all ones where that is set. */
 #if CD_BYTES == 32
 #define CD_OWN_32 {1, 2, 4, 8, 16, 32, 64, 128}
 #define CD_OWN_64 {1, 1, 2, 2, 4, 4, 8, 8}

@@ -862,6 +862,7 @@ MUTANTS = {
         "_alpha_dropout": [
             ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
             ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
+            ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
         ],
         "feature_alpha_dropout": [
             ("few axes", "if $x.ndim < 2:", "if False:"),
@@ -1037,6 +1038,7 @@ MUTANTS = {
             ("shared axes", "1 << $a for $a, $s in enumerate($t) if $s == 0", "1 << $a for $a, $s in enumerate($t) if False"),
             ("bits of p", '">f8"', '">f4"'),
         ],
+        "_check_static": [("traced", "if any($*e):", "if False:")],
         "_check_p": [
             ("types", "if $p.shape or not any($*e):", "if $p.shape:"),
             ("shapes", "if $p.shape or not any($*e):", "if False:"),
