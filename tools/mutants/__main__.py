@@ -39,7 +39,9 @@ KERNELS = (
 )
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice
-    **dict.fromkeys(KERNELS, "build views past_cache halves fused corners kernels capi guard_pages"),
+    **dict.fromkeys(
+        KERNELS, "build views past_cache halves fused corners kernels capi guard_pages"
+    ),
     "dispatch.pyx": "build",
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
     "masks.pyx": "masks mask_operators errors",
