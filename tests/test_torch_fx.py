@@ -111,6 +111,13 @@ def test_fx_traces_into_the_root():
     assert torch.equal(seeded(traced, x), seeded(ct.dropout, x))
 
 
+def test_fx_records_a_function_for_a_tracer_without_modules():
+    graph = fx.Graph()
+    x = fx.Proxy(graph.placeholder("x"), fx.proxy.GraphAppendingTracer(graph))
+    graph.output(ct.Dropout(0.5)(x).node)
+    assert ct.dropout in [node.target for node in graph.nodes]
+
+
 def test_fx_traces_into_subclasses():
     class Doubled(ct.Dropout):
         def forward(self, x):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cdropout.torch import functional
 from cdropout.torch.masked import Source, check_generator
-from cdropout.torch.tracing import WHOLE, record_module
+from cdropout.torch.tracing import WHOLE, is_recorded, record_module
 
 
 class _Here(nn.Module):
@@ -66,8 +66,8 @@ class Dropout(_Here, nn.Dropout):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.dropout(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.dropout(
                 input, self.p, self.training, self.inplace, generator=self.generator
@@ -81,8 +81,8 @@ class Dropout1d(_Here, nn.Dropout1d):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.dropout1d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.dropout1d(
                 input, self.p, self.training, self.inplace, generator=self.generator
@@ -96,8 +96,8 @@ class Dropout2d(_Here, nn.Dropout2d):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.dropout2d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.dropout2d(
                 input, self.p, self.training, self.inplace, generator=self.generator
@@ -111,8 +111,8 @@ class Dropout3d(_Here, nn.Dropout3d):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.dropout3d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.dropout3d(
                 input, self.p, self.training, self.inplace, generator=self.generator
@@ -130,8 +130,8 @@ class AlphaDropout(_Here, nn.AlphaDropout):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.alpha_dropout(input, self.p, self.training)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.alpha_dropout(input, self.p, self.training, generator=self.generator)
 
@@ -143,8 +143,8 @@ class FeatureAlphaDropout(_Here, nn.FeatureAlphaDropout):
         """Return what the function of this name returns."""
         if torch.jit.is_scripting():
             return F.feature_alpha_dropout(input, self.p, self.training)
-        elif type(input) is not Tensor and (node := record_module(self, input)) is not None:
-            return node
+        elif type(input) is not Tensor and is_recorded(self, input):
+            return record_module(self, input)
         else:
             return functional.feature_alpha_dropout(
                 input, self.p, self.training, generator=self.generator

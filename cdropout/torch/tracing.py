@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.fx import Proxy
+from torch.fx import Proxy, Tracer
 from torch.nn import Module
 from torch.nn.modules import module as nn_module
 
@@ -33,18 +33,25 @@ def symbolic_call(
     return tracer.create_proxy("call_function", function, args, options)
 
 
+def is_recorded(module: Module, x: Any) -> bool:
+    """Return whether torch.fx traces a call of one of our modules, and can record it as one node.
+
+    As with torch.nn's modules, the root is traced into.
+    """
+    if type(module) not in WHOLE or not (isinstance(x, Proxy) and isinstance(x.tracer, Tracer)):
+        return False
+    root = x.tracer.root
+    return module is not root and any(m is module for m in root.modules())
+
+
 def record_module(module: Module, x: Any) -> Any:
-    """Record a call of one of our modules as one node; return None if it cannot be recorded so.
+    """Record a call of one of our modules as one node.
 
     torch.fx traces into modules outside of torch.nn. Its graph would otherwise keep the mode
-    (training or evaluation) in which it was traced. As with torch.nn, the root is traced into.
+    (training or evaluation) in which it was traced.
     """
-    if not isinstance(x, Proxy) or type(module) not in WHOLE:
-        return None
-    tracer: Any = x.tracer
-    path = next((path for path, m in tracer.root.named_modules() if m is module), "")
-    if not path:
-        return None
+    tracer = x.tracer
+    path = tracer.path_of_module(module)
     hooks = module._forward_hooks, module._forward_pre_hooks
     if any(hooks) or nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         # the hooks are traced: call forward alone

@@ -991,8 +991,12 @@ MUTANTS = {
         "symbolic_call": [
             ("generator", "if $g is not None:", "if False:"),
         ],
+        "is_recorded": [
+            ("subclasses", "type($m) not in WHOLE or", "False or"),
+            ("tracers", "and isinstance($t, Tracer)", "and True"),
+            ("root", "$m is not $r and", "True and"),
+        ],
         "record_module": [
-            ("subclasses", "or type($m) not in WHOLE", "or False"),
             ("hooks", "any($h) or", "False or"),
             ("global hooks", "or $n._global_forward_hooks or $n._global_forward_pre_hooks", "or False"),
         ],
