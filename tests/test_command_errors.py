@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,9 @@ def command(request):
 def run(command, *arguments, stdout=subprocess.PIPE, **variables):
     """Return (exit code, standard output, standard error)."""
     done = subprocess.run(
-        [*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "", **variables}, timeout=300,
+        [*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300,
+        env={**os.environ, "PYTHONUNBUFFERED": "", **variables},
+        cwd=tempfile.gettempdir(),  # outside of a checkout that is not built
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

@@ -29,7 +29,7 @@ cdef class Generator:
     cdef restart(self, seed)
     cdef refresh(self)
     cdef name_next(self, cdropout_mask* mask)
-    cdef go_back(self, dict state, int born)
+    cdef go_back(self, state, int born)
     cdef take_back(self, const cdropout_mask* mask)
 
 cpdef as_rng(rng)

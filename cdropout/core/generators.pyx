@@ -167,7 +167,7 @@ cdef class Generator:
             raise ValueError(f"state has to be a dict with the keys seed, calls and spawned, but got {state!r}")
         self.go_back(state, SEEDED)
 
-    cdef go_back(self, dict state, int born):
+    cdef go_back(self, state, int born):
         """Set `state`. With the present `born`, a generator without a seed still seeds itself anew in a forked child."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
