@@ -8,7 +8,7 @@ from cdropout.core.bits cimport (
     MARGIN, BitAxis, Writer, append_bits, bits64_at, load_bits64, pack_bools, reorder_bits, spread_bits, store_bits64,
     write_bits, write_group,
 )
-from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large
+from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large, real
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
     MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, take_tile,
@@ -243,6 +243,14 @@ cdef struct Terms:                    # what becomes of an element:
     double constant                   # and a dropped one becomes this; otherwise +0.0
 
 
+cdef inline void select_shifted(real* values, const uint8_t* keep, size_t n, real shift, real constant) noexcept nogil:
+    cdef real shifted
+    cdef size_t i
+    for i in range(n):
+        shifted = values[i] + shift
+        values[i] = shifted if keep[i] else constant
+
+
 cdef inline void shift_elements(
     element* y, const uint8_t* bits, uint64_t first, size_t n, const Terms* terms
 ) noexcept nogil:
@@ -250,16 +258,13 @@ cdef inline void shift_elements(
     cdef element values[BUFFER]
     cdef uint8_t keep[BUFFER]
     cdef uint8_t packed[8]
-    cdef element shifted
     cdef size_t i
     for i in range(0, n, 64):
         store_bits64(packed, bits64_at(bits, first + i))
         spread_bits(keep + i, packed, 64)
     memcpy(values, y, n * sizeof(element))
     if element is float or element is double:
-        for i in range(n):
-            shifted = values[i] + <element>terms.shift
-            values[i] = shifted if keep[i] else <element>terms.constant
+        select_shifted(values, keep, n, <element>terms.shift, <element>terms.constant)
     memcpy(y, values, n * sizeof(element))
 
 
