@@ -307,9 +307,11 @@ MUTANTS = {
             ("y", "$y += <ptrdiff_t>$n * $r.y", "pass"),
         ],
         "shift_elements": [
-            ("dropped", "$s if $k[$i] else <element>$t.constant", "$s"),
-            ("shift", "$v[$i] + <element>$t.shift", "$v[$i]"),
             ("bits", "bits64_at($b, $first + $i)", "bits64_at($b, $first)"),
+        ],
+        "select_shifted": [
+            ("dropped", "$s if $k[$i] else $c", "$s"),
+            ("shift", "$v[$i] + $s", "$v[$i]"),
         ],
         "apply_rows": [
             ("x", "$r.x == sizeof(element) and", "True and"),
