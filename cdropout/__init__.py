@@ -10,18 +10,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "cdropout.core.masks":
         raise
-    import sys
-    from importlib.machinery import PathFinder
-    from pathlib import Path
+    from cdropout.environment import unbuilt_checkout
 
-    here, how = Path(__file__).parents[1], "run `pip install -e .` in it"
-    others = [str(Path(entry, "cdropout", "core")) for entry in sys.path]
-    if PathFinder.find_spec("masks", others):
-        raise ImportError(
-            f"cdropout is installed, but the checkout {here}, which is not built, hides it: "
-            f"start Python in another folder, or {how}"
-        ) from None
-    raise ImportError(f"the checkout {here} of cdropout is not built: {how}") from None
+    raise ImportError(unbuilt_checkout()) from None
 except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
     from cdropout.environment import exit_command
 

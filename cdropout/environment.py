@@ -1,8 +1,10 @@
-"""What the command line does about environment variables that stop the import of the package."""
+"""Messages for an import of the package that fails."""
 
 import os
 import re
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 
 def is_command() -> bool:
@@ -30,3 +32,15 @@ def exit_command(error: ValueError) -> None:
     if is_command():
         print(f"cdropout: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def unbuilt_checkout() -> str:
+    """Return what is wrong in a checkout that is not built, and what to do."""
+    here, how = Path(__file__).parents[1], "run `pip install -e .` in it"
+    others = [str(Path(entry, "cdropout", "core")) for entry in sys.path]
+    if PathFinder.find_spec("masks", others):
+        return (
+            f"cdropout is installed, but the checkout {here}, which is not built, hides it: "
+            f"start Python in another folder, or {how}"
+        )
+    return f"the checkout {here} of cdropout is not built: {how}"

@@ -10,6 +10,8 @@ import pytest
 
 from cdropout.core import dispatch
 
+from needs import slow
+
 SCRIPT = Path(sys.executable).with_name("cdropout")
 WAYS = {
     "module": [sys.executable, "-P", "-m", "cdropout"],
@@ -53,7 +55,9 @@ def test_no_command(command):
         ("CDROPOUT_NUM_THREADS", "two", "CDROPOUT_NUM_THREADS has to be an int of at least 1, but"),
     ],
 )
-@pytest.mark.parametrize("arguments", [["info"], ["selftest"], BENCH, ["--help"], []], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["info"], *slow(["selftest"], BENCH, ["--help"], [])], ids=str
+)
 def test_a_wrong_environment(command, arguments, variable, text, words):
     expect_line(run(command, *arguments, **{variable: text}), 2, words)
 
@@ -92,6 +96,7 @@ def test_a_wrong_environment_raises_in_a_module_with_such_arguments(options, arg
     assert result[0] == 1 and "ValueError: CDROPOUT_ISA has to be one of" in result[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", dispatch.built())
 def test_the_instruction_set_in_any_case(command, isa):
     if isa not in dispatch.runnable():
@@ -106,8 +111,10 @@ def test_the_instruction_set_in_any_case(command, isa):
 @pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
 @pytest.mark.parametrize(
     "arguments, code",
-    [(["info"], 141), (["--help"], 141), (["--version"], 141), (["selftest"], 141), (BENCH, 141),
-     ([*BENCH, "--isa", "baseline"], 141), (["stream"], 0), (["stream", "--p", "0.1"], 0)],
+    [(["info"], 141), (["stream"], 0),
+     *(pytest.param(arguments, code, marks=pytest.mark.slow) for arguments, code in [
+        (["--help"], 141), (["--version"], 141), (["selftest"], 141), (BENCH, 141),
+        ([*BENCH, "--isa", "baseline"], 141), (["stream", "--p", "0.1"], 0)])],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )  # fmt: skip
 def test_a_closed_pipe(command, arguments, code):
@@ -123,17 +130,19 @@ def test_a_closed_pipe(command, arguments, code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a descriptor")
-def test_a_closed_standard_output(command):
+@pytest.mark.parametrize(
+    "arguments", [["stream", "--bytes", "5"], *slow(["info"], ["selftest"], BENCH)], ids=str
+)
+def test_a_closed_standard_output(command, arguments):
     """Python sets sys.stdout to None."""
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     words = "cdropout stream: error: standard output is closed\n"
-    assert run(closed, "stream", "--bytes", "5") == (2, "", words)
-    for arguments in ["info"], ["selftest"], BENCH:
-        assert run(closed, *arguments) == (0, "", "")
+    expected = (2, "", words) if arguments[0] == "stream" else (0, "", "")
+    assert run(closed, *arguments) == expected
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
-@pytest.mark.parametrize("arguments", [["info"], ["--help"], BENCH, ["stream"]], ids=str)
+@pytest.mark.parametrize("arguments", [["info"], *slow(["--help"], BENCH, ["stream"])], ids=str)
 def test_a_full_disk(command, arguments):
     with open("/dev/full", "w") as full:
         expect_line(run(command, *arguments, stdout=full), 1, "No space left on device")
@@ -147,6 +156,7 @@ def test_an_unwritable_file_is_refused_before_the_race(command, option):
     expect_line(run(command, *arguments), 2, words)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_file_that_cannot_be_written_after_the_race(command):
     growth = ["bench", "--growth", "--sizes", "64", "--seconds", "0"]

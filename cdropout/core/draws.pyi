@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from threading import local
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ def set_state(generator: torch.Generator | Generator | None, state: Any) -> None
 def restore(generator: torch.Generator | Generator | None, before: Any, after: Any) -> None: ...
 def linear(name: _Name) -> _Name: ...
 
+@final
 class Draw:
     keep: Tensor | None
     def __init__(
