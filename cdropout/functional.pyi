@@ -177,8 +177,6 @@ class _DropPath(Protocol):
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 
-SATURATION: float
-
 dropout1d: _Variant
 dropout2d: _Variant
 dropout3d: _Variant
