@@ -127,9 +127,9 @@ def test_a_checkpoint_replays_the_default_generator(default, name, reentrant):
     generator, x = None if default == "None" else torch.default_generator, numbers()
     function = block(FUNCTIONS[name], generator)
     results = []
-    for run in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
+    for call in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
         torch.manual_seed(3)
-        y = run(x)
+        y = call(x)
         torch.rand(7)  # the generator goes on
         results.append((y, *torch.autograd.grad(y.sum(), x)) if not reentrant else (y, grad(y, x)))
     for expected, found in zip(*results, strict=True):
