@@ -109,4 +109,5 @@ IMPORTS = {
 @pytest.mark.parametrize("name", IMPORTS)
 def test_it_is_imported_where_a_mode_or_transform_is_active(name):
     use = "y = ct.dropout(torch.ones(99), 0.5)\nassert set(y.tolist()) == {0, 2}"
-    subprocess.run([sys.executable, "-c", f"import torch\n{IMPORTS[name]}\n{use}"], check=True)
+    program = f"import torch\n{IMPORTS[name]}\n{use}"
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
