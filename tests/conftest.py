@@ -1,6 +1,12 @@
 """Check that there is a built package, and run slow tests that are named one by one."""
 
+import os
+
 import pytest
+
+# The tests multiply small matrices only. In each of their processes, OpenBLAS would start threads
+# when NumPy is imported, which takes as long as the import itself.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_configure(config):

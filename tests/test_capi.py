@@ -178,7 +178,7 @@ def test_the_header_compiles_without_a_warning(compiler, language, python, tmp_p
 
 @pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["alone", "too late"])
 @pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
-@pytest.mark.parametrize("compiler", COMPILERS)
+@every_compiler
 def test_the_import_function_needs_python_first(compiler, language, python, tmp_path):
     source = tmp_path / "source"
     call = "int main(void) { return cdropout_import() == 0; }\n"
@@ -190,7 +190,7 @@ def test_the_import_function_needs_python_first(compiler, language, python, tmp_
 
 
 @pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
-@pytest.mark.parametrize("compiler", COMPILERS)
+@every_compiler
 def test_flags_need_no_cast(compiler, language, tmp_path):
     source = tmp_path / "source"
     source.write_text(

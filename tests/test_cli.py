@@ -30,6 +30,7 @@ def quick_bench():
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contestant, "CHECKED", 1 << 18)
+        patch.setattr(contestant, "LOAD_SECONDS", 0.02)
         patch.setattr(kernels, "SIZE", 1 << 16)
         patch.setattr(race, "TURN", 1e-5)
         yield
@@ -130,7 +131,9 @@ def test_without_peers_nothing_is_compared_with_them(capsys):
     assert cd.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.6, True), (0.99, False)])
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.6, True), pytest.param(0.99, False, marks=pytest.mark.slow)]
+)
 def test_busy_machine_is_said(capsys, monkeypatch, share, said):
     monkeypatch.setattr(machine, "cpu_share", lambda: lambda: share)
     assert main(["bench", "--kernels", "--seconds", "0"]) == 0

@@ -20,10 +20,14 @@ WAYS = {
 BENCH = ["bench", "--kernels", "--seconds", "0"]
 
 
-@pytest.fixture(params=WAYS)
-def command(request):
-    if request.param == "script" and not SCRIPT.exists():
+def needs_script(way):
+    if way == "script" and not SCRIPT.exists():
         pytest.skip("the script cdropout was not installed")
+
+
+@pytest.fixture(params=["module", *slow("script")])
+def command(request):
+    needs_script(request.param)
     return WAYS[request.param]
 
 
@@ -43,8 +47,10 @@ def expect_line(result, code, words):
     assert result[2].count("\n") == 1 and result[2].startswith("cdropout") and words in result[2]
 
 
-def test_no_command(command):
-    expect_line(run(command), 2, "error: the following arguments are required: command")
+@pytest.mark.parametrize("way", WAYS)
+def test_no_command(way):
+    needs_script(way)
+    expect_line(run(WAYS[way]), 2, "error: the following arguments are required: command")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +77,9 @@ def test_a_wrong_environment_raises_elsewhere(program):
 
 
 OPTIONS = [
-    ["-mcdropout"], ["-m", "cdropout.__main__"], ["-Pm", "cdropout"], ["-BPmcdropout.__main__"],
-    ["-W", "ignore", "-Xutf8", "-X", "dev", "-m", "cdropout"],
-    ["--check-hash-based-pycs", "always", "-m", "cdropout"],
+    ["-BPmcdropout.__main__"], ["-W", "ignore", "-Xutf8", "-X", "dev", "-m", "cdropout"],
+    *slow(["-mcdropout"], ["-m", "cdropout.__main__"], ["-Pm", "cdropout"]),
+    *slow(["--check-hash-based-pycs", "always", "-m", "cdropout"]),
 ]  # fmt: skip
 
 
@@ -83,8 +89,10 @@ def test_a_wrong_environment_for_each_form_of_the_option_m(options):
     expect_line(run([sys.executable, *options], "info", CDROPOUT_ISA="sse9"), 2, words)
 
 
-@pytest.mark.parametrize("options", [["-m", "mytool"], ["-mmytool"], ["-W", "ignore", "-mmytool"]])
-@pytest.mark.parametrize("arguments", [["cdropout"], ["-m", "cdropout"], ["-mcdropout"]])
+@pytest.mark.parametrize(
+    "options", [["-W", "ignore", "-mmytool"], *slow(["-m", "mytool"], ["-mmytool"])]
+)
+@pytest.mark.parametrize("arguments", [["-m", "cdropout"], *slow(["cdropout"], ["-mcdropout"])])
 def test_a_wrong_environment_raises_in_a_module_with_such_arguments(options, arguments, tmp_path):
     """Python imports the package of a module before it sets sys.argv."""
     (tmp_path / "mytool").mkdir()

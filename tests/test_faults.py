@@ -377,7 +377,7 @@ def names_drawn(generator, mask, module):
     return drawn, y, mask.apply(x), module(x), os.getpid()
 
 
-@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+@pytest.mark.parametrize("way", ["spawn", *slow("forkserver")])
 def test_a_spawned_process_draws_what_its_parent_would(way):
     if way not in multiprocessing.get_all_start_methods():
         pytest.skip(f"there is no {way} here")

@@ -108,6 +108,7 @@ def test_neighbours_that_are_alike_are_caught(order, p):
     assert caught(tests) == {f"{t} along {order}" for t in ("lags", "16-grams", "gaps", "runs")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_neighbours_that_are_dependent_only_by_threes_are_caught(order):
     found = caught(randomness.order(damaged(order, add_neighbours), 0.5, order, PART))
@@ -158,7 +159,8 @@ def test_masks_that_all_share_a_little_are_caught():
     assert found == {f"distances in {name}"}
 
 
-@pytest.mark.parametrize("p, bases", [(0.5, 120), pytest.param(0.1, 400, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("p, bases", [(0.5, 120), (0.1, 400)])
 def test_bits_of_seed_and_call_that_do_less_are_caught(p, bases):
     one_element = leaking(lambda seed, call, block: (seed & ~(1 << 17), call, block), [13])
     assert caught(randomness.avalanche(one_element, p, bases)) == {"avalanche of bit to element"}

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 
 import numpy as np
+import pytest
 
 import cdropout as cd
 from cdropout import selftest
@@ -48,6 +49,7 @@ def test_runs_as_a_module_and_is_not_imported_with_the_package():
 # ---- selftest ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_selftest_passes_on_every_instruction_set(capsys):
     assert main(["selftest"]) == 0
     lines = capsys.readouterr().out.splitlines()

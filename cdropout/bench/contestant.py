@@ -15,6 +15,7 @@ import numpy as np
 from cdropout.selftest import keep_bound
 
 TYPES = ("float32", "float64", "float16", "bfloat16")
+LOAD_SECONDS = 0.2  # during which the load of the CPUs is measured
 CHECKED = 1 << 22  # elements: a keep rate that is off by a thousandth is far out of its bound
 ULPS = 4  # of error in a kept element: 1 - p, its inverse, the product
 
@@ -97,11 +98,11 @@ def wrong(contestant, dtype, p):
     return None
 
 
-def cpus_used(contestant, dtype, p, seconds=0.2):
+def cpus_used(contestant, dtype, p):
     """How many CPUs a contestant keeps busy: shows whether it could be held to its threads."""
     forward, _ = contestant.prepare(known_arrays(CHECKED, dtype), p)
     forward()
     began, busy = time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < LOAD_SECONDS:
         forward()
     return (time.process_time() - busy) / (time.perf_counter() - began)
