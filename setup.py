@@ -1,6 +1,7 @@
 """What pyproject.toml cannot say: one kernel source, built once for each instruction set."""
 
 import os
+import shutil
 import sys
 import sysconfig
 import threading
@@ -10,10 +11,11 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
 from setuptools.modified import newer
 
-# Must match the CPU probe in core/simd.h: a wider set is imported only where the probe finds all
-# that its flags name.
+# Must match NEEDED in core/dispatch.pyx: a wider set is imported only on a CPU that has all that
+# its flags name.
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
@@ -26,11 +28,16 @@ FLAGS = [
     "-fno-strict-aliasing",  # the generator's words are also read as bytes
     "-Wno-psabi",  # vectors are passed only between functions that are inlined
 ]
-TARGET = sysconfig.get_platform()  # what is built for, which may be another machine than this
-if TARGET.startswith("win"):  # MSVC has no vector types: the portable form of simd.h
-    FLAGS = ["/O2"]
-if TARGET.startswith("win") or not TARGET.endswith(("x86_64", "amd64")):
+# What is built for, which may be another machine than this.
+if not sysconfig.get_platform().endswith(("x86_64", "amd64")):
     INSTRUCTION_SETS = {"baseline": []}
+WINDOWS = {  # Clang's names for what MSVC builds for
+    "win-amd64": "x86_64-pc-windows-msvc",
+    "win-arm64": "aarch64-pc-windows-msvc",
+    "win32": "i686-pc-windows-msvc",
+}
+NO_CLANG_CL = "clang-cl was not found on PATH, in LLVM's folder or in Visual Studio's"
+KERNELS = "cdropout.core._kernels_"
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 # One build for CPython 3.11 and all later ones; free-threaded builds have no stable ABI.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -62,6 +69,36 @@ class BuildExt(build_ext):
         super().run()
         self.build_lib, self.build_temp = given
 
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            self.replace_msvc()
+        super().build_extensions()
+
+    def replace_msvc(self):
+        """Compile with clang-cl if there is one: MSVC has no vector types.
+
+        MSVC builds the portable form of core/simd.h, which is several times slower.
+        """
+        compiler = self.compiler
+        if not compiler.initialized:
+            compiler.initialize(self.plat_name)
+        clang_cl = find_clang_cl(compiler.cc)
+        if clang_cl:
+            compiler.cc = clang_cl
+            options = compiler.compile_options  # without MSVC's own optimization by the linker
+            compiler.compile_options = [option for option in options if option != "/GL"]
+        elif os.environ.get("CDROPOUT_REQUIRE_CLANG", "0") != "0":
+            raise PlatformError(f"CDROPOUT_REQUIRE_CLANG is set, but {NO_CLANG_CL}")
+        else:
+            self.warn(f"{NO_CLANG_CL}: building the portable form, which is several times slower")
+        if not clang_cl or self.plat_name != "win-amd64":
+            wide = {f"{KERNELS}{isa}" for isa in INSTRUCTION_SETS if isa != "baseline"}
+            self.extensions = [ext for ext in self.extensions if ext.name not in wide]
+        for ext in self.extensions:
+            flags = [f"--target={WINDOWS[self.plat_name]}"]
+            flags += [f"/clang:{flag}" for flag in ext.extra_compile_args]
+            ext.extra_compile_args = flags if clang_cl else []
+
     def build_extension(self, ext):
         # A folder per module: the kernels share one source, and the C file holds the module's name.
         folder = f"build/cython/{ext.name}"
@@ -75,9 +112,20 @@ class BuildExt(build_ext):
         super().build_extension(ext)
 
 
+def find_clang_cl(msvc):
+    """Return the path of clang-cl, or None.
+
+    It is searched on PATH, in LLVM's folder, and in the Visual Studio of the compiler `msvc`.
+    """
+    folders = [os.environ.get("PATH", ""), Path(os.environ.get("ProgramFiles", ""), "LLVM", "bin")]
+    for tools in Path(msvc).parents:  # such as VC/Tools of VC/Tools/MSVC/14.44/bin/Hostx64/x64
+        folders += [tools / "Llvm" / host / "bin" for host in ("x64", "ARM64")]
+    return shutil.which("clang-cl", path=os.pathsep.join(map(str, folders)))
+
+
 def extension(source, name, flags=()):
     return Extension(
-        f"cdropout.core.{name}",
+        name,
         [f"cdropout/core/{source}.pyx"],
         include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
         define_macros=MACROS,
@@ -88,8 +136,8 @@ def extension(source, name, flags=()):
 
 sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
 setup(
-    ext_modules=[extension(source, source) for source in sorted(sources)]
-    + [extension("kernels", f"_kernels_{isa}", INSTRUCTION_SETS[isa]) for isa in INSTRUCTION_SETS],
+    ext_modules=[extension(source, f"cdropout.core.{source}") for source in sorted(sources)]
+    + [extension("kernels", f"{KERNELS}{isa}", INSTRUCTION_SETS[isa]) for isa in INSTRUCTION_SETS],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

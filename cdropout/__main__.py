@@ -206,13 +206,14 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the version, instruction sets and threads; with --include, the folder of cdropout.h."""
+    """Print what was built and what is used; with --include, only the folder of cdropout.h."""
     if options.include:
         print(cd.get_include())
         return 0
     lines = {
         "cdropout": version("cdropout"),
-        "built for": ", ".join(dispatch.built()),
+        "built for": dispatch.describe(dispatch.built(), dispatch.vectors),
+        "built by": dispatch.compiler,
         "this CPU runs": ", ".join(dispatch.runnable()),
         "in use": dispatch.isa,
         "threads": cd.get_num_threads(),
@@ -221,6 +222,8 @@ def run_info(options: argparse.Namespace, *_: object) -> int:
         "NumPy": np.__version__,
         "CPU": machine.cpu_name(),
     }
+    if advice := machine.advice():
+        lines["to be faster"] = advice
     for name, value in lines.items():
         print(f"{name + ':':15} {value}")
     return 0

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.resources import files
 from pathlib import Path
 
@@ -130,6 +131,78 @@ def test_without_a_wish_the_widest_usable_is_chosen(nothing):
 def test_baseline_is_always_there():
     assert "baseline" in dispatch.built() and "baseline" in dispatch.runnable()
     assert set(dispatch.built()) <= set(SETS) and set(dispatch.runnable()) <= set(SETS)
+
+
+SAVED = 7 << 27  # the registers of AVX are saved, and the CPU has AVX and F16C
+HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7
+
+
+@pytest.mark.parametrize(
+    "leaf1, leaf7, xcr0, sets",
+    [
+        (0, 0, 0, SETS[:1]),  # not an x86 CPU
+        (0x7FFAFBBF, HASWELL, 0x07, SETS[:2]),
+        (0x7FFEFBFF, SKYLAKE_X, 0xE7, SETS),
+        (SAVED, SKYLAKE_X, 0xE6, SETS),
+        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # the system does not save ZMM
+        (SAVED, SKYLAKE_X, 0xC7, SETS[:2]),  # nor the mask registers
+        (SAVED, SKYLAKE_X, 0xE2, SETS[:1]),  # nor YMM
+        (SAVED & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # OSXSAVE
+        (SAVED & ~(1 << 28), SKYLAKE_X, 0xE7, SETS[:1]),  # AVX
+        (SAVED & ~(1 << 29), SKYLAKE_X, 0xE7, SETS[:1]),  # F16C
+        (SAVED, SKYLAKE_X & ~(1 << 5), 0xE7, SETS[:1]),  # AVX2
+        *((SAVED, SKYLAKE_X & ~(1 << bit), 0xE7, SETS[:2]) for bit in (16, 17, 30, 31)),
+    ],
+)
+def test_sets_by_registers(leaf1, leaf7, xcr0, sets):
+    assert dispatch.supported(leaf1, leaf7, xcr0) == sets
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
+    reason="needs the flags of an x86 CPU in /proc/cpuinfo",
+)
+def test_the_probe_agrees_with_linux():
+    (line,) = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    needs = {"baseline": set(), "avx2": {"avx2", "f16c"}}
+    needs["avx512"] = needs["avx2"] | {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
+    assert dispatch.runnable() == tuple(isa for isa in SETS if needs[isa] <= set(line.split()))
+
+
+@pytest.mark.parametrize(
+    "isa, built, advice",
+    [
+        ("avx512", SETS, ""),
+        ("avx2", SETS, "use avx512, which is built and runs on this CPU"),
+        ("avx2", SETS[:2], "build avx512, which this CPU runs"),
+    ],
+)
+def test_advice(isa, built, advice):
+    assert dispatch.advise(isa, built, SETS, True) == advice
+    assert "build it with Clang" in dispatch.advise(isa, built, SETS, False)
+
+
+def test_description():
+    assert dispatch.describe(SETS, True) == "baseline, avx2, avx512"
+    portable = "baseline (portable: built without vector types)"
+    assert dispatch.describe(SETS[:1], False) == portable
+
+
+def test_the_compiler_is_known():
+    assert re.fullmatch(r"(GCC|Clang) \d+\.\d+\.\d+|MSVC \d+", dispatch.compiler)
+    assert dispatch.vectors == (not dispatch.compiler.startswith("MSVC"))
+
+
+FEWER = not dispatch.vectors or sysconfig.get_platform().endswith("universal2")
+
+
+@pytest.mark.skipif(
+    FEWER and "CIBUILDWHEEL" not in os.environ,
+    reason="a portable build, or one for two architectures, has the baseline only",
+)
+def test_all_sets_are_built():
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    assert dispatch.vectors and dispatch.built() == (SETS if x86 else SETS[:1])
 
 
 # ---- what the kernels draw --------------------------------------------------------------------

@@ -60,9 +60,12 @@ def raced(tmp_path_factory):
 
 
 def test_heading_names_what_the_numbers_depend_on(raced):
-    first, second, third = raced[0].splitlines()[:3]
-    assert first == f"cdropout {version('cdropout')}, {dispatch.isa}, 1 thread, p=0.25, float32"
+    first, second, *rest = raced[0].splitlines()[:4]
+    third = rest[1 if machine.advice() else 0]
+    isa = dispatch.describe([dispatch.isa], dispatch.vectors)
+    assert first == f"cdropout {version('cdropout')}, {isa}, 1 thread, p=0.25, float32"
     assert machine.cpu_name() in second and f"NumPy {np.__version__}" in second
+    assert second.endswith(f"; built by {dispatch.compiler}")
     how = "keep rate within a 1e-06 bound over 262144 elements, scale, gradient"
     ours = f"cdropout {version('cdropout')}, cdropout-new {version('cdropout')}"
     who = f"{ours}, numpy {np.__version__}"
@@ -90,6 +93,7 @@ def test_json_has_every_number(raced):
     about = numbers["environment"]
     assert (about["p"], about["dtype"], about["threads"]) == (0.25, "float32", 1)
     assert (about["isa"], about["cpu"]) == (dispatch.isa, machine.cpu_name())
+    assert (about["vectors"], about["compiler"]) == (dispatch.vectors, dispatch.compiler)
     ours = dict.fromkeys(["cdropout", "cdropout-new"], version("cdropout"))
     assert numbers["contestants"] == {**ours, "numpy": np.__version__}
     assert numbers["left_out"] == {}
@@ -129,6 +133,23 @@ def test_without_peers_nothing_is_compared_with_them(capsys):
     row = re.search(r"^ *64 cdropout +\|(.*)\|(.*)$", printed, re.MULTILINE)
     assert row[1].split()[3] == row[2].split()[3] == "-"
     assert cd.get_num_threads() == 2
+
+
+def test_a_portable_build_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(dispatch, "vectors", False)
+    assert main(["bench", "--kernels", "--seconds", "0"]) == 0
+    first, _, third = capsys.readouterr().out.splitlines()[:3]
+    assert f"{dispatch.isa} (portable: built without vector types)" in first
+    assert third.startswith(
+        "to make it faster, build it with Clang or GCC, on Windows with clang-cl;"
+    )
+
+
+def test_the_fastest_build_needs_no_advice(capsys, monkeypatch):
+    monkeypatch.setattr(dispatch, "vectors", True)
+    monkeypatch.setattr(dispatch, "runnable", lambda: (dispatch.isa,))
+    assert main(["bench", "--kernels", "--seconds", "0"]) == 0
+    assert "faster" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ RUN = {
         "cold": False,
         "runs": 5,
         **dict.fromkeys(["isa", "cpu", "platform", "python", "numpy"], "the same"),
+        **{"vectors": True, "compiler": "the same", "faster": ""},
     },
     "cells": [{**CELL, "to_memcpy_runs": [1.20, 1.19, 1.20, 1.21, 1.20]}],
     "kernels": [["forward", 1.5, "x memcpy"], ["bits", 17.0, "G elements/s"]],

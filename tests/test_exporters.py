@@ -265,7 +265,7 @@ REFUSED = [
     (array.array("q", [1]), TypeError, TYPES + "int64"),
     ((ctypes.c_float.__ctype_be__ * 3)(1, 2, 3), TypeError, "byte order, but got >f4"),
     ((ctypes.c_int * 3)(1, 2, 3), TypeError, TYPES + "int32"),
-    (OnlyDLPack(np.ones(3, np.complex64)), TypeError, TYPES + "complex64"),
+    (OnlyDLPack(np.zeros(3, np.complex64)), TypeError, TYPES + "complex64"),
     (OnlyDLPack(np.ones(3, bool)), TypeError, TYPES + "bool"),
     (Failing(BufferError("not today")), BufferError, "not today"),
     (Failing(ValueError("not so")), ValueError, "not so"),
@@ -308,7 +308,14 @@ def test_what_is_no_capsule_is_refused():
         cd.dropout(NoCapsule(5), 0.5)
 
 
-@pytest.mark.parametrize("kind", [ctypes.c_longdouble, ctypes.c_void_p])
+same_as_double = pytest.mark.skipif(
+    ctypes.c_longdouble is ctypes.c_double, reason="long double is double here, which is taken"
+)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(ctypes.c_longdouble, marks=same_as_double), ctypes.c_void_p]
+)
 def test_a_buffer_that_numpy_cannot_read_is_refused_by_name(kind):
     with pytest.raises(TypeError, match="float16, bfloat16, float32 or float64"):
         cd.dropout((kind * 3)(), 0.5)

@@ -12,6 +12,7 @@ import pytest
 import cdropout as cd
 from cdropout import selftest
 from cdropout.__main__ import main
+from cdropout.bench import machine
 from cdropout.core import dispatch
 
 AVAILABLE = [isa for isa in dispatch.built() if isa in dispatch.runnable()]
@@ -22,13 +23,27 @@ def test_info(capsys):
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     lines = {name: value.strip() for name, value in lines.items()}
     assert lines["cdropout"] == version("cdropout")
-    assert lines["built for"] == ", ".join(dispatch.built())
+    assert lines["built for"] == dispatch.describe(dispatch.built(), dispatch.vectors)
+    assert lines["built by"] == dispatch.compiler
+    assert ("to be faster" in lines) == bool(machine.advice())
     assert lines["this CPU runs"] == ", ".join(dispatch.runnable())
     assert lines["in use"] == dispatch.isa
     assert lines["threads"] == str(cd.get_num_threads())
     assert lines["include folder"] == cd.get_include()
     assert lines["NumPy"] == np.__version__
     assert sys.version.startswith(lines["Python"])
+
+
+def test_info_of_a_portable_build(capsys, monkeypatch):
+    monkeypatch.setattr(dispatch, "vectors", False)
+    monkeypatch.setattr(dispatch, "built", lambda: ("baseline",))
+    monkeypatch.setattr(dispatch, "compiler", "MSVC 1944")
+    assert main(["info"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "built for: baseline (portable: built without vector types)" in lines
+    assert "built by: MSVC 1944" in lines
+    advice = "build it with Clang or GCC, on Windows with clang-cl"
+    assert f"to be faster: {advice}; the portable form is several times slower" in lines
 
 
 def test_info_prints_the_include_folder_alone(capsys):

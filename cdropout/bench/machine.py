@@ -29,11 +29,19 @@ def cpu_name() -> str:
     return name[1].strip() if name else platform.processor() or platform.machine()
 
 
+def advice() -> str:
+    """Return what would make this package faster on this CPU, or an empty string."""
+    return dispatch.advise(dispatch.isa, dispatch.built(), dispatch.runnable(), dispatch.vectors)
+
+
 def environment(options):
     """What the numbers depend on."""
     return {
         "cdropout": version("cdropout"),
         "isa": dispatch.isa,
+        "vectors": dispatch.vectors,
+        "compiler": dispatch.compiler,
+        "faster": advice(),
         "cpu": cpu_name(),
         "platform": platform.platform(),
         "python": platform.python_version(),

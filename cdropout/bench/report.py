@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cdropout.bench import contestant
 from cdropout.bench.race import MODES, size_name
+from cdropout.core import dispatch
 from cdropout.selftest import FALSE_ALARM
 
 BUSY = 0.9  # of a CPU: with less, others have run in between
@@ -19,7 +20,8 @@ piece for each thread; memcpy-stream: likewise, with stores that bypass the cach
 def heading_words(about):
     """What was raced, for the table and the figure."""
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
-    words = [f"cdropout {about['cdropout']}", about["isa"], threads, f"p={about['p']}"]
+    isa = dispatch.describe([about["isa"]], about["vectors"])
+    words = [f"cdropout {about['cdropout']}", isa, threads, f"p={about['p']}"]
     runs = [f"{about['runs']} runs"] * (about["runs"] > 1)
     return [*words, about["dtype"].replace(",", ", "), *["cold"] * about["cold"], *runs]
 
@@ -28,7 +30,10 @@ def heading(results):
     """The lines above the table."""
     about = results["environment"]
     yield ", ".join(heading_words(about))
-    yield f"{about['cpu']}; {about['platform']}; Python {about['python']}, NumPy {about['numpy']}"
+    versions = f"Python {about['python']}, NumPy {about['numpy']}; built by {about['compiler']}"
+    yield f"{about['cpu']}; {about['platform']}; {versions}"
+    if about["faster"]:
+        yield f"to make it faster, {about['faster']}"
     who = ", ".join(f"{name} {version}" for name, version in results["contestants"].items())
     bound = f"a {FALSE_ALARM:g} bound over {contestant.CHECKED} elements"
     yield f"checked (keep rate within {bound}, scale, gradient): {who}"

@@ -5,15 +5,29 @@ import os
 from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from cdropout cimport cdropout_table
 
 cdef extern from "simd.h" nogil:
-    bint cpu_has_avx2 "cd_cpu_has_avx2"()
-    bint cpu_has_avx512 "cd_cpu_has_avx512"()
+    ctypedef struct cd_cpu:
+        uint32_t leaf1
+        uint32_t leaf7
+        uint64_t xcr0
+    cd_cpu cd_probe_cpu()
+    bint CD_HAS_VECTORS
+    const char* CD_COMPILER
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")    # the wider the later
+# The bits that the instruction sets of setup.py need: in ECX of CPUID's leaf 1 (OSXSAVE, AVX, F16C), in EBX of leaf 7 (AVX2;
+# AVX-512 F, DQ, BW, VL), and in XCR0 (the system saves XMM and YMM; the mask registers and ZMM).
+NEEDED = {
+    "baseline": (0, 0, 0),
+    "avx2": (7 << 27, 1 << 5, 0x06),
+    "avx512": (7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
+}
+INSTRUCTION_SETS = tuple(NEEDED)    # the wider the later
+vectors = bool(CD_HAS_VECTORS)          # otherwise the portable form of simd.h was compiled
+compiler = (<bytes>CD_COMPILER).decode()
 
 
 def module_of(isa):
@@ -21,14 +35,19 @@ def module_of(isa):
 
 
 def built():
-    """The instruction sets that this package was built for."""
+    """Return the instruction sets that this package was built for."""
     return tuple(isa for isa in INSTRUCTION_SETS if importlib.util.find_spec(module_of(isa)))
 
 
+def supported(leaf1, leaf7, xcr0):
+    """Return the instruction sets that a CPU with these registers runs."""
+    return tuple([isa for isa, (a, b, c) in NEEDED.items() if a & ~leaf1 == b & ~leaf7 == c & ~xcr0 == 0])
+
+
 def runnable():
-    """The instruction sets that this CPU has."""
-    has = {"baseline": True, "avx2": cpu_has_avx2(), "avx512": cpu_has_avx512()}
-    return tuple(isa for isa in INSTRUCTION_SETS if has[isa])
+    """Return the instruction sets that this CPU runs."""
+    cpu = cd_probe_cpu()
+    return supported(cpu.leaf1, cpu.leaf7, cpu.xcr0)
 
 
 def choose(wanted, built, runnable):
@@ -48,8 +67,25 @@ def choose(wanted, built, runnable):
     return isa
 
 
+def describe(isas, vectors):
+    """Return the names of these instruction sets, and that the build is portable if it has no vector types."""
+    return ", ".join(isas) + ("" if vectors else " (portable: built without vector types)")
+
+
+def advise(isa, built, runnable, vectors):
+    """Return what would make this package faster than it is with the set `isa`, or an empty string."""
+    if not vectors:
+        return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
+    widest = runnable[-1]
+    if isa == widest:
+        return ""
+    if widest in built:
+        return f"use {widest}, which is built and runs on this CPU"
+    return f"build {widest}, which this CPU runs"
+
+
 def last_level_cache():
-    """Bytes of the last-level cache, or 32 MiB where the system does not say. (sysconf can say ten times too much.)"""
+    """Return the bytes of the last-level cache, or 32 MiB if they are not known. (sysconf can say ten times too much.)"""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max([int(size[:-1]) << 10 for size in sizes if size.endswith("K")], default=1 << 25)
 

