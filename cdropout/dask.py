@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
 
 from cdropout import functional
-from cdropout.core.generators import check_flag, check_probability
+from cdropout.core.arguments import check_flag, check_probability
 from cdropout.core.masks import Mask, shared_strides
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if mask.shape != gy.shape:
         raise ValueError(f"the mask has the shape {mask.shape}, but x has {gy.shape}")
-    if mask.p == 0 and mask.factor == 1:
+    if mask.p == 0 and mask.scale == 1:
         return gy
     return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
 

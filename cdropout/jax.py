@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdropout.core.generators import check_flag, check_probability
+from cdropout.core.arguments import check_flag, check_probability
 from cdropout.core.masks import Mask, shared_strides
 from cdropout.core.xla import handler
 

@@ -117,7 +117,7 @@ def test_evaluation_and_p_0_are_the_array_itself():
         y, mask = cdd.dropout(x, return_mask=True, **arguments)
         assert y is x and cdd.dropout_backward(x, mask) is x and mask.p == 0
         assert cd.default_generator.state == before
-    assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, factor=2)).compute().sum() == (2 * X).sum()
+    assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, scale=2)).compute().sum() == (2 * X).sum()
 
 
 def test_names_follow_from_the_arguments():

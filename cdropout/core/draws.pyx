@@ -108,7 +108,7 @@ def draw_from(generator):
     check_source(generator)
     if not isinstance(generator, Generator):
         return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
-    (<Generator>generator).name_next(&mask)
+    (<Generator>generator).next_id(&mask)
     return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
 
 
@@ -178,7 +178,7 @@ cdef class Draw:
             if self.generator is not None:
                 check_source(self.generator)
             if isinstance(self.generator, Generator):
-                (<Generator>self.generator).name_next(&self.mask)
+                (<Generator>self.generator).next_id(&self.mask)
             elif n > PIECE:           # calls of one work chunk cannot be interrupted
                 before = state_of(self.generator)
                 self.mask.seed = draw_seed(self.generator)

@@ -465,6 +465,30 @@ MUTANTS = {
         ],
         "apply_bits": [("layout", "if plain($x, $y):", "if True:")],
     },
+    "core/arguments.pyx": {
+        "as_probability": [
+            ("bool", "isinstance($p, bool) or", "False or"),
+            ("complex", '"bcmMSUO"', '"bmMSUO"'),
+            ("array", "and $n and $s)", "and $n)"),
+            ("lowest", "not 0 <= $v <= 1", "not $v <= 1"),
+            ("highest", "not 0 <= $v <= 1", "not 0 <= $v"),
+        ],
+        "as_numpy_flag": [
+            ("other types", "if isinstance($v, np.bool_):", "if True:"),
+        ],
+        "as_index": [
+            ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
+        ],
+        "as_seed": [
+            ("lowest", "-(1 << 63)", "-(1 << 62)"),
+            ("highest", "< 1 << 64", "<= 1 << 64"),
+            ("negative", "& 0xFFFFFFFFFFFFFFFF", "& 0x7FFFFFFFFFFFFFFF"),
+        ],
+        "as_count": [
+            ("lowest", "0 <= $v < 1 << 64", "-1 <= $v < 1 << 64"),
+            ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
+        ],
+    },
     "core/masks.pyx": {
         "c_strides": [
             ("order", "tuple(reversed($s))", "tuple($s)"),
@@ -472,16 +496,21 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
+        "as_shape": [("negative length", "any($l < 0 for $l in $s)", "False")],
+        "check_mask": [
+            ("p", "$p != 0.5 and $p != (<Mask>$m).p", "False"),
+            ("axes", "0 not in $s and any($*e)", "False"),
+            ("empty", "0 not in $s and", "True and"),
+        ],
         "strides_along": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
-            ("twice", "if $a % $n in $s:", "if False:"),
-            ("drawn once", "[1 if $i in $s else $l for", "[$l for"),
+            ("twice", "if $s[$a] is not None:", "if False:"),
+            ("drawn once", "elif $s[$i] is None:", "elif True:"),
+            ("empty", "if $l == 0:", "if False:"),
         ],
         "Mask.__init__": [
-            ("negative length", "any($l < 0 for $l in $s)", "False"),
             ("strides", "if len($a) != len($b):", "if False:"),
-            ("own factor", "$f is not None and $f != $s", "$f is not None"),
-        ],
+                    ],
         "Mask.become": [
             ("lowest", "$low < 0 or", "False or"),
             ("highest", "$high >= 1 << 64", "$high > 1 << 64"),
@@ -489,7 +518,7 @@ MUTANTS = {
             ("empty", "0 if 0 in $s else $t", "$t"),
         ],
         "Mask.numbers": [
-            ("factor", "$s.steps, $s.name.scale", "$s.steps"),
+            ("scale", "$s.steps, $s.id.scale", "$s.steps"),
         ],
         "Mask.__bool__": [
             ("true", "return True", "return False"),
@@ -518,7 +547,8 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "as_factor": [
+        "set_scale": [
+            ("default", "$s is None or $s == $m.scale", "$s is None"),
             ("zero", "0 < $v <= LARGEST", "0 <= $v <= LARGEST"),
             ("infinite", "0 < $v <= LARGEST", "0 < $v"),
             ("p = 1", "$p == 1 or", "False or"),
@@ -540,30 +570,8 @@ MUTANTS = {
         ],
     },
     "core/generators.pyx": {
-        "as_probability": [
-            ("bool", "isinstance($p, bool) or", "False or"),
-            ("complex", '"bcmMSUO"', '"bmMSUO"'),
-            ("array", "and $n and $s)", "and $n)"),
-            ("lowest", "not 0 <= $v <= 1", "not $v <= 1"),
-            ("highest", "not 0 <= $v <= 1", "not 0 <= $v"),
-        ],
-        "as_numpy_flag": [
-            ("other types", "if isinstance($v, np.bool_):", "if True:"),
-        ],
         "ask": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
-        ],
-        "as_index": [
-            ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
-        ],
-        "as_seed": [
-            ("lowest", "-(1 << 63)", "-(1 << 62)"),
-            ("highest", "< 1 << 64", "<= 1 << 64"),
-            ("negative", "& 0xFFFFFFFFFFFFFFFF", "& 0x7FFFFFFFFFFFFFFF"),
-        ],
-        "as_count": [
-            ("lowest", "0 <= $v < 1 << 64", "-1 <= $v < 1 << 64"),
-            ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
         ],
         "entropy": [
             ("none", "os.urandom(8)", "bytes(8)"),
@@ -579,7 +587,12 @@ MUTANTS = {
         "Generator.refresh": [
             ("seeded", "$b != $f and $b != SEEDED", "$b != $f"),
         ],
-        "Generator.name_next": [
+        "Generator.next_mask": [
+            ("empty", "draws($m.p, 0 in $m.shape)", "draws($m.p, False)"),
+            ("bounds of p", "draws($m.p, 0 in $m.shape)", "True"),
+        ],
+        "next_mask": [("rng", "$r = as_rng($r)", "pass")],
+        "Generator.next_id": [
             ("fork", "$s.refresh()", "pass"),
             ("last call", "if $c == LAST_CALL:", "if False:"),
             ("count", "$c += 1", "pass"),
@@ -620,22 +633,26 @@ MUTANTS = {
     "core/calls.pyx": {
         "dropout": [
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
-            ("rng", "as_rng($r)", "pass"),
-            ("broadcast_dims", "if not empty($b):", "if False:"),
-            ("p of the mask", "None if isinstance($m, Mask) else $p", "$p"),
+            ("broadcast_dims", "if not is_empty($b):", "if False:"),
         ],
-        "dropout_axes": [
+        "dropout_features": [
+            ("axes", "check_mask($*e)", "pass"),
+            ("scale", "$m if $s is None else with_scale($m, $s)", "$m"),
+        ],
+        "apply_known": [
+            ("rng", "if $r is not None:", "if False:"),
+            ("p of the mask", "None if isinstance($m, Mask) and $q == 0.5 else $q", "$q"),
+        ],
+        "apply_next": [
             ("rng", "$r = as_rng($r)", "pass"),
             ("evaluation", "if not $t:", "if False:"),
-            ("factor", "$f is not None and 0 < $p < 1", "$f is not None"),
+            ("scale", "$f is not None and 0 < $p < 1", "$f is not None"),
             ("copy", "$p or $o is not None", "$p"),
             ("out", "np.copyto($t, $a)", "pass"),
             ("exporters", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$x if $t is $a else $t"),
             ("own array", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$t"),
         ],
-        "draw_mask": [
-            ("empty", "$n.scale and cnp.PyArray_SIZE($x)", "$n.scale"),
-            ("p = 1", "$n.scale and cnp.PyArray_SIZE($x)", "cnp.PyArray_SIZE($x)"),
+        "draw_and_apply": [
             ("take back", "$g.take_back($n)", "pass"),
         ],
         "apply_given": [
@@ -648,7 +665,7 @@ MUTANTS = {
             ("strided bits", "np.ascontiguousarray($g)", "$g"),
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
-        "apply_factors": [
+        "apply_scale": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
         ],
         "check_given": [
@@ -702,7 +719,7 @@ MUTANTS = {
         "trimmed": [("leading axes", "$s and $s[0] == 1", "False")],
         "bias_dropout_add": [
             ("overlap", "np.may_share_memory($o, $b) or", "False or"),
-            ("take back", "$g.take_back(&$n)", "pass"),
+            ("take back", "$g.take_back(&$n.id)", "pass"),
         ],
         "check_operands": [
             ("type of bias", "if $b.dtype != $x.dtype:", "if False:", 1),
@@ -716,7 +733,7 @@ MUTANTS = {
             ("sums", "$t.sums + $c", "$t.sums"),
         ],
         "broadcast_at": [("lengths of one", "($b[$a] == 1 and $s[$i] != 1)", "$b[$a] == 1")],
-        "run_backward": [("start", "&$m.name, $m.first", "&$m.name, 0")],
+        "run_backward": [("start", "&$m.id, $m.first", "&$m.id, 0")],
     },
     "core/tensors.pyx": {
         "read": [
@@ -851,25 +868,22 @@ MUTANTS = {
         ],
     },
     "functional.py": {
-        "_drop_channels": [
-            ("batch", "2 if $b else 1", "1"),
-            ("few axes", "if $n < $c:", "if False:"),
-        ],
+        "_check_channels": [("few axes", "if $n < $c:", "if False:")],
         "dropout1d": [("batch", "$n == 3", "True")],
+        "dropout2d": [("channels", "$x, 2, $p", "$x, 1, $p")],
         "dropout3d": [("batch", "$n == 5", "True")],
         "drop_path": [
-            ("axes", "range(1, $x.ndim)", "range($x.ndim)"),
+            ("axes", "$x, 1, $p", "$x, 0, $p"),
+            ("scale of a mask", "$m is not None and not $s", "False"),
             ("scale", "None if $s else 1.0", "None"),
         ],
         "_alpha_dropout": [
-            ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
-            ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
+            ("evaluation", "not $t or $p == 1", "$p == 1"),
+            ("p = 1", "not $t or $p == 1", "not $t"),
+            ("p of the mask", "$p = $m.p", "pass"),
             ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
         ],
-        "feature_alpha_dropout": [
-            ("few axes", "if $x.ndim < 2:", "if False:"),
-            ("axes", "range(2, $x.ndim)", "range(1, $x.ndim)"),
-        ],
+        "feature_alpha_dropout": [("axes", "$x, 2, $p", "$x, 1, $p")],
         "check_copies": [
             ("none", "$n < 0", "$n < 1"),
             ("bool", "isinstance($n, bool) or", "False or"),
@@ -1098,7 +1112,7 @@ MUTANTS = {
         ],
         "dropout_backward": [
             ("shape", "if $m.shape != $g.shape:", "if False:"),
-            ("identity", "$m.p == 0 and $m.factor == 1", "False"),
+            ("identity", "$m.p == 0 and $m.scale == 1", "False"),
         ],
         "_checked_meta": [
             ("unknown size", "if any($*e):", "if False:"),
