@@ -1107,7 +1107,8 @@ MUTANTS = {
         "dropout": [
             ("seed and rng", "if $s is not None and $r is not None:", "if False:"),
             ("call alone", "if $s is None and $c != 0:", "if False:"),
-            ("empty", "min($x.size, 1)", "1"),
+            ("mask and others", "if ($*e) != (None, 0, None, ()):", "if False:"),
+            ("mask of another shape", "check_mask($*e)", "pass"),
             ("evaluation", "$p if $t else 0", "$p"),
         ],
         "dropout_backward": [
