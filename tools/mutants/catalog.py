@@ -774,7 +774,7 @@ MUTANTS = {
         ],
         "run_strided": [
             ("axes of one", "if $x.shape[$i] != 1:", "if True:"),
-            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+            ("shared axes", "if $d.axes:", "if False:"),
             ("alpha dropout", "= $d.shifts, $d.shift, $d.constant", "= False, $d.shift, $d.constant"),
         ],
     },
@@ -798,8 +798,10 @@ MUTANTS = {
         ],
         "Cell.__init__": [("modes", "with undisturbed(),", "with")],
         "set_state": [("born", "(<Generator>$g).born)", "-1)")],
-        "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
-        "Draw.__init__": [
+        "derivative_of": [("alpha", '"alpha_gradient" if $f == "alpha" else $f', "$f")],
+        "check_generator": [("types", "if not ($*e):", "if False:")],
+        "Draw.__init__": [("generator", "check_generator($g)", "pass")],
+        "Draw.set_form": [
             ("form", "if $f not in FORMS:", "if False:"),
             ("keep", '(1, 0, 0) if $f == "keep" else alpha_terms($p)', "alpha_terms($p)"),
             ("gradient of alpha", '$s.shifts = $f == "alpha"', "$s.shifts = True"),
@@ -813,7 +815,19 @@ MUTANTS = {
             ("generator", "(<Generator>$g).take_back(&$m)", "pass"),
             ("PyTorch's", "restore($*e)", "pass"),
         ],
-        "Draw.linear": [("alpha", "drawn(*$s.numbers()) if $a or $b else $s", "$s")],
+        "Draw.derivative": [("alpha", "$d.shifts = False", "pass")],
+        "Draw.copy": [
+            ("start", "self.start, self.strides", "0, self.strides"),
+            ("strides", "self.start, self.strides", "self.start, None"),
+        ],
+        "Draw.with_call": [("call", "$d.id.call = $c", "pass")],
+        "Draw.batched": [
+            ("one mask", "(0,) * $o", "()"),
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
+            ("strides", "(0, *$s.strides)", "(1, *$s.strides)"),
+        ],
+        "Draw.numbers": [("axes", "$s.strides if $s.strides is not None else shared_strides($*e)", "$s.strides")],
+        "known": [("start", "mask.first, mask.steps", "0, mask.steps")],
     },
     "core/openmp.pyx": {
         "take_part": [
@@ -913,7 +927,7 @@ MUTANTS = {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
-        "_unusual": [("generator", "if $g is not None:", "if False:")],
+        "_unusual": [("generator", "if $v is not None:", "if False:")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
             ("scale", '"scale" if $s else "keep"', '"scale"'),
@@ -921,24 +935,27 @@ MUTANTS = {
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
             ("symbolic", "is_symbolic($x)", "False"),
         ],
-        "mc_dropout": [("copies", "$y if $p else $y.clone()", "$y")],
+        "mc_dropout": [("copies", "$y.clone() if $y is $c else $y", "$y")],
         "bias_dropout_add": [
             ("type of residual", "and $r.dtype == $t.dtype", "and True"),
             ("shape of residual", "and $r.shape == $t.shape", "and True"),
         ],
     },
     "torch/masked.py": {
-        "check_generator": [("types", "if not ($*e):", "if False:")],
-        "draw_name": [("p = 1", "if $p == 1:", "if False:")],
-        "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
-        "Eager.forward": [("dirty", "if $i:", "if False:")],
-        "Eager.backward": [("gradient", "Masked.apply($g, *$d.numbers()) if $x is None else $x", "$g if $x is None else $x")],
+        "next_seed": [("p = 1", "if $p == 1:", "if False:")],
+        "then_or_restore": [
+            ("types", "check_generator($g)", "pass"),
+            ("restored", "restore($g, $b, $a)", "pass"),
+        ],
+        "Eager.forward": [("dirty", "if $d.inplace:", "if False:")],
+        "Eager.backward": [("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x")],
         "Masked.forward": [
             ("wrapped", "if is_plain($x):", "if True:"),
+            ("graphs", "if torch._C._len_torch_dispatch_stack():", "if False:"),
             ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
         "Masked.setup_context": [
-            ("linear", "linear($n)", "$n"),
+            ("derivative", "$d.derivative()", "$d"),
             ("seed", "$c.save_for_backward($s)", "pass"),
         ],
         "_check_in_place": [
@@ -948,18 +965,24 @@ MUTANTS = {
             ("inference", "if $x.is_inference() and not torch.is_inference_mode_enabled():", "if False:"),
         ],
         "_check_overlap": [("refused", "if overlap($*e):", "if False:")],
-        "in_eager_mode": [
+        "eagerly": [
             ("views", "if $f or ($w and $x._is_view()):", "if $f:"),
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
             ("forward mode", "$f >= 0", "False"),
             ("autograd", "$x.requires_grad and is_grad_enabled()", "False"),
-            ("generator", "check_generator($g)", "pass"),
-            ("keep", "$d.keep = $k", "pass"),
+            ("keep", "if $d.keep is None:", "if True:"),
         ],
-        "under_transforms": [
-            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+        "transformed": [
+            ("inplace", "$x.copy_($y) if $d.inplace else $y", "$y"),
             ("overlap", "_check_overlap($x)", "pass"),
+            ("known", "if $d.drawn:", "if False:"),
         ],
+        "apply_known": [
+            ("identity", "$m.p == 0 and ($m.scale == 1 or $f == \"alpha\")", "$m.p == 0"),
+            ("overlap", "_check_overlap($x)", "pass"),
+            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+        ],
+        "_check_left": [("given", "if $v is None:", "if True:")],
         "in_a_graph": [("inplace", "$x.copy_($y) if $i else $y", "$y")],
         "way_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
@@ -976,19 +999,19 @@ MUTANTS = {
             ("p = 0", "not $t or $p == 0 or", "not $t or"),
             ("evaluation", "not $t or $p == 0 or", "$p == 0 or"),
             ("symbolic", "if isinstance($x, Proxy):", "if False:"),
+            ("mask and generator", "if $g is not None:", "if False:"),
+            ("shape of the mask", "check_mask($*e)", "pass"),
+            ("compilers", "if is_dynamo_compiling():", "if False:"),
         ],
     },
     "torch/operators.py": {
         "batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
-            ("one mask", "(0, *$s)", "$s"),
             ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
             ("axis of x", "$x.movedim($d[0], 0)", "$x"),
         ],
-        "_": [("large seeds", "& WORD", "& (WORD >> 1)")],
-        "InGraph.forward": [("linear", "linear($n)", "$n")],
-        "InGraph.backward": [("gradient", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
-        "InGraph.jvp": [("tangent", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
+        "_": [("large seeds", "& WORD", "& (WORD >> 1)", 1)],
+        "InGraph.jvp": [("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g")],
+        "_differentiable": [("alpha", "derivative_of($a[-1]) if isinstance($a[-1], str) else False", "$a[-1]")],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
     },
     "torch/replay.py": {
@@ -1005,7 +1028,8 @@ MUTANTS = {
     },
     "torch/tracing.py": {
         "symbolic_call": [
-            ("generator", "if $g is not None:", "if False:"),
+            ("generator", "if $g is not None:", "if False:", 1),
+            ("mask", "if $g is not None:", "if False:", 2),
         ],
         "is_recorded": [
             ("subclasses", "type($m) not in WHOLE or", "False or"),
@@ -1121,9 +1145,9 @@ MUTANTS = {
         ],
     },
     "keras.py": {
-        "_generator": [
+        "_mask": [
             ("signs", "& 0xFFFFFFFF", "& 0x7FFFFFFF"),
-            ("call", '{"calls": $c}', '{"calls": 0}'),
+            ("call", "$s, $p, $d, $c, strides", "$s, $p, $d, 0, strides"),
         ],
         "_draw_jax": [("words", "[1::2]", "[::2]")],
         "_draw_for": [("type", "if $*e not in FLOATS:", "if False:")],
