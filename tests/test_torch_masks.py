@@ -1,4 +1,4 @@
-"""`mask=` in cdropout.torch: a given mask in eager mode, under transforms, in graphs, in checkpoints."""
+"""`mask=` in cdropout.torch: in eager mode, under transforms, in graphs and in checkpoints."""
 
 import re
 

@@ -24,7 +24,7 @@ cdef double scale_of(double p) noexcept
 cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides)
 cdef Mask undrawn_mask(shape, p, broadcast_dims, scale)
 cpdef Mask with_scale(Mask mask, double scale)
-cpdef check_mask(mask, tuple shape, tuple axes, p)
+cpdef check_mask(mask, tuple shape, tuple axes, p, default=*)
 cdef tuple as_axes(broadcast_dims)
 cpdef tuple shared_strides(tuple shape, broadcast_dims)
 cdef tuple strides_along(tuple shape, tuple dims)

@@ -414,13 +414,13 @@ cpdef Mask with_scale(Mask mask, double scale):
     return other
 
 
-cpdef check_mask(mask, tuple shape, tuple axes, p):
-    """Raise an error unless mask is a Mask of this shape with one draw along axes, and p is its p or the default, 0.5."""
+cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
+    """Raise an error unless mask is a Mask of this shape with one draw along axes, and p is its p or the default."""
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if (<Mask>mask).shape != shape:
         raise ValueError(f"the mask has the shape {mask.shape}, but x has {shape}")
-    if p != 0.5 and p != (<Mask>mask).p:
+    if p != default and p != (<Mask>mask).p:
         raise ValueError(f"the mask has p={mask.p}, but p={p} was given")
     if 0 not in shape and any([mask.strides[axis] != 0 and shape[axis] != 1 for axis in axes]):
         raise ValueError(f"the mask has to have one draw along the axes {axes}, but got {mask}")

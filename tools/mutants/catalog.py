@@ -498,7 +498,7 @@ MUTANTS = {
         ],
         "as_shape": [("negative length", "any($l < 0 for $l in $s)", "False")],
         "check_mask": [
-            ("p", "$p != 0.5 and $p != (<Mask>$m).p", "False"),
+            ("p", "$p != $d and $p != (<Mask>$m).p", "False"),
             ("axes", "0 not in $s and any($*e)", "False"),
             ("empty", "0 not in $s and", "True and"),
         ],
@@ -1080,7 +1080,13 @@ MUTANTS = {
         "dropout": [
             ("key", "_is_typed($k)", "pass"),
             ("shared axes", "1 << $a for $a, $s in enumerate($t) if $s == 0", "1 << $a for $a, $s in enumerate($t) if False"),
-            ("bits of p", '">f8"', '">f4"'),
+            ("key of a mask", "if $k is not None or $b != ():", "if False:"),
+        ],
+        "_words_of": [("order", '$n.dtype.newbyteorder(">")', "$n.dtype")],
+        "_apply_given": [
+            ("shape", "check_mask($*e)", "pass"),
+            ("whole", "if $m == $w:", "if True:"),
+            ("nothing dropped", "$m.p == 0 and $m.scale == 1", "$m.p == 0"),
         ],
         "_check_static": [("traced", "if any($*e):", "if False:")],
         "_check_p": [
