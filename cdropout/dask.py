@@ -14,9 +14,9 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
 
-from cdropout import functional
-from cdropout.core.generators import check_flag, check_probability
-from cdropout.core.masks import Mask, shared_strides
+from cdropout.core.arguments import check_flag, check_probability
+from cdropout.core.generators import next_mask
+from cdropout.core.masks import Mask, check_mask, shared_strides
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -38,6 +38,7 @@ def dropout(
     call: SupportsIndex = 0,
     rng: RNG = None,
     broadcast_dims: Axes = (),
+    mask: Mask | None = None,
     return_mask: Literal[False] = False,
 ) -> da.Array: ...
 @overload
@@ -50,6 +51,7 @@ def dropout(
     call: SupportsIndex = 0,
     rng: RNG = None,
     broadcast_dims: Axes = (),
+    mask: Mask | None = None,
     return_mask: Literal[True],
 ) -> tuple[da.Array, Mask]: ...
 @overload
@@ -62,6 +64,7 @@ def dropout(
     call: SupportsIndex = 0,
     rng: RNG = None,
     broadcast_dims: Axes = (),
+    mask: Mask | None = None,
     return_mask: bool = False,
 ) -> da.Array | tuple[da.Array, Mask]: ...
 def dropout(
@@ -73,6 +76,7 @@ def dropout(
     call: SupportsIndex = 0,
     rng: RNG = None,
     broadcast_dims: Axes = (),
+    mask: Mask | None = None,
     return_mask: bool = False,
 ) -> da.Array | tuple[da.Array, Mask]:
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``, later.
@@ -91,9 +95,13 @@ def dropout(
     seed, call : int, optional
         Which mask: ``Mask(x.shape, p, seed, call)``.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        As in `cdropout.dropout`, and asked at once: where the mask comes from if no seed is given.
+        Where the mask comes from if no seed is given, as in `cdropout.dropout`. Its call number is
+        used up at once.
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared, across chunks too.
+    mask : Mask, optional
+        A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
+        and `broadcast_dims`; `p` has to be left out or equal to the mask's.
     return_mask : bool, default False
         Return ``(y, mask)``: the `Mask` is what `dropout_backward` needs.
 
@@ -107,8 +115,8 @@ def dropout(
     TypeError
         If an argument, or what the chunks of `x` are, is of a type that is not taken.
     ValueError
-        If p is not in [0, 1], `x` has chunks of unknown size, both seed and rng are given, or call
-        without seed.
+        If p is not in [0, 1], `x` has chunks of unknown size, the mask has another shape, an
+        argument excludes another one, or call is given without seed.
 
     Notes
     -----
@@ -119,18 +127,23 @@ def dropout(
     check_flag(return_mask, "return_mask")
     p = check_probability(p)
     _checked_meta(x)
+    if mask is not None:
+        if (seed, call, rng, broadcast_dims) != (None, 0, None, ()):
+            raise ValueError(
+                "mask= determines which elements are kept: "
+                "it excludes seed, call, rng and broadcast_dims"
+            )
+        if training:
+            check_mask(mask, x.shape, (), p)
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")
     if seed is None and call != 0:
         raise ValueError(f"call={call!r} tells the masks of one seed apart: it needs seed")
-    strides = shared_strides(x.shape, broadcast_dims)
-    if seed is None:
-        # One element asks rng for the name of a mask; if nothing will be drawn, none does.
-        _, first = functional.dropout(
-            np.ones(min(x.size, 1)), p, training, rng=rng, return_mask=True
-        )
-        seed, call = first.seed, first.call
-    mask = Mask(x.shape, p if training else 0, seed, call, strides=strides)
+    p = p if training else 0
+    if seed is not None:
+        mask = Mask(x.shape, p, seed, call, strides=shared_strides(x.shape, broadcast_dims))
+    elif mask is None or not training:
+        mask = next_mask(rng, x.shape, p, broadcast_dims)
     y = dropout_backward(x, mask)
     return (y, mask) if return_mask else y
 
@@ -157,7 +170,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if mask.shape != gy.shape:
         raise ValueError(f"the mask has the shape {mask.shape}, but x has {gy.shape}")
-    if mask.p == 0 and mask.factor == 1:
+    if mask.p == 0 and mask.scale == 1:
         return gy
     return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
 

@@ -5,11 +5,12 @@ import warnings
 
 import numpy as np
 
+from cdropout.core.arguments import check_flag, check_probability
 from cdropout.core.arrays import place, take
-from cdropout.core.calls import dropout, dropout_axes, dropout_backward
+from cdropout.core.calls import dropout, dropout_backward, dropout_features
 from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.generators import as_rng, ask, check_flag, check_probability
-from cdropout.core.masks import alpha_terms
+from cdropout.core.generators import as_rng, ask
+from cdropout.core.masks import alpha_terms, check_mask
 
 __all__ = [
     "alpha_dropout",
@@ -26,14 +27,10 @@ __all__ = [
 ]
 
 
-def _drop_channels(x, ndim, batched, p, training, inplace, rng, return_mask, out):
-    """Drop whole channels of (N, C, ...), or without `batched` of (C, ...)."""
-    channels = 2 if batched else 1
-    if ndim < channels:
+def _check_channels(ndim, leading):
+    """RuntimeError unless x has the axes of its channels, which are the leading ones."""
+    if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-    return dropout_axes(
-        x, tuple(range(channels, ndim)), p, training, inplace, rng, return_mask, out
-    )
 
 
 def _deprecated_dimensions(name, ndim, spatial):
@@ -49,7 +46,9 @@ def _deprecated_dimensions(name, ndim, spatial):
     )
 
 
-def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+def dropout1d(
+    x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
+):
     """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
 
     Parameters
@@ -57,6 +56,9 @@ def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     x : array of shape (N, C, L) or (C, L)
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
+    mask : Mask, optional
+        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
+        per channel. `p` has to be left out or equal to the mask's.
 
     Raises
     ------
@@ -74,10 +76,22 @@ def dropout1d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
             "spatial dimension, a channel dimension, and an optional batch dimension "
             "(i.e. 2D or 3D inputs)."
         )
-    return _drop_channels(x, ndim, ndim == 3, p, training, inplace, rng, return_mask, out)
+    return dropout_features(
+        x,
+        2 if ndim == 3 else 1,
+        p,
+        training,
+        inplace,
+        rng=rng,
+        mask=mask,
+        return_mask=return_mask,
+        out=out,
+    )
 
 
-def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+def dropout2d(
+    x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
+):
     """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
 
     Parameters
@@ -87,6 +101,9 @@ def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
         warning too.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
+    mask : Mask, optional
+        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
+        per channel. `p` has to be left out or equal to the mask's.
 
     Raises
     ------
@@ -108,10 +125,15 @@ def dropout2d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
             "channel-wise dropout behavior, please switch to using dropout1d instead.",
             stacklevel=2,
         )
-    return _drop_channels(x, ndim, True, p, training, inplace, rng, return_mask, out)
+    _check_channels(ndim, 2)
+    return dropout_features(
+        x, 2, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
+    )
 
 
-def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=False, out=None):
+def dropout3d(
+    x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
+):
     """Zero whole channels of `x` with probability `p`, and scale the others by ``1 / (1 - p)``.
 
     Parameters
@@ -120,6 +142,9 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
         Other numbers of dimensions are taken as (C, ...), with PyTorch's warning.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
+    mask : Mask, optional
+        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
+        per channel. `p` has to be left out or equal to the mask's.
 
     Raises
     ------
@@ -132,7 +157,19 @@ def dropout3d(x, p=0.5, training=True, inplace=False, *, rng=None, return_mask=F
     ndim = x.ndim
     if ndim not in (4, 5):
         _deprecated_dimensions("dropout3d", ndim, 3)
-    return _drop_channels(x, ndim, ndim == 5, p, training, inplace, rng, return_mask, out)
+    leading = 2 if ndim == 5 else 1
+    _check_channels(ndim, leading)
+    return dropout_features(
+        x,
+        leading,
+        p,
+        training,
+        inplace,
+        rng=rng,
+        mask=mask,
+        return_mask=return_mask,
+        out=out,
+    )
 
 
 def drop_path(
@@ -143,6 +180,7 @@ def drop_path(
     *,
     scale_by_keep=True,
     rng=None,
+    mask=None,
     return_mask=False,
     out=None,
 ):
@@ -154,6 +192,10 @@ def drop_path(
         One draw is made for each of the N samples.
     scale_by_keep : bool, default True
         Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are.
+    mask : Mask, optional
+        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
+        per sample. It has a scale of its own, so `scale_by_keep` has to be True, and `p` has to be
+        left out or equal to the mask's.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
@@ -168,26 +210,45 @@ def drop_path(
     """
     check_flag(scale_by_keep, "scale_by_keep")
     x = take(x)
-    axes = tuple(range(1, x.ndim))
-    factor = None if scale_by_keep else 1.0
-    return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out, factor)
+    if mask is not None and not scale_by_keep:
+        raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
+    scale = None if scale_by_keep else 1.0
+    return dropout_features(
+        x,
+        1,
+        p,
+        training,
+        inplace,
+        rng=rng,
+        mask=mask,
+        return_mask=return_mask,
+        out=out,
+        scale=scale,
+    )
 
 
-def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
+def _alpha_dropout(x, leading, p, training, inplace, *, rng, mask, return_mask, out):
     """Replace dropped elements by SATURATION; scale and shift all to keep mean and variance."""
-    p = check_probability(p)
-    if not training or p in (0, 1):
-        return dropout_axes(x, axes, p, training, inplace, rng, return_mask, out)
+    options = {"rng": rng, "mask": mask, "return_mask": return_mask, "out": out}
+    if training and mask is not None:
+        check_mask(mask, x.shape, tuple(range(leading, x.ndim)), p)
+        p = mask.p
+    if not training or p == 1:
+        return dropout_features(x, leading, p, training, inplace, **options)
+    if p == 0:
+        return dropout_features(x, leading, p, True, inplace, scale=1.0, **options)
     a, b, c = alpha_terms(p)
     rng = as_rng(rng)  # before the arrays are read: its code may change them
+    options |= {"rng": rng, "scale": a, "shift": (b, c)}
     source = take(x)
     if source.dtype.itemsize > 2:
-        return dropout_axes(x, axes, p, True, inplace, rng, return_mask, out, a, (b, c))
+        return dropout_features(x, leading, p, True, inplace, **options)
     target = place(x, inplace, out)
     y = source.astype(np.float32)  # the half types are computed in float32 and rounded once
-    if y.size:
-        rng = ask(rng, [source, target])
-    _, mask = dropout_axes(y, axes, p, True, True, rng, True, None, a, (b, c))
+    if y.size and mask is None:
+        options["rng"] = ask(rng, [source, target])
+    options |= {"return_mask": True, "out": None}
+    _, mask = dropout_features(y, leading, p, True, True, **options)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
         np.copyto(target, y, casting="same_kind")
     result = x if inplace else target
@@ -195,7 +256,7 @@ def _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out):
 
 
 def alpha_dropout(
-    x, p=0.5, training=False, inplace=False, *, rng=None, return_mask=False, out=None
+    x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
     """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
 
@@ -208,8 +269,11 @@ def alpha_dropout(
     training : bool, default False
         PyTorch's default for this function: without it, `x` is returned as it is.
     x, p, inplace, rng, return_mask, out
-        As in `dropout`. The mask has the factor a: it gives the backward too, as
+        As in `dropout`. The mask that is returned has the scale a: it gives the backward too, as
         ``dropout_backward(gy, mask)``.
+    mask : Mask, optional
+        A mask to apply instead of a new one, which excludes `rng`: of x's shape. Its scale is
+        replaced by a. `p` has to be left out or equal to the mask's.
 
     Raises
     ------
@@ -225,11 +289,13 @@ def alpha_dropout(
     check_flag(inplace, "inplace")
     check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
-    return _alpha_dropout(x, (), p, training, inplace, rng, return_mask, out)
+    return _alpha_dropout(
+        x, x.ndim, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
+    )
 
 
 def feature_alpha_dropout(
-    x, p=0.5, training=False, inplace=False, *, rng=None, return_mask=False, out=None
+    x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
     """`alpha_dropout` of whole channels of `x`, an array of shape (N, C, ...).
 
@@ -237,6 +303,8 @@ def feature_alpha_dropout(
     ----------
     x, p, training, inplace, rng, return_mask, out
         As in `alpha_dropout`; p is the probability that a channel is dropped.
+    mask : Mask, optional
+        As in `alpha_dropout`, and with one draw per channel.
 
     Raises
     ------
@@ -249,10 +317,10 @@ def feature_alpha_dropout(
     check_flag(inplace, "inplace")
     check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
-    if x.ndim < 2:
-        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-    axes = tuple(range(2, x.ndim))
-    return _alpha_dropout(x, axes, p, training, inplace, rng, return_mask, out)
+    _check_channels(x.ndim, 2)
+    return _alpha_dropout(
+        x, 2, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
+    )
 
 
 def check_copies(n):
@@ -265,7 +333,7 @@ def check_copies(n):
     return n
 
 
-def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
+def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=None):
     """Return `n` differently masked copies of `x`, for Monte-Carlo dropout.
 
     Parameters
@@ -276,6 +344,9 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     p, rng, return_mask
         As in `dropout`. All copies come from one mask of shape ``(n, *x.shape)``, and so from
         one call number.
+    mask : Mask, optional
+        A mask of that shape to apply instead of a new one, which excludes `rng`. `p` has to be left
+        out or equal to the mask's.
     out : ndarray of shape ``(n, *x.shape)``, optional
         Takes the result; it must not overlap x.
 
@@ -297,4 +368,6 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, return_mask=False, out=None):
     array = take(x)
     copies = np.broadcast_to(array, (n, *array.shape))
     out = np.empty(copies.shape, array.dtype) if out is None else out
-    return dropout(copies, p, rng=rng, return_mask=return_mask, out=out)
+    if mask is not None:
+        check_mask(mask, copies.shape, (), p)
+    return dropout(copies, p, rng=rng, mask=mask, return_mask=return_mask, out=out)

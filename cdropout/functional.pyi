@@ -33,6 +33,7 @@ class _Variant(Protocol):
         inplace: bool = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: Array[Shape, Scalar] | None = None,
     ) -> Array[Shape, Scalar]: ...
@@ -45,6 +46,7 @@ class _Variant(Protocol):
         inplace: bool = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[True],
         out: Array[Shape, Scalar] | None = None,
     ) -> tuple[Array[Shape, Scalar], Mask]: ...
@@ -57,6 +59,7 @@ class _Variant(Protocol):
         inplace: Literal[False] = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: Output,
     ) -> Output: ...
@@ -69,6 +72,7 @@ class _Variant(Protocol):
         inplace: bool = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]: ...
@@ -81,6 +85,7 @@ class _Variant(Protocol):
         inplace: bool = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[True],
         out: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], Mask]: ...
@@ -93,6 +98,7 @@ class _Variant(Protocol):
         inplace: bool = False,
         *,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: bool,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
@@ -108,6 +114,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: Array[Shape, Scalar] | None = None,
     ) -> Array[Shape, Scalar]: ...
@@ -121,6 +128,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[True],
         out: Array[Shape, Scalar] | None = None,
     ) -> tuple[Array[Shape, Scalar], Mask]: ...
@@ -134,6 +142,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: Output,
     ) -> Output: ...
@@ -147,6 +156,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[False] = False,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]: ...
@@ -160,6 +170,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: Literal[True],
         out: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], Mask]: ...
@@ -173,6 +184,7 @@ class _DropPath(Protocol):
         *,
         scale_by_keep: bool = True,
         rng: RNG = None,
+        mask: Mask | None = None,
         return_mask: bool,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
@@ -192,6 +204,7 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[False] = False,
     out: NDArray[Scalar] | None = None,
 ) -> NDArray[Scalar]: ...
@@ -202,6 +215,7 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[True],
     out: NDArray[Scalar] | None = None,
 ) -> tuple[NDArray[Scalar], Mask]: ...
@@ -212,6 +226,7 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[False] = False,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
@@ -222,6 +237,7 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[True],
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Mask]: ...
@@ -232,6 +248,7 @@ def mc_dropout(
     n: SupportsIndex = 1,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: bool,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdropout.core.generators import check_flag, check_probability
-from cdropout.core.masks import Mask, shared_strides
+from cdropout.core.arguments import check_flag, check_probability
+from cdropout.core.masks import Mask, check_mask, shared_strides
 from cdropout.core.xla import handler
 
 try:
@@ -34,28 +34,37 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def dropout(
-    key: ArrayLike,
+    key: ArrayLike | None,
     x: ArrayLike,
-    p: Probability,
+    p: Probability | None = None,
     broadcast_dims: Axes = (),
     inplace: bool = False,
+    *,
+    mask: Mask | None = None,
 ) -> jax.Array:
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
 
     Parameters
     ----------
-    key : JAX key
+    key : JAX key or None
         Typed (``jax.random.key``) or raw (``jax.random.PRNGKey``). One key is one mask: the one
-        that `seed_and_call` names, ``Mask(x.shape, p, *seed_and_call(key))``.
+        that `seed_and_call` names, ``Mask(x.shape, p, *seed_and_call(key))``. It has to be None if
+        mask is given.
     x : array of float16, bfloat16, float32 or float64, of any shape
     p : float or scalar array
         The probability that an element is dropped, in [0, 1]. It may be traced, and then the
-        program is not compiled again for another p.
+        program is not compiled again for another p. It is needed without mask; with mask it has to
+        be left out or equal to the mask's.
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared.
     inplace : bool, default False
         Let the result take the memory of `x`, where XLA finds that nothing else needs it, as when
         it was donated; elsewhere XLA copies x first, which costs more than a result of its own.
+
+    mask : cdropout.Mask, optional
+        A mask of the shape of `x` to apply instead of a new one. It excludes key and
+        broadcast_dims. It is part of the program: functions close over it, or take it as an
+        argument in ``static_argnames``. Under ``vmap`` it is the mask of each example.
 
     Returns
     -------
@@ -65,10 +74,10 @@ def dropout(
     Raises
     ------
     TypeError
-        If key, x, p or broadcast_dims has a type that is not supported.
+        If key, x, p, broadcast_dims or mask has a type that is not supported.
     ValueError
         If a known p is not in [0, 1], broadcast_dims does not fit x, x has more than 64 dimensions,
-        or key is not one key.
+        key is not one key, mask has another shape, or an argument excludes another one.
     NotImplementedError
         If the program is compiled for another platform than the CPU, or is differentiated with
         respect to p.
@@ -84,6 +93,10 @@ def dropout(
     over devices is gathered first; in ``jax.shard_map`` each device applies the mask of its key to
     its part.
 
+    A given mask with another scale than 1 / (1 - p), or that is a window of another mask, is drawn
+    when the program is traced, and the program holds it as an array of bools; XLA may then flush
+    subnormal products to zero.
+
     A traced p has the value of its type. JAX makes it a float32 unless 64-bit types are enabled:
     ``jax.jit(dropout)(key, x, 0.1)`` applies ``Mask(x.shape, float(np.float32(0.1)), ...)``, which
     differs from the mask for 0.1 in about one of 10**9 elements. It has no derivative with
@@ -93,12 +106,19 @@ def dropout(
     _check_static("broadcast_dims", broadcast_dims)
     _check_static("inplace", inplace)
     check_flag(inplace, "inplace")
-    p = _check_p(p)
+    if mask is None:
+        p = _check_p(p)
     x = jnp.asarray(x)
     if x.dtype.name not in FLOATS:
         raise TypeError(f"x has to be an array of {', '.join(FLOATS)}, but got {x.dtype}")
     if x.ndim > 64:
         raise ValueError(f"x has to have at most 64 dimensions, but got {x.ndim}")
+    if mask is not None:
+        if key is not None or broadcast_dims != ():
+            raise ValueError(
+                "mask= determines which elements are kept: it excludes key and broadcast_dims"
+            )
+        return _apply_given(x, mask, p, bool(inplace))
     strides = shared_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
     _is_typed(key)
@@ -107,8 +127,33 @@ def dropout(
             return x
         if p == 1:
             return jnp.zeros_like(x)
-        p = np.array([p], ">f8").view(">u4").astype(np.uint32)
+        p = _words_of(np.array([p]))
     return _draw(key, x, p, shared, bool(inplace))
+
+
+def _words_of(numbers: Any) -> Any:
+    """Return the uint32 words of an array of 64-bit numbers, the higher words first."""
+    return numbers.astype(numbers.dtype.newbyteorder(">")).view(">u4").astype(np.uint32)
+
+
+def _apply_given(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
+    """Apply a given mask: as a key if its seed and call suffice, otherwise as an array of bools."""
+    if isinstance(p, jax.core.Tracer):
+        raise TypeError("p has to be left out if mask is given, but it is traced")
+    check_mask(mask, x.shape, (), p, None)
+    if mask.p == 0 and mask.scale == 1:
+        return x
+    if mask.p == 1:
+        return jnp.zeros_like(x)
+    axes = tuple(axis for axis, step in enumerate(mask.strides) if step == 0)
+    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=shared_strides(x.shape, axes))
+    if mask == whole:
+        key = _words_of(np.array([mask.seed, mask.call], np.uint64))
+        shared = sum(1 << axis for axis in axes)
+        return _draw(key, x, _words_of(np.array([mask.p])), shared, inplace)
+    wide = jnp.float32 if x.dtype.itemsize == 2 else x.dtype
+    y = (x.astype(wide) * np.asarray(mask.scale, wide)).astype(x.dtype)
+    return jnp.where(np.asarray(mask), y, jnp.zeros((), x.dtype))
 
 
 def _check_static(name: str, value: Any) -> None:

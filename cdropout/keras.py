@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cdropout.core.calls import dropout
-from cdropout.core.generators import Generator
+from cdropout.core.masks import Mask, shared_strides
 
 try:
     import keras
@@ -25,27 +25,22 @@ __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-# ---- the backends: a function for a name as two words, the seed and the call number -------------
+# ---- the backends: a function of two words, the seed and the call number, that drops x -----------
 
 
-def _generator(words: Any) -> Generator:
-    """One that hands out that name next."""
+def _mask(words: Any, shape: tuple[int, ...], p: float, shared: tuple[int, ...]) -> Mask:
     seed, call = (int(word) & 0xFFFFFFFF for word in words)  # torch has them as int32
-    generator = Generator(seed)
-    generator.state = generator.state | {"calls": call}
-    return generator
+    return Mask(shape, p, seed, call, strides=shared_strides(shape, shared))
 
 
 def _draw_numpy(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
-    return dropout(x, p, rng=_generator(words), broadcast_dims=shared)
+    return dropout(x, mask=_mask(words, x.shape, p, shared))
 
 
 def _draw_torch(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
-    from torch.nn.functional import dropout as peer
+    from cdropout.torch import dropout
 
-    from cdropout.torch.masked import masked
-
-    return masked(peer, x, p, True, False, _generator(words.tolist()), shared)
+    return dropout(x, mask=_mask(words.tolist(), tuple(x.shape), p, shared))
 
 
 def _draw_jax(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:

@@ -6,7 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
-from cdropout.core.generators import check_flag, check_probability, own_generator
+from cdropout.core.arguments import check_flag, check_probability
+from cdropout.core.generators import own_generator
 from cdropout.functional import dropout, dropout_backward
 
 if TYPE_CHECKING:

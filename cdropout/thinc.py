@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
 
-from cdropout.functional import dropout
+from cdropout.core.masks import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ class CdropoutOps(NumpyOps):
         if drop is None or drop <= 0 or drop >= 1:
             return super().get_dropout_mask(shape, drop)
         seed = np.random.randint(1 << 64, dtype=np.uint64)
-        return dropout(np.ones(shape, np.float32), drop, inplace=True, rng=seed)
+        return Mask(shape, drop, seed).to_scale()
 
 
 def use_cdropout() -> Callable[[Any], Any]:

@@ -157,7 +157,7 @@ def fuzz_mask(choose):
         return
     kept = np.asarray(mask)
     assert (np.packbits(kept.reshape(-1), bitorder="little") == mask.bits()).all()
-    same(mask.apply(np.ones(mask.shape, np.float32)), mask.scale())
+    same(mask.apply(np.ones(mask.shape, np.float32)), mask.to_scale())
     assert hash(pickle.loads(pickle.dumps(mask))) == hash(mask)
 
 

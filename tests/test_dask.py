@@ -117,7 +117,7 @@ def test_evaluation_and_p_0_are_the_array_itself():
         y, mask = cdd.dropout(x, return_mask=True, **arguments)
         assert y is x and cdd.dropout_backward(x, mask) is x and mask.p == 0
         assert cd.default_generator.state == before
-    assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, factor=2)).compute().sum() == (2 * X).sum()
+    assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, scale=2)).compute().sum() == (2 * X).sum()
 
 
 def test_names_follow_from_the_arguments():
@@ -168,9 +168,26 @@ def test_rng_is_asked_for_one_name_when_the_graph_is_built():
         assert cdd.dropout(x, 0.5, rng=kind(7), return_mask=True)[1] == expected
 
 
+# ---- given masks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [60, 7, (20, 47, 2)], ids=str)
+def test_chunks_draw_their_windows_of_a_given_mask(chunks):
+    whole = cd.Generator(4).next_mask((120, 50, 6), 0.3, broadcast_dims=1, scale=5)
+    for mask in (cd.Generator(4).next_mask(SHAPE, 0.3), whole[119:59:-1, 2:49, :5]):
+        y, used = cdd.dropout(lazy(chunks=chunks), mask=mask, return_mask=True)
+        assert used is mask
+        np.testing.assert_array_equal(y.compute(), mask.apply(X))
+        assert cdd.dropout(lazy(), mask=mask, p=0.3).name == cdd.dropout(lazy(), mask=mask).name
+    x = lazy()
+    assert cdd.dropout(x, training=False, mask=mask) is x
+    assert cdd.dropout(x, mask=cd.Mask(SHAPE, 0)) is x
+
+
 # ---- errors -------------------------------------------------------------------------------------
 
 UNKNOWN = "x has chunks of unknown size, its shape is (nan, 47, 5): call x.compute_chunk_sizes()"
+MASK = cd.Mask(SHAPE, 0.3)
 ERRORS = {
     "ndarray": (lambda x: cdd.dropout(X), TypeError, "x has to be a Dask array, but got ndarray"),
     "integers": (
@@ -209,6 +226,30 @@ ERRORS = {
         lambda x: cdd.dropout(x, call=1),
         ValueError,
         "call=1 tells the masks of one seed apart: it needs seed",
+    ),
+    **{
+        f"mask and {name}": (
+            lambda x, name=name, value=value: cdd.dropout(x, mask=MASK, **{name: value}),
+            ValueError,
+            "mask= determines which elements are kept: "
+            "it excludes seed, call, rng and broadcast_dims",
+        )
+        for name, value in [("seed", 1), ("call", 1), ("rng", 1), ("broadcast_dims", 0)]
+    },
+    "mask and p": (
+        lambda x: cdd.dropout(x, 0.4, mask=MASK),
+        ValueError,
+        "the mask has p=0.3, but p=0.4 was given",
+    ),
+    "mask of another shape": (
+        lambda x: cdd.dropout(x[1:], mask=MASK),
+        ValueError,
+        "the mask has the shape (60, 47, 5), but x has (59, 47, 5)",
+    ),
+    "no mask": (
+        lambda x: cdd.dropout(x, mask=X),
+        TypeError,
+        "mask has to be a Mask, but got ndarray",
     ),
     "rng": (lambda x: cdd.dropout(x, rng="1"), TypeError, "rng has to be None, a cdropout.Gener"),
     "axes": (

@@ -177,7 +177,7 @@ def test_a_handler_that_returns_lets_the_call_go_on(alarm):
     _, mask = cd.dropout(x, 0.3, rng=generator, inplace=True, return_mask=True)
     assert (mask.call, during, generator.calls) == (0, [1], 2)
     for ends in (slice(1000), slice(n - 1000, n)):
-        np.testing.assert_array_equal(x[ends], mask[ends].scale())
+        np.testing.assert_array_equal(x[ends], mask[ends].to_scale())
 
 
 @linux_only
@@ -422,7 +422,7 @@ for _ in range(2):
     interpreters.destroy(one)
 import cdropout as cd
 y, mask = cd.dropout(np.ones(5 << 20), 0.5, rng=1, return_mask=True)
-assert (y == mask.scale(np.float64)).all()
+assert (y == mask.to_scale(np.float64)).all()
 print("done")
 """
 

@@ -75,7 +75,7 @@ def test_bools_of_numpy_are_bools(function, name, flag, value):
 def test_functions_of_given_masks_refuse_what_is_no_bool(value):
     x = np.ones((2, 3), np.float32)
     mask = cd.Mask(x.shape, 0.5)
-    for given in (mask, mask.bits(), np.asarray(mask), mask.scale()):
+    for given in (mask, mask.bits(), np.asarray(mask), mask.to_scale()):
         for flag in FLAGS:
             refuses(flag, value, cd.dropout, x, mask=given, **{flag: value})
         refuses("inplace", value, cd.dropout_backward, x, given, p=0.5, inplace=value)

@@ -1,6 +1,8 @@
 """Tests of Generator: seeds, call numbers, state, children, threads and forks."""
 
 import copy
+import doctest
+import inspect
 import itertools
 import math
 import operator
@@ -224,6 +226,98 @@ def test_threads_get_no_child_twice_where_python_code_runs_between(monkeypatch):
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
     in_threads(4, lambda _: seeds.extend(child.seed for child in generator.spawn(5)))
     assert sorted(seeds) == sorted(reference.spawn_seed(1, i) for i in range(20))
+
+
+# ---- next_mask --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [5, (), (3, 4), [2, 3, 4]], ids=str)
+def test_the_next_mask_is_the_one_that_dropout_draws(shape):
+    rng, other = cd.Generator(4), cd.Generator(4)
+    for p in (0.5, 0.1, 1e-300):
+        mask = rng.next_mask(shape, p)
+        x = np.ones(mask.shape, np.float32)
+        y, drawn = cd.dropout(x, p, rng=other, return_mask=True)
+        assert mask == drawn and rng.state == other.state
+        np.testing.assert_array_equal(mask.apply(x), y)
+    assert rng.calls == 3
+
+
+@pytest.mark.parametrize("dims", [(), 1, -1, (0, 2), (0, 1, 2)], ids=str)
+def test_the_next_mask_shares_draws(dims):
+    mask = cd.Generator(4).next_mask((3, 4, 5), 0.5, broadcast_dims=dims)
+    x = np.ones(mask.shape, np.float32)
+    assert mask == cd.dropout(x, 0.5, rng=4, broadcast_dims=dims, return_mask=True)[1]
+
+
+def test_the_next_mask_has_the_scale_that_was_asked_for():
+    mask = cd.Generator(4).next_mask(5, 0.5, scale=3)
+    assert mask == cd.Mask(5, 0.5, 4, scale=3.0) and mask.scale == 3
+    assert cd.Generator(4).next_mask(5, 0.5, scale=None).scale == 2
+
+
+@pytest.mark.parametrize("shape, p", [(5, 0), (5, 1), (0, 0.5), ((3, 0), 0.5)], ids=str)
+def test_a_mask_without_a_draw_uses_up_no_call_number(shape, p):
+    rng = cd.Generator(4)
+    rng.next_mask(5, 0.5)
+    mask = rng.next_mask(shape, p)
+    assert mask == cd.Mask(shape, p) and rng.calls == 1
+
+
+NEXT_MASK_ERRORS = {
+    "a length": ((2.5, 0.5), {}, TypeError, "each length in shape has to be an int, but got float"),
+    "a negative length": (((2, -1), 0.5), {}, ValueError,
+                          r"shape has to hold lengths of at least 0, but got \(2, -1\)"),
+    "too large": ((2**65, 0.5), {}, ValueError, r"a mask has positions 0 to 2\*\*64 - 1, but"),
+    "p": ((3, 2), {}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
+    "a type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
+    "an axis": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
+                r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),
+    "twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
+              r"broadcast_dims names dimension 0 twice: \(0, -1\)"),
+    "a type of axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
+                       "each of broadcast_dims has to be an int, but got float"),
+    "scale": ((3, 0.5), {"scale": 0}, ValueError,
+              "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
+    "a type of scale": ((3, 0.5), {"scale": "x"}, ValueError, "could not convert string to float"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NEXT_MASK_ERRORS)
+def test_an_error_in_next_mask_leaves_the_generator_as_it_was(case):
+    args, kwargs, error, words = NEXT_MASK_ERRORS[case]
+    rng = cd.Generator(4)
+    with pytest.raises(error, match=words):
+        rng.next_mask(*args, **kwargs)
+    assert rng.calls == 0
+
+
+def test_next_mask_after_the_last_call_number():
+    rng = cd.Generator(4)
+    rng.state = {"seed": 4, "calls": LAST, "spawned": 0}
+    with pytest.raises(OverflowError, match="has handed out all its"):
+        rng.next_mask(3, 0.5)
+    assert rng.next_mask(3, 0) == cd.Mask(3, 0) and rng.calls == LAST
+
+
+def test_the_example_of_next_mask_runs():
+    (example,) = doctest.DocTestFinder().find(cd.Generator.next_mask, "next_mask")
+    assert example.examples and not doctest.DocTestRunner().run(example).failed
+
+
+# ---- the class --------------------------------------------------------------------------------
+
+
+def test_signatures_and_pickles_name_the_public_module():
+    assert str(inspect.signature(cd.Generator)) == "(seed=None)"
+    parameters = "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
+    assert str(inspect.signature(cd.Mask)) == parameters
+    for value in (cd.Generator(4), cd.Mask(3, 0.5)):
+        assert type(value).__module__ == "cdropout"
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            data = pickle.dumps(value, protocol)
+            assert b"cdropout" in data and b"core" not in data
+            assert repr(pickle.loads(data)) == repr(value)
 
 
 # ---- forks ------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_one_mask_for_all_types(shape, p):
 @every_half
 def test_the_scale_of_a_mask_in_half_precision(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
-    scale = mask.scale(dtype)
+    scale = mask.to_scale(dtype)
     same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
     assert set(scale.astype(float).ravel()) == {0, float(dtype(np.float32(1 / 0.7)))}
     x = np.random.default_rng(1).standard_normal(mask.shape).astype(dtype)

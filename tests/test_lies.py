@@ -18,7 +18,7 @@ from bad_calls import NO_P, OVERLAP, SHAPE, Number, Rng, fail, make_world, refus
 
 
 def forms(mask):
-    return {"Mask": mask, "bits": mask.bits(), "bools": np.asarray(mask), "scale": mask.scale()}
+    return {"Mask": mask, "bits": mask.bits(), "bools": np.asarray(mask), "scale": mask.to_scale()}
 
 
 @pytest.mark.parametrize("form", ["Mask", "bits", "bools", "scale"])
@@ -151,12 +151,12 @@ OTHERS = {
     "and again": (lambda w: w.mask.__init__((2, 3), 0.1, 9, start=2**64 - 1), ValueError, "reach"),
     "a length": (lambda w: cd.Mask((2, -1), 0.5), ValueError, "^shape has to hold lengths of at"),
     "a length that raises": (lambda w: cd.Mask((Number(fail),), 0.5), ZeroDivisionError, "not"),
-    "a factor": (lambda w: cd.Mask(3, 0.5, factor=-1.0), ValueError, "^factor has to be positive"),
-    "a factor that raises": (lambda w: cd.Mask(3, 0.5, factor=Number(fail)), ZeroDivisionError,
+    "a scale": (lambda w: cd.Mask(3, 0.5, scale=-1.0), ValueError, "^scale has to be positive"),
+    "a scale that raises": (lambda w: cd.Mask(3, 0.5, scale=Number(fail)), ZeroDivisionError,
                              "^not today$"),
     "a mask's shape set": (lambda w: setattr(w.mask, "shape", (1,)), AttributeError, "shape"),
     "a shared mask": (lambda w: w.mask.__array__(copy=False), ValueError, "^a mask holds no"),
-    "a scale of ints": (lambda w: w.mask.scale(int), TypeError, "^x has to be an array of"),
+    "a scale of ints": (lambda w: w.mask.to_scale(int), TypeError, "^x has to be an array of"),
     "an empty module": (lambda w: cd.Dropout().backward(w.x), RuntimeError, "before forward"),
 }  # fmt: skip
 
@@ -274,7 +274,7 @@ def test_memory_that_goes_while_an_argument_is_converted(name):
             continue
         y, mask = cd.dropout(x, **given, out=out)
         assert y is out and mask.shape == (4,)
-        np.testing.assert_array_equal(y, mask.scale())
+        np.testing.assert_array_equal(y, mask.to_scale())
 
 
 def test_memory_that_goes_while_the_number_of_copies_is_converted():
@@ -308,7 +308,7 @@ def test_a_p_that_answers_otherwise_the_second_time():
     answers = iter([0.5, 2.0, 2.0])
     mask = cd.Mask(600, 0.5, 1)
     y = cd.dropout(np.ones(600, "f4"), Number(lambda: next(answers)), mask=mask.bits())
-    np.testing.assert_array_equal(y, mask.scale())
+    np.testing.assert_array_equal(y, mask.to_scale())
 
 
 @sets_a_shape

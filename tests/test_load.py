@@ -99,7 +99,7 @@ def test_shared_inputs_and_masks(calls):
     x = numbers(600).reshape(20, 30)
     mask = cd.Mask(x.shape, P, SEED)
     want = twin(x.reshape(-1), 0).reshape(x.shape)
-    bits, bools, scale = mask.bits(), np.asarray(mask), mask.scale()
+    bits, bools, scale = mask.bits(), np.asarray(mask), mask.to_scale()
     ways = [
         lambda out: cd.dropout(x, P, rng=SEED),
         lambda out: cd.dropout(x, P, rng=SEED, out=out),

@@ -27,7 +27,7 @@ MASKS = [
     cd.Mask((3, 5), 0.1, 4, 5, 100, (-20, 3)),
     cd.Mask((3, 5), 0.1, 4, 5, 2**64 - 15),
     cd.Mask(FAR, 0.1, -1)[5:, ::-7, None, 3],
-    cd.Mask((3, 5), 0.1, 4, 5, 100, (-20, 3), factor=0.1),
+    cd.Mask((3, 5), 0.1, 4, 5, 100, (-20, 3), scale=0.1),
 ]
 
 
@@ -69,7 +69,7 @@ def test_every_number_tells_masks_apart():
     assert {mask: i for i, mask in enumerate(MASKS)} == {twin: i for i, twin in enumerate(twins)}
     base = {"shape": (4, 6), "p": 0.5, "seed": 1, "call": 2, "start": 3, "strides": (7, 1)}
     for name, other in [("shape", (4, 5)), ("p", 0.25), ("seed", 3), ("call", 0), ("start", 0),
-                        ("strides", (6, 2)), ("factor", 3.0)]:  # fmt: skip
+                        ("strides", (6, 2)), ("scale", 3.0)]:  # fmt: skip
         assert cd.Mask(**base) != cd.Mask(**{**base, name: other})
     assert MASKS[0] != "a mask" and MASKS[0] != (MASKS[0].shape, 0.5)
 
@@ -112,22 +112,22 @@ def test_copies_pickles_and_repr_are_equal_masks(mask):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_factor_of_its_own_replaces_the_scale(dtype):
+def test_a_scale_of_its_own_replaces_the_default(dtype):
     keep = reference.keep(4, 0, 0.25, 0, 900).reshape(3, 300)
     x = np.random.default_rng(1).standard_normal((3, 300)).astype(dtype)
-    mask = cd.Mask((3, 300), 0.25, 4, factor=0.3)
-    assert mask.factor == 0.3 and mask != cd.Mask((3, 300), 0.25, 4)
-    assert cd.Mask(3, 0.25).factor == 1 / 0.75 and cd.Mask(3, 1).factor == 0
-    assert cd.Mask(3, 0.25, factor=1 / 0.75) == cd.Mask(3, 0.25)
+    mask = cd.Mask((3, 300), 0.25, 4, scale=0.3)
+    assert mask.scale == 0.3 and mask != cd.Mask((3, 300), 0.25, 4)
+    assert cd.Mask(3, 0.25).scale == 1 / 0.75 and cd.Mask(3, 1).scale == 0
+    assert cd.Mask(3, 0.25, scale=1 / 0.75) == cd.Mask(3, 0.25)
     expected = np.where(keep, x * dtype(0.3), dtype(0))
     np.testing.assert_array_equal(mask.apply(x), expected)
     np.testing.assert_array_equal(cd.dropout_backward(x.copy("F"), mask), expected)
     np.testing.assert_array_equal(mask[1:, ::-2].apply(x[1:, ::-2]), expected[1:, ::-2])
-    np.testing.assert_array_equal(mask.scale(dtype), np.where(keep, dtype(0.3), 0))
+    np.testing.assert_array_equal(mask.to_scale(dtype), np.where(keep, dtype(0.3), 0))
     np.testing.assert_array_equal(np.asarray(mask), keep)
 
 
-FACTOR = "factor has to be positive and finite, and 0 for p = 1, but got "
+SCALE = "scale has to be positive and finite, and 0 for p = 1, but got "
 REACH = "a mask has positions 0 to 2**64 - 1, but this one would reach from "
 LENGTHS = "each length in shape has to be an int, but got "
 INTS = "a mask takes integers, slices, ... and None as indices, but got "
@@ -145,9 +145,9 @@ ERRORS = [
     (lambda m: cd.Mask((2**32, 2**32 + 1), 0.5), ValueError, REACH + f"0 to {2**64 + 2**32 - 1}"),
     (lambda m: cd.Mask(2, 0.5, start=2**64 - 1), ValueError, REACH + f"{2**64 - 1} to {2**64}"),
     (lambda m: cd.Mask(3, 0.5, start=1, strides=(-1,)), ValueError, REACH + "-1 to 1"),
-    *((lambda m, f=f: cd.Mask(3, 0.5, factor=f), ValueError, FACTOR + f"{f} for p=0.5")
+    *((lambda m, f=f: cd.Mask(3, 0.5, scale=f), ValueError, SCALE + f"{f} for p=0.5")
       for f in (0, -1.0, math.inf, math.nan)),
-    (lambda m: cd.Mask(3, 1, factor=2.0), ValueError, FACTOR + "2.0 for p=1.0"),
+    (lambda m: cd.Mask(3, 1, scale=2.0), ValueError, SCALE + "2.0 for p=1.0"),
     (lambda m: len(cd.Mask((), 0.5)), TypeError, "a mask of 0 dimensions has no length"),
     (lambda m: m.__array__(copy=False), ValueError,
      "a mask holds no array that could be shared: copy=False cannot be met"),
@@ -185,10 +185,10 @@ def test_bits_bools_and_scale_are_the_reference(shape, start, p):
     assert mask.bits().dtype == np.uint8
     np.testing.assert_array_equal(mask.bits(), reference.bits(-7, 3, p, start, n))
     for dtype in (np.float16, np.float32, np.float64, "f8"):
-        scale = mask.scale(dtype)
+        scale = mask.to_scale(dtype)
         assert scale.dtype == dtype
         np.testing.assert_array_equal(scale, reference.apply(np.ones(shape, dtype), keep, p))
-    assert mask.scale().dtype == np.float32
+    assert mask.to_scale().dtype == np.float32
     x = np.arange(1.0, n + 1).reshape(shape)
     expected, out = reference.apply(x, keep, p), np.zeros_like(x)
     np.testing.assert_array_equal(mask.apply(x), expected)
@@ -215,7 +215,7 @@ def test_the_far_end_of_the_stream(start, seed, call):
     expected = [reference.keep_one(seed, call, 0.3, start + i) for i in range(40)]
     assert list(np.asarray(mask)) == expected
     assert list(np.asarray(mask[::-3])) == expected[::-3]
-    np.testing.assert_array_equal(mask.scale() > 0, expected)
+    np.testing.assert_array_equal(mask.to_scale() > 0, expected)
 
 
 # ---- windows ----------------------------------------------------------------------------------

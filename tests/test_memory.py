@@ -35,7 +35,7 @@ for call in [
     lambda: module(huge),
     lambda: mask.apply(huge),
     lambda: mask.bits(),
-    lambda: mask.scale(),
+    lambda: mask.to_scale(),
     lambda: mask[::2].bits(),
     lambda: np.asarray(mask),
 ]:
@@ -48,7 +48,7 @@ assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
 cd.dropout_backward(fortran, bits, True, p=0.5)  # in any memory order without a copy
 assert fortran.max() == 0
 y, drawn = cd.dropout(small, rng=generator, return_mask=True)
-assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.scale()).all()
+assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.to_scale()).all()
 print("done")
 """
 
@@ -106,7 +106,7 @@ ROUNDS = 4000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 400
 def test_nothing_leaks():
     x, mask = np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
     held = [x, x.copy(), cd.Generator(1), mask, np.random.default_rng(1)]
-    held += [np.asarray(mask), mask.bits(), mask.scale(), x.copy()]
+    held += [np.asarray(mask), mask.bits(), mask.to_scale(), x.copy()]
     held[-1].flags.writeable = False
     calls = calls_of_all_kinds(*held)
     held.append(x.dtype)

@@ -271,7 +271,7 @@ def test_other_subclasses_are_refused(package, way):
 # ---- what to pass instead ---------------------------------------------------------------------
 
 WAYS = {
-    "autograd.numpy": "multiply x by mask.scale()",
+    "autograd.numpy": "multiply x by mask.to_scale()",
     "dask.array": "use cdropout.dask",
     "keras.src": "use cdropout.keras",
     "pandas": "pass x.to_numpy()",

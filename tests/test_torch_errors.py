@@ -300,7 +300,7 @@ def accelerated(call):
 def test_elements_with_gaps_are_written_to(view):
     x = torch.ones(60, 40)
     y = view(x)
-    expected = cd.Mask(tuple(y.shape), 0.5, seed=4).scale()
+    expected = cd.Mask(tuple(y.shape), 0.5, seed=4).to_scale()
     assert ct.dropout(y, 0.5, inplace=True, generator=cd.Generator(4)) is y
     assert (y.numpy() == expected).all()
 

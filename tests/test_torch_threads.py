@@ -76,7 +76,7 @@ def drop(native, theirs, ours, dropped):
                 torch.native_dropout(x, 0.3, True)
 
     print(started(drop, x), end=" ")
-    same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).scale()).all()
+    same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).to_scale()).all()
     print(started(multiply, x), end=" ")
     print(started(drop, x[: 1 << 17]), started(multiply, x), same, flush=True)
     os._exit(0)

@@ -136,7 +136,9 @@ def test_vmap_randomness():
     torch.manual_seed(3)
     different = torch.vmap(ct.dropout, randomness="different")(x)
     mask = cd.Mask((50, 40), 0.5, int(seeds[0]))
-    assert torch.equal(different, torch.from_numpy(mask.scale())) and len(set(seeds.tolist())) == 50
+    assert (
+        torch.equal(different, torch.from_numpy(mask.to_scale())) and len(set(seeds.tolist())) == 50
+    )
     unbatched = torch.vmap(lambda _: ct.dropout(x[0]), randomness="different")(x)
     assert unbatched.shape == (50, 40) and len({tuple(row.tolist()) for row in unbatched}) == 50
     assert torch.vmap(ct.dropout, in_dims=1, randomness="different")(x).shape == (40, 50)

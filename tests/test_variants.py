@@ -163,11 +163,11 @@ def test_drop_path(shape, p, dtype):
     keep = reference.broadcast_keep(shape, p, SEED, 0, dims)
     y, mask = cd.drop_path(x, p, rng=SEED, return_mask=True)
     same(y, reference.apply(x, keep, p))
-    assert mask.factor == 1 / (1 - p) and mask.strides == ((1,) if shape else ()) + (0,) * len(dims)
+    assert mask.scale == 1 / (1 - p) and mask.strides == ((1,) if shape else ()) + (0,) * len(dims)
     y, mask = cd.drop_path(x, p, scale_by_keep=False, rng=SEED, return_mask=True)
     want = reference.apply(x, keep, 0)  # a scale of 1
     same(y, want)
-    assert mask.factor == 1 and pickle.loads(pickle.dumps(mask)) == mask
+    assert mask.scale == 1 and pickle.loads(pickle.dumps(mask)) == mask
     same(cd.dropout_backward(x, mask), want)
     cd.drop_path(x, p, inplace=True, scale_by_keep=False, rng=SEED)
     same(x, want)
@@ -179,7 +179,7 @@ def test_drop_path_that_draws_nothing():
         assert cd.drop_path(x, *args, **kwargs) is x
     y, mask = cd.drop_path(x * np.nan, 1, return_mask=True, **kwargs)
     same(y, np.zeros_like(x))
-    assert mask.factor == 0 and kwargs["rng"].calls == 0
+    assert mask.scale == 0 and kwargs["rng"].calls == 0
 
 
 SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
@@ -216,7 +216,7 @@ def test_alpha_dropout_is_its_formula(name, dims, p, dtype):
     keep = reference.broadcast_keep(x.shape, p, SEED, 0, dims)
     same(np.asarray(mask), np.asarray(keep))
     a, b = alpha_of(p)
-    assert mask.factor == pytest.approx(a, rel=1e-15) and y.dtype == x.dtype
+    assert mask.scale == pytest.approx(a, rel=1e-15) and y.dtype == x.dtype
     exact = np.where(keep, a * x.astype(np.float64) + b, a * SATURATION + b)
     # a, b, the product and the sum are rounded, each by at most half of eps
     size = np.where(keep, 1.5 * abs(a * x.astype(np.float64)) + b, 0) + abs(exact) / 2

@@ -97,14 +97,14 @@ def masks() -> None:
     mask = cd.Mask((3, 4), 0.5, seed=1, strides=None)
     assert type(assert_type(mask[1:, None, ..., 0], cd.Mask)) is cd.Mask
     assert assert_type(mask.shape, tuple[int, ...]) == (3, 4)
-    assert type(assert_type(mask.factor, float)) is float
+    assert type(assert_type(mask.scale, float)) is float
     assert type(assert_type(mask.strides, tuple[int, ...])) is tuple
     holds(assert_type(np.asarray(mask), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
     holds(assert_type(mask.__array__(), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
     holds(mask.bits(), np.dtype(np.uint8), (2,))
-    holds(assert_type(mask.scale(), NDArray[np.float32]), SINGLE, (3, 4))
-    holds(assert_type(mask.scale(np.float64), NDArray[np.float64]), DOUBLE, (3, 4))
-    holds(assert_type(mask.scale("f4"), NDArray[Any]), SINGLE, (3, 4))
+    holds(assert_type(mask.to_scale(), NDArray[np.float32]), SINGLE, (3, 4))
+    holds(assert_type(mask.to_scale(np.float64), NDArray[np.float64]), DOUBLE, (3, 4))
+    holds(assert_type(mask.to_scale("f4"), NDArray[Any]), SINGLE, (3, 4))
     holds(assert_type(mask.apply(table), Table), DOUBLE, (3, 4))
     for part in mask:
         assert type(assert_type(part, cd.Mask)) is cd.Mask

@@ -25,7 +25,7 @@ TYPES = "float16, bfloat16, float32 or float64"
 # What to do about objects that are not taken, by the package that defines their type.
 cdef dict ADVICE = {
     "astropy": "pass {}.value",
-    "autograd": "multiply {} by mask.scale()",
+    "autograd": "multiply {} by mask.to_scale()",
     "dask": "use cdropout.dask",
     "jax": "use cdropout.jax",
     "keras": "use cdropout.keras",

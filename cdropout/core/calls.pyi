@@ -137,15 +137,17 @@ def dropout_backward(
     p: Probability | None = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
-def dropout_axes(
+def dropout_features(
     x: Exporter,
-    broadcast_dims: Axes,
+    leading: int,
     p: Probability,
     training: bool,
     inplace: bool,
+    *,
     rng: RNG,
+    mask: Mask | None,
     return_mask: bool,
     out: NDArray[Any] | None,
-    factor: float | None = None,
+    scale: float | None = None,
     shift: tuple[float, float] | None = None,
 ) -> Any: ...

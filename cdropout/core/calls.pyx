@@ -6,8 +6,11 @@ import numpy as np
 from cdropout cimport cdropout_mask
 from cdropout.core.arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, is_taken, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport Generator, as_flag, as_generator, as_probability, as_rng, ask
-from cdropout.core.masks cimport Mask, as_axes, check_shape, new_mask, scale_of, strides_along
+from cdropout.core.arguments cimport as_flag, as_probability
+from cdropout.core.generators cimport Generator, as_generator, as_rng, ask
+from cdropout.core.masks cimport (
+    Mask, as_axes, check_mask, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
+)
 
 cnp.import_array()
 
@@ -37,8 +40,9 @@ def dropout(
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared: elements that differ only there are kept or dropped together.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one: a `Mask`, which knows its own p and does not look at this one; packed bits
-        (uint8) or bools, scaled as `p` says; or an array of 0 and ``1 / (1 - p)``, of x's type.
+        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out or
+        equal to the mask's; packed bits (uint8) or bools, with their `p`; or an array of 0 and ``1 / (1 - p)``, of x's
+        type.
     return_mask : bool, default False
         Return ``(y, mask)``: the mask is what `dropout_backward` needs.
     out : ndarray, optional
@@ -55,8 +59,9 @@ def dropout(
     TypeError
         If an argument is of a type that is not taken; the message names it.
     ValueError
-        If p is not in [0, 1], or out or mask does not fit x. After any error nothing has changed. (After a signal handler
-        has raised, as that of Ctrl-C does, out is written in part, and no call number used up.)
+        If p is not in [0, 1], out or mask does not fit x, or an argument excludes another one. After any error nothing has
+        changed. (After a signal handler has raised, as that of Ctrl-C does, out is written in part, and no call number used
+        up.)
 
     Notes
     -----
@@ -64,14 +69,10 @@ def dropout(
     inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
     """
     if mask is None or not as_flag(training, "training"):
-        return dropout_axes(x, broadcast_dims, p, training, inplace, rng, return_mask, out)
-    returns_mask = as_flag(return_mask, "return_mask")
-    p = as_probability(p)             # once: a number's own code might answer otherwise the second time
-    as_rng(rng)
-    if not empty(broadcast_dims):
-        raise ValueError("mask= says which elements are kept: it excludes broadcast_dims")
-    y = apply_given(x, mask, None if isinstance(mask, Mask) else p, inplace, out)
-    return (y, mask) if returns_mask else y
+        return apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, None, None)
+    if not is_empty(broadcast_dims):
+        raise ValueError("mask= determines which elements are kept: it excludes broadcast_dims")
+    return apply_known(x, p, inplace, rng, mask, return_mask, out, None)
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
@@ -99,26 +100,36 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     return apply_given(gy, mask, p, inplace, out)
 
 
-cdef bint empty(broadcast_dims):
+def dropout_features(
+    x, int leading, p, training, inplace, *, rng, mask, return_mask, out, scale=None, tuple shift=None,
+):
+    """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_next`."""
+    cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
+    if mask is None or not as_flag(training, "training"):
+        return apply_next(x, p, training, inplace, rng, axes, return_mask, out, scale, shift)
+    p = as_probability(p)
+    check_mask(mask, shape_of(as_array(x)), axes, p)
+    return apply_known(x, p, inplace, rng, mask if scale is None else with_scale(mask, scale), return_mask, out, shift)
+
+
+cdef bint is_empty(broadcast_dims):
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
-cpdef dropout_axes(
-    x, broadcast_dims, p, training, inplace, rng, return_mask, out, factor=None, tuple shift=None,
-):
-    """Apply a new mask, whose call number is used up only if it is drawn.
+cdef apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
+    """Apply the next mask of rng, which is drawn after the memory of the result is there.
 
-    `factor` replaces 1 / (1 - p). The numbers of `shift`, for float32 and float64 only, are added to kept elements and
+    `scale` replaces 1 / (1 - p). The numbers of `shift`, for float32 and float64 only, are added to kept elements and
     take the place of dropped ones.
     """
-    cdef cdropout_mask name
+    cdef cdropout_mask id
     cdef bint trains = as_flag(training, "training")
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array, target
     cdef tuple strides = None
-    cdef bint shares = not empty(broadcast_dims)
+    cdef bint shares = not is_empty(broadcast_dims)
     # The code of p, rng and broadcast_dims may change arrays, so it runs before they are read.
     if rng is not None:
         rng = as_rng(rng)
@@ -129,36 +140,46 @@ cpdef dropout_axes(
         strides = strides_along(shape_of(array), broadcast_dims)
     if not trains:
         probability = 0
-    kernels.mask_init(&name, 0, 0, probability)
-    if factor is not None and 0 < probability < 1:
-        name.scale = factor
+    kernels.mask_init(&id, 0, 0, probability)
+    if scale is not None and 0 < probability < 1:
+        id.scale = scale
     target = array
     if probability or out is not None:
         target = destination(array, writes_x, out)
-        if probability:
-            draw_mask(array, target, &name, rng, strides, shift)
+        if draws(probability, cnp.PyArray_SIZE(array) == 0):
+            draw_and_apply(array, target, &id, rng, strides, shift)
+        elif probability:
+            apply_mask(array, target, &id, 0, strides)
         else:
             np.copyto(target, array)
     result = x if target is array and isinstance(x, cnp.ndarray) else target
-    return (result, new_mask(name, shape_of(array), probability, strides)) if returns_mask else result
+    return (result, new_mask(id, shape_of(array), probability, strides)) if returns_mask else result
 
 
-cdef draw_mask(cnp.ndarray x, cnp.ndarray y, cdropout_mask* name, rng, tuple strides, tuple shift):
-    """Name the next mask, if p or x leaves one to draw, and apply it."""
-    cdef Generator generator = None
-    if name.scale and cnp.PyArray_SIZE(x):    # p < 1
-        own = rng is None or isinstance(rng, Generator)
-        generator = as_generator(rng) if own else ask(rng, [x, y])
-        generator.name_next(name)
+cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple strides, tuple shift):
+    """Fill in the seed and the call number of the next mask of rng, and apply it."""
+    own = rng is None or isinstance(rng, Generator)
+    cdef Generator generator = as_generator(rng) if own else ask(rng, [x, y])
+    generator.next_id(id)
     try:
-        apply_mask(x, y, name, 0, strides, shift)
+        apply_mask(x, y, id, 0, strides, shift)
     except BaseException:             # a signal handler has raised
-        if generator is not None:
-            generator.take_back(name)
+        generator.take_back(id)
         raise
 
 
-cdef apply_given(x, mask, p, inplace, out):
+cdef apply_known(x, p, inplace, rng, mask, return_mask, out, tuple shift):
+    """Apply the mask that a call was given."""
+    cdef bint returns_mask = as_flag(return_mask, "return_mask")
+    cdef double probability = as_probability(p)  # once: a number's own code might answer otherwise the second time
+    if rng is not None:
+        raise ValueError("mask= determines which elements are kept: it excludes rng")
+    p = None if isinstance(mask, Mask) and probability == 0.5 else probability
+    y = apply_given(x, mask, p, inplace, out, shift)
+    return (y, mask) if returns_mask else y
+
+
+cdef apply_given(x, mask, p, inplace, out, tuple shift=None):
     """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef cnp.ndarray array
@@ -172,7 +193,7 @@ cdef apply_given(x, mask, p, inplace, out):
         if p is not None and p != (<Mask>mask).p:
             raise ValueError(f"the mask has p={(<Mask>mask).p}, but p={p} was given")
         target = destination(array, writes_x, out)
-        apply_mask(array, target, &(<Mask>mask).name, (<Mask>mask).first, (<Mask>mask).steps)
+        apply_mask(array, target, &(<Mask>mask).id, (<Mask>mask).first, (<Mask>mask).steps, shift)
         return same if writes_x else target
     if not is_taken(mask):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
@@ -181,10 +202,10 @@ cdef apply_given(x, mask, p, inplace, out):
     target = destination(array, writes_x, out)
     if np.may_share_memory(target, given):
         given = given.copy()
-    factors = given.dtype == array.dtype
-    scale = None if factors else scale_of(p)
-    if factors:
-        apply_factors(array, target, given)
+    scaled = given.dtype == array.dtype
+    scale = None if scaled else scale_of(p)
+    if scaled:
+        apply_scale(array, target, given)
     elif scale == 0:                  # p = 1 keeps nothing, whatever the mask says
         np.copyto(target, 0)
     elif given.dtype == np.bool_:
@@ -194,11 +215,11 @@ cdef apply_given(x, mask, p, inplace, out):
     return same if writes_x else target
 
 
-cdef apply_factors(cnp.ndarray x, cnp.ndarray y, cnp.ndarray factors):
-    """y = x * factors where they are not 0, else +0.0."""
-    dropped = factors == 0
+cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
+    """y = x * scale, an array, where that is not 0, else +0.0."""
+    dropped = scale == 0
     with np.errstate(all="ignore"):   # a dropped infinity times 0, before it becomes 0; overflow, as in the kernels
-        np.multiply(x, factors, out=y)
+        np.multiply(x, scale, out=y)
     np.copyto(y, 0, where=dropped)
 
 

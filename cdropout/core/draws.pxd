@@ -1,5 +1,6 @@
 """The mask of one call on tensors, for core/tensors.pyx."""
 cimport cython
+from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask
 
@@ -8,17 +9,23 @@ cdef raise_unexpected(y, name)
 
 @cython.final
 cdef class Draw:
-    cdef cdropout_mask mask
-    cdef double p
+    cdef cdropout_mask id
+    cdef uint64_t start               # of a given mask
+    cdef tuple strides                # of a given mask, or None for those of C order with shared axes
+    cdef readonly double p
     cdef double shift, constant
-    cdef bint shifts, inplace, drawn
-    cdef tuple shared
+    cdef bint shifts
+    cdef readonly bint inplace
+    cdef readonly bint drawn
+    cdef tuple axes
     cdef str form
-    cdef object generator
+    cdef readonly object generator
     cdef tuple states                 # of PyTorch's generator, before and after the draw of a large call
     cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
 
+    cdef set_form(self, str form)
     cdef draw(self, size_t n)
     cdef take_back(self)
     cdef forget(self)
-    cdef Draw linear(self)
+    cdef Draw copy(self)
+    cpdef Draw derivative(self)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from cdropout cimport cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
+from cdropout.core.masks cimport Mask, shared_strides
 from cdropout.core.masks import alpha_terms
 from cdropout.core.pieces cimport PIECE
 
@@ -74,6 +75,14 @@ class Replayed(local):
 replayed = Replayed()
 
 
+cpdef check_generator(generator):
+    """Raise a TypeError unless a mask can be drawn from generator."""
+    if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
+        raise TypeError(
+            f"generator has to be None, a torch.Generator or a cdropout.Generator, but got {type(generator).__name__}"
+        )
+
+
 cdef check_source(generator):
     """RuntimeError or NotImplementedError unless a mask can be drawn here from a generator that the caller chose.
 
@@ -101,14 +110,15 @@ def draw_from(generator):
 
     Raises
     ------
-    RuntimeError, NotImplementedError
-        See `check_source`.
+    TypeError, RuntimeError, NotImplementedError
+        See `check_generator` and `check_source`.
     """
     cdef cdropout_mask mask
+    check_generator(generator)
     check_source(generator)
     if not isinstance(generator, Generator):
         return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
-    (<Generator>generator).name_next(&mask)
+    (<Generator>generator).next_id(&mask)
     return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
 
 
@@ -138,18 +148,15 @@ def restore(generator, before, after):
 FORMS = "scale", "keep", "alpha", "alpha_gradient"
 
 
-def linear(name):
-    """Return a name, (call, p, shared, form), with the form of the derivative."""
-    return (*name[:-1], "alpha_gradient") if name[-1] == "alpha" else name
-
-
 cdef class Draw:
-    """The mask of one call. `compute` draws its seed and call number, after it has allocated memory.
+    """The mask of one call, given or still to be drawn, and what it makes of the elements.
+
+    `compute` draws the seed and the call number, after it has allocated memory.
 
     Parameters
     ----------
     p : float
-    shared : tuple of int
+    axes : tuple of int
         The axes along which one draw is shared.
     form : str
         What becomes of an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
@@ -160,14 +167,20 @@ cdef class Draw:
         None is PyTorch's default generator.
     """
 
-    def __init__(self, double p, tuple shared, str form, bint inplace=False, generator=None):
-        if kernels.mask_init(&self.mask, 0, 0, p):
+    def __init__(self, double p, tuple axes, str form, bint inplace=False, generator=None):
+        if kernels.mask_init(&self.id, 0, 0, p):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        self.p, self.shared, self.form, self.inplace, self.generator = p, shared, form, inplace, generator
+        if generator is not None:
+            check_generator(generator)
+        self.p, self.axes, self.inplace, self.generator = p, axes, inplace, generator
+        self.set_form(form)
+
+    cdef set_form(self, str form):
         if form not in FORMS:
             raise ValueError(f"form has to be one of {FORMS}, but got {form!r}")
-        if form != "scale" and 0 < p < 1:
-            self.mask.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(p)
+        self.form = form
+        if form != "scale" and 0 < self.p < 1:
+            self.id.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(self.p)
             self.shifts = form == "alpha"
 
     cdef draw(self, size_t n):
@@ -178,41 +191,93 @@ cdef class Draw:
             if self.generator is not None:
                 check_source(self.generator)
             if isinstance(self.generator, Generator):
-                (<Generator>self.generator).name_next(&self.mask)
+                (<Generator>self.generator).next_id(&self.id)
             elif n > PIECE:           # calls of one work chunk cannot be interrupted
                 before = state_of(self.generator)
-                self.mask.seed = draw_seed(self.generator)
+                self.id.seed = draw_seed(self.generator)
                 self.states = before, state_of(self.generator)
             else:
-                self.mask.seed = draw_seed(self.generator)
+                self.id.seed = draw_seed(self.generator)
         self.drawn = True
 
     cdef take_back(self):
         """Undo `draw`, unless something was drawn from the generator since."""
         if self.p != 1 and isinstance(self.generator, Generator):
-            (<Generator>self.generator).take_back(&self.mask)
+            (<Generator>self.generator).take_back(&self.id)
         elif self.states is not None:
             restore(self.generator, *self.states)
 
     cdef forget(self):
         self.states = self.keep = self.generator = None
 
-    cdef Draw linear(self):
-        """Return the mask of the derivative, which is drawn already."""
-        return drawn(*self.numbers()) if self.shifts or self.inplace else self
+    cdef Draw copy(self):
+        """Return a copy that is not in place and has no generator."""
+        cdef Draw draw = Draw.__new__(Draw)
+        draw.id, draw.start, draw.strides, draw.drawn = self.id, self.start, self.strides, self.drawn
+        draw.p, draw.axes, draw.form = self.p, self.axes, self.form
+        draw.shifts, draw.shift, draw.constant = self.shifts, self.shift, self.constant
+        return draw
 
-    def numbers(self):
-        """Return the seed and the rest of what determines the derivative's mask; draw them if need be."""
-        self.draw(0)
-        return self.mask.seed, linear((self.mask.call, self.p, self.shared, self.form))
+    def out_of_place(self):
+        """Return the same draw, with its generator, but not in place."""
+        cdef Draw draw = self.copy()
+        draw.generator = self.generator
+        return draw
+
+    cpdef Draw derivative(self):
+        """Return the draw of the derivative, which has the same mask and adds nothing."""
+        cdef Draw draw
+        if not self.shifts and not self.inplace:
+            return self
+        draw = self.copy()
+        draw.shifts = False
+        draw.form = derivative_of(self.form)
+        return draw
+
+    def with_call(self, uint64_t call):
+        """Return the same draw with a call number; its seed is a tensor."""
+        cdef Draw draw = self.copy()
+        draw.id.call = call
+        return draw
+
+    def batched(self, bint one_mask):
+        """Return the draw with an axis before the others: one mask for all along it, or one mask over it too."""
+        cdef Draw draw = self.copy()
+        if self.strides is not None:
+            draw.strides = (0, *self.strides)
+        else:
+            draw.axes = (0,) * one_mask + tuple([axis + 1 for axis in self.axes])
+        return draw
+
+    def constants(self):
+        """Return the operator's arguments after the seed, which is a tensor."""
+        return self.id.call, self.p, list(self.axes), self.form
+
+    def numbers(self, tuple shape):
+        """Return the arguments of the operator for a known mask, for an input of this shape; 64-bit numbers are signed."""
+        strides = self.strides if self.strides is not None else shared_strides(shape, self.axes)
+        return (
+            <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
+        )
 
 
-def drawn(uint64_t seed, tuple name):
-    """Return a Draw of known numbers; name is (call, p, shared, form)."""
-    cdef Draw draw
-    call, p, shared, form = name
-    draw = Draw(p, shared, form)
-    draw.mask.seed = seed
-    draw.mask.call = call
-    draw.drawn = True
+@cython.binding(True)
+def derivative_of(form):
+    """Return the form of the derivative."""
+    return "alpha_gradient" if form == "alpha" else form
+
+
+def known(Mask mask, str form, bint inplace=False):
+    """Return a Draw of a given mask; the form "scale" applies the mask's scale, and "alpha" replaces it."""
+    cdef Draw draw = Draw.__new__(Draw)
+    draw.id, draw.start, draw.strides, draw.p = mask.id, mask.first, mask.steps, mask.p
+    draw.axes, draw.inplace, draw.drawn = (), inplace, True
+    draw.set_form(form)
+    return draw
+
+
+def seeded(uint64_t seed, uint64_t call, double p, tuple axes, str form):
+    """Return a Draw of known numbers."""
+    cdef Draw draw = Draw(p, axes, form)
+    draw.id.seed, draw.id.call, draw.drawn = seed, call, True
     return draw

@@ -16,6 +16,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[False] = False,
     out: Array[Shape, Scalar] | None = None,
 ) -> Array[Shape, Scalar]: ...
@@ -28,6 +29,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[True],
     out: Array[Shape, Scalar] | None = None,
 ) -> tuple[Array[Shape, Scalar], Mask]: ...
@@ -40,6 +42,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[False] = False,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
@@ -52,6 +55,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: Literal[True],
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], Mask]: ...
@@ -64,6 +68,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     rng: RNG = None,
+    mask: Mask | None = None,
     return_mask: bool,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...

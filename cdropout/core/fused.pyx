@@ -7,8 +7,9 @@ import numpy as np
 from cdropout cimport cdropout_dtype, cdropout_mask
 from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport Generator, as_flag, as_index, as_probability, as_rng, ask
-from cdropout.core.masks cimport Mask, check_shape, new_mask
+from cdropout.core.arguments cimport as_flag, as_index, as_probability
+from cdropout.core.generators cimport Generator, as_rng, ask
+from cdropout.core.masks cimport Mask, check_mask, check_shape, draws, undrawn_mask
 from cdropout.core.pieces cimport PIECE, sharers
 from cdropout.core.threads cimport share
 
@@ -35,7 +36,7 @@ cdef tuple trimmed(tuple shape):
     return shape
 
 
-def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, return_mask=False, out=None):
+def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=None, return_mask=False, out=None):
     """Return ``residual + dropout(x + bias, p)``, in one pass.
 
     Parameters
@@ -48,6 +49,8 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, retur
         Of x's shape and type.
     p, training, rng, return_mask, out
         As in `dropout`; out may be x or residual.
+    mask : Mask, optional
+        As in `dropout`; it has to be a `Mask`.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, retur
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array, bias_array, residual_array
     cdef tuple shape
-    cdef cdropout_mask name
+    cdef Mask drawn
     cdef Generator generator = None
     rng = as_rng(rng)                 # like p before the arrays, which its own code may change
     array = as_array(x)
@@ -82,22 +85,29 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, retur
         )
     if not trains:
         probability = 0
-    kernels.mask_init(&name, 0, 0, probability)
+    if trains and mask is not None:
+        if rng is not None:
+            raise ValueError("mask= determines which elements are kept: it excludes rng")
+        check_mask(mask, shape, (), probability)
+        drawn = mask
+    else:
+        mask = None
+        drawn = undrawn_mask(shape, probability, (), None)
     sources = as_real(array), as_real(as_row(bias_array, shape)), as_real(residual_array)
     direct = target.flags.c_contiguous and target.dtype == sources[0].dtype
     result = target if direct else np.empty(shape, sources[0].dtype)
-    if 0 < probability < 1 and array.size:
+    if mask is None and draws(drawn.p, array.size == 0):
         generator = ask(rng, [array, bias_array, residual_array, target])
-        generator.name_next(&name)
+        generator.next_id(&drawn.id)
     try:
-        run_forward(sources[0], sources[1], sources[2], result, &name)
+        run_forward(sources[0], sources[1], sources[2], result, drawn)
     except BaseException:             # a signal handler has raised
         if generator is not None:
-            generator.take_back(&name)
+            generator.take_back(&drawn.id)
         raise
     if not direct:
         round_to(target, result)
-    return (target, new_mask(name, shape, probability, None)) if returns_mask else target
+    return (target, drawn) if returns_mask else target
 
 
 cdef round_to(cnp.ndarray y, cnp.ndarray values):
@@ -179,16 +189,28 @@ cdef void run_tile(const void* call, size_t piece) noexcept nogil:
         )
 
 
-cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, const cdropout_mask* name):
+cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
+    """y = residual + (x + bias) masked and scaled; all in C order but bias, which repeats along x."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Tiles tiles = Tiles(
         n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), code_of(x), <const char*>cnp.PyArray_DATA(x),
         <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual), <char*>cnp.PyArray_DATA(y), NULL,
-        name, 0,
+        &mask.id, mask.first,
     )
+    if mask.steps is not None:
+        run_strided(x, bias, residual, y, mask)
+        return
     with nogil:
         share(run_tile, &tiles, count_tiles(&tiles), sharers(n))
+
+
+cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
+    """Do the same with a mask in another order than C order."""
+    with np.errstate(all="ignore"):
+        total = np.add(x, bias)
+        mask.apply(total, total)
+        np.add(residual, total, out=y)
 
 
 def bias_dropout_add_backward(gy, mask, bias_shape=None):
@@ -261,7 +283,7 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
     cdef Tiles tiles = Tiles(
         cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), code_of(gy),
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
-        &mask.name, mask.first,
+        &mask.id, mask.first,
     )
     with nogil:                       # one after the other: so the order of the sums never changes
         share(run_tile, &tiles, count_tiles(&tiles), 1)

@@ -1,16 +1,25 @@
 """Types of core/generators.pyx."""
 
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from cdropout.typing import RNG, Probability
+from cdropout.core.masks import Mask
+from cdropout.typing import RNG, Axes, Probability
 
 @disjoint_base
 class Generator:
     def __init__(self, seed: SupportsIndex | None = None) -> None: ...
+    def next_mask(
+        self,
+        shape: Axes,
+        p: Probability,
+        *,
+        broadcast_dims: Axes = (),
+        scale: SupportsFloat | None = None,
+    ) -> Mask: ...
     @property
     def seed(self) -> int: ...
     @property
@@ -25,11 +34,10 @@ class Generator:
 default_generator: Generator
 
 def manual_seed(seed: SupportsIndex) -> Generator: ...
-def check_flag(value: object, name: str) -> None: ...
-def check_probability(p: Probability) -> float: ...
 def own_generator(rng: RNG) -> Generator | None: ...
 def as_rng(
     rng: RNG,
 ) -> None | Generator | np.random.Generator | np.random.SeedSequence: ...
 def ask(rng: RNG, arrays: list[NDArray[Any]]) -> Generator: ...
+def next_mask(rng: RNG, shape: Axes, p: Probability, broadcast_dims: Axes = ()) -> Mask: ...
 def count_fork() -> None: ...

@@ -1,79 +1,17 @@
-"""Generator, the source of masks, and the checks of p, flags, seed and call."""
-import operator
+"""Generator, the source of masks, and what else may be given as rng."""
 import os
 
 cimport cython
-from cpython.float cimport PyFloat_CheckExact
 from libc.stdint cimport uint64_t
 
 import numpy as np
 
 from cdropout cimport cdropout_mask
+from cdropout.core.arguments cimport as_count, as_seed
+from cdropout.core.masks cimport Mask, draws, undrawn_mask
 from cdropout.core.stream cimport GAMMA, mix
 
 cdef uint64_t LAST_CALL = <uint64_t>-1
-
-
-# ---- numbers from Python ------------------------------------------------------------------------
-
-
-cdef double as_probability(object p) except -1:
-    cdef double value
-    if PyFloat_CheckExact(p):
-        value = p
-    else:
-        numeric = getattr(getattr(p, "dtype", None), "kind", "f") not in "bcmMSUO"
-        scalar = getattr(p, "ndim", 0) == 0
-        if isinstance(p, bool) or not (hasattr(p, "__float__") and numeric and scalar):
-            raise TypeError(f"p has to be a number between 0 and 1, but got {type(p).__name__}")
-        try:
-            value = float(p)
-        except OverflowError:         # an int beyond the floats is beyond 1 too
-            value = float("inf")
-    if not 0 <= value <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    return value
-
-
-def check_probability(p):
-    """Return p as a float; ValueError or TypeError if it is no probability."""
-    return as_probability(p)
-
-
-cdef bint as_numpy_flag(object value, name) except -1:
-    """Do the part of `as_flag` that is not for bool itself."""
-    if isinstance(value, np.bool_):
-        return bool(value)
-    raise TypeError(f"{name} has to be a bool, but got {type(value).__name__}")
-
-
-def check_flag(value, name):
-    """Raise a TypeError, with the argument's name, if value is neither a bool nor a numpy.bool_."""
-    as_flag(value, name)
-
-
-cdef object as_index(object value, name):
-    """value as a Python int; TypeError for a float, a bool, a str."""
-    if not isinstance(value, (bool, np.bool_)):    # NumPy 1's has an __index__
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass                      # arrays have __index__, but not all can
-    raise TypeError(f"{name} has to be an int, but got {type(value).__name__}")
-
-
-cdef uint64_t as_seed(object seed) except? 0:
-    seed = as_index(seed, "seed")
-    if not -(1 << 63) <= seed < 1 << 64:
-        raise ValueError(f"seed has to be in [-2**63, 2**64), but got {seed}")
-    return seed & 0xFFFFFFFFFFFFFFFF
-
-
-cdef uint64_t as_count(object value, name) except? 0:
-    value = as_index(value, name)
-    if not 0 <= value < 1 << 64:
-        raise ValueError(f"{name} has to be in [0, 2**64), but got {value}")
-    return value
 
 
 cdef uint64_t entropy():
@@ -98,7 +36,8 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef class Generator:
-    """Hands out one call number a mask: with its seed, that names the mask.
+    """Generator(seed=None)\n--\n
+    A source of masks; the generator's seed and the next call number determine each mask.
 
     Parameters
     ----------
@@ -111,6 +50,8 @@ cdef class Generator:
     -----
     Methods may be called from many threads at once; each call number is handed out once.
     """
+
+    __module__ = "cdropout"
 
     def __init__(self, seed=None):
         self.restart(seed)
@@ -128,8 +69,8 @@ cdef class Generator:
         if self.born != forks and self.born != SEEDED:
             self.restart(None)
 
-    cdef name_next(self, cdropout_mask* mask):
-        """Write the seed and the next call number into mask, and count it."""
+    cdef next_id(self, cdropout_mask* mask):
+        """Write the seed and the next call number into mask, and use the number up."""
         with cython.critical_section(self):
             self.refresh()
             if self.calls_ == LAST_CALL:
@@ -139,10 +80,54 @@ cdef class Generator:
             self.calls_ += 1
 
     cdef take_back(self, const cdropout_mask* mask):
-        """Undo name_next for a call that was interrupted, unless the next number has been handed out since."""
+        """Undo next_id after a call was interrupted, unless the next number has been handed out since."""
         with cython.critical_section(self):
             if self.seed_ == mask.seed and self.calls_ == mask.call + 1:
                 self.calls_ = mask.call
+
+    def next_mask(self, shape, p, *, broadcast_dims=(), scale=None):
+        """Return the next mask.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+            The shape of the arrays that the mask is for.
+        p : float
+            The probability that an element is dropped, in [0, 1].
+        broadcast_dims : int or tuple of int
+            Axes along which one draw is shared: elements that differ only there are kept or dropped together.
+        scale : float, optional
+            The number that kept elements are multiplied by; by default 1 / (1 - p).
+
+        Returns
+        -------
+        Mask
+            It uses up one call number, and none if nothing is drawn: at p = 0, at p = 1, or without elements. Its seed
+            and call are then 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Mask`; ValueError if broadcast_dims names an axis twice or one that shape does not have.
+        OverflowError
+            If all 2**64 - 1 call numbers are used up. After any error the generator is as it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout as cd
+        >>> rng = cd.Generator(seed=7)
+        >>> mask = rng.next_mask((2, 3), 0.5)
+        >>> mask
+        Mask((2, 3), p=0.5, seed=7, call=0)
+        >>> x = np.ones((2, 3), np.float32)
+        >>> bool((mask.apply(x) == cd.dropout(x, 0.5, rng=7)).all())
+        True
+        """
+        cdef Mask mask = undrawn_mask(shape, p, broadcast_dims, scale)
+        if draws(mask.p, 0 in mask.shape):
+            self.next_id(&mask.id)
+        return mask
 
     @property
     def seed(self):
@@ -256,6 +241,16 @@ cpdef Generator ask(rng, list arrays):
     if [layout_of(array) for array in arrays] != before:
         raise ValueError("an array of this call was changed while a seed was drawn from rng")
     return generator
+
+
+def next_mask(rng, shape, p, broadcast_dims=()):
+    """Return the next mask of what may be given as rng; NumPy's generators give a seed only if something is drawn."""
+    cdef Mask mask
+    rng = as_rng(rng)
+    mask = undrawn_mask(shape, p, broadcast_dims, None)
+    if draws(mask.p, 0 in mask.shape):
+        as_generator(rng).next_id(&mask.id)
+    return mask
 
 
 cdef tuple layout_of(array):

@@ -1,11 +1,11 @@
-"""Mask, for core/calls.pyx."""
+"""Mask, for the modules above."""
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask
 
 cdef class Mask:
-    cdef cdropout_mask name
+    cdef cdropout_mask id             # seed, call, threshold; and the scale
     cdef uint64_t first               # position of the element with index 0, ..., 0
     cdef readonly tuple shape
     cdef readonly double p
@@ -14,8 +14,17 @@ cdef class Mask:
     cdef become(self, tuple shape, start, strides)
     cdef tuple numbers(self)
 
+
+cdef inline bint draws(double p, bint empty) noexcept:
+    """Return whether a mask has anything to draw, and so uses up a call number."""
+    return 0 < p < 1 and not empty
+
+
 cdef double scale_of(double p) noexcept
-cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides)
+cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides)
+cdef Mask undrawn_mask(shape, p, broadcast_dims, scale)
+cpdef Mask with_scale(Mask mask, double scale)
+cpdef check_mask(mask, tuple shape, tuple axes, p, default=*)
 cdef tuple as_axes(broadcast_dims)
 cpdef tuple shared_strides(tuple shape, broadcast_dims)
 cdef tuple strides_along(tuple shape, tuple dims)

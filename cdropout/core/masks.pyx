@@ -1,4 +1,4 @@
-"""Mask: which elements are kept, said by a few numbers, and drawn only when asked for."""
+"""Mask: which elements are kept, as a few numbers from which they are drawn."""
 import operator
 
 cimport cython
@@ -9,12 +9,12 @@ import numpy as np
 from cdropout cimport cdropout_mask
 from cdropout.core.arrays cimport apply_mask, as_array, destination, draw_bits, draw_bools, shape_of
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.generators cimport as_count, as_index, as_probability, as_seed
+from cdropout.core.arguments cimport as_count, as_index, as_probability, as_seed
 
 cnp.import_array()
 
 cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
-cdef double LARGEST = np.finfo(np.float32).max    # a factor is rounded to float32 for all types but float64
+cdef double LARGEST = np.finfo(np.float32).max    # a scale is rounded to float32 for all types but float64
 
 
 cdef tuple c_strides(tuple shape):
@@ -34,6 +34,15 @@ cdef tuple normal_strides(tuple shape, strides):
     return None if list(strides) == plain or 0 in shape else strides
 
 
+cdef tuple as_shape(shape):
+    """Return shape, an int or a sequence of them, as a tuple of Python ints."""
+    lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
+    lengths = tuple([as_index(length, "each length in shape") for length in lengths])
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"shape has to hold lengths of at least 0, but got {lengths}")
+    return lengths
+
+
 cdef tuple as_axes(broadcast_dims):
     """Return broadcast_dims as a tuple of Python ints."""
     dims = broadcast_dims if isinstance(broadcast_dims, (tuple, list)) else (broadcast_dims,)
@@ -47,21 +56,35 @@ cpdef tuple shared_strides(tuple shape, broadcast_dims):
 
 cdef tuple strides_along(tuple shape, tuple dims):
     """Do the part of `shared_strides` that runs no code of the caller's."""
-    ndim = len(shape)
-    shared = set()
+    cdef Py_ssize_t ndim = len(shape)
+    cdef Py_ssize_t i
+    cdef bint in_c_order = True
+    cdef list strides = [None] * ndim  # None: not shared
     for axis in dims:
         if not -ndim <= axis < ndim:
             raise ValueError(f"broadcast_dims has to be in [{-ndim}, {ndim}) for {ndim} dimensions, but got {axis}")
-        if axis % ndim in shared:
+        if strides[axis] is not None:
             raise ValueError(f"broadcast_dims names dimension {axis % ndim} twice: {dims}")
-        shared.add(axis % ndim)
-    drawn = c_strides(tuple([1 if i in shared else length for i, length in enumerate(shape)]))
-    return normal_strides(shape, [0 if i in shared else stride for i, stride in enumerate(drawn)])
+        strides[axis] = 0
+    step = 1
+    for i in range(ndim - 1, -1, -1):
+        length = shape[i]
+        if length == 0:
+            return None
+        if length == 1:
+            strides[i] = 0
+        elif strides[i] is None:
+            strides[i] = step
+            step = step * length
+        else:
+            in_c_order = False
+    return None if in_c_order else tuple(strides)
 
 
 @cython.c_api_binop_methods(True)
 cdef class Mask:
-    """Which elements of an array are kept, as a value: nothing is stored for an element.
+    """Mask(shape, p, seed=0, call=0, start=0, strides=None, scale=None)\n--\n
+    A value that determines which elements of an array are kept; nothing is stored per element.
 
     Two masks are equal if their numbers are. They can be dictionary keys, pickle to some hundred bytes, and draw the
     same elements on every machine.
@@ -80,12 +103,12 @@ cdef class Mask:
     strides : tuple of int, optional
         How far the position moves from one index to the next along each axis; by default as in C order. With start
         this is how a window (``mask[2:5, ::-1]``) or a shared draw (stride 0) is a mask again.
-    factor : float, optional
-        What kept elements are multiplied by: 1 / (1 - p) if not given, positive and finite otherwise.
+    scale : float, optional
+        The number that kept elements are multiplied by: 1 / (1 - p) if not given, positive and finite otherwise.
 
     Attributes
     ----------
-    shape, p, seed, call, start, strides, factor
+    shape, p, seed, call, start, strides, scale
         As given, seed in [0, 2**64).
     ndim, size : int
         The number of axes, and of elements.
@@ -103,25 +126,23 @@ cdef class Mask:
     such as ``np.dot``, ``np.einsum`` and ``np.average``, use these bools and do not scale.
     """
 
-    def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, factor=None):
-        cdef cdropout_mask name
+    __module__ = "cdropout"
+
+    def __init__(self, shape, p, seed=0, call=0, start=0, strides=None, scale=None):
+        cdef cdropout_mask mask
         cdef double probability
-        shape = shape if isinstance(shape, (tuple, list)) else (shape,)
-        shape = tuple([as_index(length, "each length in shape") for length in shape])
-        if any(length < 0 for length in shape):
-            raise ValueError(f"shape has to hold lengths of at least 0, but got {shape}")
+        shape = as_shape(shape)
         if strides is not None:
             strides = tuple([as_index(step, "each of strides") for step in strides])
             if len(strides) != len(shape):
                 raise ValueError(f"strides has to have one number an axis of {shape}, but got {strides}")
-        name.seed = as_seed(seed)
-        name.call = as_count(call, "call")
+        mask.seed = as_seed(seed)
+        mask.call = as_count(call, "call")
         probability = as_probability(p)
-        kernels.mask_init(&name, name.seed, name.call, probability)
-        if factor is not None and factor != name.scale:
-            name.scale = as_factor(factor, probability)
+        kernels.mask_init(&mask, mask.seed, mask.call, probability)
+        set_scale(&mask, probability, scale)
         self.become(shape, as_count(start, "start"), strides)
-        self.name = name              # only now: a second call of __init__ that fails leaves the mask as it was
+        self.id = mask                # only now: a second call of __init__ that fails leaves the mask as it was
         self.p = probability
 
     cdef become(self, tuple shape, start, strides):
@@ -139,12 +160,12 @@ cdef class Mask:
     @property
     def seed(self):
         """The seed, as an int in [0, 2**64)."""
-        return self.name.seed
+        return self.id.seed
 
     @property
     def call(self):
         """The call number."""
-        return self.name.call
+        return self.id.call
 
     @property
     def start(self):
@@ -157,9 +178,9 @@ cdef class Mask:
         return c_strides(self.shape) if self.steps is None else self.steps
 
     @property
-    def factor(self):
-        """What kept elements are multiplied by; 0 for p = 1, which keeps none."""
-        return self.name.scale
+    def scale(self):
+        """The number that kept elements are multiplied by; 0 for p = 1, which keeps none."""
+        return self.id.scale
 
     @property
     def ndim(self):
@@ -177,7 +198,7 @@ cdef class Mask:
     # -- a value --
 
     cdef tuple numbers(self):
-        return self.shape, self.p, self.name.seed, self.name.call, self.first, self.steps, self.name.scale
+        return self.shape, self.p, self.id.seed, self.id.call, self.first, self.steps, self.id.scale
 
     def __reduce__(self):
         return Mask, self.numbers()
@@ -189,13 +210,13 @@ cdef class Mask:
         return hash(self.numbers())
 
     def __repr__(self):
-        text = f"Mask({self.shape}, p={self.p!r}, seed={self.name.seed}, call={self.name.call}"
+        text = f"Mask({self.shape}, p={self.p!r}, seed={self.id.seed}, call={self.id.call}"
         if self.first or self.steps is not None:
             text += f", start={self.first}"
         if self.steps is not None:
             text += f", strides={self.steps}"
-        if self.name.scale != scale_of(self.p):
-            text += f", factor={self.name.scale}"
+        if self.id.scale != scale_of(self.p):
+            text += f", scale={self.id.scale}"
         return text + ")"
 
     # -- windows --
@@ -232,7 +253,7 @@ cdef class Mask:
                 start += picked.start * stride if picked else 0
             else:
                 start += position(item, length) * stride
-        window.name = self.name
+        window.id = self.id
         window.p = self.p
         window.become(tuple(shape), start, strides)
         return window
@@ -259,7 +280,7 @@ cdef class Mask:
         if self.steps is not None:
             return np.packbits(self.__array__().reshape(-1), bitorder="little")
         out = np.empty((self.size + 7) // 8, np.uint8)
-        draw_bits(out, self.size, &self.name, self.first)
+        draw_bits(out, self.size, &self.id, self.first)
         return out
 
     def to_dask(self, chunks="auto"):
@@ -267,8 +288,8 @@ cdef class Mask:
         from cdropout.dask import mask_to_dask
         return mask_to_dask(self, chunks)
 
-    def scale(self, dtype="float32"):
-        """The factor, 1 / (1 - p), where kept, else 0: an array of `dtype`, which is one that dropout takes."""
+    def to_scale(self, dtype="float32"):
+        """Return an array of the scale where the mask keeps, otherwise 0; `dtype` is one that `dropout` takes."""
         ones = np.ones(self.shape, dtype)
         return self.apply(ones, ones)
 
@@ -289,19 +310,19 @@ cdef class Mask:
         cdef cnp.ndarray array = as_array(x)
         check_shape(self.shape, array)
         target = destination(array, False, out)
-        apply_mask(array, target, &self.name, self.first, self.steps)
+        apply_mask(array, target, &self.id, self.first, self.steps)
         return target
 
 
 def draw_into(cnp.ndarray out, Mask mask):
     """Fill out, bools of the mask's shape in C order, with what the mask keeps."""
-    draw_bools(out, &mask.name, mask.first, mask.steps)
+    draw_bools(out, &mask.id, mask.first, mask.steps)
 
 
 cdef double scale_of(double p) noexcept:
-    cdef cdropout_mask name
-    kernels.mask_init(&name, 0, 0, p)
-    return name.scale
+    cdef cdropout_mask mask
+    kernels.mask_init(&mask, 0, 0, p)
+    return mask.scale
 
 
 # SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
@@ -316,12 +337,15 @@ def alpha_terms(p):
     return a, b, a * SATURATION + b
 
 
-cdef double as_factor(factor, double p) except -1:
-    """A factor other than 1 / (1 - p)."""
-    cdef double value = float(factor)
+cdef set_scale(cdropout_mask* mask, double p, scale):
+    """Give mask a scale other than 1 / (1 - p), unless scale is None."""
+    cdef double value
+    if scale is None or scale == mask.scale:
+        return
+    value = float(scale)
     if p == 1 or not 0 < value <= LARGEST:
-        raise ValueError(f"factor has to be positive and finite, and 0 for p = 1, but got {factor} for p={p}")
-    return value
+        raise ValueError(f"scale has to be positive and finite, and 0 for p = 1, but got {scale} for p={p}")
+    mask.scale = value
 
 
 cdef list full_index(index, int ndim):
@@ -358,11 +382,45 @@ cdef check_shape(tuple shape, cnp.ndarray array):
         raise ValueError(f"the mask has the shape {shape}, but x has {shape_of(array)}")
 
 
-cdef Mask new_mask(cdropout_mask name, tuple shape, double p, tuple strides):
-    """A mask whose numbers are known to be good."""
+cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
+    """Return a mask of checked numbers."""
     cdef Mask mask = Mask.__new__(Mask)
-    mask.name = name
+    mask.id = id
     mask.shape = shape
     mask.p = p
     mask.steps = strides
     return mask
+
+
+cdef Mask undrawn_mask(shape, p, broadcast_dims, scale):
+    """Return a mask of seed 0 and call 0, of which a generator replaces the seed and the call number."""
+    cdef cdropout_mask id
+    cdef double probability = as_probability(p)
+    cdef tuple axes = as_axes(broadcast_dims)
+    cdef Mask mask
+    kernels.mask_init(&id, 0, 0, probability)
+    set_scale(&id, probability, scale)
+    shape = as_shape(shape)
+    mask = new_mask(id, shape, probability, None)
+    mask.become(shape, 0, strides_along(shape, axes))
+    return mask
+
+
+cpdef Mask with_scale(Mask mask, double scale):
+    """Return the mask with another scale, which has to be good."""
+    cdef Mask other = new_mask(mask.id, mask.shape, mask.p, mask.steps)
+    other.first = mask.first
+    other.id.scale = scale
+    return other
+
+
+cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
+    """Raise an error unless mask is a Mask of this shape with one draw along axes, and p is its p or the default."""
+    if not isinstance(mask, Mask):
+        raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
+    if (<Mask>mask).shape != shape:
+        raise ValueError(f"the mask has the shape {mask.shape}, but x has {shape}")
+    if p != default and p != (<Mask>mask).p:
+        raise ValueError(f"the mask has p={mask.p}, but p={p} was given")
+    if 0 not in shape and any([mask.strides[axis] != 0 and shape[axis] != 1 for axis in axes]):
+        raise ValueError(f"the mask has to have one draw along the axes {axes}, but got {mask}")

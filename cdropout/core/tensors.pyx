@@ -205,7 +205,7 @@ cpdef compute(x, Draw draw):
 
 cdef copy_first(x, Work* work, Draw draw):
     """Return a copy of x in float32, if alpha dropout is to be computed in it, and rounded once."""
-    work.strided = draw.shared or draw.shifts or not contiguous(&work.x) or not contiguous(&work.y)
+    work.strided = draw.axes or draw.strides is not None or draw.shifts or not contiguous(&work.x) or not contiguous(&work.y)
     if not draw.shifts or work.x.bits != 16 or work.n == 0:
         return None
     copy = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
@@ -219,15 +219,16 @@ cdef run(const Work* work, Draw draw):
         if work.n:
             run_strided(work, draw)
     elif work.n < SHORT:
-        kernels.apply(type_of(&work.x), 0, work.x.data, work.y.data, work.n, &draw.mask, 0)
+        kernels.apply(type_of(&work.x), 0, work.x.data, work.y.data, work.n, &draw.id, draw.start)
     else:
         with nogil:
             apply_span(
-                type_of(&work.x), work.x.data, work.y.data, work.n, &draw.mask, 0, share_by_openmp, work.threads
+                type_of(&work.x), work.x.data, work.y.data, work.n, &draw.id, draw.start, share_by_openmp,
+                work.threads,
             )
     if draw.keep is not None:
         with nogil:
-            draw_bools_span(<uint8_t*>work.keep.data, work.n, &draw.mask, 0, share_by_openmp, work.threads)
+            draw_bools_span(<uint8_t*>work.keep.data, work.n, &draw.id, draw.start, share_by_openmp, work.threads)
 
 
 cdef run_strided(const Work* work, Draw draw):
@@ -237,19 +238,21 @@ cdef run_strided(const Work* work, Draw draw):
     cdef ViewCall call
     cdef ptrdiff_t size = x.bits // 8
     cdef int64_t step = 1
+    cdef int64_t stride
     cdef int ndim = 0
     cdef int i
-    strides = shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.shared) if draw.shared else None
+    strides = draw.strides
+    if draw.axes:
+        strides = shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
     for i in range(x.ndim - 1, -1, -1):
         if x.shape[i] != 1:
-            axes[ndim] = cdropout_axis(
-                x.shape[i], size * x.strides[i], size * work.y.strides[i], step if strides is None else strides[i]
-            )
+            stride = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+            axes[ndim] = cdropout_axis(x.shape[i], size * x.strides[i], size * work.y.strides[i], stride)
             ndim += 1
         step *= x.shape[i]
-    call.view.x, call.view.y, call.view.start = x.data, work.y.data, 0
+    call.view.x, call.view.y, call.view.start = x.data, work.y.data, draw.start
     call.dtype = type_of(x)
-    call.mask, call.bits, call.bools = &draw.mask, NULL, NULL
+    call.mask, call.bits, call.bools = &draw.id, NULL, NULL
     call.shifts, call.shift, call.constant = draw.shifts, draw.shift, draw.constant
     if work.n < SHORT:
         run_view(&call, ndim, axes, share_by_openmp, 1)
@@ -262,4 +265,4 @@ def compute_gradient(gy, Draw draw):
     """`compute` for the derivative of a Draw, never in place; None too if the result is to have derivatives itself."""
     if forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled()):
         return None
-    return compute(gy, draw.linear())
+    return compute(gy, draw.derivative())

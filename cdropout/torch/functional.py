@@ -13,7 +13,6 @@ from torch import Tensor
 from cdropout.core.tensors import is_ordinary
 from cdropout.functional import check_copies
 from cdropout.torch.masked import (
-    check_generator,
     in_eager_mode,
     masked,
     then_or_restore,
@@ -22,6 +21,7 @@ from cdropout.torch.masked import (
 from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
+    from cdropout.core.masks import Mask
     from cdropout.torch.masked import Source
 
 
@@ -32,6 +32,7 @@ def dropout(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """Zero each element of `input` with probability `p`; scale the others by ``1 / (1 - p)``.
 
@@ -51,6 +52,10 @@ def dropout(
         draws one seed, whatever the shape. Under vmap a cdropout.Generator gives one mask for the
         whole batch. A checkpoint must restore a generator that is given here: use
         `checkpoint_context`.
+    mask : cdropout.Mask, optional
+        A mask of the shape of `input` to apply instead of a new one, as of
+        `cdropout.Generator.next_mask`. It excludes generator; p has to be left out or equal to the
+        mask's. Under vmap it is the mask of each sample. A checkpoint needs nothing else.
 
     Returns
     -------
@@ -60,15 +65,15 @@ def dropout(
     Raises
     ------
     ValueError
-        If p is not in [0, 1].
+        If p is not in [0, 1], the mask has another shape, or an argument excludes another one.
     RuntimeError
         If p is NaN, if `input` cannot be written to in place, or if generator is given during a
         backward pass, outside of `checkpoint_context`.
     TypeError
-        If `training` is no bool, or generator is of another type.
+        If `training` is no bool, or generator or mask is of another type.
     NotImplementedError
-        If generator is given, but `input` is a tensor that is left to PyTorch, or the call is
-        recorded in a graph that cannot hold the generator.
+        If generator or mask is given, but `input` is a tensor that is left to PyTorch, or the call
+        is recorded in a graph that cannot hold the argument.
 
     Notes
     -----
@@ -84,10 +89,12 @@ def dropout(
     `torch.compile` and `torch.export`, `make_fx` and `aot_function` record an operator that draws a
     new mask in each run. With `generator`, `torch.compile` breaks the graph, and raises an error if
     it must not (``fullgraph=True``); the others record a torch.Generator, but no
-    cdropout.Generator. `torch.fx` records a call of this function; of `torch.jit`, `trace` records
-    and `script` compiles PyTorch's function instead.
+    cdropout.Generator. With `mask`, `torch.compile` breaks the graph too, and the others record an
+    operator with the numbers of the mask. `torch.fx` records a call of this function, unless it has
+    a generator or a mask; of `torch.jit`, `trace` records and `script` compiles PyTorch's function
+    instead.
     """
-    return masked(F.dropout, input, p, training, inplace, generator)
+    return masked(F.dropout, input, p, training, inplace, generator=generator, mask=mask)
 
 
 def dropout1d(
@@ -97,17 +104,20 @@ def dropout1d(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """`dropout` of whole channels of (N, C, L) or (C, L); other shapes are PyTorch's RuntimeError.
 
     Parameters, results and errors are otherwise those of `dropout`.
     """
     if type(input) is not Tensor and is_symbolic(input):
-        return symbolic_call(dropout1d, input, p, training, inplace, generator=generator)
+        return symbolic_call(dropout1d, input, p, training, inplace, generator=generator, mask=mask)
     shared = (input.dim() - 1,)
     if input.dim() not in (2, 3):
         return F.dropout1d(input, p, training, inplace)
-    return masked(F.dropout1d, input, p, training, inplace, generator, shared)
+    return masked(
+        F.dropout1d, input, p, training, inplace, generator=generator, mask=mask, shared=shared
+    )
 
 
 def dropout2d(
@@ -117,6 +127,7 @@ def dropout2d(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """`dropout` of whole channels of (N, C, H, W).
 
@@ -124,10 +135,12 @@ def dropout2d(
     and errors are otherwise those of `dropout`.
     """
     if type(input) is not Tensor and is_symbolic(input):
-        return symbolic_call(dropout2d, input, p, training, inplace, generator=generator)
+        return symbolic_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
     if input.dim() != 4:
-        return _unusual(F.dropout2d, input, p, training, inplace, generator)
-    return masked(F.dropout2d, input, p, training, inplace, generator, (2, 3))
+        return _unusual(F.dropout2d, input, p, training, inplace, generator=generator, mask=mask)
+    return masked(
+        F.dropout2d, input, p, training, inplace, generator=generator, mask=mask, shared=(2, 3)
+    )
 
 
 def dropout3d(
@@ -137,6 +150,7 @@ def dropout3d(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """`dropout` of whole channels of (N, C, D, H, W) or (C, D, H, W).
 
@@ -144,11 +158,14 @@ def dropout3d(
     errors are otherwise those of `dropout`.
     """
     if type(input) is not Tensor and is_symbolic(input):
-        return symbolic_call(dropout3d, input, p, training, inplace, generator=generator)
+        return symbolic_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
     ndim = input.dim()
     if ndim not in (4, 5):
-        return _unusual(F.dropout3d, input, p, training, inplace, generator)
-    return masked(F.dropout3d, input, p, training, inplace, generator, tuple(range(ndim - 3, ndim)))
+        return _unusual(F.dropout3d, input, p, training, inplace, generator=generator, mask=mask)
+    shared = tuple(range(ndim - 3, ndim))
+    return masked(
+        F.dropout3d, input, p, training, inplace, generator=generator, mask=mask, shared=shared
+    )
 
 
 def _unusual(
@@ -157,13 +174,16 @@ def _unusual(
     p: float,
     training: bool,
     inplace: bool,
+    *,
     generator: Source,
+    mask: Mask | None,
 ) -> Tensor:
-    """A shape that PyTorch warns of, and will refuse one day: left to it."""
-    if generator is not None:
-        raise NotImplementedError(
-            f"generator= is not taken for the {input.dim()}D input that {peer.__name__} deprecates"
-        )
+    """Leave a shape that PyTorch warns of, and will refuse one day, to it."""
+    for name, value in ("generator", generator), ("mask", mask):
+        if value is not None:
+            raise NotImplementedError(
+                f"{name}= is not taken for the {input.dim()}D input that {peer.__name__} deprecates"
+            )
     return peer(input, p, training, inplace)
 
 
@@ -174,6 +194,7 @@ def alpha_dropout(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
 
@@ -185,7 +206,9 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. With the same mask, the result
     equals that of `cdropout.alpha_dropout` to the bit. p = 1 gives zeros.
     """
-    return masked(F.alpha_dropout, input, p, training, inplace, generator, (), "alpha")
+    return masked(
+        F.alpha_dropout, input, p, training, inplace, generator=generator, mask=mask, form="alpha"
+    )
 
 
 def feature_alpha_dropout(
@@ -195,17 +218,28 @@ def feature_alpha_dropout(
     inplace: bool = False,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """`alpha_dropout` of whole channels of (N, C, ...); RuntimeError for fewer dimensions."""
     if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(
-            feature_alpha_dropout, input, p, training, inplace, generator=generator
+            feature_alpha_dropout, input, p, training, inplace, generator=generator, mask=mask
         )
     peer = F.feature_alpha_dropout
     if input.dim() < 2:
         return peer(input, p, training, inplace)
     shared = tuple(range(2, input.dim()))
-    return masked(peer, input, p, training, inplace, generator, shared, "alpha")
+    return masked(
+        peer,
+        input,
+        p,
+        training,
+        inplace,
+        generator=generator,
+        mask=mask,
+        shared=shared,
+        form="alpha",
+    )
 
 
 def drop_path(
@@ -216,15 +250,17 @@ def drop_path(
     *,
     scale_by_keep: bool = True,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """`dropout` of whole samples of (N, ...): stochastic depth.
 
     Parameters
     ----------
-    input, p, training, inplace, generator
+    input, p, training, inplace, generator, mask
         As in `dropout`; p is the probability that a sample is dropped.
     scale_by_keep : bool, default True
-        Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are.
+        Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are. It has
+        to be True with mask, which has a scale of its own.
 
     Notes
     -----
@@ -233,7 +269,9 @@ def drop_path(
 
     if type(input) is not Tensor and is_symbolic(input):
         options = {"scale_by_keep": scale_by_keep}
-        return symbolic_call(drop_path, input, p, training, inplace, generator=generator, **options)
+        return symbolic_call(
+            drop_path, input, p, training, inplace, generator=generator, mask=mask, **options
+        )
 
     def peer(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
@@ -241,22 +279,29 @@ def drop_path(
         factors = factors if scale_by_keep or p == 1 else factors * (1 - p)
         return x.mul_(factors) if inplace else x * factors
 
+    if mask is not None and not scale_by_keep:
+        raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
     shared = tuple(range(1, input.dim()))
     form = "scale" if scale_by_keep else "keep"
-    return masked(peer, input, p, training, inplace, generator, shared, form)
+    return masked(
+        peer, input, p, training, inplace, generator=generator, mask=mask, shared=shared, form=form
+    )
 
 
-def mc_dropout(input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None) -> Tensor:
+def mc_dropout(
+    input: Tensor, p: float = 0.5, n: int = 1, *, generator: Source = None, mask: Mask | None = None
+) -> Tensor:
     """Return `n` differently masked copies of `input`, stacked along a new first axis.
 
-    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator and errors
-    are those of `dropout`.
+    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator, mask (of
+    the shape of the result) and errors are those of `dropout`.
     """
     check_copies(n)
     if type(input) is not Tensor and is_symbolic(input):
-        return symbolic_call(mc_dropout, input, p, n, generator=generator)
-    y = dropout(input.expand(n, *input.shape), p, generator=generator)
-    return y if p else y.clone()  # copies, even where dropout returns what it was given
+        return symbolic_call(mc_dropout, input, p, n, generator=generator, mask=mask)
+    copies = input.expand(n, *input.shape)
+    y = dropout(copies, p, generator=generator, mask=mask)
+    return y.clone() if y is copies else y
 
 
 def bias_dropout_add(
@@ -267,6 +312,7 @@ def bias_dropout_add(
     training: bool = True,
     *,
     generator: Source = None,
+    mask: Mask | None = None,
 ) -> Tensor:
     """Return ``residual + dropout(input + bias, p)``; nothing per element is kept for backward.
 
@@ -275,12 +321,12 @@ def bias_dropout_add(
     input : Tensor
     bias, residual : Tensor
         They broadcast with input as in PyTorch's sums.
-    p, training, generator
+    p, training, generator, mask
         As in `dropout`, as are the errors.
     """
     if is_symbolic(input, bias, residual):
         return symbolic_call(
-            bias_dropout_add, input, bias, residual, p, training, generator=generator
+            bias_dropout_add, input, bias, residual, p, training, generator=generator, mask=mask
         )
     total = input + bias
     ordinary = way_for(total) is in_eager_mode
@@ -291,8 +337,9 @@ def bias_dropout_add(
         and residual.shape == total.shape
         and residual.stride() == total.stride()
     ):  # nothing is left to fail after the draw: no memory is allocated
-        return dropout(total, p, training, True, generator=generator).add_(residual)
-    check_generator(generator)
+        return dropout(total, p, training, True, generator=generator, mask=mask).add_(residual)
+    if mask is not None:
+        return residual + dropout(total, p, training, ordinary, generator=generator, mask=mask)
     return then_or_restore(
         generator,
         lambda: dropout(total, p, training, ordinary, generator=generator),

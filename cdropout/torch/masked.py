@@ -1,7 +1,7 @@
 """A mask applied to a tensor, with derivatives: eagerly, under torch.func, in compiled graphs."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -17,14 +17,12 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
-from cdropout.core.draws import SEEDS, Draw, draw_from, drawn, linear, restore, state_of
+from cdropout.core.draws import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
 from cdropout.core.generators import Generator
+from cdropout.core.masks import Mask, check_mask
 from cdropout.core.tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
-from cdropout.torch.operators import batched, dropout_operator, saved_seed
+from cdropout.torch.operators import batched, dropout_operator, mask_operator, saved_seed
 from cdropout.torch.tracing import PUBLIC, symbolic_call
-
-if TYPE_CHECKING:
-    from cdropout.core.draws import _Name
 
 # What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
@@ -42,18 +40,8 @@ TRACED = {
 # ---- which mask -------------------------------------------------------------------------------
 
 
-def check_generator(generator: object) -> None:
-    """TypeError unless a mask can be drawn from generator."""
-    if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
-        raise TypeError(
-            "generator has to be None, a torch.Generator or a cdropout.Generator, "
-            f"but got {type(generator).__name__}"
-        )
-
-
-def draw_name(p: float, generator: Source) -> tuple[Tensor, int]:
-    """The seed, as a tensor, and the call number of the next mask; p = 1 draws nothing."""
-    check_generator(generator)
+def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
+    """Return the seed, as a tensor, and the call number of the next mask; p = 1 draws nothing."""
     if p == 1:
         return torch.zeros((), dtype=torch.int64, device="cpu"), 0
     if generator is not None:
@@ -73,6 +61,7 @@ def then_or_restore(
     """Return use(draw()); if `use` raises an error, set the generator back to before the draw."""
     if is_compiling():
         return use(draw())
+    check_generator(generator)
     before = state_of(generator)
     value = draw()
     after = state_of(generator)
@@ -90,16 +79,16 @@ class Eager(torch.autograd.Function):
     """The step as eager mode records it: in PyTorch's older form, which costs it least."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draw: Draw, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, draw: Draw) -> Tensor:
         ctx.draw = draw
-        if inplace:
+        if draw.inplace:
             ctx.mark_dirty(x)
         return compute(x, draw)
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         gx = compute_gradient(gy, ctx.draw)
-        return Masked.apply(gy, *ctx.draw.numbers()) if gx is None else gx, None, None
+        return Masked.apply(gy, None, ctx.draw.derivative()) if gx is None else gx, None
 
 
 # Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
@@ -109,28 +98,32 @@ Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
 
 
 class Masked(torch.autograd.Function):
-    """The step for all else: torch.func, forward mode, second derivatives. It is affine in x."""
+    """The step for all else: torch.func, forward mode, second derivatives. It is affine in x.
+
+    The seed is a tensor where a draw has none yet, and None otherwise.
+    """
 
     @staticmethod
-    def forward(x: Tensor, seed: Tensor | int, name: "_Name") -> Tensor:
-        if isinstance(seed, Tensor):
-            return dropout_operator(x, seed, *name)
+    def forward(x: Tensor, seed: Tensor | None, draw: Draw) -> Tensor:
+        if seed is not None:
+            return dropout_operator(x, seed, *draw.constants())
+        if torch._C._len_torch_dispatch_stack():
+            return mask_operator(x, *draw.numbers(tuple(x.shape)))
         if is_plain(x):
-            return compute(x, drawn(seed, name))
+            return compute(x, draw)
         # a gradient that is a batch of vmap's older kind, lazy zeros, ...
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
-        scales = compute(torch.ones(x.shape, dtype=wide, device="cpu"), drawn(seed, name))
+        scales = compute(torch.ones(x.shape, dtype=wide, device="cpu"), draw.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _x, seed, name = inputs
-        ctx.name = linear(name)
-        if isinstance(seed, Tensor):
+        _x, seed, draw = inputs
+        ctx.draw = draw.derivative()
+        ctx.has_seed = seed is not None
+        if seed is not None:
             ctx.save_for_backward(seed)
             ctx.save_for_forward(seed)
-            seed = None
-        ctx.seed = seed
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
@@ -138,14 +131,14 @@ class Masked(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
-        seed = ctx.saved_tensors[0] if ctx.seed is None else ctx.seed
-        return Masked.apply(gx, seed, ctx.name)
+        return Masked.apply(gx, ctx.saved_tensors[0] if ctx.has_seed else None, ctx.draw)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor, name: "_Name"
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None, draw: Draw
     ) -> tuple[Tensor, int]:
-        return batched(Masked.apply, info, in_dims, x, seed, name)
+        x, seed = batched(info, in_dims, x, seed)
+        return Masked.apply(x, seed, draw.batched(in_dims[1] is None)), 0
 
 
 # ---- the ways to it -----------------------------------------------------------------------------
@@ -173,82 +166,87 @@ def _check_overlap(x: Tensor) -> None:
         )
 
 
-def in_eager_mode(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    form: str,
-    keep: Tensor | None = None,
-) -> Tensor:
-    """Apply the mask eagerly; record it in autograd only if a derivative is needed.
-
-    The tensor of bools `keep` receives the mask.
-    """
+def eagerly(x: Tensor, draw: Draw) -> Tensor:
+    """Apply a mask eagerly; record it in autograd only if a derivative is needed."""
     forward_mode = forward_ad._current_level >= 0
     watched = x.requires_grad and is_grad_enabled()
-    if generator is not None:
-        check_generator(generator)
-    if inplace:
+    if draw.inplace:
         _check_in_place(x)
         if forward_mode or (watched and x._is_view()):
-            return x.copy_(in_eager_mode(x, p, False, generator, shared, form))
-    if forward_mode and keep is None:
-        return under_transforms(x, p, False, generator, shared, form)
-    draw = Draw(p, shared, form, inplace, generator)
-    draw.keep = keep
+            return x.copy_(eagerly(x, draw.out_of_place()))
     if forward_mode:
+        if draw.keep is None:
+            return transformed(x, draw)
         compute(x, draw)  # fills keep
-        return Masked.apply(x, *draw.numbers())
+        return Masked.apply(x, None, draw)
     if watched:
-        return record(x, draw, inplace)
+        return record(x, draw)
     y = compute(x, draw)
-    if inplace and not x.is_inference():
+    if draw.inplace and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return y
 
 
-def under_transforms(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    form: str,
-) -> Tensor:
-    """Under torch.func, where vmap's randomness decides what a draw is."""
+def transformed(x: Tensor, draw: Draw) -> Tensor:
+    """Apply a mask under torch.func, where vmap's randomness decides what a draw is."""
 
-    def apply(name: tuple[Tensor, int]) -> Tensor:
-        seed, call = name
-        y = Masked.apply(x, seed, (call, p, shared, form))
-        return x.copy_(y) if inplace else y
+    def apply(seed: Tensor | None, outside: Draw) -> Tensor:
+        y = Masked.apply(x, seed, outside)
+        return x.copy_(y) if draw.inplace else y
 
-    check_generator(generator)
-    if inplace:
+    if draw.inplace:
         _check_overlap(x)
-    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
+    if draw.drawn:
+        return apply(None, draw.out_of_place())
+    return then_or_restore(
+        draw.generator,
+        lambda: next_seed(draw.p, draw.generator),
+        lambda drawn: apply(drawn[0], draw.with_call(drawn[1])),
+    )
+
+
+def in_eager_mode(
+    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
+) -> Tensor:
+    """Apply a new mask eagerly."""
+    return eagerly(x, Draw(p, shared, form, inplace, generator))
+
+
+def under_transforms(
+    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
+) -> Tensor:
+    """Apply a new mask under torch.func."""
+    return transformed(x, Draw(p, shared, form, inplace, generator))
 
 
 def in_a_graph(
-    x: Tensor,
-    p: float,
-    inplace: bool,
-    generator: Source,
-    shared: tuple[int, ...],
-    form: str,
+    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
 ) -> Tensor:
-    """Apply the mask as operators, for compilers and dispatch modes."""
+    """Apply a new mask as operators, for compilers and dispatch modes."""
 
-    def apply(name: tuple[Tensor, int]) -> Tensor:
-        seed, call = name
+    def apply(drawn: tuple[Tensor, int]) -> Tensor:
+        seed, call = drawn
         y = dropout_operator(x, saved_seed(seed), call, p, list(shared), form)
         return x.copy_(y) if inplace else y
 
-    check_generator(generator)
     if inplace and not is_compiling():
         _check_overlap(x)
-    return then_or_restore(generator, lambda: draw_name(p, generator), apply)
+    return then_or_restore(generator, lambda: next_seed(p, generator), apply)
+
+
+def apply_known(way: Way, x: Tensor, mask: Mask, inplace: bool, form: str) -> Tensor:
+    """Apply a given mask in the way of `way_for`."""
+    if mask.p == 0 and (mask.scale == 1 or form == "alpha"):
+        return x
+    draw = known(mask, form, inplace)
+    if way is in_eager_mode:
+        return eagerly(x, draw)
+    if way is under_transforms:
+        return transformed(x, draw)
+    if inplace and not is_compiling():
+        _check_overlap(x)
+    y = mask_operator(x, *draw.numbers(mask.shape))
+    return x.copy_(y) if inplace else y
 
 
 def way_for(x: Tensor) -> Way | None:
@@ -286,33 +284,64 @@ def masked(
     p: float,
     training: bool,
     inplace: bool,
+    *,
     generator: Source,
+    mask: Mask | None,
     shared: tuple[int, ...] = (),
     form: str = "scale",
 ) -> Tensor:
-    """A new mask, applied to x; `peer` is PyTorch's function for all that is not for us."""
-    if training is True and 0 < p < 1 and not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode(x, p, inplace, generator, shared, form)
+    """Apply a mask to x; `peer` is PyTorch's function for all that is left to it."""
+    if (
+        training is True
+        and 0 < p < 1
+        and mask is None
+        and not is_dynamo_compiling()
+        and is_ordinary(x)
+    ):
+        return eagerly(x, Draw(p, shared, form, inplace, generator))
     sound = isinstance(training, bool) and 0 <= p <= 1
     way = way_for(x) if sound else None
     if way is None:
         if isinstance(x, Proxy):
-            return symbolic_call(PUBLIC[peer], x, p, training, inplace, generator=generator)
-        if generator is not None and sound and training:
-            if torch._C._get_tracing_state() is not None:
-                raise NotImplementedError(
-                    "generator= cannot be used while traced by torch.jit.trace, which records "
-                    "PyTorch's own dropout: it has none"
-                )
-            raise NotImplementedError(
-                "generator= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
-                f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
-                f"on {x.device} is left to it"
-            )
+            function = PUBLIC[peer]
+            return symbolic_call(function, x, p, training, inplace, generator=generator, mask=mask)
+        if sound and training:
+            _check_left(x, generator, mask)
         return _left_to(peer, x, p, training, inplace)
+    if mask is not None and training:
+        if is_dynamo_compiling():
+            options = {"generator": generator, "mask": mask, "shared": shared, "form": form}
+            return masked_in_a_break(peer, x, p, training, inplace, **options)
+        if generator is not None:
+            raise ValueError("mask= determines which elements are kept: it excludes generator")
+        check_mask(mask, tuple(x.shape), shared, p)
+        return apply_known(way, x, mask, inplace, form)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
     return way(x, float(p), inplace, generator, shared, form)
+
+
+# What torch.compile calls between two graphs
+masked_in_a_break = torch.compiler.disable(
+    masked, reason="mask= cannot be used with fullgraph=True or in a strict export"
+)
+
+
+def _check_left(x: Tensor, generator: Source, mask: Mask | None) -> None:
+    """Refuse arguments that PyTorch's function, which x is left to, does not have."""
+    for name, value in ("generator", generator), ("mask", mask):
+        if value is None:
+            continue
+        if torch._C._get_tracing_state() is not None:
+            raise NotImplementedError(
+                f"{name}= cannot be used while traced by torch.jit.trace, which records "
+                "PyTorch's own dropout: it has none"
+            )
+        raise NotImplementedError(
+            f"{name}= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
+            f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
+            f"on {x.device} is left to it"
+        )
 
 
 def _left_to(

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdropout.core.draws import check_generator
 from cdropout.torch import functional
-from cdropout.torch.masked import Source, check_generator
+from cdropout.torch.masked import Source
 from cdropout.torch.tracing import WHOLE, is_recorded, record_module
 
 

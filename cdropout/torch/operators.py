@@ -1,8 +1,8 @@
 """The step as an operator, for graphs, and the operator that saves its seed."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 import torch._functorch.config as functorch_config
@@ -12,91 +12,138 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
-from cdropout.core.draws import drawn, linear
+from cdropout.core.draws import derivative_of, known, seeded
+from cdropout.core.masks import Mask
 from cdropout.core.tensors import compute
-
-if TYPE_CHECKING:
-    from cdropout.core.draws import _Name
 
 WORD = 2**64 - 1
 
 
 def batched(
-    step: Callable[..., Tensor],
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    seed: Tensor,
-    name: "_Name",
-) -> tuple[Tensor, int]:
-    """The rule for vmap: one mask over the whole batch, or one that all of it shares."""
-    call, p, shared, form = name
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return a batch of vmap with its axis first, and the one seed of its mask."""
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-    shared = tuple(axis + 1 for axis in shared)
-    if in_dims[1] is None:
-        shared = (0, *shared)
-    else:
-        seed = seed.select(in_dims[1], 0)  # the first sample's seed names the mask of them all
-    return step(x, seed, (call, p, shared, form)), 0
+    if seed is not None and in_dims[1] is not None:
+        seed = seed.select(in_dims[1], 0)  # the first sample's seed determines the mask of all
+    return x, seed
 
 
 # ---- the step -----------------------------------------------------------------------------------
 
-# The mask's seed is a tensor in the graph
+# The seed of a new mask is a tensor in the graph; the numbers of a given one are constants
 library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
     "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, str form) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+library.define(
+    "apply_mask(Tensor x, int seed, int call, int start, int[]? strides, float p, float scale, "
+    "bool alpha) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 dropout_operator = torch.ops.cdropout.dropout.default
+mask_operator = torch.ops.cdropout.apply_mask.default
 
 
 @torch.library.impl(library, "dropout", "CPU")
 def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
-    return compute(x, drawn(int(seed.item()) & WORD, (call, p, tuple(shared), form)))
+    return compute(x, seeded(int(seed.item()) & WORD, call, p, tuple(shared), form))
+
+
+@torch.library.impl(library, "apply_mask", "CPU")
+def _(
+    x: Tensor,
+    seed: int,
+    call: int,
+    start: int,
+    strides: list[int] | None,
+    p: float,
+    scale: float,
+    alpha: bool,
+) -> Tensor:
+    mask = Mask(tuple(x.shape), p, seed & WORD, call & WORD, start & WORD, strides, scale)
+    return compute(x, known(mask, "alpha" if alpha else "scale"))
 
 
 @torch.library.register_fake(dropout_operator)
-def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
+def _(x: Tensor, seed: Tensor, *constants: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake(mask_operator)
+def _(x: Tensor, *numbers: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.register_vmap(dropout_operator)
-def _(info: Any, in_dims: Any, x: Tensor, seed: Tensor, *name: Any) -> tuple[Tensor, int]:
-    return batched(
-        lambda x, seed, name: dropout_operator(x, seed, *name), info, in_dims, x, seed, name
-    )
+def _(
+    info: Any,
+    in_dims: Any,
+    x: Tensor,
+    seed: Tensor,
+    call: int,
+    p: float,
+    shared: list[int],
+    form: str,
+) -> tuple[Tensor, int]:
+    x, one = batched(info, in_dims, x, seed)
+    shared = [0] * (in_dims[1] is None) + [axis + 1 for axis in shared]
+    return dropout_operator(x, one, call, p, shared, form), 0
+
+
+@torch.library.register_vmap(mask_operator)
+def _(
+    info: Any,
+    in_dims: Any,
+    x: Tensor,
+    seed: int,
+    call: int,
+    start: int,
+    strides: list[int] | None,
+    *others: Any,
+) -> tuple[Tensor, int]:
+    x, _ = batched(info, in_dims, x, None)
+    along = Mask(tuple(x.shape[1:]), 0).strides if strides is None else strides
+    return mask_operator(x, seed, call, start, (0, *along), *others), 0
 
 
 class InGraph(torch.autograd.Function):
-    """The operator's derivatives, for one level of autograd: those of torch.func come in turn."""
+    """An operator's derivatives, for one level of autograd: those of torch.func come in turn.
+
+    The derivative of an operator is itself with another last argument.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, name: Any, keys: Any) -> Tensor:
-        ctx.save_for_backward(seed)
-        ctx.save_for_forward(seed)
-        ctx.name = linear(name)
+    def forward(ctx: Any, operator: Any, last: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
+        seeds = [arg for arg in args if isinstance(arg, Tensor)]
+        ctx.save_for_backward(*seeds)
+        ctx.save_for_forward(*seeds)
+        ctx.operator, ctx.arguments = operator, len(args)
+        ctx.constants = (*args[len(seeds) : -1], last)
         with torch._C._AutoDispatchBelowAutograd():
-            return dropout_operator.redispatch(
-                keys & torch._C._after_autograd_keyset, x, seed, *name
-            )
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, x, *args)
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None, None]:
-        return dropout_operator(gy, *ctx.saved_tensors, *ctx.name), None, None, None
+    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+        gx = InGraph.jvp(ctx, None, None, None, gy)
+        return None, None, None, gx, *[None] * ctx.arguments
 
     @staticmethod
-    def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
-        return dropout_operator(gx, *ctx.saved_tensors, *ctx.name)
+    def jvp(ctx: Any, _operator: None, _last: None, _keys: None, gx: Tensor, *_: None) -> Tensor:
+        return ctx.operator(gx, *ctx.saved_tensors, *ctx.constants)
 
 
-def _differentiable(keys: Any, x: Tensor, seed: Tensor, *name: Any) -> Tensor:
+def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
+    last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
     # torch.func's levels call this in turn: Function.apply itself would begin them anew
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, InGraph).apply(x, seed, name, keys)
+        return super(torch.autograd.Function, InGraph).apply(operator, last, keys, x, *args)
 
 
-library.impl("dropout", _differentiable, "Autograd", with_keyset=True)
+for _operator in dropout_operator, mask_operator:
+    _name = _operator.name().partition("::")[2]
+    library.impl(_name, partial(_differentiable, _operator), "Autograd", with_keyset=True)
 
 
 # ---- its seed -----------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from cdropout.core.draws import Draw
 from cdropout.core.tensors import is_ordinary, is_plain
-from cdropout.torch.masked import in_a_graph, in_eager_mode
+from cdropout.torch.masked import eagerly, in_a_graph, in_eager_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,4 +197,6 @@ def _native(
     if _our_way(x, p, train) is not in_eager_mode:
         return kernel.call_boxed(keys, x, p, train)
     keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
-    return in_eager_mode(x, p, False, None, (), "scale", keep), keep
+    draw = Draw(p, (), "scale")
+    draw.keep = keep
+    return eagerly(x, draw), keep

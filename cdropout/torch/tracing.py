@@ -20,7 +20,11 @@ def is_symbolic(*args: Any) -> bool:
 
 
 def symbolic_call(
-    function: Callable[..., Tensor], *args: Any, generator: object, **options: Any
+    function: Callable[..., Tensor],
+    *args: Any,
+    generator: object,
+    mask: object,
+    **options: Any,
 ) -> Any:
     """Record a call of `function` with `torch.fx.Proxy` arguments as one node."""
     tracer = next(x for x in args if isinstance(x, Proxy)).tracer
@@ -30,6 +34,8 @@ def symbolic_call(
         raise NotImplementedError(
             f"generator= cannot be recorded in a torch.fx graph by a function: {instead}"
         )
+    if mask is not None:
+        raise NotImplementedError("mask= cannot be recorded in a torch.fx graph")
     return tracer.create_proxy("call_function", function, args, options)
 
 

@@ -465,6 +465,30 @@ MUTANTS = {
         ],
         "apply_bits": [("layout", "if plain($x, $y):", "if True:")],
     },
+    "core/arguments.pyx": {
+        "as_probability": [
+            ("bool", "isinstance($p, bool) or", "False or"),
+            ("complex", '"bcmMSUO"', '"bmMSUO"'),
+            ("array", "and $n and $s)", "and $n)"),
+            ("lowest", "not 0 <= $v <= 1", "not $v <= 1"),
+            ("highest", "not 0 <= $v <= 1", "not 0 <= $v"),
+        ],
+        "as_numpy_flag": [
+            ("other types", "if isinstance($v, np.bool_):", "if True:"),
+        ],
+        "as_index": [
+            ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
+        ],
+        "as_seed": [
+            ("lowest", "-(1 << 63)", "-(1 << 62)"),
+            ("highest", "< 1 << 64", "<= 1 << 64"),
+            ("negative", "& 0xFFFFFFFFFFFFFFFF", "& 0x7FFFFFFFFFFFFFFF"),
+        ],
+        "as_count": [
+            ("lowest", "0 <= $v < 1 << 64", "-1 <= $v < 1 << 64"),
+            ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
+        ],
+    },
     "core/masks.pyx": {
         "c_strides": [
             ("order", "tuple(reversed($s))", "tuple($s)"),
@@ -472,16 +496,21 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
+        "as_shape": [("negative length", "any($l < 0 for $l in $s)", "False")],
+        "check_mask": [
+            ("p", "$p != $d and $p != (<Mask>$m).p", "False"),
+            ("axes", "0 not in $s and any($*e)", "False"),
+            ("empty", "0 not in $s and", "True and"),
+        ],
         "strides_along": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
-            ("twice", "if $a % $n in $s:", "if False:"),
-            ("drawn once", "[1 if $i in $s else $l for", "[$l for"),
+            ("twice", "if $s[$a] is not None:", "if False:"),
+            ("drawn once", "elif $s[$i] is None:", "elif True:"),
+            ("empty", "if $l == 0:", "if False:"),
         ],
         "Mask.__init__": [
-            ("negative length", "any($l < 0 for $l in $s)", "False"),
             ("strides", "if len($a) != len($b):", "if False:"),
-            ("own factor", "$f is not None and $f != $s", "$f is not None"),
-        ],
+                    ],
         "Mask.become": [
             ("lowest", "$low < 0 or", "False or"),
             ("highest", "$high >= 1 << 64", "$high > 1 << 64"),
@@ -489,7 +518,7 @@ MUTANTS = {
             ("empty", "0 if 0 in $s else $t", "$t"),
         ],
         "Mask.numbers": [
-            ("factor", "$s.steps, $s.name.scale", "$s.steps"),
+            ("scale", "$s.steps, $s.id.scale", "$s.steps"),
         ],
         "Mask.__bool__": [
             ("true", "return True", "return False"),
@@ -518,7 +547,8 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "as_factor": [
+        "set_scale": [
+            ("default", "$s is None or $s == $m.scale", "$s is None"),
             ("zero", "0 < $v <= LARGEST", "0 <= $v <= LARGEST"),
             ("infinite", "0 < $v <= LARGEST", "0 < $v"),
             ("p = 1", "$p == 1 or", "False or"),
@@ -540,30 +570,8 @@ MUTANTS = {
         ],
     },
     "core/generators.pyx": {
-        "as_probability": [
-            ("bool", "isinstance($p, bool) or", "False or"),
-            ("complex", '"bcmMSUO"', '"bmMSUO"'),
-            ("array", "and $n and $s)", "and $n)"),
-            ("lowest", "not 0 <= $v <= 1", "not $v <= 1"),
-            ("highest", "not 0 <= $v <= 1", "not 0 <= $v"),
-        ],
-        "as_numpy_flag": [
-            ("other types", "if isinstance($v, np.bool_):", "if True:"),
-        ],
         "ask": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
-        ],
-        "as_index": [
-            ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
-        ],
-        "as_seed": [
-            ("lowest", "-(1 << 63)", "-(1 << 62)"),
-            ("highest", "< 1 << 64", "<= 1 << 64"),
-            ("negative", "& 0xFFFFFFFFFFFFFFFF", "& 0x7FFFFFFFFFFFFFFF"),
-        ],
-        "as_count": [
-            ("lowest", "0 <= $v < 1 << 64", "-1 <= $v < 1 << 64"),
-            ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
         ],
         "entropy": [
             ("none", "os.urandom(8)", "bytes(8)"),
@@ -579,7 +587,12 @@ MUTANTS = {
         "Generator.refresh": [
             ("seeded", "$b != $f and $b != SEEDED", "$b != $f"),
         ],
-        "Generator.name_next": [
+        "Generator.next_mask": [
+            ("empty", "draws($m.p, 0 in $m.shape)", "draws($m.p, False)"),
+            ("bounds of p", "draws($m.p, 0 in $m.shape)", "True"),
+        ],
+        "next_mask": [("rng", "$r = as_rng($r)", "pass")],
+        "Generator.next_id": [
             ("fork", "$s.refresh()", "pass"),
             ("last call", "if $c == LAST_CALL:", "if False:"),
             ("count", "$c += 1", "pass"),
@@ -620,22 +633,26 @@ MUTANTS = {
     "core/calls.pyx": {
         "dropout": [
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
-            ("rng", "as_rng($r)", "pass"),
-            ("broadcast_dims", "if not empty($b):", "if False:"),
-            ("p of the mask", "None if isinstance($m, Mask) else $p", "$p"),
+            ("broadcast_dims", "if not is_empty($b):", "if False:"),
         ],
-        "dropout_axes": [
+        "dropout_features": [
+            ("axes", "check_mask($*e)", "pass"),
+            ("scale", "$m if $s is None else with_scale($m, $s)", "$m"),
+        ],
+        "apply_known": [
+            ("rng", "if $r is not None:", "if False:"),
+            ("p of the mask", "None if isinstance($m, Mask) and $q == 0.5 else $q", "$q"),
+        ],
+        "apply_next": [
             ("rng", "$r = as_rng($r)", "pass"),
             ("evaluation", "if not $t:", "if False:"),
-            ("factor", "$f is not None and 0 < $p < 1", "$f is not None"),
+            ("scale", "$f is not None and 0 < $p < 1", "$f is not None"),
             ("copy", "$p or $o is not None", "$p"),
             ("out", "np.copyto($t, $a)", "pass"),
             ("exporters", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$x if $t is $a else $t"),
             ("own array", "$x if $t is $a and isinstance($x, cnp.ndarray) else $t", "$t"),
         ],
-        "draw_mask": [
-            ("empty", "$n.scale and cnp.PyArray_SIZE($x)", "$n.scale"),
-            ("p = 1", "$n.scale and cnp.PyArray_SIZE($x)", "cnp.PyArray_SIZE($x)"),
+        "draw_and_apply": [
             ("take back", "$g.take_back($n)", "pass"),
         ],
         "apply_given": [
@@ -648,7 +665,7 @@ MUTANTS = {
             ("strided bits", "np.ascontiguousarray($g)", "$g"),
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
-        "apply_factors": [
+        "apply_scale": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
         ],
         "check_given": [
@@ -702,7 +719,7 @@ MUTANTS = {
         "trimmed": [("leading axes", "$s and $s[0] == 1", "False")],
         "bias_dropout_add": [
             ("overlap", "np.may_share_memory($o, $b) or", "False or"),
-            ("take back", "$g.take_back(&$n)", "pass"),
+            ("take back", "$g.take_back(&$n.id)", "pass"),
         ],
         "check_operands": [
             ("type of bias", "if $b.dtype != $x.dtype:", "if False:", 1),
@@ -716,7 +733,7 @@ MUTANTS = {
             ("sums", "$t.sums + $c", "$t.sums"),
         ],
         "broadcast_at": [("lengths of one", "($b[$a] == 1 and $s[$i] != 1)", "$b[$a] == 1")],
-        "run_backward": [("start", "&$m.name, $m.first", "&$m.name, 0")],
+        "run_backward": [("start", "&$m.id, $m.first", "&$m.id, 0")],
     },
     "core/tensors.pyx": {
         "read": [
@@ -757,7 +774,7 @@ MUTANTS = {
         ],
         "run_strided": [
             ("axes of one", "if $x.shape[$i] != 1:", "if True:"),
-            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+            ("shared axes", "if $d.axes:", "if False:"),
             ("alpha dropout", "= $d.shifts, $d.shift, $d.constant", "= False, $d.shift, $d.constant"),
         ],
     },
@@ -781,8 +798,10 @@ MUTANTS = {
         ],
         "Cell.__init__": [("modes", "with undisturbed(),", "with")],
         "set_state": [("born", "(<Generator>$g).born)", "-1)")],
-        "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
-        "Draw.__init__": [
+        "derivative_of": [("alpha", '"alpha_gradient" if $f == "alpha" else $f', "$f")],
+        "check_generator": [("types", "if not ($*e):", "if False:")],
+        "Draw.__init__": [("generator", "check_generator($g)", "pass")],
+        "Draw.set_form": [
             ("form", "if $f not in FORMS:", "if False:"),
             ("keep", '(1, 0, 0) if $f == "keep" else alpha_terms($p)', "alpha_terms($p)"),
             ("gradient of alpha", '$s.shifts = $f == "alpha"', "$s.shifts = True"),
@@ -796,7 +815,19 @@ MUTANTS = {
             ("generator", "(<Generator>$g).take_back(&$m)", "pass"),
             ("PyTorch's", "restore($*e)", "pass"),
         ],
-        "Draw.linear": [("alpha", "drawn(*$s.numbers()) if $a or $b else $s", "$s")],
+        "Draw.derivative": [("alpha", "$d.shifts = False", "pass")],
+        "Draw.copy": [
+            ("start", "self.start, self.strides", "0, self.strides"),
+            ("strides", "self.start, self.strides", "self.start, None"),
+        ],
+        "Draw.with_call": [("call", "$d.id.call = $c", "pass")],
+        "Draw.batched": [
+            ("one mask", "(0,) * $o", "()"),
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
+            ("strides", "(0, *$s.strides)", "(1, *$s.strides)"),
+        ],
+        "Draw.numbers": [("axes", "$s.strides if $s.strides is not None else shared_strides($*e)", "$s.strides")],
+        "known": [("start", "mask.first, mask.steps", "0, mask.steps")],
     },
     "core/openmp.pyx": {
         "take_part": [
@@ -851,25 +882,22 @@ MUTANTS = {
         ],
     },
     "functional.py": {
-        "_drop_channels": [
-            ("batch", "2 if $b else 1", "1"),
-            ("few axes", "if $n < $c:", "if False:"),
-        ],
+        "_check_channels": [("few axes", "if $n < $c:", "if False:")],
         "dropout1d": [("batch", "$n == 3", "True")],
+        "dropout2d": [("channels", "$x, 2, $p", "$x, 1, $p")],
         "dropout3d": [("batch", "$n == 5", "True")],
         "drop_path": [
-            ("axes", "range(1, $x.ndim)", "range($x.ndim)"),
+            ("axes", "$x, 1, $p", "$x, 0, $p"),
+            ("scale of a mask", "$m is not None and not $s", "False"),
             ("scale", "None if $s else 1.0", "None"),
         ],
         "_alpha_dropout": [
-            ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
-            ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
+            ("evaluation", "not $t or $p == 1", "$p == 1"),
+            ("p = 1", "not $t or $p == 1", "not $t"),
+            ("p of the mask", "$p = $m.p", "pass"),
             ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
         ],
-        "feature_alpha_dropout": [
-            ("few axes", "if $x.ndim < 2:", "if False:"),
-            ("axes", "range(2, $x.ndim)", "range(1, $x.ndim)"),
-        ],
+        "feature_alpha_dropout": [("axes", "$x, 2, $p", "$x, 1, $p")],
         "check_copies": [
             ("none", "$n < 0", "$n < 1"),
             ("bool", "isinstance($n, bool) or", "False or"),
@@ -899,7 +927,7 @@ MUTANTS = {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
-        "_unusual": [("generator", "if $g is not None:", "if False:")],
+        "_unusual": [("generator", "if $v is not None:", "if False:")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
             ("scale", '"scale" if $s else "keep"', '"scale"'),
@@ -907,24 +935,27 @@ MUTANTS = {
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
             ("symbolic", "is_symbolic($x)", "False"),
         ],
-        "mc_dropout": [("copies", "$y if $p else $y.clone()", "$y")],
+        "mc_dropout": [("copies", "$y.clone() if $y is $c else $y", "$y")],
         "bias_dropout_add": [
             ("type of residual", "and $r.dtype == $t.dtype", "and True"),
             ("shape of residual", "and $r.shape == $t.shape", "and True"),
         ],
     },
     "torch/masked.py": {
-        "check_generator": [("types", "if not ($*e):", "if False:")],
-        "draw_name": [("p = 1", "if $p == 1:", "if False:")],
-        "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
-        "Eager.forward": [("dirty", "if $i:", "if False:")],
-        "Eager.backward": [("gradient", "Masked.apply($g, *$d.numbers()) if $x is None else $x", "$g if $x is None else $x")],
+        "next_seed": [("p = 1", "if $p == 1:", "if False:")],
+        "then_or_restore": [
+            ("types", "check_generator($g)", "pass"),
+            ("restored", "restore($g, $b, $a)", "pass"),
+        ],
+        "Eager.forward": [("dirty", "if $d.inplace:", "if False:")],
+        "Eager.backward": [("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x")],
         "Masked.forward": [
             ("wrapped", "if is_plain($x):", "if True:"),
+            ("graphs", "if torch._C._len_torch_dispatch_stack():", "if False:"),
             ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
         "Masked.setup_context": [
-            ("linear", "linear($n)", "$n"),
+            ("derivative", "$d.derivative()", "$d"),
             ("seed", "$c.save_for_backward($s)", "pass"),
         ],
         "_check_in_place": [
@@ -934,18 +965,24 @@ MUTANTS = {
             ("inference", "if $x.is_inference() and not torch.is_inference_mode_enabled():", "if False:"),
         ],
         "_check_overlap": [("refused", "if overlap($*e):", "if False:")],
-        "in_eager_mode": [
+        "eagerly": [
             ("views", "if $f or ($w and $x._is_view()):", "if $f:"),
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
             ("forward mode", "$f >= 0", "False"),
             ("autograd", "$x.requires_grad and is_grad_enabled()", "False"),
-            ("generator", "check_generator($g)", "pass"),
-            ("keep", "$d.keep = $k", "pass"),
+            ("keep", "if $d.keep is None:", "if True:"),
         ],
-        "under_transforms": [
-            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+        "transformed": [
+            ("inplace", "$x.copy_($y) if $d.inplace else $y", "$y"),
             ("overlap", "_check_overlap($x)", "pass"),
+            ("known", "if $d.drawn:", "if False:"),
         ],
+        "apply_known": [
+            ("identity", "$m.p == 0 and ($m.scale == 1 or $f == \"alpha\")", "$m.p == 0"),
+            ("overlap", "_check_overlap($x)", "pass"),
+            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+        ],
+        "_check_left": [("given", "if $v is None:", "if True:")],
         "in_a_graph": [("inplace", "$x.copy_($y) if $i else $y", "$y")],
         "way_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
@@ -962,19 +999,19 @@ MUTANTS = {
             ("p = 0", "not $t or $p == 0 or", "not $t or"),
             ("evaluation", "not $t or $p == 0 or", "$p == 0 or"),
             ("symbolic", "if isinstance($x, Proxy):", "if False:"),
+            ("mask and generator", "if $g is not None:", "if False:"),
+            ("shape of the mask", "check_mask($*e)", "pass"),
+            ("compilers", "if is_dynamo_compiling():", "if False:"),
         ],
     },
     "torch/operators.py": {
         "batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
-            ("one mask", "(0, *$s)", "$s"),
             ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
             ("axis of x", "$x.movedim($d[0], 0)", "$x"),
         ],
-        "_": [("large seeds", "& WORD", "& (WORD >> 1)")],
-        "InGraph.forward": [("linear", "linear($n)", "$n")],
-        "InGraph.backward": [("gradient", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
-        "InGraph.jvp": [("tangent", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
+        "_": [("large seeds", "& WORD", "& (WORD >> 1)", 1)],
+        "InGraph.jvp": [("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g")],
+        "_differentiable": [("alpha", "derivative_of($a[-1]) if isinstance($a[-1], str) else False", "$a[-1]")],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
     },
     "torch/replay.py": {
@@ -991,7 +1028,8 @@ MUTANTS = {
     },
     "torch/tracing.py": {
         "symbolic_call": [
-            ("generator", "if $g is not None:", "if False:"),
+            ("generator", "if $g is not None:", "if False:", 1),
+            ("mask", "if $g is not None:", "if False:", 2),
         ],
         "is_recorded": [
             ("subclasses", "type($m) not in WHOLE or", "False or"),
@@ -1042,7 +1080,13 @@ MUTANTS = {
         "dropout": [
             ("key", "_is_typed($k)", "pass"),
             ("shared axes", "1 << $a for $a, $s in enumerate($t) if $s == 0", "1 << $a for $a, $s in enumerate($t) if False"),
-            ("bits of p", '">f8"', '">f4"'),
+            ("key of a mask", "if $k is not None or $b != ():", "if False:"),
+        ],
+        "_words_of": [("order", '$n.dtype.newbyteorder(">")', "$n.dtype")],
+        "_apply_given": [
+            ("shape", "check_mask($*e)", "pass"),
+            ("whole", "if $m == $w:", "if True:"),
+            ("nothing dropped", "$m.p == 0 and $m.scale == 1", "$m.p == 0"),
         ],
         "_check_static": [("traced", "if any($*e):", "if False:")],
         "_check_p": [
@@ -1093,12 +1137,13 @@ MUTANTS = {
         "dropout": [
             ("seed and rng", "if $s is not None and $r is not None:", "if False:"),
             ("call alone", "if $s is None and $c != 0:", "if False:"),
-            ("empty", "min($x.size, 1)", "1"),
+            ("mask and others", "if ($*e) != (None, 0, None, ()):", "if False:"),
+            ("mask of another shape", "check_mask($*e)", "pass"),
             ("evaluation", "$p if $t else 0", "$p"),
         ],
         "dropout_backward": [
             ("shape", "if $m.shape != $g.shape:", "if False:"),
-            ("identity", "$m.p == 0 and $m.factor == 1", "False"),
+            ("identity", "$m.p == 0 and $m.scale == 1", "False"),
         ],
         "_checked_meta": [
             ("unknown size", "if any($*e):", "if False:"),
@@ -1106,9 +1151,9 @@ MUTANTS = {
         ],
     },
     "keras.py": {
-        "_generator": [
+        "_mask": [
             ("signs", "& 0xFFFFFFFF", "& 0x7FFFFFFF"),
-            ("call", '{"calls": $c}', '{"calls": 0}'),
+            ("call", "$s, $p, $d, $c, strides", "$s, $p, $d, 0, strides"),
         ],
         "_draw_jax": [("words", "[1::2]", "[::2]")],
         "_draw_for": [("type", "if $*e not in FLOATS:", "if False:")],
