@@ -185,8 +185,6 @@ cdef apply_given(x, mask, p, inplace, out):
     scale = None if factors else scale_of(p)
     if factors:
         apply_factors(array, target, given)
-    elif scale == 0:                  # p = 1 keeps nothing, whatever the mask says
-        np.copyto(target, 0)
     elif given.dtype == np.bool_:
         apply_bools(array, target, given, scale)
     else:

@@ -15,10 +15,10 @@ cdef class Draw:
     cdef tuple shared
     cdef str form
     cdef object generator
-    cdef tuple states                 # of PyTorch's generator, before and after the draw of a large call
+    cdef object before                # the state of PyTorch's generator before the draw, if the call may be interrupted
     cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
 
-    cdef draw(self, size_t n)
+    cdef draw(self, bint interruptible)
     cdef take_back(self)
     cdef forget(self)
     cdef Draw linear(self)
