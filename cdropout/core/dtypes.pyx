@@ -3,7 +3,7 @@ cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
 from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_dtype,
+    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64,
 )
 
 cnp.import_array()
@@ -67,7 +67,7 @@ cdef const ElementType* by_xla(int number) noexcept nogil:
     return NULL
 
 
-def numpy_type(name):
+def element_type(name):
     """Return the NumPy type of this name, which may be one of ml_dtypes."""
     import numpy as np
     if hasattr(np, name):

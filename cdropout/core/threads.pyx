@@ -172,7 +172,7 @@ cdef void serve(void* argument) noexcept nogil:
 
 
 cdef bint enter(Pool* pool, Work work, const void* call, size_t chunks, size_t max_threads) noexcept nogil:
-    """Put a call into the pool. Return False if another call is in it, as its threads are busy, or one thread is to do it."""
+    """Put a call into the pool; return False if another call is in it (its threads are busy), or one thread is enough."""
     cdef size_t helpers
     if pool == NULL or min(chunks, max_threads) < 2:
         return False

@@ -35,6 +35,24 @@ from cdropout.core.engine cimport CHUNK, Operation, prepare, run, use_mask
 from cdropout.core.threads cimport pool_in_xla, threads_for
 from cdropout.core.view cimport MAX_DIMS, View
 
+cdef extern from *:
+    """
+    #ifdef __linux__
+    #include <sys/mman.h>
+    #endif
+    /* Let the system use large pages for n bytes of new memory, as NumPy does. XLA gets new memory for each result, and with
+     * small pages the system needs more time to provide it than dropout needs to fill it. */
+    static void cd_use_huge_pages(char *memory, size_t n) {
+    #ifdef MADV_HUGEPAGE
+      size_t before = (size_t)-(uintptr_t)memory % 4096;
+      if (n >= (size_t)1 << 22) madvise(memory + before, n - before, MADV_HUGEPAGE);
+    #else
+      (void)memory, (void)n;
+    #endif
+    }
+    """
+    void use_huge_pages "cd_use_huge_pages"(char* memory, size_t n) noexcept nogil
+
 cdef enum:
     MAJOR = 0                         # of the version that the structs were taken from
     MINOR = 3
@@ -367,6 +385,8 @@ cdef void apply_all(Call* call) noexcept nogil:
     first = mask_of(call, 0)
     use_mask(&call.operation, &first)
     prepare(&call.operation)
+    if call.x.data != call.y.data:
+        use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
     if call.masks == 1 or call.operation.size >= CHUNK:
         for i in range(call.masks):
             apply_mask(call, i, SIZE_MAX)
