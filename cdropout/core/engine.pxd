@@ -30,10 +30,10 @@ cdef struct Operation:                # the caller fills in:
 cdef inline void use_bytes(
     Operation* operation, const uint8_t* bits, const uint8_t* bools, double scale
 ) noexcept nogil:
-    """Let packed bits, or bools, determine which elements are kept; a scale of 0 (p = 1) keeps none."""
+    """Let packed bits, or bools, determine which elements are kept."""
     operation.mask.scale = scale
-    operation.bits = bits if scale else NULL
-    operation.bools = bools if scale else NULL
+    operation.bits = bits
+    operation.bools = bools
     operation.packs = operation.shifts = False
 
 

@@ -50,6 +50,8 @@ cdef void prepare(Operation* operation) noexcept nogil:
     operation.size = count_elements(view)
     if operation.size == 0:
         return
+    if operation.mask.scale == 0:     # p = 1 keeps nothing, whatever the bits or bools are
+        operation.bits = operation.bools = NULL
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.contiguous = has_row_kernel(operation)

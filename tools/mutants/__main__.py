@@ -48,7 +48,7 @@ NEAREST = {  # the tests that are the likeliest to notice
     "generators.pyx": "generators errors bad_input flags",
     "calls.pyx": "functional errors exporters lies flags modules",
     "threads.pyx": "threads errors faults",
-    **dict.fromkeys(["engine.pxd", "engine.pyx"], "layouts masks threads functional"),
+    "engine.pyx": "layouts masks threads functional",
     "dtypes.pyx": "errors bad_input halves torch_functions jax",
     "fused.pyx": "fused",
     "tensors.pyx": "torch_[!e]* torch_errors",

@@ -682,12 +682,6 @@ MUTANTS = {
         ],
         "by_dlpack": [("bits", "and 8 * $t[$i].itemsize == $b", "")],
     },
-    "core/engine.pxd": {
-        "use_bytes": [
-            ("bits at p = 1", "$b if $s else NULL", "$b", 1),
-            ("bools at p = 1", "$b if $s else NULL", "$b", 2),
-        ],
-    },
     "core/engine.pyx": {
         "join_dense": [
             ("x", "or $a.x != $a.y", "or False"),
@@ -703,6 +697,7 @@ MUTANTS = {
             ("y", "and $a.y == $i", "and True"),
             ("mask", "and $a.mask == 1", "and True"),
         ],
+        "prepare": [("p = 1", "if $s == 0: $a = $b = NULL", "if False: pass")],
         "run_row": [
             ("start", "$v.start + $f", "$v.start"),
             ("place of bits", "$y + $f // 8", "$y + $f"),
