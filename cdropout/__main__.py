@@ -21,9 +21,9 @@ import numpy as np
 import cdropout as cd
 from cdropout import battery, selftest
 from cdropout.bench import command, compare, growth, machine, peers
-from cdropout.bench.contestant import TYPES
 from cdropout.bench.race import size_name
 from cdropout.core import dispatch
+from cdropout.core.dtypes import FLOATS
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 LARGEST = 1 << 30  # elements: gigabytes in each of some twenty arrays
@@ -105,13 +105,13 @@ def sizes(text: str) -> list[int]:
 
 
 def dtypes(text: str) -> list[str]:
-    """Names of types, in the order of TYPES."""
+    """Names of types, in the order of FLOATS."""
     names = [part.strip() for part in text.split(",")]
     for name in names:
-        if name not in TYPES:
-            expected = f"types out of {', '.join(TYPES)}"
+        if name not in FLOATS:
+            expected = f"types out of {', '.join(FLOATS)}"
             raise argparse.ArgumentTypeError(f"expected {expected}, but got {name!r}")
-    return [name for name in TYPES if name in names]
+    return [name for name in FLOATS if name in names]
 
 
 def new_file(text: str) -> Path:
@@ -174,8 +174,9 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
     if options.plot and options.kernels:
         error("argument --plot: --kernels leaves nothing to draw")
-    if "bfloat16" in options.dtype and find_spec("ml_dtypes") is None:
-        error("argument --dtype: bfloat16 needs ml_dtypes: pip install 'cdropout[bench]'")
+    missing = [name for name in options.dtype if not hasattr(np, name)]
+    if missing and find_spec("ml_dtypes") is None:
+        error(f"argument --dtype: {missing[0]} needs ml_dtypes: pip install 'cdropout[bench]'")
     if options.compare:
         try:
             options.compare = compare.load(options.compare, options)
@@ -243,7 +244,7 @@ def add_bench(commands: Any) -> None:
         "beside memcpy.",
     )
     add = parser.add_argument
-    names, kinds = [*peers.PEERS, "all", "none"], f"out of {','.join(TYPES)} (default float32)"
+    names, kinds = [*peers.PEERS, "all", "none"], f"out of {','.join(FLOATS)} (default float32)"
     add("--sizes", type=sizes, metavar="N,N", help=f"elements (default {SIZES})")
     add("--p", type=probability, default=0.1, help="probability of a drop (default 0.1)")
     add("--dtype", type=dtypes, default=["float32"], metavar="TYPE,TYPE", help=kinds)

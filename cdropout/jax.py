@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdropout.core.arguments import check_flag, check_probability
+from cdropout.core.dtypes import FLOATS
 from cdropout.core.masks import Mask, check_mask, shared_strides
 from cdropout.core.xla import handler
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from cdropout.typing import Axes, Probability
 
 __all__ = ["dropout", "seed_and_call"]
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def dropout(

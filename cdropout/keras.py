@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cdropout.core.calls import dropout
+from cdropout.core.dtypes import FLOATS
 from cdropout.core.masks import Mask, shared_strides
 
 try:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 # ---- the backends: a function of two words, the seed and the call number, that drops x -----------

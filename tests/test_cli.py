@@ -21,7 +21,7 @@ from needs import ISAS, import_or_skip
 
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 SIZES_WANTED = "expected sizes from 1 to 1Gi such as 64,1Ki,1Mi, but got "
-TYPES_WANTED = "expected types out of float32, float64, float16, bfloat16, but got "
+TYPES_WANTED = "expected types out of float16, bfloat16, float32, float64, but got "
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -259,7 +259,7 @@ def test_defaults_of_race_and_growth(monkeypatch):
 def test_types_come_in_their_order(monkeypatch):
     assert chosen(monkeypatch).dtype == ["float32"]
     options = chosen(monkeypatch, "--dtype", "bfloat16,float32, bfloat16")
-    assert options.dtype == ["float32", "bfloat16"]
+    assert options.dtype == ["bfloat16", "float32"]
 
 
 def test_each_type_has_a_table(capsys, monkeypatch):

@@ -12,6 +12,7 @@ from cdropout import selftest
 from cdropout.__main__ import main
 from cdropout.bench import contestant, kernels, peers, race
 from cdropout.core import copies, dispatch
+from cdropout.core.dtypes import FLOATS
 
 from needs import reason
 
@@ -60,7 +61,7 @@ def test_right_contestants_pass(dtype, p):
     assert contestant.wrong(numpy_contestant(scaled), dtype, p) is None
 
 
-@pytest.mark.parametrize("dtype", contestant.TYPES)
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", [*peers.OURS, "numpy", "numpy-rand", "numpy-binomial"])
 def test_arrays_in_this_process_pass_in_every_type(name, dtype):
     maker = {**peers.OURS, **peers.PEERS}[name]
@@ -144,7 +145,7 @@ def types_of(name):
     """Those that are checked: TensorFlow's half types draw uniform numbers of too few values."""
     if name in ("tensorflow", "keras"):
         return ["float32", "float64"]
-    return ["float32"] if name == "torch-compile" else list(contestant.TYPES)
+    return ["float32"] if name == "torch-compile" else list(FLOATS)
 
 
 def test_an_adapter_takes_part_beside_its_framework_only():

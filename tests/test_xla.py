@@ -1,13 +1,20 @@
 """The handler of XLA's custom call checks the structs that it is passed, and claims a version."""
 
 import ctypes
+import os
 import re
+import signal
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cdropout as cd
 from cdropout.core.xla import handler
+
+from children import linux_only, run, unix_only
 
 KEY = np.array([0, 7], np.uint32)
 KEYS = np.array([[0, 7], [0, 8], [0, 9]], np.uint32)
@@ -219,6 +226,110 @@ def test_an_error_leaves_an_aliased_array_as_it_was():
     np.testing.assert_array_equal(x, X)
     call = Call(KEYS, x, np.float32([0.5, 0.5, 1]), ROW, y=x)
     assert call.run() is None and not x[2].any() and x[:2].any()
+
+
+# ---- threads ----
+
+LARGE = (1 << 19) + 4321  # from 2**19 elements on, the pool's threads share a call
+MANY = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
+
+
+@pytest.fixture
+def three_threads():
+    number = cd.get_num_threads()
+    cd.set_num_threads(3)
+    yield
+    cd.set_num_threads(number)
+
+
+def large_call(seed=7, n=LARGE):
+    x = np.ones(n, np.float32)
+    return Call(np.array([0, seed], np.uint32), x, P, ROW, y=np.full_like(x, 9))
+
+
+def is_right(call, seed=7):
+    x, y = call.arrays[1], call.y
+    return np.array_equal(y, cd.Mask(x.shape, 0.5, seed).apply(x))
+
+
+def in_a_process(statement):
+    """Return what a new Python prints, with this module's names: JAX warns of forks in its own."""
+    script = f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+    return run(script + f"from test_xla import *\n{statement}", CDROPOUT_NUM_THREADS="3")
+
+
+def count_threads(key, x):
+    """Print how many threads a call starts, and whether its result is right."""
+    before = len(os.listdir("/proc/self/task"))
+    call = Call(key, x, P, ROW, y=np.full_like(x, 9))
+    call.run()
+    started = len(os.listdir("/proc/self/task")) - before
+    masks = [cd.Mask(x.shape[key.ndim - 1 :], 0.5, int(seed)) for seed in key[..., 1].flat]
+    rows = x.reshape(len(masks), *masks[0].shape)
+    expected = [mask.apply(row) for mask, row in zip(masks, rows, strict=True)]
+    print(started, np.array_equal(call.y.reshape(rows.shape), expected))
+
+
+@linux_only
+@pytest.mark.parametrize(
+    "key, shape, started",
+    [("KEY", (LARGE,), 2), ("KEY", (LARGE // 2,), 0),
+     ("MANY", (1000, 600), 2), ("MANY", (1000, 300), 0),
+     ("MANY[:2]", (2, LARGE), 2), ("MANY[:9]", (9, 1 << 16), 0)],
+)  # fmt: skip
+def test_the_pools_threads_share_a_large_call(key, shape, started):
+    """One mask, many small ones together, or each of several large ones."""
+    statement = f"count_threads({key}, np.ones({shape}, np.float32))"
+    assert in_a_process(statement) == (0, f"{started} True", "")
+
+
+def test_calls_from_several_threads_at_once(three_threads):
+    calls = [large_call(seed) for seed in range(6)]
+    threads = [threading.Thread(target=call.run) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(is_right(call, seed) for seed, call in enumerate(calls))
+
+
+FORK = """
+large_call().run()  # there are threads from now on
+child = os.fork()
+call = large_call()
+call.run()
+if child == 0:
+    os._exit(not is_right(call))
+print(is_right(call), os.waitpid(child, 0)[1])
+"""
+
+
+@unix_only
+def test_a_call_in_a_forked_child():
+    assert in_a_process(FORK) == (0, "True 0", "")
+
+
+@unix_only
+def test_a_signals_handler_runs_after_the_call(three_threads):
+    """XLA could not pass on its exception, so the call is completed first."""
+
+    class Stop(Exception):
+        """What the handler raises."""
+
+    def stop(*_):
+        raise Stop
+
+    call = large_call(n=1 << 25)  # takes more than the 20 ms between two checks for signals
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Stop):
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            call.run()
+            time.sleep(1)  # the handler raises at the latest here
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert is_right(call)
 
 
 # ---- the version --------------------------------------------------------------------------------

@@ -5,16 +5,15 @@ and `both()` returns (y, gx), where gx is the gradient of x that follows from gy
 call draws a new mask, and returns when its work is done.
 """
 
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cdropout.core.dtypes import element_type
 from cdropout.selftest import keep_bound
 
-TYPES = ("float32", "float64", "float16", "bfloat16")
 LOAD_SECONDS = 0.2  # during which the load of the CPUs is measured
 CHECKED = 1 << 22  # elements: a keep rate that is off by a thousandth is far out of its bound
 ULPS = 4  # of error in a kept element: 1 - p, its inverse, the product
@@ -36,11 +35,6 @@ class Contestant(NamedTuple):
     version: str
     prepare: Callable[[Arrays, float], tuple[Callable[[], Any], Callable[[], Any]]]
     as_array: Callable[[Any], np.ndarray] = np.asarray
-
-
-def element_type(name):
-    """The NumPy type of this name; bfloat16 is that of ml_dtypes."""
-    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def known_arrays(n, dtype):

@@ -8,7 +8,8 @@ import secrets
 from contextlib import contextmanager
 from functools import partial
 
-from cdropout.bench.contestant import Contestant, element_type
+from cdropout.bench.contestant import Contestant
+from cdropout.core.dtypes import element_type
 
 # ---- PyTorch ----------------------------------------------------------------------------------
 
@@ -21,17 +22,19 @@ def import_torch(threads):
 
 
 def to_torch(torch, array):
-    """The tensor over the same memory; `from_numpy` does not know NumPy's bfloat16."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    """Return a tensor over the same memory; `from_numpy` does not take the types of ml_dtypes."""
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    integers = array.view(f"int{8 * array.itemsize}")
+    return torch.from_numpy(integers).view(getattr(torch, array.dtype.name))
 
 
 def from_torch(torch, tensor):
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(element_type("bfloat16"))
-    return tensor.numpy()
+    kind = element_type(str(tensor.dtype).removeprefix("torch."))
+    if kind.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.view(getattr(torch, f"int{8 * kind.itemsize}")).numpy().view(kind)
 
 
 def autograd_contestant(torch, name, wrapped, dropout=None):

@@ -1,8 +1,8 @@
-"""Arrays in, kernels called, arrays out: what the compiled modules above call."""
+"""Validation of arrays, and operations on them, for the compiled modules above."""
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from cdropout cimport cdropout_dtype, cdropout_mask
+from cdropout cimport cdropout_mask
 
 cdef extern from "numpy/arrayobject.h":
     tuple PyArray_IntTupleFromIntp(int, cnp.npy_intp*)
@@ -10,7 +10,6 @@ cdef extern from "numpy/arrayobject.h":
 cdef inline tuple shape_of(cnp.ndarray array):
     return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
-cdef cdropout_dtype code_of(cnp.ndarray array) noexcept
 cdef bint is_taken(object x)
 cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)

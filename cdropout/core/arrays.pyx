@@ -1,27 +1,21 @@
-"""Arrays in, kernels called with the GIL off, arrays out: any shape, any strides, any number of threads."""
+"""Validation of NumPy arrays and exporters, and their views for the engine."""
 cimport numpy as cnp
-from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import numpy as np
 
-from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype,
-    cdropout_mask,
-)
-from cdropout.core.dispatch cimport kernels
-from cdropout.core.pieces cimport (
-    SHORT, ViewCall, apply_bits_span, apply_span, draw_bits_span, draw_bools_span, run_view, sharers,
-)
-from cdropout.core.threads cimport share
-from cdropout.core.view cimport MAX_DIMS, View, arrange, overlaps_itself
+from cdropout cimport CDROPOUT_BOOL, cdropout_axis, cdropout_mask
+from cdropout.core.dtypes import LISTED
+from cdropout.core.dtypes cimport by_array
+from cdropout.core.engine cimport Operation, apply, use_bytes, use_mask, use_shift
+from cdropout.core.threads cimport pool
+from cdropout.core.view cimport View, arrange, overlaps_itself
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
 
 cnp.import_array()
 
-TYPES = "float16, bfloat16, float32 or float64"
 # What to do about objects that are not taken, by the package that defines their type.
 cdef dict ADVICE = {
     "astropy": "pass {}.value",
@@ -39,19 +33,9 @@ cdef dict ADVICE = {
     "unyt": "pass {}.value",
     "xarray": "pass {}.data",
 }
-cdef int bfloat16 = -1                # NumPy's number for ml_dtypes.bfloat16, once such an array has come
 
 
 # ---- what comes in ----------------------------------------------------------------------------
-
-
-cdef bint takes(cnp.ndarray array):
-    """Whether the kernels know the type of the array's elements."""
-    global bfloat16
-    cdef int number = cnp.PyArray_TYPE(array)
-    if cnp.PyTypeNum_ISUSERDEF(number) and number != bfloat16 and array.dtype.name == "bfloat16":
-        bfloat16 = number
-    return number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16) or number == bfloat16
 
 
 cdef bint is_taken(object x):
@@ -88,8 +72,8 @@ cdef cnp.ndarray as_array(object x, name="x"):
         array.flags.writeable = False  # a scalar's value cannot change
     else:
         array = from_exporter(x, name)
-    if not takes(array):
-        raise TypeError(f"{name} has to be an array of {TYPES}, but got {array.dtype}")
+    if by_array(array) == NULL:
+        raise TypeError(f"{name} has to be an array of {LISTED}, but got {array.dtype}")
     if not cnp.PyArray_ISNOTSWAPPED(array):
         raise TypeError(f"{name} has to be in this machine's byte order, but got {array.dtype.str}")
     return array
@@ -112,7 +96,7 @@ def from_exporter(x, name):
     except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
-            f"with elements of {TYPES}, but got {type(x).__name__}{advice(x, name)}"
+            f"with elements of {LISTED}, but got {type(x).__name__}{advice(x, name)}"
         ) from None
 
 
@@ -128,17 +112,13 @@ def place(x, inplace, out):
 
 
 cdef check_writable(cnp.ndarray array, name):
-    cdef cdropout_axis axes[MAX_DIMS]
     cdef View view
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
     if cnp.PyArray_IS_C_CONTIGUOUS(array):
         return
-    fill_axes(axes, None, array, None)
-    view.x = NULL
-    view.y = <char*>cnp.PyArray_DATA(array)
-    view.start = 0
-    arrange(&view, cnp.PyArray_NDIM(array), axes)
+    fill_view(&view, array, array, 0, None)
+    arrange(&view, view.ndim, view.axes)
     if overlaps_itself(&view, cnp.PyArray_ITEMSIZE(array)):
         raise ValueError(f"elements of {name} overlap in memory")
 
@@ -195,61 +175,25 @@ cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
     return out
 
 
-# ---- the kernels on whole arrays ----------------------------------------------------------------
+# ---- operations on whole arrays -----------------------------------------------------------------
 
 
-cdef cdropout_dtype code_of(cnp.ndarray array) noexcept:
-    cdef int number = cnp.PyArray_TYPE(array)
-    if number == cnp.NPY_FLOAT:
-        return CDROPOUT_FLOAT32
-    if number == cnp.NPY_DOUBLE:
-        return CDROPOUT_FLOAT64
-    return CDROPOUT_FLOAT16 if number == cnp.NPY_FLOAT16 else CDROPOUT_BFLOAT16
-
-
-cdef inline bint plain(cnp.ndarray x, cnp.ndarray y) noexcept:
-    return cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_IS_C_CONTIGUOUS(y)
-
-
-cdef fill_axes(cdropout_axis* axes, cnp.ndarray x, cnp.ndarray y, tuple strides):
-    """Fill in the axes of y, and of x if there is one, with the mask's strides (None: those of C order)."""
-    cdef int ndim = cnp.PyArray_NDIM(y)
-    cdef ptrdiff_t step = 1
+cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple strides):
+    """Describe x and y, with the mask's strides (None: those of C order)."""
+    cdef cdropout_axis* axis
+    cdef int64_t step = 1
     cdef int i
-    for i in range(ndim - 1, -1, -1):
-        axes[i].length = cnp.PyArray_DIM(y, i)
-        axes[i].x = cnp.PyArray_STRIDE(x, i) if x is not None else 0
-        axes[i].y = cnp.PyArray_STRIDE(y, i)
-        axes[i].mask = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
-        step *= cnp.PyArray_DIM(y, i)
-
-
-cdef apply_view(
-    cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, cnp.ndarray bits, cnp.ndarray bools, uint64_t start,
-    tuple strides, double scale, tuple shift=None,
-):
-    """Apply a mask, packed bits or bools to arrays at any strides; without x, y is 1 where the mask keeps, else 0."""
-    cdef cdropout_axis axes[MAX_DIMS]
-    cdef ViewCall call
-    cdef size_t n = cnp.PyArray_SIZE(y)
-    cdef int ndim = cnp.PyArray_NDIM(y)
-    fill_axes(axes, x, y, strides)
-    call.view.x = NULL if x is None else <const char*>cnp.PyArray_DATA(x)
-    call.view.y = <char*>cnp.PyArray_DATA(y)
-    call.view.start = start
-    call.dtype = code_of(x) if x is not None else CDROPOUT_BOOL
-    call.mask = mask
-    call.bits = NULL if bits is None else <const uint8_t*>cnp.PyArray_DATA(bits)
-    call.bools = NULL if bools is None else <const uint8_t*>cnp.PyArray_DATA(bools)
-    call.scale = scale
-    call.shifts = shift is not None
-    if shift is not None:
-        call.shift, call.constant = shift
-    if n < SHORT:
-        run_view(&call, ndim, axes, share, 1)
-        return
-    with nogil:
-        run_view(&call, ndim, axes, share, sharers(n))
+    view.x = <const char*>cnp.PyArray_DATA(x)
+    view.y = <char*>cnp.PyArray_DATA(y)
+    view.start = start
+    view.ndim = cnp.PyArray_NDIM(y)
+    for i in range(view.ndim - 1, -1, -1):
+        axis = &view.axes[i]
+        axis.length = cnp.PyArray_DIM(y, i)
+        axis.x = cnp.PyArray_STRIDE(x, i)
+        axis.y = cnp.PyArray_STRIDE(y, i)
+        axis.mask = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+        step *= axis.length
 
 
 cdef apply_mask(
@@ -259,56 +203,50 @@ cdef apply_mask(
 
     With shift, y = x * scale + shift[0] where the mask keeps, else shift[1].
     """
-    cdef size_t n = cnp.PyArray_SIZE(x)
-    cdef const char* source = <const char*>cnp.PyArray_DATA(x)
-    cdef char* target = <char*>cnp.PyArray_DATA(y)
-    cdef cdropout_dtype dtype = code_of(x)
-    if n == 0:
-        return
-    if strides is not None or shift is not None or not plain(x, y):
-        apply_view(x, y, mask, None, None, start, strides, mask.scale, shift)
-    elif n < SHORT:
-        kernels.apply(dtype, 0, source, target, n, mask, start)
-    else:
-        with nogil:
-            apply_span(dtype, source, target, n, mask, start, share, sharers(n))
+    cdef Operation operation
+    fill_view(&operation.view, x, y, start, strides)
+    operation.dtype = by_array(x).code
+    use_mask(&operation, mask)
+    if shift is not None:
+        use_shift(&operation, shift[0], shift[1])
+    apply(&operation, pool)
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
-    if cnp.PyArray_SIZE(x):
-        apply_view(x, y, NULL, None, keep, 0, (<object>keep).strides, scale)
+    cdef Operation operation
+    fill_view(&operation.view, x, y, 0, (<object>keep).strides)
+    operation.dtype = by_array(x).code
+    use_bytes(&operation, NULL, <const uint8_t*>cnp.PyArray_DATA(keep), scale)
+    apply(&operation, pool)
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     """y = x * scale where the packed bit (contiguous, in the C order of x) is set, else +0.0."""
-    cdef size_t n = cnp.PyArray_SIZE(x)
-    cdef const char* source = <const char*>cnp.PyArray_DATA(x)
-    cdef char* target = <char*>cnp.PyArray_DATA(y)
-    cdef const uint8_t* packed = <const uint8_t*>cnp.PyArray_DATA(bits)
-    cdef cdropout_dtype dtype = code_of(x)
-    if plain(x, y):
-        with nogil:
-            apply_bits_span(dtype, source, target, n, packed, scale)
-    elif n:
-        apply_view(x, y, NULL, bits, None, 0, None, scale)
+    cdef Operation operation
+    fill_view(&operation.view, x, y, 0, None)
+    operation.dtype = by_array(x).code
+    use_bytes(&operation, <const uint8_t*>cnp.PyArray_DATA(bits), NULL, scale)
+    apply(&operation, pool)
 
 
 cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
-    """Fill out (C order, a byte per element) with 1 where the mask keeps, else 0."""
-    cdef size_t n = cnp.PyArray_SIZE(out)
-    cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    if n == 0:
-        return
-    if strides is not None:
-        apply_view(None, out, mask, None, None, start, strides, mask.scale)
-    else:
-        with nogil:
-            draw_bools_span(target, n, mask, start, share, sharers(n))
+    """Fill out (a byte per element) with 1 where the mask keeps, else 0."""
+    cdef Operation operation
+    fill_view(&operation.view, out, out, start, strides)
+    operation.dtype = CDROPOUT_BOOL
+    use_mask(&operation, mask)
+    apply(&operation, pool)
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
     """Fill out (uint8, contiguous) with n keep bits, least significant first."""
-    cdef uint8_t* target = <uint8_t*>cnp.PyArray_DATA(out)
-    with nogil:
-        draw_bits_span(target, n, mask, start)
+    cdef Operation operation
+    operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
+    operation.view.start = start
+    operation.view.ndim = 1
+    operation.view.axes[0] = cdropout_axis(n, 1, 1, 1)
+    operation.dtype = CDROPOUT_BOOL
+    use_mask(&operation, mask)
+    operation.packs = True
+    apply(&operation, pool)

@@ -206,8 +206,6 @@ cdef apply_given(x, mask, p, inplace, out, tuple shift=None):
     scale = None if scaled else scale_of(p)
     if scaled:
         apply_scale(array, target, given)
-    elif scale == 0:                  # p = 1 keeps nothing, whatever the mask says
-        np.copyto(target, 0)
     elif given.dtype == np.bool_:
         apply_bools(array, target, given, scale)
     else:

@@ -20,11 +20,11 @@ cdef class Draw:
     cdef tuple axes
     cdef str form
     cdef readonly object generator
-    cdef tuple states                 # of PyTorch's generator, before and after the draw of a large call
+    cdef object before                # the state of PyTorch's generator before the draw, if the call may be interrupted
     cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
 
     cdef set_form(self, str form)
-    cdef draw(self, size_t n)
+    cdef draw(self, bint interruptible)
     cdef take_back(self)
     cdef forget(self)
     cdef Draw copy(self)

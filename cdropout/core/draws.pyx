@@ -13,7 +13,6 @@ from cdropout.core.dispatch cimport kernels
 from cdropout.core.generators cimport Generator
 from cdropout.core.masks cimport Mask, shared_strides
 from cdropout.core.masks import alpha_terms
-from cdropout.core.pieces cimport PIECE
 
 # Only PyTorch's private module reports what is active
 cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
@@ -145,6 +144,15 @@ def restore(generator, before, after):
             set_state(generator, before)
 
 
+cdef state_after(before):
+    """Return the state of a PyTorch generator after the draw of one seed in the state `before`."""
+    with undisturbed():
+        copy = torch.Generator()
+        copy.set_state(before)
+        draw_seed(copy)
+        return copy.get_state()
+
+
 FORMS = "scale", "keep", "alpha", "alpha_gradient"
 
 
@@ -183,8 +191,8 @@ cdef class Draw:
             self.id.scale, self.shift, self.constant = (1, 0, 0) if form == "keep" else alpha_terms(self.p)
             self.shifts = form == "alpha"
 
-    cdef draw(self, size_t n):
-        """Draw seed and call number, for n elements, unless this was done; p = 1 draws nothing."""
+    cdef draw(self, bint interruptible):
+        """Draw seed and call number, unless this was done; p = 1 draws nothing. `interruptible`: take_back may follow."""
         if self.drawn:
             return
         if self.p != 1:
@@ -192,11 +200,9 @@ cdef class Draw:
                 check_source(self.generator)
             if isinstance(self.generator, Generator):
                 (<Generator>self.generator).next_id(&self.id)
-            elif n > PIECE:           # calls of one work chunk cannot be interrupted
-                before = state_of(self.generator)
-                self.id.seed = draw_seed(self.generator)
-                self.states = before, state_of(self.generator)
             else:
+                if interruptible:
+                    self.before = state_of(self.generator)
                 self.id.seed = draw_seed(self.generator)
         self.drawn = True
 
@@ -204,11 +210,11 @@ cdef class Draw:
         """Undo `draw`, unless something was drawn from the generator since."""
         if self.p != 1 and isinstance(self.generator, Generator):
             (<Generator>self.generator).take_back(&self.id)
-        elif self.states is not None:
-            restore(self.generator, *self.states)
+        elif self.before is not None:
+            restore(self.generator, self.before, state_after(self.before))
 
     cdef forget(self):
-        self.states = self.keep = self.generator = None
+        self.before = self.keep = self.generator = None
 
     cdef Draw copy(self):
         """Return a copy that is not in place and has no generator."""

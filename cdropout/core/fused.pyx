@@ -1,17 +1,18 @@
 """bias_dropout_add and its backward: three operations on one reading of their arrays."""
 cimport numpy as cnp
-from libc.stdint cimport uint64_t
+from libc.stdint cimport SIZE_MAX, uint64_t
 
 import numpy as np
 
 from cdropout cimport cdropout_dtype, cdropout_mask
-from cdropout.core.arrays cimport as_array, code_of, destination, partly_overlap, shape_of
+from cdropout.core.arrays cimport as_array, destination, partly_overlap, shape_of
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.arguments cimport as_flag, as_index, as_probability
+from cdropout.core.dtypes cimport by_array
+from cdropout.core.engine cimport CHUNK
 from cdropout.core.generators cimport Generator, as_rng, ask
 from cdropout.core.masks cimport Mask, check_mask, check_shape, draws, undrawn_mask
-from cdropout.core.pieces cimport PIECE, sharers
-from cdropout.core.threads cimport share
+from cdropout.core.threads cimport pool, run_serially, threads_for
 
 cnp.import_array()
 
@@ -159,23 +160,23 @@ cdef struct Tiles:                    # of rows x columns: a tile is some whole 
 
 
 cdef size_t height_of(const Tiles* tiles) noexcept nogil:
-    return max(<size_t>PIECE // tiles.columns, <size_t>1)
+    return max(<size_t>CHUNK // tiles.columns, <size_t>1)
 
 
 cdef size_t across(const Tiles* tiles) noexcept nogil:
-    return (tiles.columns - 1) // PIECE + 1
+    return (tiles.columns - 1) // CHUNK + 1
 
 
 cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
     return ((tiles.rows - 1) // height_of(tiles) + 1) * across(tiles) if tiles.rows and tiles.columns else 0
 
 
-cdef void run_tile(const void* call, size_t piece) noexcept nogil:
+cdef void run_tile(const void* call, size_t number) noexcept nogil:
     cdef const Tiles* tiles = <const Tiles*>call
-    cdef size_t row = piece // across(tiles) * height_of(tiles)
-    cdef size_t column = piece % across(tiles) * PIECE
+    cdef size_t row = number // across(tiles) * height_of(tiles)
+    cdef size_t column = number % across(tiles) * CHUNK
     cdef size_t rows = min(tiles.rows - row, height_of(tiles))
-    cdef size_t columns = min(tiles.columns - column, <size_t>PIECE)
+    cdef size_t columns = min(tiles.columns - column, <size_t>CHUNK)
     cdef size_t first = row * tiles.columns + column
     cdef size_t at = first * tiles.size
     if tiles.sums == NULL:
@@ -194,7 +195,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Tiles tiles = Tiles(
-        n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), code_of(x), <const char*>cnp.PyArray_DATA(x),
+        n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), by_array(x).code, <const char*>cnp.PyArray_DATA(x),
         <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual), <char*>cnp.PyArray_DATA(y), NULL,
         &mask.id, mask.first,
     )
@@ -202,7 +203,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
         run_strided(x, bias, residual, y, mask)
         return
     with nogil:
-        share(run_tile, &tiles, count_tiles(&tiles), sharers(n))
+        pool.run(run_tile, &tiles, count_tiles(&tiles), threads_for(pool, n, SIZE_MAX), True)
 
 
 cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
@@ -281,9 +282,9 @@ cdef bint broadcast_at(i, tuple shape, tuple bias):
 cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
     cdef size_t columns = cnp.PyArray_SIZE(sums)
     cdef Tiles tiles = Tiles(
-        cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), code_of(gy),
+        cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), by_array(gy).code,
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
         &mask.id, mask.first,
     )
-    with nogil:                       # one after the other: so the order of the sums never changes
-        share(run_tile, &tiles, count_tiles(&tiles), 1)
+    with nogil:                       # serially, so that the order of the sums never changes
+        run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)

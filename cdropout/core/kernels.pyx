@@ -4,7 +4,6 @@ The capsule `table` holds them. No Python object is touched, no memory allocated
 any number of threads may run any of these.
 """
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
@@ -112,7 +111,7 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
         return -1
     mask.seed = seed
     mask.call = call
-    mask.threshold = <uint64_t>ldexp(p, 64) if p < 1 else 0
+    mask.threshold = <uint64_t>(p * 18446744073709551616.0) if p < 1 else 0
     mask.scale = 1 / (1 - p) if p < 1 else 0      # nothing is kept: every kernel looks at scale first
     return 0
 

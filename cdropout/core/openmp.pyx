@@ -1,7 +1,7 @@
-"""Calls on tensors, shared among PyTorch's own threads.
+"""The executor of PyTorch's own OpenMP threads.
 
-Between PyTorch's operations these stay awake for a while: other threads would have to be woken, and to fight them for the
-CPUs. Where its OpenMP is not found (GNU's, or LLVM's by GNU's names), the pool does the work.
+Between PyTorch's operations these threads stay awake for a while. Other threads would have to be woken, and would compete
+with them for the CPUs. Where PyTorch's OpenMP is not found (GNU's, or LLVM's by GNU's names), the pool is used.
 """
 import ctypes
 import os
@@ -12,25 +12,24 @@ from libc.stdint cimport int64_t, uintptr_t
 
 import torch
 
-from cdropout.core.pieces cimport sharers
-from cdropout.core.threads cimport Work, answer_signals, exchange_number, forked, share
+from cdropout.core.threads cimport Executor, Work, answer_signals, exchange_number, forked, pool, run_serially
 
 cdef enum:
     AWAKE = 1 << 17                   # elements from which a second thread pays that need not be woken
-    TURN = 16                         # pieces that each thread does between two looks for signals
+    TURN = 16                         # chunks that each thread does between two checks for signals
 
 cdef struct Turn:
     Work work
     const void* call
-    size_t first, end                 # of the pieces
-    size_t most                       # threads
+    size_t first, end                 # of the chunks
+    size_t team                       # threads
 
 ctypedef int (*Count)() noexcept nogil
 ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, unsigned int) noexcept nogil
 
 
 def addresses(*names):
-    """Where the functions lie that PyTorch's library calls by these names; 0 for each if it uses no OpenMP."""
+    """Return the addresses of the functions that PyTorch's library calls by these names; 0 for each if it uses no OpenMP."""
     functions = []
     if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
         folder = Path(torch.__file__).parent / "lib"
@@ -50,9 +49,9 @@ cdef Count num_threads = <Count><uintptr_t>found[2]
 
 
 cdef void take_part(void* turn) noexcept nogil:
-    """The pieces of one thread of a team: in a row, as PyTorch gives out parts of tensors."""
+    """Do the chunks of one thread of a team, which are adjacent, as in PyTorch's own operations."""
     cdef Turn all = (<Turn*>turn)[0]
-    cdef size_t team = min(<size_t>num_threads(), all.most)
+    cdef size_t team = min(<size_t>num_threads(), all.team)
     cdef size_t me = thread_num()
     cdef size_t n = all.end - all.first
     cdef size_t i
@@ -61,26 +60,30 @@ cdef void take_part(void* turn) noexcept nogil:
             all.work(all.call, all.first + i)
 
 
-cdef size_t sharers_by_openmp(size_t n):
-    """How many threads may share a call on n elements: no more than PyTorch allows."""
-    if parallel == NULL or forked:    # GNU's OpenMP would wait for threads that a forked child lacks
-        return min(sharers(n), <size_t>torch.get_num_threads())
-    return torch.get_num_threads() if n >= AWAKE else 1
-
-
-cdef int share_by_openmp(Work work, const void* call, size_t pieces, size_t most) except -1 nogil:
-    """`share` on PyTorch's threads."""
-    cdef size_t team = min(exchange_number(0), most, pieces)
+cdef int run_by_openmp(
+    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+) except -1 nogil:
+    """Execute a call on at most max_threads of PyTorch's threads, and on no more than `set_num_threads` allows."""
+    cdef size_t team = min(exchange_number(0), max_threads, chunks)
     cdef Turn turn = Turn(work, call, 0, 0, team)
-    cdef int64_t looked = 0
-    if parallel == NULL or forked or team < 2:
-        return share(work, call, pieces, most)
-    while turn.end < pieces:
+    cdef int64_t last = 0
+    if team < 2:
+        return run_serially(work, call, chunks, 1, answers_signals)
+    while turn.end < chunks:
         turn.first = turn.end
-        turn.end = min(turn.first + TURN * team, pieces)
+        turn.end = min(turn.first + TURN * team, chunks) if answers_signals else chunks
         if forked:                    # by a signal's handler
             take_part(&turn)          # outside of any team: one of one
         else:
             parallel(take_part, &turn, 0, 0)    # all of its threads: GNU's ends those that a smaller team leaves over
-        answer_signals(&looked)
+        if answers_signals:
+            answer_signals(&last)
     return 0
+
+
+cdef Executor OPENMP = Executor(run_by_openmp, AWAKE, True)
+
+
+cdef const Executor* executor_of_pytorch() noexcept nogil:
+    """Return PyTorch's threads, or the pool: GNU's OpenMP would wait for threads that a forked child lacks."""
+    return pool if parallel == NULL or forked else &OPENMP

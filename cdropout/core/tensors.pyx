@@ -6,23 +6,21 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 import torch
 
-from cdropout cimport CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype
-from cdropout.core.dispatch cimport kernels
+from cdropout cimport CDROPOUT_BOOL, CDROPOUT_FLOAT32, cdropout_axis
 from cdropout.core.draws cimport Draw, raise_unexpected
+from cdropout.core.dtypes cimport ElementType, by_dlpack, types
+from cdropout.core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, use_mask, use_shift
 from cdropout.core.masks cimport shared_strides
-from cdropout.core.openmp cimport share_by_openmp, sharers_by_openmp
-from cdropout.core.pieces cimport SHORT, ViewCall, apply_span, draw_bools_span, run_view
+from cdropout.core.openmp cimport executor_of_pytorch
+from cdropout.core.threads cimport Executor
 from cdropout.core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
 # ---- tensors, seen from C -----------------------------------------------------------------------
 
 cdef enum:
-    ON_CPU = 1                        # DLPack's numbers for devices and types
-    IEEE_FLOAT = 2
-    BRAIN_FLOAT = 4
-    BOOL = 6
+    ON_CPU = 1                        # DLPack's number of the device
 
-cdef struct TensorView:                     # DLTensor
+cdef struct TensorView:               # DLTensor
     char* data
     int32_t device, device_index, ndim
     uint8_t kind, bits
@@ -52,16 +50,9 @@ if exchange.major != 1:
     raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")
 
 
-cdef cdropout_dtype type_of(const TensorView* view) noexcept nogil:
-    """What the kernels call the type; -1 if they do not know it."""
-    if view.kind == IEEE_FLOAT and view.lanes == 1:
-        if view.bits == 32:
-            return CDROPOUT_FLOAT32
-        if view.bits == 64:
-            return CDROPOUT_FLOAT64
-        if view.bits == 16:
-            return CDROPOUT_FLOAT16
-    return CDROPOUT_BFLOAT16 if view.kind == BRAIN_FLOAT and view.lanes == 1 else <cdropout_dtype>-1
+cdef const ElementType* type_of(const TensorView* view) noexcept nogil:
+    """Return the type of the elements, which may be bool; NULL if it is not in the table."""
+    return by_dlpack(view.kind, view.bits) if view.lanes == 1 else NULL
 
 
 cdef size_t size_of(const TensorView* view) noexcept nogil:
@@ -72,27 +63,18 @@ cdef size_t size_of(const TensorView* view) noexcept nogil:
     return size
 
 
-cdef bint contiguous(const TensorView* view) noexcept nogil:
-    """Whether C order has no gaps."""
-    cdef int64_t step = 1
-    cdef int i
-    for i in range(view.ndim - 1, -1, -1):
-        if view.strides[i] != step and view.shape[i] != 1:
-            return False
-        step *= view.shape[i]
-    return True
-
-
 cdef bint read(x, TensorView* view):
-    """See x as plain elements in memory, if it is that: no subclass or wrapper, none lazily negative or zero."""
+    """Read x into view; return whether x is floats in memory: no subclass or wrapper, nothing lazily negative or zero."""
+    cdef const ElementType* kind
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     if exchange.read(<void*>x, view):
-        PyErr_Clear()                 # it has no memory, or a type that DLPack has not
+        PyErr_Clear()                 # it has no memory, or a type that DLPack does not have
         return False
     view.data += view.offset
+    kind = type_of(view)
     return (
-        view.device == ON_CPU and type_of(view) != <cdropout_dtype>-1 and not x.is_neg()
+        view.device == ON_CPU and kind != NULL and kind.code != CDROPOUT_BOOL and not x.is_neg()
         and (view.data != NULL or size_of(view) == 0)
     )
 
@@ -117,25 +99,26 @@ def is_ordinary(x):
 
 def overlap(shape, strides):
     """Return whether elements at these strides, in elements, may share memory."""
-    cdef cdropout_axis axes[MAX_DIMS]
     cdef View view
     lengths = [(length, stride) for length, stride in zip(shape, strides) if length != 1]
     if 0 in shape or len(lengths) > MAX_DIMS:      # so many elements cannot all have memory of their own
         return 0 not in shape
     for i, (length, stride) in enumerate(lengths):
-        axes[i] = cdropout_axis(length, 0, stride, 0)
+        view.axes[i] = cdropout_axis(length, 0, stride, 0)
     view.x = NULL
     view.y = NULL
     view.start = 0
-    arrange(&view, len(lengths), axes)
+    arrange(&view, len(lengths), view.axes)
     return overlaps_itself(&view, 1)
 
 
 # ---- tensors that PyTorch makes -----------------------------------------------------------------
 
 
-cdef bint is_new(y, TensorView* view, const TensorView* x, uint8_t kind, uint8_t bits):
+cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* kind):
     """Read y into view; return whether it has x's shape, the given type, and memory of its own for each element."""
+    cdef int64_t step = 1
+    cdef bint dense = True
     cdef int i
     if type(y) is not Tensor:
         return False
@@ -143,30 +126,54 @@ cdef bint is_new(y, TensorView* view, const TensorView* x, uint8_t kind, uint8_t
         PyErr_Clear()
         return False
     view.data += view.offset
-    if view.device != ON_CPU or view.kind != kind or view.bits != bits or view.lanes != 1 or view.ndim != x.ndim:
+    if view.device != ON_CPU or type_of(view) != kind or view.ndim != x.ndim:
         return False
-    for i in range(x.ndim):
+    for i in range(x.ndim - 1, -1, -1):
         if view.shape[i] != x.shape[i]:
             return False
+        dense = dense and (view.strides[i] == step or view.shape[i] == 1)
+        step *= view.shape[i]
     if size_of(view) and (view.data == NULL or view.data == x.data):
         return False
-    return contiguous(view) or not overlap(y.shape, y.stride())
+    return dense or not overlap(y.shape, y.stride())
 
 
-cdef check_new(y, TensorView* view, const TensorView* x, uint8_t kind, uint8_t bits, name):
+cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* kind, name):
     """RuntimeError if y, from PyTorch's function of this name, is not as expected: a mode may return anything."""
-    if not is_new(y, view, x, kind, bits):
+    if not is_new(y, view, x, kind):
         raise_unexpected(y, name)
 
 
 # ---- masks on tensors ---------------------------------------------------------------------------
 
 
-cdef struct Work:
-    size_t n, threads
-    TensorView x, y                   # the same, where a copy is computed in place
-    bint strided
-    TensorView keep                   # if the mask itself is wanted
+cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t start, tuple strides):
+    """Describe x and y, with the mask's strides (None: those of C order).
+
+    Axes of length 1 are left out: there are fewer than MAX_DIMS others.
+    """
+    cdef ptrdiff_t itemsize = x.bits // 8
+    cdef int64_t step = 1
+    cdef int64_t stride
+    cdef int axis = 0
+    cdef int i
+    for i in range(x.ndim):
+        axis += x.shape[i] != 1
+    view.x, view.y, view.start, view.ndim = x.data, y.data, start, axis
+    for i in range(x.ndim - 1, -1, -1):
+        if x.shape[i] != 1:
+            axis -= 1
+            stride = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+            view.axes[axis] = cdropout_axis(x.shape[i], itemsize * x.strides[i], itemsize * y.strides[i], stride)
+        step *= x.shape[i]
+
+
+cdef tuple mask_strides(const TensorView* x, Draw draw):
+    """Return the mask's strides along the axes of x; None are those of C order."""
+    cdef int i
+    if draw.axes:
+        return shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
+    return draw.strides
 
 
 cpdef compute(x, Draw draw):
@@ -174,24 +181,38 @@ cpdef compute(x, Draw draw):
 
     Memory is allocated before the mask is drawn. If a signal's handler raises, the draw is undone.
     """
-    cdef Work work
+    cdef Operation operation, drawing
+    cdef TensorView source, target, keep
     cdef bint given = draw.drawn
-    if not read(x, &work.x):
+    if not read(x, &source):
         return None
-    work.n = size_of(&work.x)
-    work.threads = sharers_by_openmp(work.n) if work.n >= SHORT else 1
     if draw.keep is not None:
-        check_new(draw.keep, &work.keep, &work.x, BOOL, 8, "empty")
+        check_new(draw.keep, &keep, &source, &types[<int>CDROPOUT_BOOL], "empty")
+        fill_view(&drawing.view, &keep, &keep, draw.start, None)
+        drawing.dtype = CDROPOUT_BOOL
     if draw.inplace:
         y = x
-        work.y = work.x
+        target = source
     else:
         y = empty_like(x)
-        check_new(y, &work.y, &work.x, work.x.kind, work.x.bits, "empty_like")
-    copy = copy_first(x, &work, draw)
-    draw.draw(work.n)
+        check_new(y, &target, &source, type_of(&source), "empty_like")
+    copy = copy_first(x, &source, draw)
+    if copy is not None:
+        target = source
+    fill_view(&operation.view, &source, &target, draw.start, mask_strides(&source, draw))
+    operation.dtype = type_of(&source).code
+    use_mask(&operation, &draw.id)
+    if draw.shifts:
+        use_shift(&operation, draw.shift, draw.constant)
+    prepare(&operation)
+    draw.draw(may_be_interrupted(&operation))
+    operation.mask = draw.id
     try:
-        run(&work, draw)
+        execute(&operation)
+        if draw.keep is not None:
+            use_mask(&drawing, &draw.id)
+            prepare(&drawing)
+            execute(&drawing)
         if copy is not None:
             y.copy_(copy)
     except BaseException:             # a signal's handler has raised
@@ -203,62 +224,20 @@ cpdef compute(x, Draw draw):
     return y
 
 
-cdef copy_first(x, Work* work, Draw draw):
-    """Return a copy of x in float32, if alpha dropout is to be computed in it, and rounded once."""
-    work.strided = draw.axes or draw.strides is not None or draw.shifts or not contiguous(&work.x) or not contiguous(&work.y)
-    if not draw.shifts or work.x.bits != 16 or work.n == 0:
+cdef copy_first(x, TensorView* source, Draw draw):
+    """Return a copy of x in float32, read into source, if alpha dropout is computed in it and rounded once; else None."""
+    if not draw.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None
+    cdef TensorView wide
     copy = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
-    check_new(copy, &work.y, &work.x, IEEE_FLOAT, 32, "Tensor.to")
-    work.x = work.y
+    check_new(copy, &wide, source, &types[<int>CDROPOUT_FLOAT32], "Tensor.to")
+    source[0] = wide
     return copy
 
 
-cdef run(const Work* work, Draw draw):
-    if work.strided:
-        if work.n:
-            run_strided(work, draw)
-    elif work.n < SHORT:
-        kernels.apply(type_of(&work.x), 0, work.x.data, work.y.data, work.n, &draw.id, draw.start)
-    else:
-        with nogil:
-            apply_span(
-                type_of(&work.x), work.x.data, work.y.data, work.n, &draw.id, draw.start, share_by_openmp,
-                work.threads,
-            )
-    if draw.keep is not None:
-        with nogil:
-            draw_bools_span(<uint8_t*>work.keep.data, work.n, &draw.id, draw.start, share_by_openmp, work.threads)
-
-
-cdef run_strided(const Work* work, Draw draw):
-    """Axes of length 1 are left out: there are fewer than MAX_DIMS others."""
-    cdef const TensorView* x = &work.x
-    cdef cdropout_axis axes[MAX_DIMS]
-    cdef ViewCall call
-    cdef ptrdiff_t size = x.bits // 8
-    cdef int64_t step = 1
-    cdef int64_t stride
-    cdef int ndim = 0
-    cdef int i
-    strides = draw.strides
-    if draw.axes:
-        strides = shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
-    for i in range(x.ndim - 1, -1, -1):
-        if x.shape[i] != 1:
-            stride = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
-            axes[ndim] = cdropout_axis(x.shape[i], size * x.strides[i], size * work.y.strides[i], stride)
-            ndim += 1
-        step *= x.shape[i]
-    call.view.x, call.view.y, call.view.start = x.data, work.y.data, draw.start
-    call.dtype = type_of(x)
-    call.mask, call.bits, call.bools = &draw.id, NULL, NULL
-    call.shifts, call.shift, call.constant = draw.shifts, draw.shift, draw.constant
-    if work.n < SHORT:
-        run_view(&call, ndim, axes, share_by_openmp, 1)
-        return
-    with nogil:
-        run_view(&call, ndim, axes, share_by_openmp, work.threads)
+cdef int execute(const Operation* operation) except -1:
+    cdef const Executor* executor = executor_of_pytorch()
+    return run_prepared(operation, executor, torch.get_num_threads() if operation.size >= executor.shared else 1)
 
 
 def compute_gradient(gy, Draw draw):

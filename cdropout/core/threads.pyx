@@ -1,7 +1,7 @@
-"""How many threads share a call, and the pool that they come from.
+"""Executors: the calling thread alone, and a pool of threads.
 
-The pool's threads know nothing of Python: they wait until a gate opens, take pieces of the call that is in the pool until
-none is left, and wait again. Python's own locks keep them in order, since every Python has these on every system.
+The pool's threads never call Python. They wait until a gate opens, take chunks of the call that is in the pool until none
+is left, and wait again. They use Python's own locks, which every Python has on every system.
 """
 import operator
 import os
@@ -30,8 +30,9 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    LOOKS = 2000                      # before going to sleep: the others need about as long as the caller's last piece
-    PATIENCE = 20_000_000             # ns between two looks for signals: another thread may hold the GIL for 5 ms each time
+    SHARED = 1 << 19                  # elements from which waking a second thread pays
+    LOOKS = 2000                      # before going to sleep: the others need about as long as the caller's last chunk
+    PATIENCE = 20_000_000             # ns between two checks for signals: another thread may hold the GIL for 5 ms each time
 
 cdef struct Pool:
     Lock lock                         # of all that follows
@@ -42,12 +43,12 @@ cdef struct Pool:
     bint taken                        # there is a call in the pool
     bint waiting                      # its caller waits until nobody is busy
     size_t wanted                     # threads that may still come
-    size_t busy                       # threads at work on a piece
-    size_t next, pieces
+    size_t busy                       # threads at work on a chunk
+    size_t next, chunks
     Work work
     const void* call
 
-cdef Pool* pool = NULL
+cdef Pool* current = NULL
 cdef size_t number = 1                # of threads that may share a call; read and written with the pool's lock held
 cdef unsigned long main_thread = 0    # the one in which signals' handlers run
 
@@ -86,13 +87,13 @@ cdef size_t exchange_number(size_t new) noexcept nogil:
     """The number so far; new from now on, unless that is 0."""
     global number
     cdef size_t old
-    if pool != NULL:
-        PyThread_acquire_lock(pool.lock, WAIT)
+    if current != NULL:
+        PyThread_acquire_lock(current.lock, WAIT)
     old = number
     if new:
         number = new
-    if pool != NULL:
-        PyThread_release_lock(pool.lock)
+    if current != NULL:
+        PyThread_release_lock(current.lock)
     return old
 
 
@@ -108,7 +109,7 @@ def from_environment(text):
 
 
 cdef Pool* new_pool() noexcept:
-    """A pool without threads; NULL if there is no room, and each caller does its work alone."""
+    """Return a pool without threads, or NULL if there is no memory; then each caller does its work alone."""
     cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
     if new == NULL:
         return NULL
@@ -121,29 +122,29 @@ cdef Pool* new_pool() noexcept:
 
 
 def start_anew():
-    """At import, and in a forked child, which has none of its parent's threads."""
-    global pool, main_thread, forked
-    forked = pool != NULL
-    pool = new_pool()
+    """Make a new pool: at import, and in a forked child, which has none of its parent's threads."""
+    global current, main_thread, forked
+    forked = current != NULL
+    current = new_pool()
     main_thread = threading.main_thread().ident
 
 
 cdef void open_gate(Pool* pool) noexcept nogil:
     """Let one more thread in, which will let in the next. The lock is held."""
-    if pool.wanted and pool.next < pool.pieces and not pool.open:
+    if pool.wanted and pool.next < pool.chunks and not pool.open:
         pool.open = True
         PyThread_release_lock(pool.gate)
 
 
-cdef bint take_piece(Pool* pool) noexcept nogil:
-    """Do the next piece, if there is one. The lock is held, but not meanwhile."""
-    cdef size_t piece = pool.next
-    if piece == pool.pieces:
+cdef bint take_chunk(Pool* pool) noexcept nogil:
+    """Do the next chunk, if there is one. The lock is held before and after, but not meanwhile."""
+    cdef size_t chunk = pool.next
+    if chunk == pool.chunks:
         return False
     pool.next += 1
     pool.busy += 1
     PyThread_release_lock(pool.lock)
-    pool.work(pool.call, piece)
+    pool.work(pool.call, chunk)
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.busy -= 1
     return True
@@ -159,7 +160,7 @@ cdef void serve(void* argument) noexcept nogil:
         if pool.wanted:               # not too late
             pool.wanted -= 1
             open_gate(pool)
-            while take_piece(pool):
+            while take_chunk(pool):
                 continue
             if pool.waiting and pool.busy == 0:
                 pool.waiting = False
@@ -170,31 +171,31 @@ cdef void serve(void* argument) noexcept nogil:
 # ---- the caller ---------------------------------------------------------------------------------
 
 
-cdef bint enter(Pool* pool, Work work, const void* call, size_t pieces, size_t most) noexcept nogil:
-    """Put a call into the pool; False if another is in it (then its threads are busy anyway), or one thread is to do it."""
+cdef bint enter(Pool* pool, Work work, const void* call, size_t chunks, size_t max_threads) noexcept nogil:
+    """Put a call into the pool; return False if another call is in it (its threads are busy), or one thread is enough."""
     cdef size_t helpers
-    if pool == NULL or min(pieces, most) < 2:
+    if pool == NULL or min(chunks, max_threads) < 2:
         return False
     PyThread_acquire_lock(pool.lock, WAIT)
-    helpers = min(number, most, pieces) - 1
+    helpers = min(number, max_threads, chunks) - 1
     if pool.taken or helpers == 0:
         PyThread_release_lock(pool.lock)
         return False
     while pool.threads < helpers and PyThread_start_new_thread(serve, pool) != NOT_STARTED:
         pool.threads += 1             # where none can be started, the others do what is left
     pool.taken = True
-    pool.work, pool.call, pool.next, pool.pieces, pool.wanted = work, call, 0, pieces, helpers
+    pool.work, pool.call, pool.next, pool.chunks, pool.wanted = work, call, 0, chunks, helpers
     open_gate(pool)
     PyThread_release_lock(pool.lock)
     return True
 
 
 cdef void leave(Pool* pool) noexcept nogil:
-    """Let nobody begin another piece, and wait for those at work: their memory is the caller's."""
+    """Let no thread begin another chunk, and wait for those at work, since they use the caller's memory."""
     cdef int _look
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.wanted = 0
-    pool.pieces = pool.next
+    pool.chunks = pool.next
     if pool.busy:
         pool.waiting = True
         PyThread_release_lock(pool.lock)
@@ -208,45 +209,55 @@ cdef void leave(Pool* pool) noexcept nogil:
     PyThread_release_lock(pool.lock)
 
 
-cdef int take_part(Pool* shared) except -1 nogil:
-    cdef int64_t looked = 0
+cdef int take_part(Pool* pool, bint answers_signals) except -1 nogil:
+    cdef int64_t last = 0
     cdef bint more = True
     while more:
-        PyThread_acquire_lock(shared.lock, WAIT)
-        more = take_piece(shared)
-        PyThread_release_lock(shared.lock)
-        answer_signals(&looked)
-        if pool != shared:
-            with gil:
-                raise RuntimeError("a signal's handler has forked within a call on several threads, which the child lacks")
+        PyThread_acquire_lock(pool.lock, WAIT)
+        more = take_chunk(pool)
+        PyThread_release_lock(pool.lock)
+        if answers_signals:
+            answer_signals(&last)
+            if current != pool:
+                with gil:
+                    raise RuntimeError(
+                        "a signal's handler has forked within a call on several threads, which the child lacks"
+                    )
     return 0
 
 
-cdef int do_all(Work work, const void* call, size_t pieces) except -1 nogil:
-    cdef int64_t looked = 0
-    cdef size_t piece
-    for piece in range(pieces):
-        work(call, piece)
-        if pieces > 1:
-            answer_signals(&looked)
+cdef int run_serially(
+    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+) except -1 nogil:
+    """Execute a call on the calling thread, one chunk after the other."""
+    cdef int64_t last = 0
+    cdef size_t chunk
+    for chunk in range(chunks):
+        work(call, chunk)
+        if answers_signals:
+            answer_signals(&last)
     return 0
 
 
-cdef int share(Work work, const void* call, size_t pieces, size_t most) except -1 nogil:
-    """work(call, i) for each i < pieces, on at most `most` threads, and no more than were asked for; -1 if a signal's
-    handler raised: then some pieces are not done."""
-    cdef Pool* shared = pool
-    if not enter(shared, work, call, pieces, most):
-        return do_all(work, call, pieces)
+cdef int run_in_pool(
+    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+) except -1 nogil:
+    """Execute a call on at most max_threads threads, and on no more than `set_num_threads` allows.
+
+    If a signal's handler raises, some chunks are not done.
+    """
+    cdef Pool* pool = current
+    if not enter(pool, work, call, chunks, max_threads):
+        return run_serially(work, call, chunks, 1, answers_signals)
     try:
-        return take_part(shared)
+        return take_part(pool, answers_signals)
     finally:
-        if pool == shared:
-            leave(shared)
+        if current == pool:
+            leave(pool)
 
 
 cdef int answer_signals(int64_t* last) except -1 nogil:
-    """Let handlers run if the last look is long ago; -1 if one raised. `last` is the caller's, 0 at the beginning."""
+    """Let signals' handlers run if the last check was long ago; -1 if one raised. `last` is 0 at the beginning."""
     cdef timespec time
     cdef int64_t now
     if PyThread_get_thread_ident() != main_thread:
@@ -262,6 +273,10 @@ cdef int answer_signals(int64_t* last) except -1 nogil:
     return 0
 
 
+cdef Executor POOL = Executor(run_in_pool, SHARED, True)
+cdef Executor POOL_IN_XLA = Executor(run_in_pool, SHARED, False)
+pool = &POOL
+pool_in_xla = &POOL_IN_XLA
 start_anew()
 set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
 if hasattr(os, "register_at_fork"):

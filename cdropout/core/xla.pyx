@@ -23,15 +23,35 @@ length per axis, in place of a start and strides, spare it 64-bit products, and 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport SIZE_MAX, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
-from cdropout cimport (
-    CDROPOUT_BFLOAT16, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask,
-)
+from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.view cimport MAX_DIMS
+from cdropout.core.dtypes import LISTED
+from cdropout.core.dtypes cimport by_xla, types
+from cdropout.core.engine cimport CHUNK, Operation, prepare, run, use_mask
+from cdropout.core.threads cimport pool_in_xla, threads_for
+from cdropout.core.view cimport MAX_DIMS, View
+
+cdef extern from *:
+    """
+    #ifdef __linux__
+    #include <sys/mman.h>
+    #endif
+    /* Let the system use large pages for n bytes of new memory, as NumPy does. XLA gets new memory for each result, and with
+     * small pages the system needs more time to provide it than dropout needs to fill it. */
+    static void cd_use_huge_pages(char *memory, size_t n) {
+    #ifdef MADV_HUGEPAGE
+      size_t before = (size_t)-(uintptr_t)memory % 4096;
+      if (n >= (size_t)1 << 22) madvise(memory + before, n - before, MADV_HUGEPAGE);
+    #else
+      (void)memory, (void)n;
+    #endif
+    }
+    """
+    void use_huge_pages "cd_use_huge_pages"(char* memory, size_t n) noexcept nogil
 
 cdef enum:
     MAJOR = 0                         # of the version that the structs were taken from
@@ -40,14 +60,7 @@ cdef enum:
     INVALID_ARGUMENT = 3              # an error code
     BUFFER = 1                        # the kind of an operand or a result
     EXECUTE = 3                       # the stage in which buffers may be read
-
-cdef enum:                            # types of elements
-    XLA_U32 = 8
-    XLA_F16 = 10
-    XLA_F32 = 11
-    XLA_F64 = 12
-    XLA_BF16 = 16
-
+    XLA_U32 = 8                       # the type of keys and windows; dtypes.pyx has those of x
 
 cdef struct Extension:
     size_t struct_size
@@ -123,12 +136,11 @@ cdef struct Call:                     # what has been checked
     const Buffer* y
     size_t masks                      # the number of keys
     size_t probabilities              # the number of p: 1, or one per key
-    size_t size                       # of the part of x that one mask is applied to
-    uint64_t start                    # its first position in the mask
-    int ndim                          # of that part
-    cdropout_axis axes[MAX_DIMS]
+    Operation operation               # on the part of x that the first mask is applied to; its mask is not set
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
+cdef bytes x_text = f"x has to be {LISTED}: the dimensions of the keys, and at most {MAX_DIMS} of a mask".encode()
+cdef const char* x_message = x_text
 
 
 cdef void* tell_version(const CallFrame* frame) noexcept nogil:
@@ -163,24 +175,11 @@ cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
     return True
 
 
-cdef int code_of(const Buffer* buffer) noexcept nogil:
-    """Return cdropout's number of the type of the elements, or -1."""
-    if buffer.dtype == XLA_F32:
-        return CDROPOUT_FLOAT32
-    if buffer.dtype == XLA_F64:
-        return CDROPOUT_FLOAT64
-    if buffer.dtype == XLA_F16:
-        return CDROPOUT_FLOAT16
-    return CDROPOUT_BFLOAT16 if buffer.dtype == XLA_BF16 else -1
-
-
 cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
     """Return the bytes per element, or 0 for a type that is not used."""
-    if buffer.dtype == XLA_F64:
-        return 8
-    if buffer.dtype == XLA_F32 or buffer.dtype == XLA_U32:
+    if buffer.dtype == XLA_U32:
         return 4
-    return 2 if buffer.dtype == XLA_F16 or buffer.dtype == XLA_BF16 else 0
+    return by_xla(buffer.dtype).itemsize if by_xla(buffer.dtype) != NULL else 0
 
 
 cdef bint is_sound(const Buffer* buffer) noexcept nogil:
@@ -231,11 +230,15 @@ cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
     return NULL
 
 
+cdef bint is_of(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
+    return buffer.dtype == types[<int>dtype].xla
+
+
 cdef bint holds_p(const Buffer* p) noexcept nogil:
     """Return whether the elements are float32 or float64, or the rows are the bits of a float64."""
     if p.dtype == XLA_U32:
         return p.rank > 0 and p.dims[p.rank - 1] == 2
-    return p.dtype == XLA_F32 or p.dtype == XLA_F64
+    return is_of(p, CDROPOUT_FLOAT32) or is_of(p, CDROPOUT_FLOAT64)
 
 
 cdef const char* check_types(Call* call) noexcept nogil:
@@ -245,8 +248,8 @@ cdef const char* check_types(Call* call) noexcept nogil:
     cdef int64_t i
     if call.key.dtype != XLA_U32 or keys < 0 or (call.key.dims[keys] != 2 and call.key.dims[keys] != 4):
         return "key has to be uint32[..., 2] or uint32[..., 4]"
-    if code_of(call.x) < 0 or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
-        return "x has to be float16, bfloat16, float32 or float64: the dimensions of the keys, and at most 64 of a mask"
+    if by_xla(call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
+        return x_message
     if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
         return "the result has to be of the shape and type of x"
     if not holds_p(call.p) or (
@@ -268,27 +271,32 @@ cdef inline uint64_t join(const uint32_t* words) noexcept nogil:
 
 
 cdef const char* check_window(Call* call) noexcept nogil:
-    """Return an error message, or NULL. Fill in the part of the mask, with the axes of x, which are dense."""
+    """Return an error message, or NULL. Fill in the view of what the first mask is applied to; x and y are dense."""
     cdef const uint32_t* words = <const uint32_t*>call.window.data
-    cdef size_t step = 1
+    cdef View* view = &call.operation.view
+    cdef size_t itemsize = itemsize_of(call.x)
+    cdef size_t size = 1              # of the axes so far
+    cdef size_t step = 1              # the stride in the mask
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
-    call.ndim = <int>(call.x.rank - (call.key.rank - 1))
-    call.size = 1
-    call.start = 0
-    for i in range(call.ndim - 1, -1, -1):
-        axis = &call.axes[i]
+    call.operation.dtype = by_xla(call.x.dtype).code
+    view.x = <const char*>call.x.data
+    view.y = <char*>call.y.data
+    view.ndim = <int>(call.x.rank - (call.key.rank - 1))
+    view.start = 0
+    for i in range(view.ndim - 1, -1, -1):
+        axis = &view.axes[i]
         axis.length = <size_t>call.x.dims[call.key.rank - 1 + i]
         offset = join(words + 4 * i)
         length = join(words + 4 * i + 2)
         if length == 0:
             length = axis.length
         covered = 1 if length == 1 else axis.length
-        axis.x = axis.y = <ptrdiff_t>(call.size * itemsize_of(call.x))
+        axis.x = axis.y = <ptrdiff_t>(size * itemsize)
         axis.mask = 0 if length == 1 else <int64_t>step
-        call.size *= axis.length
-        call.start += offset * step
+        size *= axis.length
+        view.start += offset * step
         if covered > length or offset > length - covered or not multiply(&step, length):
             return "window has to lie in a mask of fewer than 2**63 elements"
     return NULL
@@ -300,9 +308,9 @@ cdef double probability(const Call* call, size_t i) noexcept nogil:
     cdef uint64_t bits
     if call.probabilities == 1:
         i = 0
-    if call.p.dtype == XLA_F32:
+    if is_of(call.p, CDROPOUT_FLOAT32):
         return (<const float*>call.p.data)[i]
-    if call.p.dtype == XLA_F64:
+    if is_of(call.p, CDROPOUT_FLOAT64):
         return (<const double*>call.p.data)[i]
     bits = join(<const uint32_t*>call.p.data + 2 * i)
     memcpy(&p, &bits, sizeof(p))
@@ -337,32 +345,68 @@ cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
 # ---- the masks ----------------------------------------------------------------------------------
 
 
-cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
-    """Apply the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
+cdef cdropout_mask mask_of(const Call* call, size_t i) noexcept nogil:
+    """Return the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
     cdef int64_t words_per_key = call.key.dims[call.key.rank - 1]
     cdef const uint32_t* words = <const uint32_t*>call.key.data + i * <size_t>words_per_key
-    cdef size_t before = i * call.size * itemsize_of(call.x)
     cdef cdropout_mask mask
     kernels.mask_init(&mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
-    kernels.apply_strided(
-        <cdropout_dtype>code_of(call.x), 0, <const char*>call.x.data + before, <char*>call.y.data + before,
-        call.ndim, call.axes, &mask, call.start,
-    )
+    return mask
 
 
-cdef void* run(const CallFrame* frame) noexcept nogil:
+cdef void apply_mask(const Call* call, size_t i, size_t max_threads) noexcept nogil:
+    cdef Operation operation = call.operation
+    cdef size_t offset = i * operation.size * itemsize_of(call.x)
+    operation.mask = mask_of(call, i)
+    operation.view.x += offset
+    operation.view.y += offset
+    run(&operation, pool_in_xla, max_threads)
+
+
+cdef size_t masks_per_chunk(const Call* call) noexcept nogil:
+    """Return how many masks make up a work chunk of the whole call; they are small."""
+    return CHUNK // call.operation.size + 1
+
+
+cdef void apply_some(const void* work, size_t chunk) noexcept nogil:
+    cdef const Call* call = <const Call*>work
+    cdef size_t each = masks_per_chunk(call)
+    cdef size_t i
+    for i in range(chunk * each, min((chunk + 1) * each, call.masks)):
+        apply_mask(call, i, 1)
+
+
+cdef void apply_all(Call* call) noexcept nogil:
+    """Apply all masks: large ones one after the other, small ones at the same time."""
+    cdef cdropout_mask first
+    cdef size_t i
+    if call.masks == 0:
+        return
+    first = mask_of(call, 0)
+    use_mask(&call.operation, &first)
+    prepare(&call.operation)
+    if call.x.data != call.y.data:
+        use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
+    if call.masks == 1 or call.operation.size >= CHUNK:
+        for i in range(call.masks):
+            apply_mask(call, i, SIZE_MAX)
+    elif call.operation.size:
+        pool_in_xla.run(
+            apply_some, call, (call.masks - 1) // masks_per_chunk(call) + 1,
+            threads_for(pool_in_xla, call.operation.size * call.masks, SIZE_MAX), False,
+        )
+
+
+cdef void* execute(const CallFrame* frame) noexcept nogil:
     """Execute the custom call."""
     cdef Call call
-    cdef size_t i
     cdef void* failure
     if frame.extensions != NULL and frame.extensions.type == METADATA:
         return tell_version(frame)
     failure = check(frame, &call)
-    if failure != NULL or call.size == 0:
-        return failure
-    for i in range(call.masks):
-        apply_mask(&call, i)
-    return NULL
+    if failure == NULL:
+        apply_all(&call)
+    return failure
 
 
-handler = PyCapsule_New(<void*>run, NULL, NULL)
+handler = PyCapsule_New(<void*>execute, NULL, NULL)

@@ -18,6 +18,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
 from cdropout.core.draws import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
+from cdropout.core.dtypes import FLOATS, LISTED
 from cdropout.core.generators import Generator
 from cdropout.core.masks import Mask, check_mask
 from cdropout.core.tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
@@ -28,7 +29,7 @@ from cdropout.torch.tracing import PUBLIC, symbolic_call
 Source: TypeAlias = torch.Generator | Generator | None
 Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = tuple(getattr(torch, name) for name in FLOATS)
 
 # Tensors of tracers, with the dispatch modes in which they can be computed with
 TRACED = {
@@ -338,8 +339,8 @@ def _check_left(x: Tensor, generator: Source, mask: Mask | None) -> None:
                 "PyTorch's own dropout: it has none"
             )
         raise NotImplementedError(
-            f"{name}= is taken for ordinary CPU tensors of float16, bfloat16, float32 or "
-            f"float64; PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
+            f"{name}= is taken for ordinary CPU tensors of {LISTED}; "
+            f"PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
             f"on {x.device} is left to it"
         )
 

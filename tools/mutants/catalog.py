@@ -336,7 +336,7 @@ MUTANTS = {
         ],
         "mask_init": [
             ("NaN", "not 0 <= $p <= 1", "($p < 0 or $p > 1)"),
-            ("threshold", "ldexp($p, 64)", "ldexp(<float>$p, 64)"),
+            ("threshold", "($p * 18446744073709551616.0)", "(<float>$p * 18446744073709551616.0)"),
             ("scale", "1 / (1 - $p)", "1 / (1 - <float>$p)"),
         ],
         "size_of": [
@@ -399,9 +399,6 @@ MUTANTS = {
         ],
     },
     "core/arrays.pyx": {
-        "takes": [
-            ("bfloat16 alone", '$n != $b and $a.dtype.name == "bfloat16"', "$n != $b"),
-        ],
         "is_taken": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
             ("matrices", "(np.memmap, np.matrix, np.recarray)", "(np.memmap, np.recarray)"),
@@ -411,7 +408,7 @@ MUTANTS = {
         ],
         "as_array": [
             ("scalars", "$a.flags.writeable = False", "pass"),
-            ("type", "if not takes($a):", "if False:"),
+            ("type", "if by_array($a) == NULL:", "if False:"),
             ("byte order", "if not cnp.PyArray_ISNOTSWAPPED($a):", "if False:"),
         ],
         "check_writable": [
@@ -443,10 +440,6 @@ MUTANTS = {
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
-        "code_of": [
-            ("double", "if $n == cnp.NPY_DOUBLE:", "if False:"),
-            ("half", "if $n == cnp.NPY_FLOAT16 else", "if False else"),
-        ],
         "from_exporter": [
             ("other errors", "if not $w and not isinstance($e, (BufferError, RuntimeError)):", "if False:"),
             ("wrappers", 'hasattr(type($x), "__dlpack__")', 'hasattr($x, "__dlpack__")'),
@@ -454,16 +447,12 @@ MUTANTS = {
         "take": [
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
-        "fill_axes": [
-            ("mask in C order", "$s *= cnp.PyArray_DIM($y, $i)", "pass"),
-            ("x", "cnp.PyArray_STRIDE($x, $i) if $x is not None else 0", "0"),
+        "fill_view": [
+            ("mask in C order", "$s *= $a.length", "pass"),
+            ("x", "cnp.PyArray_STRIDE($x, $i)", "0", 1),
+            ("strides", "$s if $t is None else $*e", "$s"),
         ],
-        "apply_mask": [
-            ("strides", "if $s is not None or $h is not None or not plain($x, $y):", "if $h is not None or not plain($x, $y):"),
-            ("alpha dropout", "or $h is not None or not plain($x, $y):", "or not plain($x, $y):"),
-            ("layout", "or not plain($x, $y):", "or False:"),
-        ],
-        "apply_bits": [("layout", "if plain($x, $y):", "if True:")],
+        "apply_mask": [("alpha dropout", "if $s is not None:", "if False:")],
     },
     "core/arguments.pyx": {
         "as_probability": [
@@ -661,7 +650,6 @@ MUTANTS = {
             ("type of the mask", "if not is_taken($m):", "if False:"),
             ("checks", "check_given($*e)", "pass"),
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
-            ("p = 1", "$s == 0", "$s == 2"),
             ("strided bits", "np.ascontiguousarray($g)", "$g"),
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
@@ -688,32 +676,52 @@ MUTANTS = {
             ("taken", "if $p.taken or $h == 0:", "if $h == 0:"),
         ],
         "leave": [
-            ("pieces", "$p.pieces = $p.next", "pass"),
+            ("chunks", "$p.chunks = $p.next", "pass"),
             ("busy", "if $p.busy:", "if False:"),
         ],
         "take_part": [
             ("signals", "answer_signals(&$l)", "pass"),
-            ("fork", "if $p != $s:", "if False:"),
+            ("fork", "if $c != $p:", "if False:"),
         ],
-        "do_all": [
+        "run_serially": [
             ("signals", "answer_signals(&$l)", "pass"),
         ],
-        "share": [
-            ("fork", "if $p == $s:", "if True:"),
+        "run_in_pool": [
+            ("fork", "if $c == $p:", "if True:"),
         ],
         "answer_signals": [
             ("handlers", "PyErr_CheckSignals()", "pass"),
         ],
     },
-    "core/pieces.pyx": {
-        "apply_part": [
-            ("start", "$s.start + $f", "$s.start"),
-            ("bits", "$s.bits, $f, $s.scale", "$s.bits, 0, $s.scale"),
+    "core/dtypes.pyx": {
+        "by_array": [
+            ("names", "and $t[$i].name.decode() == $n", ""),
         ],
-        "draw_bits_part": [("place", "$y + $f // 8", "$y + $f")],
-        "draw_bools_part": [("start", "$s.start + $f", "$s.start")],
-        "run_span": [("last piece", "($n % PIECE != 0)", "0")],
-        "run_tile": [("bools", "$a.bools + <ptrdiff_t>$t.start", "$a.bools")],
+        "by_dlpack": [("bits", "and 8 * $t[$i].itemsize == $b", "")],
+    },
+    "core/engine.pyx": {
+        "join_dense": [
+            ("x", "or $a.x != $a.y", "or False"),
+            ("y", "or $a.y != $s * $i", "or False"),
+            ("mask", "$a.mask != $s or", "False or"),
+            ("axes of one", "$a.length != 1 and", "True and"),
+        ],
+        "has_row_kernel": [
+            ("axes", "$v.ndim > 1 or", "False or"),
+            ("bools", "or $b != NULL", "or False"),
+            ("shift", "or $s.shifts", "or False"),
+            ("x", "$a.x == $i and", "True and"),
+            ("y", "and $a.y == $i", "and True"),
+            ("mask", "and $a.mask == 1", "and True"),
+        ],
+        "prepare": [("p = 1", "if $s == 0: $a = $b = NULL", "if False: pass")],
+        "run_row": [
+            ("start", "$v.start + $f", "$v.start"),
+            ("place of bits", "$y + $f // 8", "$y + $f"),
+        ],
+        "run_tile": [("bools", "$b + <ptrdiff_t>$t.start", "$b")],
+        "run_chunk": [("first", "$n * CHUNK", "0")],
+        "run": [("empty", "if $s == 0:", "if False:")],
     },
     "core/fused.pyx": {
         "trimmed": [("leading axes", "$s and $s[0] == 1", "False")],
@@ -726,7 +734,7 @@ MUTANTS = {
             ("type of residual", "if $b.dtype != $x.dtype:", "if False:", 2),
         ],
         "run_tile": [
-            ("columns", "min($c - $d, <size_t>PIECE)", "<size_t>PIECE"),
+            ("columns", "min($c - $d, <size_t>CHUNK)", "<size_t>CHUNK"),
             ("start", "$t.start + $f", "$t.start", 1),
             ("start of the backward", "$t.start + $f", "$t.start", 2),
             ("bias", "$b + $c * $t.size", "$b"),
@@ -751,32 +759,31 @@ MUTANTS = {
             ("empty", "if 0 in $s or len($l) > MAX_DIMS:", "if len($l) > MAX_DIMS:"),
         ],
         "is_new": [
-            ("kind", "or $v.kind != $k", "or False"),
-            ("bits", "or $v.bits != $b", "or False"),
+            ("type", "or type_of($v) != $k", "or False"),
             ("shape", "if $v.shape[$i] != $x.shape[$i]:", "if False:"),
             ("memory of x", "or $v.data == $x.data", "or False"),
             ("overlap", "not overlap($*e)", "True"),
         ],
         "compute": [
             ("signals", "$d.take_back()", "pass"),
-            ("memory", 'check_new($y, &$t, &$s, $s.kind, $s.bits, "empty_like")', "read($y, &$t)"),
+            ("memory", 'check_new($y, &$t, &$s, type_of(&$s), "empty_like")', "read($y, &$t)"),
+            ("mask", "$o.mask = $d.id", "pass"),
+            ("alpha dropout", "if $d.shifts:", "if False:"),
             ("copied back", "$y.copy_($c)", "pass"),
         ],
         "copy_first": [
             ("memory", "check_new($c, &$y, $*e)", "read($c, &$y)"),
-            ("half types", "if not $d.shifts or $w.x.bits != 16 or $w.n == 0:", "if True:"),
-            ("layout of x", "or not contiguous(&$w.x) or", "or"),
-            ("layout of y", "or not contiguous(&$w.y)", ""),
+            ("half types", "if not $d.shifts or $*e:", "if True:"),
         ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
-        "run_strided": [
+        "fill_view": [
             ("axes of one", "if $x.shape[$i] != 1:", "if True:"),
-            ("shared axes", "if $d.axes:", "if False:"),
-            ("alpha dropout", "= $d.shifts, $d.shift, $d.constant", "= False, $d.shift, $d.constant"),
+            ("mask in C order", "$s if $t is None else $*e", "$s"),
         ],
+        "mask_strides": [("shared axes", "if $d.axes:", "if False:")],
     },
     "core/draws.pyx": {
         "draw_seed": [
@@ -807,7 +814,7 @@ MUTANTS = {
             ("gradient of alpha", '$s.shifts = $f == "alpha"', "$s.shifts = True"),
         ],
         "Draw.draw": [
-            ("once", "if $d:", "if False:"),
+            ("once", "if $d:\n return", "if False:\n return"),
             ("p = 1", "if $p != 1:", "if True:"),
             ("source", "check_source($*e)", "pass"),
         ],
@@ -834,16 +841,15 @@ MUTANTS = {
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
         ],
-        "share_by_openmp": [
-            ("maximum", "min(exchange_number(0), $m, $p)", "min($m, $p)"),
-            ("fork", "$p == NULL or forked or $t < 2", "$p == NULL or $t < 2"),
+        "run_by_openmp": [
+            ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
+            ("fork", "if forked:", "if False:"),
             ("signals", "answer_signals(&$l)", "pass"),
         ],
-        "sharers_by_openmp": [("fork", "if $p == NULL or forked:", "if $p == NULL:")],
+        "executor_of_pytorch": [("fork", "$p == NULL or forked", "$p == NULL")],
     },
     "core/xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
-        "code_of": [("half", "if $b.dtype == XLA_F16:", "if False:")],
         "is_sound": [
             ("struct", "or $b.struct_size < sizeof(Buffer)", "or False"),
             ("negative length", "$b.dims[$i] < 0 or", "False or"),
@@ -858,7 +864,7 @@ MUTANTS = {
         ],
         "check_types": [
             ("key", "$k.dtype != XLA_U32 or $n < 0", "$n < 0"),
-            ("type of x", "code_of($x) < 0 or", "False or"),
+            ("type of x", "by_xla($t) == NULL or", "False or"),
             ("result", "if $a.dtype != $b.dtype or", "if"),
             ("masks", "$m *= <size_t>$d[$i]", "pass"),
             ("one p", "1 if $r == $b else $m", "1"),
@@ -875,11 +881,13 @@ MUTANTS = {
             ("one", "if $c.probabilities == 1:", "if False:"),
         ],
         "check": [("p", "if kernels.mask_init($*e) < 0:", "if False:")],
-        "apply_mask": [
+        "mask_of": [
             ("key of each", "+ $i * <size_t>$w", "+ 0 * <size_t>$w"),
             ("call", "join($w + 2) if $n == 4 else 0", "0"),
-            ("place", "$i * $c.size * itemsize_of($c.x)", "0"),
         ],
+        "apply_mask": [("place", "$i * $s * itemsize_of($c.x)", "0")],
+        "apply_some": [("first", "range($c * $e,", "range(0,")],
+        "apply_all": [("no masks", "if $c.masks == 0:", "if False:")],
     },
     "functional.py": {
         "_check_channels": [("few axes", "if $n < $c:", "if False:")],
