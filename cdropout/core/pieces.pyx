@@ -7,11 +7,12 @@ from cdropout cimport (
 )
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
-from cdropout.core.threads cimport Share, share
-from cdropout.core.view cimport Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout.core.threads cimport Share, exchange_number, share
+from cdropout.core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
 
 cdef enum:
     SHARED = 1 << 19                  # elements from which waking a second thread pays
+    SMALLEST_TILE = 1 << 15           # elements of an array, or of a thread's part of it, that are not cut into tiles
 
 cdef size_t largest_cached = dispatch.largest_cached
 
@@ -127,9 +128,20 @@ cdef void run_tile(const void* call, size_t number) noexcept nogil:
 cdef int run_view(ViewCall* call, int ndim, const cdropout_axis* axes, Share how, size_t most) except -1 nogil:
     """Apply a mask, bits or bools at any strides, on at most `most` threads, which `how` brings to it."""
     cdef Drawn drawn
+    cdef size_t tile = TILE
+    cdef size_t n, threads
+    cdef int i
     arrange(&call.view, ndim, axes)
-    choose_tile(call.lengths, &drawn, &call.view)
+    n = count_elements(&call.view)
+    if n <= SMALLEST_TILE:
+        for i in range(call.view.ndim):
+            call.lengths[i] = call.view.axes[i].length
+    else:
+        threads = min(most, exchange_number(0)) if most > 1 else 1
+        if threads > 1:
+            tile = max(min(tile, n // (2 * threads)), <size_t>SMALLEST_TILE)
+        choose_tile(call.lengths, &drawn, &call.view, tile)
     call.flags = 0
-    if count_elements(&call.view) * size_of(call.dtype) >= largest_cached:
+    if n * size_of(call.dtype) >= largest_cached:
         call.flags = CDROPOUT_PART_OF_LARGE
     return how(run_tile, call, count_tiles(&call.view, call.lengths), most)
