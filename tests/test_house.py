@@ -8,6 +8,7 @@ PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports from those before it only
     "include environment",  # the C interface, and errors of the command line
     "core.stream core.bits core.view",
+    "core.rows",
     "core.elements",
     "core.tiles",
     "core.kernels",

@@ -53,6 +53,36 @@ print("done")
 """
 
 
+SCRATCH = """
+import ctypes, resource
+import numpy as np
+import cdropout as cd
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+fortran = np.ones((2048, 1024), np.float32, order="F")
+plain = cd.dropout(fortran, rng=1)
+y = np.zeros_like(fortran)
+limits = resource.getrlimit(resource.RLIMIT_AS)
+with open("/proc/self/statm") as status:
+    used = int(status.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used, limits[1]))
+while malloc(1 << 17):
+    pass
+assert not malloc(1 << 18)
+cd.dropout(fortran, rng=1, out=y)  # its tiles are smaller then
+assert not malloc(1 << 18)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert 0 < np.count_nonzero(y) < y.size and np.array_equal(y, plain)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_no_memory_for_large_tiles():
+    status, out, err = run(SCRATCH, CDROPOUT_NUM_THREADS="1")
+    assert (status, out) == (0, "done"), err
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
 def test_too_little_memory_changes_nothing():
     status, out, err = run(LIMIT, CDROPOUT_NUM_THREADS="1")

@@ -50,7 +50,7 @@ cdef inline void use_shift(Operation* operation, double shift, double constant) 
     operation.constant = constant
 
 
-cdef void prepare(Operation* operation) noexcept nogil
+cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil
 cdef int run(const Operation* operation, const Executor* executor, size_t max_threads) except -1 nogil
 cdef int run_prepared(const Operation* operation, const Executor* executor, size_t max_threads) except -1

@@ -10,10 +10,11 @@ from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes cimport types
-from cdropout.core.threads cimport Executor, threads_for
-from cdropout.core.view cimport Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout.core.threads cimport Executor, exchange_number, threads_for
+from cdropout.core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
 
 cdef enum:
+    SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
     LONG = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
 
 cdef size_t largest_cached = dispatch.largest_cached
@@ -43,22 +44,35 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
     return axis.length == 1 or axis.x == itemsize and axis.y == itemsize and axis.mask == 1
 
 
-cdef void prepare(Operation* operation) noexcept nogil:
+cdef void choose_lengths(Operation* operation, size_t threads) noexcept nogil:
+    """Choose the lengths of work chunks: tiles that this many threads can share evenly."""
+    cdef View* view = &operation.view
+    cdef size_t largest = TILE
+    cdef Drawn drawn
+    cdef int i
+    if operation.size <= SMALLEST_TILE:
+        for i in range(view.ndim):
+            operation.lengths[i] = view.axes[i].length
+        return
+    if threads > 1:
+        threads = min(threads, exchange_number(0))
+        largest = max(min(largest, operation.size // (2 * threads)), <size_t>SMALLEST_TILE)
+    choose_tile(operation.lengths, &drawn, view, largest)
+
+
+cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
     """Decide how the operation is executed. Of what determines the kept elements, only the mask may change after this."""
     cdef View* view = &operation.view
-    cdef Drawn drawn
     operation.size = count_elements(view)
     if operation.size == 0:
         return
-    if operation.mask.scale == 0:     # p = 1 keeps nothing, whatever the bits or bools are
-        operation.bits = operation.bools = NULL
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.contiguous = has_row_kernel(operation)
     if operation.contiguous:
         operation.lengths[0] = CHUNK
     else:
-        choose_tile(operation.lengths, &drawn, view)
+        choose_lengths(operation, threads_for(executor, operation.size, max_threads))
     operation.flags = 0
     if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
         operation.flags = CDROPOUT_PART_OF_LARGE
@@ -142,5 +156,5 @@ cdef int run_prepared(const Operation* operation, const Executor* executor, size
 
 cdef int apply(Operation* operation, const Executor* executor) except -1:
     """Prepare and execute an operation, on as many threads as the executor has."""
-    prepare(operation)
+    prepare(operation, executor, SIZE_MAX)
     return run_prepared(operation, executor, SIZE_MAX)

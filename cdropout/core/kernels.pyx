@@ -1,7 +1,7 @@
 """THE KERNELS: draw, mask and scale, fused; built once for each instruction set (see setup.py).
 
-The capsule `table` holds them. No Python object is touched, no memory allocated, no state kept but for one setting:
-any number of threads may run any of these.
+The capsule `table` holds them. They touch no Python object and keep no state but for one setting: any number of threads
+may run any of them. Only large tiles (see tiles.pxd) allocate memory, which is freed before the kernel returns.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
@@ -17,7 +17,8 @@ from cdropout.core.elements cimport (
     LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
     mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
 )
-from cdropout.core.tiles cimport Rows, Source, Terms, append_stream, apply_view, begin_rows, next_row
+from cdropout.core.rows cimport Rows, begin_rows, next_row
+from cdropout.core.tiles cimport Source, Terms, append_stream, apply_view
 from cdropout.core.view cimport MAX_DIMS, View, arrange
 from cdropout.core.stream cimport (
     BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
@@ -180,7 +181,7 @@ cdef int bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start)
     cdef uint8_t last[8]
     if n == 0 or any_null(out, mask, mask):
         return -1 if n else 0
-    append_stream(&writer, n, mask, start)
+    append_stream(&writer, n, mask, start, NULL)
     store_bits64(last, writer.held)
     memcpy(writer.to, last, (writer.count + 7) // 8)
     return 0
@@ -218,7 +219,7 @@ cdef inline void apply_long_rows(
     """Draw, mask and scale each row by itself; `typed`: its type only."""
     cdef Rows rows
     cdef size_t n = view.axes[view.ndim - 1].length
-    begin_rows(&rows, view, view.ndim - 1)
+    begin_rows(&rows, view)
     while True:
         apply_stream(
             <const floating*>(view.x + <ptrdiff_t>rows.x), <floating*>(view.y + <ptrdiff_t>rows.y), n, mask,

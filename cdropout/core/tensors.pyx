@@ -183,9 +183,13 @@ cpdef compute(x, Draw draw):
     """
     cdef Operation operation, drawing
     cdef TensorView source, target, keep
+    cdef const Executor* executor = executor_of_pytorch()
+    cdef size_t max_threads = 1
     cdef bint given = draw.drawn
     if not read(x, &source):
         return None
+    if size_of(&source) >= executor.shared:
+        max_threads = torch.get_num_threads()
     if draw.keep is not None:
         check_new(draw.keep, &keep, &source, &types[<int>CDROPOUT_BOOL], "empty")
         fill_view(&drawing.view, &keep, &keep, draw.start, None)
@@ -204,15 +208,15 @@ cpdef compute(x, Draw draw):
     use_mask(&operation, &draw.id)
     if draw.shifts:
         use_shift(&operation, draw.shift, draw.constant)
-    prepare(&operation)
+    prepare(&operation, executor, max_threads)
     draw.draw(may_be_interrupted(&operation))
     operation.mask = draw.id
     try:
-        execute(&operation)
+        run_prepared(&operation, executor, max_threads)
         if draw.keep is not None:
             use_mask(&drawing, &draw.id)
-            prepare(&drawing)
-            execute(&drawing)
+            prepare(&drawing, executor, max_threads)
+            run_prepared(&drawing, executor, max_threads)
         if copy is not None:
             y.copy_(copy)
     except BaseException:             # a signal's handler has raised
@@ -233,11 +237,6 @@ cdef copy_first(x, TensorView* source, Draw draw):
     check_new(copy, &wide, source, &types[<int>CDROPOUT_FLOAT32], "Tensor.to")
     source[0] = wide
     return copy
-
-
-cdef int execute(const Operation* operation) except -1:
-    cdef const Executor* executor = executor_of_pytorch()
-    return run_prepared(operation, executor, torch.get_num_threads() if operation.size >= executor.shared else 1)
 
 
 def compute_gradient(gy, Draw draw):

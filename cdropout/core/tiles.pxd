@@ -1,6 +1,7 @@
 """One tile of a view: its bits are drawn in the order of the mask, brought into the order of y, and applied to its rows."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from cdropout cimport cdropout_axis, cdropout_mask
@@ -9,17 +10,23 @@ from cdropout.core.bits cimport (
     write_bits, write_group,
 )
 from cdropout.core.elements cimport element, mask_and_scale, mask_and_scale_large, real
+from cdropout.core.rows cimport LINE_BYTES, Ahead, Rows, begin_ahead, begin_rows, fetch, next_row
 from cdropout.core.stream cimport GROUP, GROUP_BYTES, Stream, draw_group, open_stream
 from cdropout.core.view cimport (
-    MAX_DIMS, TILE_BYTES, Drawn, View, choose_tile, count_tiles, distance, lay_out, take_tile,
+    MAX_DIMS, SMALL_TILE, TILE, Drawn, View, choose_tile, continues_in_memory, count_elements, count_tiles, distance,
+    join_axes, lay_out, simplify, take_tile,
 )
 
-cdef extern from "simd.h" nogil:
-    void prefetch "cd_prefetch"(const void*)
-
 cdef enum:
-    AHEAD = 4                         # rows from one that is read to one that is prefetched
-    SHORT_ROW = 2048                  # bytes of a row up to which the hardware does not prefetch the next one by itself
+    SMALL_BYTES = 1 << 15             # of the bits of a SMALL_TILE
+    STRIP = 1 << 16                   # elements of a tile whose bits are reordered at once
+    STRIP_BYTES = 1 << 13
+    DIRECT = 512                      # bits of a row from which joining it with the next ones does not pay
+    FETCHED = 4096                    # lines of a tile that are fetched while its bits are drawn, ...
+    PER_GROUP = 8                     # ... so many per group
+    MANY = 1 << 17                    # elements that do not fit the cache with their results: fetching pays
+    SHORT_ROW = 2048                  # bytes of a row up to which the CPU does not fetch the next row by itself: ...
+    AHEAD = 64                        # ... so many lines from one that is used to one that is fetched
     BUFFER = 512                      # elements that are gathered from, or scattered to, steps in memory at once
     STREAMED_ROW = 4 * GROUP          # elements from which streaming stores pay for a row
 
@@ -29,80 +36,13 @@ cdef struct Source:                   # what says which elements are kept: a mas
     const uint8_t* bools              # bytes; a position is a number of elements, bits or bytes
 
 
-# ---- rows ---------------------------------------------------------------------------------------------
-
-cdef struct Rows:                     # the rows of a tile, one after the other
-    const View* tile
-    int last                          # the axis of the elements of a row
-    size_t index[MAX_DIMS]
-    size_t x, y                       # bytes from the first element; unsigned, since the step past the last row may overflow
-    uint64_t mask                     # elements of the mask from the first one
-
-
-cdef inline bint joins(const cdropout_axis* outer, const cdropout_axis* inner) noexcept nogil:
-    """Return whether rows follow each other without a gap in x and in y."""
-    return (
-        outer.length == 1
-        or outer.x == inner.x * <ptrdiff_t>inner.length and outer.y == inner.y * <ptrdiff_t>inner.length
-    )
-
-
-cdef inline void begin_rows(Rows* rows, const View* tile, int last) noexcept nogil:
-    cdef int axis
-    rows.tile = tile
-    rows.last = last
-    rows.x = rows.y = 0
-    rows.mask = 0
-    for axis in range(last):
-        rows.index[axis] = 0
-
-
-cdef inline void first_row(Rows* rows, View* tile) noexcept nogil:
-    """Begin with the first row, after joining rows that follow each other without a gap."""
-    cdef int last = tile.ndim - 1
-    while last > 0 and tile.axes[last].length == 1:
-        last -= 1
-    while last > 0 and joins(&tile.axes[last - 1], &tile.axes[last]):
-        last -= 1
-        tile.axes[last] = cdropout_axis(
-            tile.axes[last].length * tile.axes[last + 1].length, tile.axes[last + 1].x, tile.axes[last + 1].y, 0,
-        )
-    begin_rows(rows, tile, last)
-
-
-cdef inline bint next_row(Rows* rows) noexcept nogil:
-    """Go to the next row; return whether there is one."""
-    cdef const cdropout_axis* axis
-    cdef int i
-    for i in range(rows.last - 1, -1, -1):
-        axis = &rows.tile.axes[i]
-        rows.x += <size_t>axis.x
-        rows.y += <size_t>axis.y
-        rows.mask += <uint64_t>axis.mask
-        rows.index[i] += 1
-        if rows.index[i] < axis.length:
-            return True
-        rows.x -= <size_t>axis.x * axis.length
-        rows.y -= <size_t>axis.y * axis.length
-        rows.mask -= <uint64_t>axis.mask * axis.length
-        rows.index[i] = 0
-    return False
-
-
-cdef inline void prefetch_row(const Rows* rows, size_t bytes) noexcept nogil:
-    cdef const char* x = rows.tile.x + <ptrdiff_t>rows.x
-    cdef const char* y = rows.tile.y + <ptrdiff_t>rows.y
-    cdef size_t i
-    for i in range(0, bytes, 64):
-        prefetch(x + i)
-        prefetch(y + i)
-
-
 # ---- bits in the order of the mask ------------------------------------------------------------------
 
 
-cdef inline void append_stream(Writer* writer, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
-    """Append n keep bits from position start on."""
+cdef inline void append_stream(
+    Writer* writer, size_t n, const cdropout_mask* mask, uint64_t start, Ahead* ahead
+) noexcept nogil:
+    """Append n keep bits from position start on, and meanwhile fetch what is ahead, unless that is NULL."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP           # bits of the group before this are not wanted
@@ -115,6 +55,8 @@ cdef inline void append_stream(Writer* writer, size_t n, const cdropout_mask* ma
         return
     open_stream(&stream, mask, start - first)
     while n:
+        if ahead != NULL:
+            fetch(ahead, PER_GROUP)
         draw_group(&stream, keep)
         if first == 0 and n >= GROUP:
             write_group(writer, keep)
@@ -143,9 +85,11 @@ cdef inline void append_bools(Writer* writer, const uint8_t* bools, size_t n) no
         write_bits(writer, load_bits64(bits), n % 64)
 
 
-cdef inline void append_run(Writer* writer, const Source* source, uint64_t position, size_t n) noexcept nogil:
+cdef inline void append_run(
+    Writer* writer, const Source* source, uint64_t position, size_t n, Ahead* ahead
+) noexcept nogil:
     if source.mask != NULL:
-        append_stream(writer, n, source.mask, position)
+        append_stream(writer, n, source.mask, position, ahead)
     elif source.bits != NULL:
         append_packed(writer, source.bits, position, n)
     else:
@@ -174,6 +118,11 @@ cdef inline void draw_tile(uint8_t* drawn_bits, const Drawn* drawn, const Source
     cdef uint64_t position = tile.start
     cdef int i, axis
     cdef Writer writer
+    cdef Ahead ahead
+    cdef Ahead* fetched = NULL
+    if drawn.bits >= MANY:
+        fetched = &ahead
+        begin_ahead(fetched, tile, FETCHED)
     writer.to, writer.held, writer.count = drawn_bits, 0, 0
     for i in range(drawn.ndim):
         axis = drawn.order[i]
@@ -181,7 +130,7 @@ cdef inline void draw_tile(uint8_t* drawn_bits, const Drawn* drawn, const Source
         if tile.axes[axis].mask < 0:              # begin at the least position
             position += <uint64_t>(tile.axes[axis].length - 1) * <uint64_t>tile.axes[axis].mask
     while True:
-        append_run(&writer, source, position, drawn.run)
+        append_run(&writer, source, position, drawn.run, fetched)
         if drawn.pitch > drawn.run:
             write_bits(&writer, 0, drawn.pitch - drawn.run)
         i = drawn.runs
@@ -207,17 +156,6 @@ cdef inline uint64_t first_bit(const Drawn* drawn, const View* tile) noexcept no
         if drawn.stride[axis] < 0:
             first -= <uint64_t>drawn.stride[axis] * <uint64_t>(tile.axes[axis].length - 1)
     return first
-
-
-cdef inline bint in_order(const Drawn* drawn, const View* tile) noexcept nogil:
-    """Return whether the bits are drawn in the order of y."""
-    cdef int64_t step = 1
-    cdef int axis
-    for axis in range(tile.ndim - 1, -1, -1):
-        if tile.axes[axis].length > 1 and drawn.stride[axis] != step:
-            return False
-        step *= <int64_t>tile.axes[axis].length
-    return True
 
 
 # ---- bits applied to rows ---------------------------------------------------------------------------
@@ -292,71 +230,123 @@ cdef inline void apply_spaced_row(
         y += <ptrdiff_t>n * row.y
 
 
-cdef inline void apply_rows(View* tile, const uint8_t* bits, const Terms* terms, element* typed) noexcept nogil:
-    """Apply bits in the order of y to the rows of a tile."""
-    cdef Rows rows, ahead
-    cdef const cdropout_axis* row
+cdef inline void apply_rows(const View* strip, const uint8_t* bits, const Terms* terms, element* typed) noexcept nogil:
+    """Apply bits to the rows of a strip, whose `mask` strides are those of the bits."""
+    cdef Rows rows
+    cdef Ahead ahead
+    cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
     cdef const char* x
     cdef char* y
-    cdef uint64_t first = 0
-    cdef bint adjacent, large, more
-    cdef int _i
-    first_row(&rows, tile)
-    row = &tile.axes[rows.last]
-    adjacent = row.x == sizeof(element) and row.y == sizeof(element)
-    large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
-    ahead = rows
-    more = adjacent and row.length * sizeof(element) <= SHORT_ROW
-    for _i in range(AHEAD):
-        more = more and next_row(&ahead)
+    cdef uint64_t first
+    cdef bint adjacent = row.x == sizeof(element) and row.y == sizeof(element)
+    cdef bint large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
+    cdef size_t lines = row.length * sizeof(element) // LINE_BYTES + 1
+    begin_rows(&rows, strip)
+    if adjacent and row.length * sizeof(element) <= SHORT_ROW and count_elements(strip) >= MANY:
+        begin_ahead(&ahead, strip, <size_t>-1)
+        fetch(&ahead, AHEAD)
+    else:
+        ahead.left = 0
     while True:
-        x = tile.x + <ptrdiff_t>rows.x
-        y = tile.y + <ptrdiff_t>rows.y
-        if more:
-            prefetch_row(&ahead, row.length * sizeof(element))
-            more = next_row(&ahead)
+        x = strip.x + <ptrdiff_t>rows.x
+        y = strip.y + <ptrdiff_t>rows.y
+        first = strip.start + rows.mask
+        if ahead.left:
+            fetch(&ahead, lines)
         if adjacent and large:
             mask_and_scale_large(<const element*>x, <element*>y, bits, first, row.length, terms.scale, True)
         elif adjacent and not terms.shifts:
             mask_and_scale(<const element*>x, <element*>y, bits, first, row.length, terms.scale)
         else:
             apply_spaced_row(x, y, row, bits, first, terms, typed)
-        first += row.length
         if not next_row(&rows):
             return
 
 
-cdef inline void apply_tile(
-    View* tile, Drawn* drawn, const Source* source, const Terms* terms, element* typed
-) noexcept nogil:
-    """Draw, reorder and apply the bits of a tile, whose axes are then those of its rows."""
-    cdef uint8_t drawn_bits[TILE_BYTES + MARGIN]
-    cdef uint8_t ordered_bits[TILE_BYTES + MARGIN]
-    cdef const uint8_t* bits = drawn_bits
+cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
+    """Cut a tile, in the order of y, into strips whose bits fit; they have room for a whole transpose."""
+    cdef size_t size = STRIP
+    cdef size_t kept = 1
+    cdef int unit = tile.ndim
+    cdef int axis
+    for axis in range(tile.ndim - 1):
+        if tile.axes[axis].mask in (1, -1):
+            unit = axis
+            kept = min(tile.axes[axis].length, <size_t>64)
+    size //= kept
+    for axis in range(tile.ndim - 1, -1, -1):
+        if axis == unit:
+            size *= kept
+        lengths[axis] = min(tile.axes[axis].length, max(size, <size_t>1))
+        if 64 < lengths[axis] < tile.axes[axis].length:
+            lengths[axis] -= lengths[axis] % 64
+        size //= lengths[axis]
+
+
+cdef inline bint has_runs(const View* strip) noexcept nogil:
+    """Return whether the rows of a strip are runs of bits, and reordering them would not make much longer rows."""
+    cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
+    if row.mask != 1:
+        return False
+    return strip.ndim == 1 or row.length >= DIRECT or not continues_in_memory(row - 1, row)
+
+
+cdef inline void apply_strip(View* strip, const uint8_t* bits, const Terms* terms, element* typed) noexcept nogil:
+    """Bring the bits of a strip into the order of y, unless its rows are runs of them, and apply them."""
+    cdef uint8_t ordered[STRIP_BYTES + MARGIN]
     cdef BitAxis axes[MAX_DIMS]
+    cdef int64_t step = 1
+    cdef int i
+    simplify(strip)
+    if not has_runs(strip):
+        for i in range(strip.ndim):
+            axes[i] = BitAxis(strip.axes[i].length, strip.axes[i].mask)
+        reorder_bits(ordered, bits, strip.start, strip.ndim, axes)
+        for i in range(strip.ndim - 1, -1, -1):
+            strip.axes[i].mask = step
+            step *= <int64_t>strip.axes[i].length
+        strip.start = 0
+        join_axes(strip)
+        bits = ordered
+    apply_rows(strip, bits, terms, typed)
+
+
+cdef inline void apply_tile(
+    View* tile, Drawn* drawn, const Source* source, uint8_t* drawn_bits, const Terms* terms, element* typed
+) noexcept nogil:
+    """Draw the bits of a tile, and apply them to one strip of it after the other."""
     cdef size_t lengths[MAX_DIMS]
-    cdef int ndim = 0
+    cdef View strip
+    cdef size_t number
     cdef int axis
     for axis in range(tile.ndim):
         lengths[axis] = tile.axes[axis].length
     lay_out(drawn, tile, lengths)
     draw_tile(drawn_bits, drawn, source, tile)
-    if not in_order(drawn, tile):
-        for axis in range(tile.ndim):
-            if tile.axes[axis].length > 1:
-                axes[ndim] = BitAxis(tile.axes[axis].length, drawn.stride[axis])
-                ndim += 1
-        reorder_bits(ordered_bits, drawn_bits, first_bit(drawn, tile), ndim, axes)
-        bits = ordered_bits
-    apply_rows(tile, bits, terms, typed)
+    tile.start = first_bit(drawn, tile)           # from here on the drawn bits are the mask
+    for axis in range(tile.ndim):
+        tile.axes[axis].mask = drawn.stride[axis]
+    choose_strip(lengths, tile)
+    for number in range(count_tiles(tile, lengths)):
+        take_tile(&strip, tile, lengths, number)
+        apply_strip(&strip, drawn_bits, terms, typed)
 
 
 cdef inline void apply_view(const View* view, const Source* source, const Terms* terms, element* typed) noexcept nogil:
+    """Apply the mask tile by tile; the bits of a large one are in memory that is allocated, if there is some."""
+    cdef uint8_t small[SMALL_BYTES + MARGIN]
+    cdef uint8_t* allocated = NULL
     cdef size_t lengths[MAX_DIMS]
     cdef size_t number
     cdef View tile
     cdef Drawn drawn
-    choose_tile(lengths, &drawn, view)
+    choose_tile(lengths, &drawn, view, TILE)
+    lay_out(&drawn, view, lengths)
+    if drawn.bits > SMALL_TILE:
+        allocated = <uint8_t*>malloc(drawn.bits // 8 + 1 + MARGIN)
+        if allocated == NULL:
+            choose_tile(lengths, &drawn, view, SMALL_TILE)
     for number in range(count_tiles(view, lengths)):
         take_tile(&tile, view, lengths, number)
-        apply_tile(&tile, &drawn, source, terms, typed)
+        apply_tile(&tile, &drawn, source, allocated if allocated != NULL else small, terms, typed)
+    free(allocated)

@@ -6,10 +6,10 @@ from cdropout cimport cdropout_axis
 
 cdef enum:
     MAX_DIMS = 64                     # NumPy's limit
-    TILE = 1 << 18                    # elements of a tile, and bits that are drawn for it
-    TILE_BYTES = 1 << 15              # of its packed bits
+    TILE = 1 << 21                    # most elements of a tile, and bits that are drawn for it: 256 KiB
+    SMALL_TILE = 1 << 18              # enough where its rows in memory and its runs of the mask are long
     ROW = 64                          # least elements of a row of a tile, if its bits fit
-    LONG_ROW = 256
+    LONG_ROW = 1024                   # elements, from which gaps between rows of a tile cost little
     RUN = 8192                        # bits to draw at once: a block, as entering one in the middle can cost as much
     GAP = 4096                        # bits that are drawn and not used, rather than entering the stream again
 
@@ -32,10 +32,16 @@ cdef inline bint is_outside(const cdropout_axis* a, const cdropout_axis* b) noex
     return distance(a.x) > distance(b.x)
 
 
+cdef inline bint continues_in_memory(const cdropout_axis* outer, const cdropout_axis* inner) noexcept nogil:
+    """Return whether the two axes are one in x and y."""
+    cdef ptrdiff_t n = <ptrdiff_t>inner.length
+    return outer.x == inner.x * n and outer.y == inner.y * n
+
+
 cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inner) noexcept nogil:
     """Return whether the two axes are one in x, y and the mask."""
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
-    if outer.x != inner.x * n or outer.y != inner.y * n:
+    if not continues_in_memory(outer, inner):
         return False
     return outer.mask % n == 0 and outer.mask // n == inner.mask    # the product may wrap around
 
@@ -65,7 +71,7 @@ cdef inline void join_axes(View* view) noexcept nogil:
     cdef int kept = 0
     cdef int i
     if view.ndim == 0:
-        view.axes[0] = cdropout_axis(1, 0, 0, 0)
+        view.axes[0] = cdropout_axis(1, 0, 0, 1)
         view.ndim = 1
     for i in range(1, view.ndim):
         if continues(&view.axes[kept], &view.axes[i]):
@@ -74,6 +80,18 @@ cdef inline void join_axes(View* view) noexcept nogil:
             kept += 1
         view.axes[kept] = view.axes[i]
     view.ndim = kept + 1
+
+
+cdef inline void simplify(View* view) noexcept nogil:
+    """Drop axes of length 1 and join others."""
+    cdef int kept = 0
+    cdef int i
+    for i in range(view.ndim):
+        if view.axes[i].length > 1:
+            view.axes[kept] = view.axes[i]
+            kept += 1
+    view.ndim = kept
+    join_axes(view)
 
 
 cdef inline size_t count_elements(const View* view) noexcept nogil:
@@ -122,6 +140,7 @@ cdef struct Drawn:                    # where the bits of a tile lie in the buff
     uint64_t run                      # bits of a run
     uint64_t pitch                    # bits from run to run
     uint64_t bits                     # of the buffer that are used
+    uint64_t most                     # that it holds, and elements of a tile
     int64_t stride[MAX_DIMS]          # bits from one index to the next along each axis of the view
 
 
@@ -194,7 +213,7 @@ cdef inline bint fits(Drawn* drawn, const View* view, const size_t* lengths) noe
     """Return whether the bits of a tile of these lengths fit in the buffer."""
     choose_runs(drawn, view, lengths)
     lay_out(drawn, view, lengths)
-    return drawn.bits <= TILE
+    return drawn.bits <= drawn.most
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, const View* view) noexcept nogil:
@@ -202,7 +221,7 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
-    cdef size_t most = min(length, limit, <size_t>TILE // size)
+    cdef size_t most = min(length, limit, <size_t>drawn.most // size)
     cdef size_t part, rounded
     while most > before:
         part = (length - 1) // ((length - 1) // most + 1) + 1    # equal parts
@@ -216,32 +235,54 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, con
     lengths[axis] = before
 
 
+cdef inline void grow_row(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
+    """Lengthen a tile to at most `limit` elements that follow each other in the order of y."""
+    cdef size_t row = 1
+    cdef int axis
+    for axis in range(view.ndim - 1, -1, -1):
+        grow(lengths, axis, limit // row, drawn, view)
+        if lengths[axis] < view.axes[axis].length:
+            return
+        row *= lengths[axis]
+
+
 cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
     """Lengthen a tile to at most `limit` bits: axes by increasing stride in the mask, after the shared axes inside them."""
+    cdef size_t run = 1               # bits without a gap
     cdef size_t held
     cdef int i, j, axis
     for i in range(drawn.ndim):
+        if run >= limit:
+            return
         axis = drawn.order[i]
         for j in range(view.ndim - 1, axis, -1):
             if view.axes[j].mask == 0:
                 grow(lengths, j, <size_t>-1, drawn, view)
         held = 1
-        for j in range(view.ndim):
-            if j != axis and view.axes[j].mask != 0 and j != view.ndim - 1:
+        for j in range(view.ndim - 1):
+            if j != axis and view.axes[j].mask != 0:
                 held *= lengths[j]
+        held = max(held, run)
         grow(lengths, axis, limit // held if limit > held else 1, drawn, view)
+        if distance(view.axes[axis].mask) == run:
+            run *= lengths[axis]
 
 
-cdef inline void choose_tile(size_t* lengths, Drawn* drawn, const View* view) noexcept nogil:
-    """Choose the lengths of tiles, with long rows in memory and long runs of the mask, and how their bits are drawn."""
+cdef inline void choose_tile(size_t* lengths, Drawn* drawn, const View* view, size_t most) noexcept nogil:
+    """Choose the lengths of tiles of at most so many elements and bits, and how their bits are drawn.
+
+    Their rows in memory and their runs of the mask are long.
+    """
     cdef int inner = view.ndim - 1
     cdef int i
+    drawn.most = most
     sort_by_mask(drawn, view)
     for i in range(view.ndim):
         lengths[i] = 1
     grow(lengths, inner, ROW if view.axes[inner].mask != 0 else <size_t>-1, drawn, view)
     grow_along_mask(lengths, drawn, view, RUN)
-    grow(lengths, inner, LONG_ROW, drawn, view)
+    grow_row(lengths, drawn, view, LONG_ROW)
+    drawn.most = min(most, <size_t>SMALL_TILE)
     for i in range(view.ndim - 1, -1, -1):
         if view.axes[i].mask == 0:
             grow(lengths, i, <size_t>-1, drawn, view)
@@ -249,11 +290,19 @@ cdef inline void choose_tile(size_t* lengths, Drawn* drawn, const View* view) no
     choose_runs(drawn, view, lengths)
 
 
+cdef inline void copy_view(View* to, const View* view) noexcept nogil:
+    """Copy a view without the room for axes that it does not have."""
+    cdef int i
+    to.ndim, to.x, to.y, to.start = view.ndim, view.x, view.y, view.start
+    for i in range(view.ndim):
+        to.axes[i] = view.axes[i]
+
+
 cdef inline void take_tile(View* tile, const View* view, const size_t* lengths, size_t number) noexcept nogil:
     """Fill `tile` with tile `number` of the view."""
     cdef size_t count, first
     cdef int axis
-    tile[0] = view[0]
+    copy_view(tile, view)
     for axis in range(view.ndim - 1, -1, -1):
         count = (view.axes[axis].length - 1) // lengths[axis] + 1
         first = number % count * lengths[axis]

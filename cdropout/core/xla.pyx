@@ -384,7 +384,7 @@ cdef void apply_all(Call* call) noexcept nogil:
         return
     first = mask_of(call, 0)
     use_mask(&call.operation, &first)
-    prepare(&call.operation)
+    prepare(&call.operation, pool_in_xla, SIZE_MAX)
     if call.x.data != call.y.data:
         use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
     if call.masks == 1 or call.operation.size >= CHUNK:

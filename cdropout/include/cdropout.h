@@ -49,9 +49,11 @@ typedef struct {
 
 /* All kernels follow these rules:
  *
- * - A kernel does not call Python, allocate memory, lock or keep state. Any thread may call any kernel at any time, with or
- *   without the GIL, if no two calls write the same memory. `start` is the position in the mask of the first element, so that each
- *   thread can take a range of its own.
+ * - A kernel does not call Python, lock or keep state. Any thread may call any kernel at any time, with or without the GIL, if no
+ *   two calls write the same memory. `start` is the position in the mask of the first element, so that each thread can take a
+ *   range of its own.
+ * - Most kernels allocate no memory. The strided ones may allocate up to 257 KiB during a call on more than 2^18 elements; if there
+ *   is no memory, the call takes longer.
  * - n, rows, columns, start and bit_start count elements; the strides of x and y count bytes. Positions in a mask are 64-bit
  *   numbers: after the last, 2^64 - 1, comes 0. Packed bits are bytes, least significant bit first.
  * - Input and output must be identical or must not overlap, and no two elements of y may overlap. Elements, bits and bytes need
