@@ -6,7 +6,7 @@ strided, work chunks, threads, streaming stores and the GIL are decided here.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, int64_t, uint8_t, uint64_t
 
-from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis
+from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdropout_mask
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes cimport types
@@ -16,6 +16,7 @@ from cdropout.core.view cimport Drawn, View, arrange, choose_tile, count_element
 cdef enum:
     LONG = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
 
+cdef cdropout_mask nothing            # of p = 1, whose scale is 0
 cdef size_t largest_cached = dispatch.largest_cached
 
 
@@ -43,22 +44,26 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
     return axis.length == 1 or axis.x == itemsize and axis.y == itemsize and axis.mask == 1
 
 
-cdef void prepare(Operation* operation) noexcept nogil:
-    """Decide how the operation is executed. Of what determines the kept elements, only the mask may change after this."""
-    cdef View* view = &operation.view
+cdef void choose_tiles(Operation* operation) noexcept nogil:
     cdef Drawn drawn
+    choose_tile(operation.lengths, &drawn, &operation.view)
+
+
+cdef void prepare(Operation* operation) noexcept nogil:
+    """Decide how the operation is executed. The seed and the call number of its mask may still change after this."""
+    cdef View* view = &operation.view
     operation.size = count_elements(view)
     if operation.size == 0:
         return
-    if operation.mask.scale == 0:     # p = 1 keeps nothing, whatever the bits or bools are
-        operation.bits = operation.bools = NULL
+    if operation.mask == NULL and operation.scale == 0:    # p = 1 keeps nothing, whatever the bits or bools are
+        use_mask(operation, &nothing)
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.contiguous = has_row_kernel(operation)
     if operation.contiguous:
         operation.lengths[0] = CHUNK
     else:
-        choose_tile(operation.lengths, &drawn, view)
+        choose_tiles(operation)
     operation.flags = 0
     if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
         operation.flags = CDROPOUT_PART_OF_LARGE
@@ -72,13 +77,13 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
     cdef char* y = operation.view.y + offset
     cdef uint64_t start = operation.view.start + first
     if operation.packs:
-        kernels.bits(<uint8_t*>operation.view.y + first // 8, n, &operation.mask, start)
+        kernels.bits(<uint8_t*>operation.view.y + first // 8, n, operation.mask, start)
     elif operation.dtype == CDROPOUT_BOOL:
-        kernels.bools(<uint8_t*>y, n, &operation.mask, start)
+        kernels.bools(<uint8_t*>y, n, operation.mask, start)
     elif operation.bits != NULL:
-        kernels.apply_bits(operation.dtype, operation.flags, x, y, n, operation.bits, start, operation.mask.scale)
+        kernels.apply_bits(operation.dtype, operation.flags, x, y, n, operation.bits, start, operation.scale)
     else:
-        kernels.apply(operation.dtype, operation.flags, x, y, n, &operation.mask, start)
+        kernels.apply(operation.dtype, operation.flags, x, y, n, operation.mask, start)
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
@@ -88,21 +93,21 @@ cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
     if operation.bits != NULL:
         kernels.apply_bits_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,
-            operation.mask.scale,
+            operation.scale,
         )
     elif operation.bools != NULL:
         kernels.apply_bools_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes,
-            operation.bools + <ptrdiff_t>tile.start, operation.mask.scale,
+            operation.bools + <ptrdiff_t>tile.start, operation.scale,
         )
     elif operation.shifts:
         kernels.apply_alpha_strided(
-            operation.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, &operation.mask, tile.start,
+            operation.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start,
             operation.shift, operation.constant,
         )
     else:
         kernels.apply_strided(
-            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, &operation.mask, tile.start
+            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start
         )
 
 

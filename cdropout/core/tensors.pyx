@@ -199,7 +199,6 @@ cpdef compute(x, Draw draw):
         use_shift(&operation, draw.shift, draw.constant)
     prepare(&operation)
     draw.draw(may_be_interrupted(&operation))
-    operation.mask = draw.mask
     try:
         execute(&operation)
         if draw.keep is not None:
