@@ -208,3 +208,15 @@ def test_a_wrong_argument(world, name, argument, value, error, words):
     refuses(error, words, FUNCTIONS[name], world, **{argument: value})
     if isinstance(value, cd.Generator):
         assert value.calls == 2**64 - 1
+
+
+def test_a_type_that_numpy_gives_no_number():
+    """Types of NumPy's newer kind have the number -1; NumPy has one for its own tests."""
+    core = getattr(np, "_core", None) or np.core
+    kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
+    if kind is None:
+        pytest.skip("this NumPy has no such type")
+    x = np.ones(3).view(kind()(1.0))
+    assert x.dtype.num == -1
+    with pytest.raises(TypeError, match=KIND):
+        cd.dropout(x)

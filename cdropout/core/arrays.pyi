@@ -4,6 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cdropout.core.dtypes import LISTED as LISTED
 from cdropout.typing import Exporter
 
 def from_exporter(x: Exporter, name: str) -> NDArray[Any]: ...

@@ -8,7 +8,7 @@ cdef struct ElementType:
     cdropout_dtype code               # also the index in the table
     const char* name                  # of NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
-    int numpy                         # NumPy's number; NONE for a type of ml_dtypes of which no array has come yet
+    int numpy                         # NumPy's number; NONE for a type of ml_dtypes until an array of it comes
     uint8_t dlpack                    # DLPack's code; its bits are 8 * itemsize
     int xla                           # XLA's number
 

@@ -9,7 +9,7 @@ from cdropout cimport (
 cnp.import_array()
 
 cdef enum:
-    NONE = -1
+    NONE = -1000                      # no framework's number; -1 is that of many of NumPy's types
     COUNT = 5                         # rows of the table
     IEEE_FLOAT = 2                    # DLPack's codes
     BRAIN_FLOAT = 4
@@ -24,12 +24,8 @@ types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, NO
 types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, NONE, BOOL, NONE)    # of masks, never of x
 
 
-def itemsize_of(code):
-    return types[<int>code].itemsize
-
-
-cdef list codes = sorted([code for code in range(COUNT) if code != <int>CDROPOUT_BOOL], key=itemsize_of)
-FLOATS = tuple([types[<int>code].name.decode() for code in codes])    # of the types that x may have
+cdef list rows = [(types[code].itemsize, code) for code in range(COUNT) if code != <int>CDROPOUT_BOOL]
+FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types that x may have
 LISTED = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
 
 

@@ -13,9 +13,10 @@ cdef struct Operation:                # the caller fills in:
     View view                         # x, y, start, and the axes in C order
     cdropout_dtype dtype              # CDROPOUT_BOOL if y receives the mask; then x is y
     # by one of the functions below:
-    cdropout_mask mask                # its scale only, if there are
-    const uint8_t* bits               # packed bits or
-    const uint8_t* bools              # bytes
+    const cdropout_mask* mask         # which outlives the operation, or
+    const uint8_t* bits               # packed bits, or
+    const uint8_t* bools              # bytes, with
+    double scale
     bint packs                        # y receives the mask as packed bits; the view is one axis
     bint shifts                       # after the scale (float32 and float64 only),
     double shift                      # this is added to kept elements,
@@ -27,20 +28,21 @@ cdef struct Operation:                # the caller fills in:
     size_t lengths[MAX_DIMS]          # of a work chunk along each axis of the view
 
 
+cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexcept nogil:
+    """Let a mask determine which elements are kept."""
+    operation.mask = mask
+    operation.bits = operation.bools = NULL
+    operation.packs = operation.shifts = False
+
+
 cdef inline void use_bytes(
     Operation* operation, const uint8_t* bits, const uint8_t* bools, double scale
 ) noexcept nogil:
     """Let packed bits, or bools, determine which elements are kept."""
-    operation.mask.scale = scale
+    use_mask(operation, NULL)
     operation.bits = bits
     operation.bools = bools
-    operation.packs = operation.shifts = False
-
-
-cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexcept nogil:
-    """Let a mask determine which elements are kept."""
-    use_bytes(operation, NULL, NULL, 0)
-    operation.mask = mask[0]
+    operation.scale = scale
 
 
 cdef inline void use_shift(Operation* operation, double shift, double constant) noexcept nogil:

@@ -6,7 +6,7 @@ strided, work chunks, threads, streaming stores and the GIL are decided here.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, int64_t, uint8_t, uint64_t
 
-from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis
+from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdropout_mask
 from cdropout.core import dispatch
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes cimport types
@@ -17,6 +17,7 @@ cdef enum:
     SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
     LONG = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
 
+cdef cdropout_mask nothing            # of p = 1, whose scale is 0
 cdef size_t largest_cached = dispatch.largest_cached
 
 
@@ -61,11 +62,13 @@ cdef void choose_lengths(Operation* operation, size_t threads) noexcept nogil:
 
 
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
-    """Decide how the operation is executed. Of what determines the kept elements, only the mask may change after this."""
+    """Decide how the operation is executed. The seed and the call number of its mask may still change after this."""
     cdef View* view = &operation.view
     operation.size = count_elements(view)
     if operation.size == 0:
         return
+    if operation.mask == NULL and operation.scale == 0:    # p = 1 keeps nothing, whatever the bits or bools are
+        use_mask(operation, &nothing)
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.contiguous = has_row_kernel(operation)
@@ -86,13 +89,13 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
     cdef char* y = operation.view.y + offset
     cdef uint64_t start = operation.view.start + first
     if operation.packs:
-        kernels.bits(<uint8_t*>operation.view.y + first // 8, n, &operation.mask, start)
+        kernels.bits(<uint8_t*>operation.view.y + first // 8, n, operation.mask, start)
     elif operation.dtype == CDROPOUT_BOOL:
-        kernels.bools(<uint8_t*>y, n, &operation.mask, start)
+        kernels.bools(<uint8_t*>y, n, operation.mask, start)
     elif operation.bits != NULL:
-        kernels.apply_bits(operation.dtype, operation.flags, x, y, n, operation.bits, start, operation.mask.scale)
+        kernels.apply_bits(operation.dtype, operation.flags, x, y, n, operation.bits, start, operation.scale)
     else:
-        kernels.apply(operation.dtype, operation.flags, x, y, n, &operation.mask, start)
+        kernels.apply(operation.dtype, operation.flags, x, y, n, operation.mask, start)
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
@@ -102,21 +105,21 @@ cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
     if operation.bits != NULL:
         kernels.apply_bits_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,
-            operation.mask.scale,
+            operation.scale,
         )
     elif operation.bools != NULL:
         kernels.apply_bools_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes,
-            operation.bools + <ptrdiff_t>tile.start, operation.mask.scale,
+            operation.bools + <ptrdiff_t>tile.start, operation.scale,
         )
     elif operation.shifts:
         kernels.apply_alpha_strided(
-            operation.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, &operation.mask, tile.start,
+            operation.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start,
             operation.shift, operation.constant,
         )
     else:
         kernels.apply_strided(
-            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, &operation.mask, tile.start
+            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start
         )
 
 

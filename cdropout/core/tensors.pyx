@@ -210,7 +210,6 @@ cpdef compute(x, Draw draw):
         use_shift(&operation, draw.shift, draw.constant)
     prepare(&operation, executor, max_threads)
     draw.draw(may_be_interrupted(&operation))
-    operation.mask = draw.id
     try:
         run_prepared(&operation, executor, max_threads)
         if draw.keep is not None:

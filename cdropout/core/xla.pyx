@@ -356,8 +356,10 @@ cdef cdropout_mask mask_of(const Call* call, size_t i) noexcept nogil:
 
 cdef void apply_mask(const Call* call, size_t i, size_t max_threads) noexcept nogil:
     cdef Operation operation = call.operation
+    cdef cdropout_mask mask
     cdef size_t offset = i * operation.size * itemsize_of(call.x)
-    operation.mask = mask_of(call, i)
+    mask = mask_of(call, i)
+    operation.mask = &mask
     operation.view.x += offset
     operation.view.y += offset
     run(&operation, pool_in_xla, max_threads)

@@ -695,9 +695,9 @@ MUTANTS = {
     },
     "core/dtypes.pyx": {
         "by_array": [
-            ("names", "and $t[$i].name.decode() == $n", ""),
+            ("names", "and $t[$i].name.decode() == $n", "and True"),
         ],
-        "by_dlpack": [("bits", "and 8 * $t[$i].itemsize == $b", "")],
+        "by_dlpack": [("bits", "and 8 * $t[$i].itemsize == $b", "and True")],
     },
     "core/engine.pyx": {
         "join_dense": [
@@ -714,7 +714,7 @@ MUTANTS = {
             ("y", "and $a.y == $i", "and True"),
             ("mask", "and $a.mask == 1", "and True"),
         ],
-        "prepare": [("p = 1", "if $s == 0: $a = $b = NULL", "if False: pass")],
+        "prepare": [("p = 1", "and $s == 0: use_mask($*e)", "and False: pass")],
         "run_row": [
             ("start", "$v.start + $f", "$v.start"),
             ("place of bits", "$y + $f // 8", "$y + $f"),
@@ -767,7 +767,6 @@ MUTANTS = {
         "compute": [
             ("signals", "$d.take_back()", "pass"),
             ("memory", 'check_new($y, &$t, &$s, type_of(&$s), "empty_like")', "read($y, &$t)"),
-            ("mask", "$o.mask = $d.id", "pass"),
             ("alpha dropout", "if $d.shifts:", "if False:"),
             ("copied back", "$y.copy_($c)", "pass"),
         ],
