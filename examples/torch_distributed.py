@@ -20,28 +20,15 @@ import cdropout
 import cdropout.torch
 
 RANKS, SHAPE, STEPS = 2, (1000, 333), 60
-MASK = cdropout.Mask(SHAPE, p=0.1, seed=42)  # of the whole batch: every rank knows it by name
+MASK = cdropout.Mask(SHAPE, p=0.1, seed=42)  # of the whole batch
 P = 0.5  # of the model that is trained
-
-
-class Masked(torch.autograd.Function):
-    """A mask, or a window of one, applied to a tensor and to its gradient."""
-
-    @staticmethod
-    def forward(ctx, x, mask):
-        ctx.mask = mask
-        return torch.from_numpy(mask.apply(x.numpy()))
-
-    @staticmethod
-    def backward(ctx, gy):
-        return torch.from_numpy(ctx.mask.apply(gy.numpy())), None
 
 
 def forward_and_backward(rows):
     """Return the rows of the dropped batch, and of the gradient of half the sum of its squares."""
     batch = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     x = batch[rows].requires_grad_()
-    y = Masked.apply(x, MASK[rows])
+    y = cdropout.torch.dropout(x, mask=MASK[rows])
     (y.square().sum() / 2).backward()
     return torch.stack([y.detach(), x.grad])
 

@@ -224,6 +224,29 @@ def test_export_records_the_mask(mask):
     assert torch.equal(program.module()(numbers()), 2 * expected(numbers() + 1, mask))
 
 
+@every_mask
+def test_under_a_dispatch_mode(mask):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = numbers().requires_grad_()
+    with FlopCounterMode(display=False), Untouched():
+        y = ct.dropout(x, mask=mask)
+        z = ct.dropout(x * 1, inplace=True, mask=mask)
+        (gx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, expected(x, mask)) and torch.equal(z, y)
+    assert torch.equal(gx, expected(torch.ones(SHAPE), mask))
+
+
+def test_an_operator_in_a_graph_has_derivatives_in_forward_mode():
+    x, mask = numbers(), MASKS["window"]
+
+    def function(x):
+        return ct.dropout(x, mask=mask).square()
+
+    functional = torch.func.functionalize(lambda x: torch.func.jvp(function, (x,), (x,))[1])
+    torch.testing.assert_close(functional(x), 2 * expected(x, mask).square())
+
+
 def test_the_operator_of_a_mask_passes_pytorchs_checks():
     numbers_of = (-1, 2, 3, [120, 30, 6, 1], 0.3, 1.5)
     for alpha in (False, True):

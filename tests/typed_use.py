@@ -115,6 +115,10 @@ def generators() -> None:
     assert type(assert_type(generator.spawn(2), list[cd.Generator])) is list
     generator.state = assert_type(generator.state, dict[str, int]) | {"calls": 3}
     assert assert_type(generator.calls, int) == 3
+    mask = assert_type(generator.next_mask((3, 4), 0.5, broadcast_dims=1, scale=2), cd.Mask)
+    holds(assert_type(cd.drop_path(table, mask=mask), Table), DOUBLE, (3, 4))
+    pair = cd.bias_dropout_add(table, table, table, mask=mask, return_mask=True)
+    assert assert_type(pair, tuple[Table, cd.Mask])[1] is mask
     sources: list[RNG] = [
         None,
         generator,

@@ -69,10 +69,13 @@ def dropout(
     inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
     """
     if mask is None or not as_flag(training, "training"):
-        return apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, None, None)
+        return apply_next(
+            x, p, training, inplace, rng=rng, broadcast_dims=broadcast_dims, return_mask=return_mask, out=out,
+            scale=None, shift=None,
+        )
     if not is_empty(broadcast_dims):
         raise ValueError("mask= determines which elements are kept: it excludes broadcast_dims")
-    return apply_known(x, p, inplace, rng, mask, return_mask, out, None)
+    return apply_known(x, p, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out, shift=None)
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
@@ -106,10 +109,14 @@ def dropout_features(
     """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_next`."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
     if mask is None or not as_flag(training, "training"):
-        return apply_next(x, p, training, inplace, rng, axes, return_mask, out, scale, shift)
+        return apply_next(
+            x, p, training, inplace, rng=rng, broadcast_dims=axes, return_mask=return_mask, out=out,
+            scale=scale, shift=shift,
+        )
     p = as_probability(p)
     check_mask(mask, shape_of(as_array(x)), axes, p)
-    return apply_known(x, p, inplace, rng, mask if scale is None else with_scale(mask, scale), return_mask, out, shift)
+    given = mask if scale is None else with_scale(mask, scale)
+    return apply_known(x, p, inplace, rng=rng, mask=given, return_mask=return_mask, out=out, shift=shift)
 
 
 cdef bint is_empty(broadcast_dims):
