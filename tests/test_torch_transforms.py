@@ -160,6 +160,15 @@ def test_gradients_under_vmap_and_vmap_under_gradients(randomness):
     assert torch.equal(grads, 4 * ys)
 
 
+@pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (1.0, True)])
+def test_without_a_mask_nothing_is_drawn(p, training):
+    x, state, generator = numbers(5), torch.get_rng_state(), cd.Generator(1)
+    for options in ({}, {"generator": generator}):
+        y, _ = torch.func.jvp(lambda x, o=options: ct.dropout(x, p, training, **o), (x,), (x,))
+        assert torch.equal(y, x if p < 1 else torch.zeros_like(x))
+    assert torch.equal(torch.get_rng_state(), state) and generator.calls == 0
+
+
 def test_jvp_vjp_jacobians_and_hessians():
     x = numbers(12)
     y, tangent = torch.func.jvp(ct.dropout, (x,), (x * 3,))

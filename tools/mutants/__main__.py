@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import anchors
-from catalog import MUTANTS
+from catalog import EXPLAINED, MUTANTS
 
 ROOT = Path(__file__).parents[2]
 LOG = Path(__file__).with_name("log.tsv")
@@ -54,10 +54,10 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "draws.pyx": "torch_functions torch_errors torch_replay torch_alpha torch_threads",
     "openmp.pyx": "torch_threads torch_functions",
     "xla.pyx": "xla jax_handler",
-    "functional.py": "variants functional",
+    "functional.py": "variants functional lies",
     "modules.py": "modules variants",
     "torch/functional.py": "torch_functions torch_fx torch_errors torch_alpha",
-    "torch/masked.py": "torch_functions torch_errors torch_transforms torch_modes torch_tracing",
+    "torch/masked.py": "torch_functions torch_zeros torch_errors torch_transforms torch_fx torch_modes",
     "torch/modules.py": "torch_modules torch_fx",
     "torch/operators.py": "torch_transforms torch_tracing torch_replay",
     "torch/replay.py": "torch_replay",
@@ -233,19 +233,22 @@ def write_log(log):
 
 
 def report(log):
-    """Print how many were killed by file, and which survived; return the fraction killed."""
+    """Print a table by file, and the mutants that survived; return the fraction killed."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
         outcome = log.get(mutant.id, ("", "not run"))[1]
-        counts[mutant.file][outcome] += 1
+        counts[mutant.file].update(["mutants", outcome.partition(" ")[0]])
         if outcome not in ("killed", "not run"):
-            print(f"{outcome}: {mutant.id}")
+            reason = EXPLAINED.get(mutant.id)
+            counts[mutant.file].update(["explained"] if reason else [])
+            print(f"{outcome}: {mutant.id}{': ' * bool(reason)}{reason or ''}")
     total = sum(counts.values(), collections.Counter())
+    columns = "mutants", "run", "killed", "survived", "explained"
+    print(f"{'':24}" + "".join(f"{column:>10}" for column in columns))
     for file, count in (*counts.items(), ("in all", total)):
-        numbers = ", ".join(f"{count[outcome]} {outcome}" for outcome in sorted(count))
-        print(f"{file}: {sum(count.values())} mutants, {numbers}")
-    run = sum(total.values()) - total["not run"]
-    return total["killed"] / run if run else 1
+        count["run"] = count["mutants"] - count["not"]
+        print(f"{file:24}" + "".join(f"{count[column]:10}" for column in columns))
+    return total["killed"] / total["run"] if total["run"] else 1
 
 
 # ---- the run ------------------------------------------------------------------------------------
