@@ -351,5 +351,8 @@ def test_a_subclass_sees_the_call():
             seen.append(function.__name__)
             return super().__torch_function__(function, types, args, kwargs)
 
-    y = ct.dropout(torch.ones(3).as_subclass(Logged), 0.5)
-    assert type(y) is Logged and "dropout" in seen
+    x = torch.ones(3).as_subclass(Logged)
+    assert type(ct.dropout(x, 0.5)) is Logged and "dropout" in seen
+    seen.clear()
+    torch.vmap(lambda _: ct.dropout(x, 0.5), randomness="same")(torch.ones(2))
+    assert "dropout" in seen
