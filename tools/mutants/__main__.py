@@ -61,7 +61,7 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "torch/modules.py": "torch_modules torch_fx",
     "torch/operators.py": "torch_transforms torch_tracing torch_replay",
     "torch/replay.py": "torch_replay",
-    "torch/reroute.py": "torch_modules torch_modes torch_zeros torch_errors",
+    "torch/reroute.py": "torch_modules torch_replay torch_modes torch_errors",
     "torch/tracing.py": "torch_fx",
     "jax.py": "jax_rates jax jax_calls",
     "flax.py": "flax",
