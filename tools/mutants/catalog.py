@@ -815,6 +815,12 @@ MUTANTS = {
 
 # Why no test can notice a mutant that survives
 EXPLAINED = {
+    "core/openmp.pyx:share_by_openmp:fork":
+        "in a forked child the calling thread then does the whole call, which takes longer",
+    "core/openmp.pyx:sharers_by_openmp:fork":
+        "in a forked child share_by_openmp leaves the call to the pool, whose number of threads alone changes",
+    "torch/replay.py:_SecondRun.__enter__:outer":
+        "a replay within another draws from its own generators alone: in the first run, it was refused all others",
     "core/elements.pxd:bits_at:last-byte":
         "the byte past the last one does not change the result, and lies within a local buffer or behind it",
 }
