@@ -42,17 +42,20 @@ def test_a_call_draws_the_mask_of_its_number(seed):
         np.testing.assert_array_equal(drop(layer, x), cd.Mask((5, 70), 0.3, seed, call).apply(x))
 
 
+@pytest.mark.parametrize("seed", [42, 2**31 + 7])
 @pytest.mark.parametrize("backend", DRAW)
-def test_every_backend_draws_the_same(backend):
+def test_every_backend_draws_the_same(backend, seed):
     make = np.asarray
     if backend == "jax":
         make = import_or_skip("jax").numpy.asarray
     elif backend == "torch":
         make = import_or_skip("torch").as_tensor
-    words = np.array([42, 5], "int32" if backend == "torch" else "uint32")  # as Keras has them
+    words = np.array([seed, 5], "uint32")
+    if backend == "torch":  # as Keras has them there
+        words = words.view("int32")
     x = numbers(5, 70)
     y = DRAW[backend](make(words), make(x), 0.3, (1,))
-    np.testing.assert_array_equal(np.asarray(y), expected(x, 0.3, 42, 5, (1,)))
+    np.testing.assert_array_equal(np.asarray(y), expected(x, 0.3, seed, 5, (1,)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

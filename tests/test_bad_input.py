@@ -2,6 +2,7 @@
 
 import mmap
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -129,6 +130,7 @@ INPUTS = {
     "list": ([1.0], TypeError, NO_X + "list$"),
     "int64": (np.ones(SHAPE, np.int64), TypeError, KIND + "int64$"),
     "object": (np.full(SHAPE, None), TypeError, KIND + "object$"),
+    "float8": (np.ones(SHAPE, ml_dtypes.float8_e4m3fn), TypeError, KIND + "float8_e4m3fn$"),
     "__array__": (type("Array", (), {"__array__": fail_array})(), TypeError, NO_X + "Array$"),
     "__array_interface__": (Interface(), TypeError, NO_X + "Interface$"),
     "__class__ lies": (Masquerade(), TypeError, NO_X + "Masquerade$"),

@@ -253,6 +253,29 @@ def test_out(world, make, error, words):
     expect(error, words, w.module.backward, w.x, out=out)
 
 
+@pytest.mark.parametrize(
+    "make, words",
+    [(frozen, "out is read-only"), (lambda x: strided(x, (0, 4)), f"elements of out {SELF}")],
+)
+def test_x_as_out(world, make, words):
+    x = make(world.x)
+    for kwargs in ({}, {"p": 0}, {"p": 1}, {"training": False}, {"mask": world.mask}):
+        expect(ValueError, words, cd.dropout, x, out=x, rng=world.generator, **kwargs)
+    expect(ValueError, words, world.mask.apply, x, x)
+
+
+def test_out_is_refused_where_an_overlap_takes_too_long_to_find():
+    shape, base = (3, 3, 5, 3, 5, 4, 3), np.zeros(500_000, np.float32)
+    steps = (177965, 51539, 6197, 1207, 155, 23, 5), (110376, 24215, 4074, 915, 94, 23, 5)
+    x, out = (
+        np.lib.stride_tricks.as_strided(memory, shape, [4 * step for step in of_each])
+        for memory, of_each in zip((base, base[1:]), steps, strict=True)
+    )
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(x, out, max_work=100_000)
+    expect(ValueError, OVERLAP, cd.dropout, x, out=out)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_out_that_partly_overlaps_x(dtype):
     base = np.arange(40, dtype=dtype)
@@ -273,7 +296,12 @@ def test_out_that_partly_overlaps_x(dtype):
         expect(ValueError, OVERLAP, cd.dropout, x, 0, out=out)
         expect(ValueError, OVERLAP, cd.Mask(x.shape, 0.5).apply, x, out)
         assert base.tobytes() == before.tobytes() and generator.calls == 0
-    for x, out in [(base[:20], base[20:]), (base[::2], base[1::2]), (square[:, :3], square[:, 3:])]:
+    for x, out in [
+        (base[:20], base[20:]),
+        (base[20:], base[:20]),
+        (base[::2], base[1::2]),
+        (square[:, :3], square[:, 3:]),
+    ]:
         np.testing.assert_array_equal(cd.dropout(x, rng=1, out=out), cd.dropout(x, rng=1))
 
 

@@ -195,6 +195,20 @@ def test_a_number_is_not_handed_out_twice_after_an_interrupt(huge, alarm):
 
 
 @linux_only
+def test_another_state_is_kept_after_an_interrupt(huge, alarm):
+    generator, another = cd.Generator(SEED), {"seed": SEED + 1, "calls": 1, "spawned": 0}
+
+    def set_and_stop(*_):
+        generator.state = another
+        raise Stop
+
+    alarm(set_and_stop)
+    with pytest.raises(Stop):
+        cd.dropout(huge, 0.3, rng=generator, inplace=True)
+    assert generator.state == another
+
+
+@linux_only
 def test_buffers_cannot_be_taken_away_in_the_middle_of_a_call(alarm):
     cd.set_num_threads(1)
     x, memory = quilt(np.float32, 1 << 30), bytearray(4 << 20)

@@ -231,6 +231,14 @@ def test_a_donated_array_lends_its_memory(shape):
     check(y, right)
 
 
+def test_in_place_there_is_no_second_array():
+    """Without the alias, XLA would copy the result to the memory that was donated."""
+    x = numbers((1000,))
+    drop = jax.jit(partial(dropout, p=0.3, inplace=True), donate_argnums=1)
+    memory = drop.lower(KEY, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < x.nbytes
+
+
 def test_inplace_spares_an_array_that_is_needed():
     x = numbers((1000,))
     before = np.array(x)

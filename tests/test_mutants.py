@@ -58,6 +58,14 @@ def test_the_log_names_mutants_that_there_are():
     assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
 
 
+def test_what_is_explained_has_survived():
+    lines = [line.split("\t") for line in (TOOL / "log.tsv").read_text().splitlines()]
+    outcomes = {line[0]: line[2] for line in lines}
+    assert catalog.EXPLAINED
+    for mutant, reason in catalog.EXPLAINED.items():
+        assert outcomes[mutant].startswith("survived") and reason
+
+
 # ---- what an anchor survives ------------------------------------------------------------------
 
 

@@ -126,6 +126,38 @@ def test_other_functions():
     assert torch.equal(x, torch.ones(1000, 3))
 
 
+def test_copies_are_independent_at_p_0_too():
+    x = torch.ones(3)
+    copies = ct.mc_dropout(x, 0.0, 2)
+    copies[0] += 1
+    assert torch.equal(copies[1], torch.ones(3)) and torch.equal(x, torch.ones(3))
+
+
+def test_a_sum_has_the_type_to_which_pytorch_promotes():
+    x, third = torch.ones(1000, 3), torch.tensor(1 / 3, dtype=torch.float64)
+    residual = third.expand(1000, 3).contiguous()
+    y = ct.bias_dropout_add(x, x, residual, 0.5)
+    assert y.dtype == torch.float64
+    assert set(y.unique().tolist()) == {third.item(), third.item() + 4}
+
+
+def test_samples_of_tensors_that_are_left_to_pytorch():
+    class Other(torch.Tensor):
+        pass
+
+    def ones():
+        return torch.ones(1000, 3).as_subclass(Other)
+
+    for options, kept in ({}, 2.0), ({"scale_by_keep": False}, 1.0), ({"inplace": True}, 2.0):
+        x = ones()
+        y = ct.drop_path(x, 0.5, **options)
+        assert type(y) is Other and set(y.unique().tolist()) == {0.0, kept}
+        assert torch.equal(y[:, 0], y[:, 2])
+        assert (y is x) == ("inplace" in options)
+        assert torch.equal(x, y if y is x else ones())
+    assert not ct.drop_path(ones(), 1.0, scale_by_keep=False).any()
+
+
 def test_dropped_elements_are_plus_zero_and_nan_is_not_spread():
     torch.manual_seed(0)
     x = torch.tensor([math.nan, math.inf, -math.inf, -1.0]).repeat(1000)
@@ -319,5 +351,8 @@ def test_a_subclass_sees_the_call():
             seen.append(function.__name__)
             return super().__torch_function__(function, types, args, kwargs)
 
-    y = ct.dropout(torch.ones(3).as_subclass(Logged), 0.5)
-    assert type(y) is Logged and "dropout" in seen
+    x = torch.ones(3).as_subclass(Logged)
+    assert type(ct.dropout(x, 0.5)) is Logged and "dropout" in seen
+    seen.clear()
+    torch.vmap(lambda _: ct.dropout(x, 0.5), randomness="same")(torch.ones(2))
+    assert "dropout" in seen

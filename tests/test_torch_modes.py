@@ -32,6 +32,7 @@ class Tagged(torch.Tensor):
 
 ANSWERS = {
     "another shape": lambda x, *_: torch.empty(3),
+    "the axes the other way round": lambda x, *_: torch.empty(x.shape[::-1]),
     "fewer dimensions": lambda x, *_: torch.empty(()),
     "another type": lambda x, *_: torch.empty(x.shape, dtype=torch.int8),
     "another float": lambda x, *_: torch.empty(x.shape, dtype=torch.bfloat16),

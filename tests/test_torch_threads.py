@@ -141,6 +141,15 @@ def test_no_more_threads_share_a_call_than_this_package_allows(threads):
     assert (status, out.split()[1], errors) == (0, str(threads), "")
 
 
+def test_threads_that_do_not_take_part_write_nothing():
+    cd.set_num_threads(2)  # of the three in PyTorch's team
+    memory, n = torch.ones(1 << 22), (1 << 21) + 5
+    ct.dropout(memory[:n], 0.3, inplace=True, generator=cd.Generator(SEED))
+    expected = np.ones(len(memory), np.float32)
+    cd.dropout(expected[:n], 0.3, inplace=True, rng=SEED)
+    assert np.array_equal(memory.numpy(), expected)
+
+
 @unix_only
 def test_a_signals_handler_ends_a_call():
     class Stop(Exception):

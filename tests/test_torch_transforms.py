@@ -162,6 +162,29 @@ def test_gradients_under_vmap_and_vmap_under_gradients(randomness):
     assert torch.equal(grads, 4 * ys)
 
 
+@pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (1.0, True)])
+def test_without_a_mask_nothing_is_drawn(p, training):
+    x, state, generator = numbers(5), torch.get_rng_state(), cd.Generator(1)
+    for options in ({}, {"generator": generator}):
+        y, _ = torch.func.jvp(lambda x, o=options: ct.dropout(x, p, training, **o), (x,), (x,))
+        assert torch.equal(y, x if p < 1 else torch.zeros_like(x))
+    assert torch.equal(torch.get_rng_state(), state) and generator.calls == 0
+
+
+def test_a_seed_may_have_64_bits():
+    x, seed = numbers(64), 2**64 - 3
+    generator = cd.Generator(seed)
+    y, _ = torch.func.jvp(lambda x: ct.dropout(x, 0.5, generator=generator), (x,), (x,))
+    assert torch.equal(y, torch.from_numpy(cd.Mask(64, 0.5, seed).apply(x.numpy())))
+
+
+def test_a_tensor_on_another_device_is_left_to_pytorch():
+    x, generator = torch.ones(2, 3, device="meta"), cd.Generator(1)
+    assert torch.vmap(ct.dropout, randomness="same")(x).device.type == "meta"
+    with pytest.raises(NotImplementedError, match="of torch.float32 on meta is left to it"):
+        torch.vmap(lambda x: ct.dropout(x, generator=generator), randomness="same")(x)
+
+
 def test_jvp_vjp_jacobians_and_hessians():
     x = numbers(12)
     y, tangent = torch.func.jvp(ct.dropout, (x,), (x * 3,))

@@ -68,3 +68,13 @@ def test_native_dropout_gives_plus_zero_gradients_for_dropped_elements(dtype, cr
         y, keep = torch.native_dropout(dual, p, True)
         y, tangent = torch.autograd.forward_ad.unpack_dual(y)
     assert torch.equal(y != 0, keep) and all_plus_zero(tangent[~keep])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_of_gradients_is_plus_zero_for_dropped_elements(dtype):
+    x = torch.randn(1000, dtype=dtype, requires_grad=True)
+    y = ct.dropout(x, 0.5)
+    gy = torch.tensor(BAD, dtype=dtype)[:, None].expand(-1, 1000)
+    (gx,) = torch.autograd.grad(y, x, gy, is_grads_batched=True)
+    assert all_plus_zero(gx[:, y == 0])
+    assert torch.equal(gx[3:, y != 0], 2 * gy[3:, y != 0])

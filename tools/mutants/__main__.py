@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import anchors
-from catalog import MUTANTS
+from catalog import EXPLAINED, MUTANTS
 
 ROOT = Path(__file__).parents[2]
 LOG = Path(__file__).with_name("log.tsv")
@@ -38,34 +38,34 @@ KERNELS = (
     "simd.h",
 )
 SETS = ("baseline", "avx2", "avx512")
-NEAREST = {  # the tests that are the likeliest to notice
+NEAREST = {  # the tests that are the likeliest to notice, in the order in which they run
     **dict.fromkeys(
-        KERNELS, "build views past_cache halves fused corners kernels capi guard_pages"
+        KERNELS, "build kernels corners views halves fused capi guard_pages past_cache"
     ),
     "dispatch.pyx": "build",
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
-    "masks.pyx": "masks mask_operators errors",
+    "masks.pyx": "masks mask_operators errors variants functional",
     "arguments.pyx": "generators errors bad_input flags",
-    "generators.pyx": "generators errors numpy_random",
+    "generators.pyx": "generators errors numpy_random lies faults",
     "calls.pyx": "functional errors exporters lies flags modules",
     "threads.pyx": "threads errors faults",
     "engine.pyx": "layouts masks threads functional",
     "dtypes.pyx": "errors bad_input halves torch_functions jax",
     "fused.pyx": "fused",
-    "tensors.pyx": "torch_[!e]* torch_errors",
-    "draws.pyx": "torch_[!e]* torch_errors",
+    "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors torch_zeros",
+    "draws.pyx": "torch_functions torch_replay torch_alpha torch_errors",
     "openmp.pyx": "torch_threads torch_functions",
-    "xla.pyx": "xla jax*",
-    "functional.py": "variants functional",
+    "xla.pyx": "xla jax_handler",
+    "functional.py": "variants functional lies",
     "modules.py": "modules variants",
-    "torch/functional.py": "torch_functions torch_alpha torch_errors torch_transforms torch_fx",
-    "torch/masked.py": "torch_functions torch_errors torch_alpha torch_transforms torch_tracing",
-    "torch/modules.py": "torch_modules torch_functions torch_fx",
+    "torch/functional.py": "torch_functions torch_fx torch_errors torch_alpha",
+    "torch/masked.py": "torch_functions torch_zeros torch_errors torch_transforms torch_fx torch_modes",
+    "torch/modules.py": "torch_modules torch_fx",
     "torch/operators.py": "torch_transforms torch_tracing torch_replay",
     "torch/replay.py": "torch_replay",
-    "torch/reroute.py": "torch_modules torch_tracing torch_threads torch_functions",
+    "torch/reroute.py": "torch_modules torch_replay torch_modes torch_errors",
     "torch/tracing.py": "torch_fx",
-    "jax.py": "jax jax_calls jax_rates",
+    "jax.py": "jax_rates jax jax_calls",
     "flax.py": "flax",
     "dask.py": "dask*",
     "keras.py": "keras",
@@ -80,7 +80,8 @@ def setup(ext_modules, **rest):
     if modules:
         ext_modules = [e for e in ext_modules if e.name.rpartition(".")[2] in modules.split()]
     for extension in ext_modules:
-        extension.extra_compile_args.append("-O1")  # compiles faster, and gives the same results
+        level = "-O1" if "_kernels_" in extension.name else "-O0"  # faster than to optimize fully
+        extension.extra_compile_args.append(level)  # and the results are the same
     sys.argv = ["setup.py", "-q", "build_ext", *options]
     whole(ext_modules=ext_modules, **rest)
 setuptools.setup = setup
@@ -111,7 +112,7 @@ class Mutant:
     def nearest(self):
         names = NEAREST.get(self.file) or NEAREST[Path(self.file).name]
         found = [path for name in names.split() for path in ROOT.glob(f"tests/test_{name}.py")]
-        return sorted({str(path.relative_to(ROOT)) for path in found})
+        return [str(path.relative_to(ROOT)) for path in found]
 
 
 def mutants():
@@ -234,19 +235,22 @@ def write_log(log):
 
 
 def report(log):
-    """Print how many were killed by file, and which survived; return the fraction killed."""
+    """Print a table by file, and the mutants that survived; return the fraction killed."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
         outcome = log.get(mutant.id, ("", "not run"))[1]
-        counts[mutant.file][outcome] += 1
+        counts[mutant.file].update(["mutants", outcome.partition(" ")[0]])
         if outcome not in ("killed", "not run"):
-            print(f"{outcome}: {mutant.id}")
+            reason = EXPLAINED.get(mutant.id)
+            counts[mutant.file].update(["explained"] if reason else [])
+            print(f"{outcome}: {mutant.id}{': ' * bool(reason)}{reason or ''}")
     total = sum(counts.values(), collections.Counter())
+    columns = "mutants", "run", "killed", "survived", "explained"
+    print(f"{'':24}" + "".join(f"{column:>10}" for column in columns))
     for file, count in (*counts.items(), ("in all", total)):
-        numbers = ", ".join(f"{count[outcome]} {outcome}" for outcome in sorted(count))
-        print(f"{file}: {sum(count.values())} mutants, {numbers}")
-    run = sum(total.values()) - total["not run"]
-    return total["killed"] / run if run else 1
+        count["run"] = count["mutants"] - count["not"]
+        print(f"{file:24}" + "".join(f"{count[column]:10}" for column in columns))
+    return total["killed"] / total["run"] if total["run"] else 1
 
 
 # ---- the run ------------------------------------------------------------------------------------
@@ -260,6 +264,14 @@ class Runner:
         synchronize(work / "base")
         for job in range(jobs):
             self.trees.put(Tree(work / "base", work / f"tree{job}"))
+            self.check_package(work / f"tree{job}")
+
+    def check_package(self, folder):
+        """Raise SystemExit unless tests of a tree, and the processes they start, import its package."""
+        command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
+        _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
+        if Path(output.strip()).parent != folder / "cdropout":
+            raise SystemExit(f"the tests in {folder} would test another package: {output}")
 
     def limit(self, tree, tests, isa):
         """Return the seconds that tests may take; SystemExit if they fail without a mutant."""
