@@ -687,10 +687,8 @@ MUTANTS = {
             ("x", "or $a.x != $a.y", "or False"),
             ("y", "or $a.y != $s * $i", "or False"),
             ("mask", "$a.mask != $s or", "False or"),
-            ("axes of one", "$a.length != 1 and", "True and"),
         ],
         "has_row_kernel": [
-            ("axes", "$v.ndim > 1 or", "False or"),
             ("bools", "or $b != NULL", "or False"),
             ("shift", "or $s.shifts", "or False"),
             ("x", "$a.x == $i and", "True and"),
