@@ -49,7 +49,7 @@ cdef void choose_tiles(Operation* operation) noexcept nogil:
     choose_tile(operation.lengths, &drawn, &operation.view)
 
 
-cdef void prepare(Operation* operation) noexcept nogil:
+cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
     """Decide how the operation is executed. The seed and the call number of its mask may still change after this."""
     cdef View* view = &operation.view
     operation.size = count_elements(view)
@@ -59,6 +59,8 @@ cdef void prepare(Operation* operation) noexcept nogil:
         use_mask(operation, &nothing)
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
+    operation.executor = executor
+    operation.threads = threads_for(executor, operation.size, max_threads)
     operation.contiguous = has_row_kernel(operation)
     if operation.contiguous:
         operation.lengths[0] = CHUNK
@@ -124,28 +126,28 @@ cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
     return operation.size > <size_t>(LONG if operation.contiguous else CHUNK)
 
 
-cdef int run(const Operation* operation, const Executor* executor, size_t max_threads) except -1 nogil:
-    """Execute a prepared operation on at most max_threads threads; -1 if a signal's handler raised."""
+cdef int run(const Operation* operation) except -1 nogil:
+    """Execute a prepared operation; -1 if a signal's handler raised."""
     if operation.size == 0:
         return 0
     if operation.contiguous and operation.size <= CHUNK:
         run_row(operation, 0)
         return 0
-    return executor.run(
-        run_chunk, operation, count_tiles(&operation.view, operation.lengths),
-        threads_for(executor, operation.size, max_threads), executor.answers_signals and may_be_interrupted(operation),
+    return operation.executor.run(
+        run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.threads,
+        operation.executor.answers_signals and may_be_interrupted(operation),
     )
 
 
-cdef int run_prepared(const Operation* operation, const Executor* executor, size_t max_threads) except -1:
+cdef int run_prepared(const Operation* operation) except -1:
     """Do what `run` does, and release the GIL where that pays."""
     if operation.size < SHORT:
-        return run(operation, executor, 1)
+        return run(operation)
     with nogil:
-        return run(operation, executor, max_threads)
+        return run(operation)
 
 
 cdef int apply(Operation* operation, const Executor* executor) except -1:
     """Prepare and execute an operation, on as many threads as the executor has."""
-    prepare(operation)
-    return run_prepared(operation, executor, SIZE_MAX)
+    prepare(operation, executor, SIZE_MAX)
+    return run_prepared(operation)

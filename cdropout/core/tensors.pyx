@@ -176,6 +176,8 @@ cpdef compute(x, Draw draw):
     """
     cdef Operation operation, drawing
     cdef TensorView source, target, keep
+    cdef const Executor* executor
+    cdef size_t max_threads
     cdef bint given = draw.drawn
     if not read(x, &source):
         return None
@@ -197,14 +199,16 @@ cpdef compute(x, Draw draw):
     use_mask(&operation, &draw.mask)
     if draw.shifts:
         use_shift(&operation, draw.shift, draw.constant)
-    prepare(&operation)
+    executor = executor_of_pytorch()
+    max_threads = torch.get_num_threads() if size_of(&source) >= executor.shared else 1
+    prepare(&operation, executor, max_threads)
     draw.draw(may_be_interrupted(&operation))
     try:
-        execute(&operation)
+        run_prepared(&operation)
         if draw.keep is not None:
             use_mask(&drawing, &draw.mask)
-            prepare(&drawing)
-            execute(&drawing)
+            prepare(&drawing, executor, max_threads)
+            run_prepared(&drawing)
         if copy is not None:
             y.copy_(copy)
     except BaseException:             # a signal's handler has raised
@@ -225,11 +229,6 @@ cdef copy_first(x, TensorView* source, Draw draw):
     check_new(copy, &wide, source, &types[<int>CDROPOUT_FLOAT32], "Tensor.to")
     source[0] = wide
     return copy
-
-
-cdef int execute(const Operation* operation) except -1:
-    cdef const Executor* executor = executor_of_pytorch()
-    return run_prepared(operation, executor, torch.get_num_threads() if operation.size >= executor.shared else 1)
 
 
 def compute_gradient(gy, Draw draw):
