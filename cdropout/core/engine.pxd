@@ -23,6 +23,8 @@ cdef struct Operation:                # the caller fills in:
     double constant                   # and dropped ones become this; otherwise +0.0
     # by prepare:
     size_t size
+    const Executor* executor
+    size_t threads                    # that may share it
     bint contiguous                   # x, y and the mask are one axis without gaps, for which there is a kernel
     uint32_t flags
     size_t lengths[MAX_DIMS]          # of a work chunk along each axis of the view
@@ -54,6 +56,6 @@ cdef inline void use_shift(Operation* operation, double shift, double constant) 
 
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil
-cdef int run(const Operation* operation, const Executor* executor, size_t max_threads) except -1 nogil
-cdef int run_prepared(const Operation* operation, const Executor* executor, size_t max_threads) except -1
+cdef int run(const Operation* operation) except -1 nogil
+cdef int run_prepared(const Operation* operation) except -1
 cdef int apply(Operation* operation, const Executor* executor) except -1

@@ -45,18 +45,19 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
     return axis.length == 1 or axis.x == itemsize and axis.y == itemsize and axis.mask == 1
 
 
-cdef void choose_lengths(Operation* operation, size_t threads) noexcept nogil:
-    """Choose the lengths of work chunks: tiles that this many threads can share evenly."""
+cdef void choose_lengths(Operation* operation) noexcept nogil:
+    """Choose the lengths of work chunks: tiles that the threads can share evenly."""
     cdef View* view = &operation.view
     cdef size_t largest = TILE
+    cdef size_t threads
     cdef Drawn drawn
     cdef int i
     if operation.size <= SMALLEST_TILE:
         for i in range(view.ndim):
             operation.lengths[i] = view.axes[i].length
         return
-    if threads > 1:
-        threads = min(threads, exchange_number(0))
+    if operation.threads > 1:
+        threads = min(operation.threads, exchange_number(0))
         largest = max(min(largest, operation.size // (2 * threads)), <size_t>SMALLEST_TILE)
     choose_tile(operation.lengths, &drawn, view, largest)
 
@@ -71,11 +72,13 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
         use_mask(operation, &nothing)
     if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
+    operation.executor = executor
+    operation.threads = threads_for(executor, operation.size, max_threads)
     operation.contiguous = has_row_kernel(operation)
     if operation.contiguous:
         operation.lengths[0] = CHUNK
     else:
-        choose_lengths(operation, threads_for(executor, operation.size, max_threads))
+        choose_lengths(operation)
     operation.flags = 0
     if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
         operation.flags = CDROPOUT_PART_OF_LARGE
@@ -136,28 +139,28 @@ cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
     return operation.size > <size_t>(LONG if operation.contiguous else CHUNK)
 
 
-cdef int run(const Operation* operation, const Executor* executor, size_t max_threads) except -1 nogil:
-    """Execute a prepared operation on at most max_threads threads; -1 if a signal's handler raised."""
+cdef int run(const Operation* operation) except -1 nogil:
+    """Execute a prepared operation; -1 if a signal's handler raised."""
     if operation.size == 0:
         return 0
     if operation.contiguous and operation.size <= CHUNK:
         run_row(operation, 0)
         return 0
-    return executor.run(
-        run_chunk, operation, count_tiles(&operation.view, operation.lengths),
-        threads_for(executor, operation.size, max_threads), executor.answers_signals and may_be_interrupted(operation),
+    return operation.executor.run(
+        run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.threads,
+        operation.executor.answers_signals and may_be_interrupted(operation),
     )
 
 
-cdef int run_prepared(const Operation* operation, const Executor* executor, size_t max_threads) except -1:
+cdef int run_prepared(const Operation* operation) except -1:
     """Do what `run` does, and release the GIL where that pays."""
     if operation.size < SHORT:
-        return run(operation, executor, 1)
+        return run(operation)
     with nogil:
-        return run(operation, executor, max_threads)
+        return run(operation)
 
 
 cdef int apply(Operation* operation, const Executor* executor) except -1:
     """Prepare and execute an operation, on as many threads as the executor has."""
     prepare(operation, executor, SIZE_MAX)
-    return run_prepared(operation, executor, SIZE_MAX)
+    return run_prepared(operation)

@@ -183,13 +183,11 @@ cpdef compute(x, Draw draw):
     """
     cdef Operation operation, drawing
     cdef TensorView source, target, keep
-    cdef const Executor* executor = executor_of_pytorch()
-    cdef size_t max_threads = 1
+    cdef const Executor* executor
+    cdef size_t max_threads
     cdef bint given = draw.drawn
     if not read(x, &source):
         return None
-    if size_of(&source) >= executor.shared:
-        max_threads = torch.get_num_threads()
     if draw.keep is not None:
         check_new(draw.keep, &keep, &source, &types[<int>CDROPOUT_BOOL], "empty")
         fill_view(&drawing.view, &keep, &keep, draw.start, None)
@@ -208,14 +206,16 @@ cpdef compute(x, Draw draw):
     use_mask(&operation, &draw.id)
     if draw.shifts:
         use_shift(&operation, draw.shift, draw.constant)
+    executor = executor_of_pytorch()
+    max_threads = torch.get_num_threads() if size_of(&source) >= executor.shared else 1
     prepare(&operation, executor, max_threads)
     draw.draw(may_be_interrupted(&operation))
     try:
-        run_prepared(&operation, executor, max_threads)
+        run_prepared(&operation)
         if draw.keep is not None:
             use_mask(&drawing, &draw.id)
             prepare(&drawing, executor, max_threads)
-            run_prepared(&drawing, executor, max_threads)
+            run_prepared(&drawing)
         if copy is not None:
             y.copy_(copy)
     except BaseException:             # a signal's handler has raised

@@ -33,7 +33,7 @@ from cdropout.core.dtypes import LISTED
 from cdropout.core.dtypes cimport by_xla, types
 from cdropout.core.engine cimport CHUNK, Operation, prepare, run, use_mask
 from cdropout.core.threads cimport pool_in_xla, threads_for
-from cdropout.core.view cimport MAX_DIMS, View
+from cdropout.core.view cimport MAX_DIMS, View, count_elements
 
 cdef extern from *:
     """
@@ -354,7 +354,7 @@ cdef cdropout_mask mask_of(const Call* call, size_t i) noexcept nogil:
     return mask
 
 
-cdef void apply_mask(const Call* call, size_t i, size_t max_threads) noexcept nogil:
+cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
     cdef Operation operation = call.operation
     cdef cdropout_mask mask
     cdef size_t offset = i * operation.size * itemsize_of(call.x)
@@ -362,7 +362,7 @@ cdef void apply_mask(const Call* call, size_t i, size_t max_threads) noexcept no
     operation.mask = &mask
     operation.view.x += offset
     operation.view.y += offset
-    run(&operation, pool_in_xla, max_threads)
+    run(&operation)
 
 
 cdef size_t masks_per_chunk(const Call* call) noexcept nogil:
@@ -375,23 +375,25 @@ cdef void apply_some(const void* work, size_t chunk) noexcept nogil:
     cdef size_t each = masks_per_chunk(call)
     cdef size_t i
     for i in range(chunk * each, min((chunk + 1) * each, call.masks)):
-        apply_mask(call, i, 1)
+        apply_mask(call, i)
 
 
 cdef void apply_all(Call* call) noexcept nogil:
     """Apply all masks: large ones one after the other, small ones at the same time."""
     cdef cdropout_mask first
+    cdef bint together
     cdef size_t i
     if call.masks == 0:
         return
     first = mask_of(call, 0)
     use_mask(&call.operation, &first)
-    prepare(&call.operation, pool_in_xla, SIZE_MAX)
+    together = call.masks > 1 and count_elements(&call.operation.view) < CHUNK
+    prepare(&call.operation, pool_in_xla, 1 if together else SIZE_MAX)
     if call.x.data != call.y.data:
         use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
-    if call.masks == 1 or call.operation.size >= CHUNK:
+    if not together:
         for i in range(call.masks):
-            apply_mask(call, i, SIZE_MAX)
+            apply_mask(call, i)
     elif call.operation.size:
         pool_in_xla.run(
             apply_some, call, (call.masks - 1) // masks_per_chunk(call) + 1,
