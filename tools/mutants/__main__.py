@@ -57,8 +57,10 @@ NEAREST = {  # the tests that are the likeliest to notice
     "xla.pyx": "xla jax*",
     "functional.py": "given_masks variants functional",
     "modules.py": "modules variants",
-    "torch/functional.py": "torch_functions torch_masks torch_alpha torch_errors torch_transforms torch_fx",
-    "torch/masked.py": "torch_masks torch_functions torch_errors torch_alpha torch_transforms torch_tracing",
+    "torch/functional.py": "torch_functions torch_masks torch_alpha torch_errors torch_transforms "
+    "torch_fx",
+    "torch/masked.py": "torch_masks torch_functions torch_errors torch_alpha torch_transforms "
+    "torch_tracing",
     "torch/modules.py": "torch_modules torch_functions torch_fx",
     "torch/operators.py": "torch_masks torch_transforms torch_tracing torch_replay",
     "torch/replay.py": "torch_replay",
