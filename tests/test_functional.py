@@ -304,6 +304,12 @@ def test_every_kind_of_mask_masks_forward_and_backward(shape, dtype):
             expect_same(ordered, expected)
 
 
+def test_a_mask_knows_its_own_p():
+    x, mask = numbers((20, 30), np.float32), cd.Mask((20, 30), 0.3, SEED)
+    for p in (0, 0.9, 1):
+        expect_same(cd.dropout(x, p, mask=mask), mask.apply(x))
+
+
 def test_masks_of_any_strides():
     x = numbers((30, 40), np.float32)
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)

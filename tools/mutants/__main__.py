@@ -46,7 +46,7 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
     "masks.pyx": "masks mask_operators errors variants functional",
     "generators.pyx": "generators errors bad_input flags lies faults",
-    "calls.pyx": "functional errors exporters lies flags modules",
+    "calls.pyx": "functional variants errors exporters lies flags modules",
     "threads.pyx": "threads errors faults",
     "pieces.pyx": "layouts masks threads",
     "fused.pyx": "fused",
