@@ -52,7 +52,8 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "engine.pyx": "layouts masks threads functional",
     "dtypes.pyx": "errors bad_input halves torch_functions jax",
     "fused.pyx": "fused",
-    "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors torch_zeros",
+    "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors "
+    "torch_zeros",
     "draws.pyx": "torch_functions torch_replay torch_alpha torch_errors",
     "openmp.pyx": "torch_threads torch_functions",
     "xla.pyx": "xla jax_handler",
@@ -268,7 +269,7 @@ class Runner:
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless tests of a tree, and the processes they start, import its package."""
+        """Raise SystemExit unless the tests of a tree, and their processes, import its package."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":
