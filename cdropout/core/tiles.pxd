@@ -17,6 +17,10 @@ from cdropout.core.view cimport (
     join_axes, lay_out, simplify, take_tile,
 )
 
+cdef extern from "simd.h" nogil:
+    size_t take_alternate "cd_take_alternate"(void* to, const void* x, size_t n, size_t size)
+    size_t put_alternate "cd_put_alternate"(void* y, const void* elements, size_t n, size_t size)
+
 cdef enum:
     SMALL_BYTES = 1 << 15             # of the bits of a SMALL_TILE
     STRIP = 1 << 16                   # elements of a tile whose bits are reordered at once
@@ -162,14 +166,18 @@ cdef inline uint64_t first_bit(const Drawn* drawn, const View* tile) noexcept no
 
 
 cdef inline void gather(element* to, const char* x, ptrdiff_t stride, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
+    cdef size_t i = 0
+    if sizeof(element) > 1 and stride == 2 * sizeof(element):
+        i = take_alternate(to, x, n, sizeof(element))
+    for i in range(i, n):
         memcpy(to + i, x + <ptrdiff_t>i * stride, sizeof(element))
 
 
 cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
+    cdef size_t i = 0
+    if sizeof(element) > 1 and stride == 2 * sizeof(element):
+        i = put_alternate(y, elements, n, sizeof(element))
+    for i in range(i, n):
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
