@@ -204,7 +204,7 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #endif
 
 /* Copy elements of `size` bytes, 2, 4 or 8, from every other place, or to every other place without touching those between.
- * Return how many were copied: the largest multiple of a register's, or 0 where there are no masked loads and stores. */
+ * Return how many were copied: none, unless there are instructions for it. */
 #if defined(__AVX512VL__)
 static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
   size_t i, lanes = 32 / size;
@@ -236,8 +236,15 @@ static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_
 }
 #else
 static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
+  size_t i = 0;
+#if defined(__SSE2__) && defined(__GNUC__)
+  for (; size == 4 && i + 4 < n; i += 4) { /* not up to the last one, since what follows it is read */
+    const float *from = (const float *)x + 2 * i;
+    _mm_storeu_ps((float *)to + i, _mm_shuffle_ps(_mm_loadu_ps(from), _mm_loadu_ps(from + 4), 0x88));
+  }
+#endif
   (void)to, (void)x, (void)n, (void)size;
-  return 0;
+  return i;
 }
 static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_t size) {
   (void)y, (void)from, (void)n, (void)size;

@@ -31,7 +31,7 @@ cdef enum:
     MANY = 1 << 17                    # elements that do not fit the cache with their results: fetching pays
     SHORT_ROW = 2048                  # bytes of a row up to which the CPU does not fetch the next row by itself: ...
     AHEAD = 64                        # ... so many lines from one that is used to one that is fetched
-    BUFFER = 512                      # elements that are gathered from, or scattered to, steps in memory at once
+    BUFFER = 128                      # elements that are gathered from, or scattered to, steps in memory at once
     STREAMED_ROW = 4 * GROUP          # elements from which streaming stores pay for a row
 
 cdef struct Source:                   # what says which elements are kept: a mask, or
@@ -222,7 +222,7 @@ cdef inline void apply_spaced_row(
     cdef const element* source
     cdef element* target
     cdef size_t done, n
-    for done in range(0, row.length, 512):        # BUFFER: Cython makes a loop of C of a literal step only
+    for done in range(0, row.length, 128):        # BUFFER: Cython makes a loop of C of a literal step only
         n = min(row.length - done, <size_t>BUFFER)
         source = <const element*>x
         target = <element*>y if row.y == sizeof(element) else buffer
@@ -250,11 +250,10 @@ cdef inline void apply_rows(const View* strip, const uint8_t* bits, const Terms*
     cdef bint large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
     cdef size_t lines = row.length * sizeof(element) // LINE_BYTES + 1
     begin_rows(&rows, strip)
-    if adjacent and row.length * sizeof(element) <= SHORT_ROW and count_elements(strip) >= MANY:
+    ahead.left = 0
+    if adjacent and row.length * sizeof(element) <= SHORT_ROW and count_elements(strip) >= STRIP // 2:
         begin_ahead(&ahead, strip, <size_t>-1)
         fetch(&ahead, AHEAD)
-    else:
-        ahead.left = 0
     while True:
         x = strip.x + <ptrdiff_t>rows.x
         y = strip.y + <ptrdiff_t>rows.y
