@@ -58,7 +58,7 @@ cdef void choose_lengths(Operation* operation) noexcept nogil:
         return
     if operation.threads > 1:
         threads = min(operation.threads, exchange_number(0))
-        largest = max(min(largest, operation.size // (2 * threads)), <size_t>SMALLEST_TILE)
+        largest = max(min(largest, operation.size // threads), <size_t>SMALLEST_TILE)
     choose_tile(operation.lengths, &drawn, view, largest)
 
 
