@@ -4,6 +4,7 @@ from libc.string cimport memcpy, memset
 
 cdef extern from "simd.h" nogil:
     uint64_t load_bits64 "cd_load_bits64"(const void*)
+    uint64_t reverse_bytes64 "cd_reverse_bytes64"(uint64_t)
     void store_bits64 "cd_store_bits64"(void*, uint64_t)
 
 cdef struct Writer:                               # packed bits on their way to memory
@@ -23,6 +24,19 @@ cdef inline void write_bits(Writer* writer, uint64_t word, uint64_t count) noexc
     writer.to += 8
     writer.held = word >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
     writer.count += count - 64
+
+
+cdef inline void write_row(Writer* writer, uint64_t word, uint64_t count) noexcept nogil:
+    """write_bits without a branch, which may use 8 bytes after what it has written."""
+    cdef uint64_t total = writer.count + count
+    cdef uint64_t rest
+    word &= ~<uint64_t>0 >> (64 - count)
+    rest = word >> 1 >> (63 - writer.count)
+    writer.held |= word << writer.count
+    store_bits64(writer.to, writer.held)
+    writer.held = rest if total >= 64 else writer.held
+    writer.to += total // 64 * 8
+    writer.count = total % 64
 
 
 cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil:
@@ -90,18 +104,14 @@ cdef inline uint64_t bits64_at(const uint8_t* bits, uint64_t first) noexcept nog
     """Return 64 bits from bit `first` on; reads up to 8 bytes past the byte of the first."""
     cdef const uint8_t* byte = bits + first // 8
     cdef uint64_t shift = first % 8
-    if shift == 0:
-        return load_bits64(byte)
-    return load_bits64(byte) >> shift | <uint64_t>byte[8] << (64 - shift)
+    return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # a shift by 64 is undefined
 
 
 cdef inline uint64_t reversed_bits(uint64_t bits) noexcept nogil:
     bits = bits >> 1 & <uint64_t>0x5555555555555555 | (bits & <uint64_t>0x5555555555555555) << 1
     bits = bits >> 2 & <uint64_t>0x3333333333333333 | (bits & <uint64_t>0x3333333333333333) << 2
     bits = bits >> 4 & <uint64_t>0x0F0F0F0F0F0F0F0F | (bits & <uint64_t>0x0F0F0F0F0F0F0F0F) << 4
-    bits = bits >> 8 & <uint64_t>0x00FF00FF00FF00FF | (bits & <uint64_t>0x00FF00FF00FF00FF) << 8
-    bits = bits >> 16 & <uint64_t>0x0000FFFF0000FFFF | (bits & <uint64_t>0x0000FFFF0000FFFF) << 16
-    return bits >> 32 | bits << 32
+    return reverse_bytes64(bits)
 
 
 cdef inline void exchange(word* a, word* b, int shift, uint64_t low) noexcept nogil:
@@ -152,13 +162,25 @@ cdef inline int place_of(int row) noexcept nogil:
     return (row & 7) << 3 | row >> 3
 
 
-cdef inline uint64_t row_at(const uint8_t* source, uint64_t first, bint descending) noexcept nogil:
-    """Return 64 bits from bit `first` on, or down from it."""
-    if not descending:
-        return bits64_at(source, first)
+cdef inline uint64_t bits64_down_from(const uint8_t* source, uint64_t first) noexcept nogil:
+    """Return 64 bits from bit `first` down."""
     if first >= 63:
         return reversed_bits(bits64_at(source, first - 63))
     return reversed_bits(load_bits64(source) << (63 - first))
+
+
+cdef inline void load_rows(
+    uint64_t* rows, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row, size_t begin, size_t n
+) noexcept nogil:
+    """Load up to 64 bits along `outer`, whose stride is 1 or -1, of n rows."""
+    cdef size_t i
+    first += <uint64_t>row.stride * begin
+    if outer.stride < 0:
+        for i in range(n):
+            rows[i] = bits64_down_from(source, first + <uint64_t>row.stride * i)
+    else:
+        for i in range(n):
+            rows[i] = bits64_at(source, first + <uint64_t>row.stride * i)
 
 
 cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
@@ -170,9 +192,21 @@ cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first
 
 cdef inline void append_reversed(Writer* writer, const uint8_t* bits, uint64_t last, size_t n) noexcept nogil:
     """Append n bits down from bit `last`."""
-    cdef size_t done
-    for done in range(0, n, 64):
-        write_bits(writer, row_at(bits, last - done, True), min(n - done, <size_t>64))
+    cdef uint64_t words[8]
+    cdef uint8_t group[64]
+    cdef size_t done = 0
+    cdef size_t i
+    while n - done >= 512:                        # compilers vectorize the second loop
+        for i in range(8):
+            words[i] = bits64_at(bits, last - done - 63 - 64 * i)
+        for i in range(8):
+            words[i] = reversed_bits(words[i])
+        for i in range(8):
+            store_bits64(group + 8 * i, words[i])
+        write_group(writer, group)
+        done += 512
+    for done in range(done, n, 64):
+        write_bits(writer, bits64_down_from(bits, last - done), min(n - done, <size_t>64))
 
 
 cdef inline void append_equal(Writer* writer, bint bit, size_t n) noexcept nogil:
@@ -204,19 +238,28 @@ cdef inline void append_rows(
     """Append the bits of all rows; rows are the last axis."""
     cdef size_t index[MOST_AXES]
     cdef const BitAxis* row = &axes[ndim - 1]
+    cdef Writer local = writer[0]                 # in registers: what is stored may be a part of *writer
+    cdef size_t i
     cdef int axis
+    cdef bint short_rows = row.stride == 1 and row.length <= 64 and ndim > 1
     for axis in range(ndim):
         index[axis] = 0
     while True:
-        if row.stride == 1:
-            append_bits(writer, source, first, row.length)
-        elif row.stride == -1:
-            append_reversed(writer, source, first, row.length)
-        elif row.stride == 0:
-            append_equal(writer, source[first // 8] >> first % 8 & 1, row.length)
+        if short_rows:                            # all of axis ndim - 2
+            axis = ndim - 2
+            for i in range(axes[axis].length):
+                write_row(&local, bits64_at(source, first + i * <uint64_t>axes[axis].stride), row.length)
         else:
-            append_spaced(writer, source, first, row.stride, row.length)
-        axis = ndim - 2
+            axis = ndim - 1
+            if row.stride == 1:
+                append_bits(&local, source, first, row.length)
+            elif row.stride == -1:
+                append_reversed(&local, source, first, row.length)
+            elif row.stride == 0:
+                append_equal(&local, source[first // 8] >> first % 8 & 1, row.length)
+            else:
+                append_spaced(&local, source, first, row.stride, row.length)
+        axis -= 1
         while axis >= 0:
             first += <uint64_t>axes[axis].stride
             index[axis] += 1
@@ -226,6 +269,7 @@ cdef inline void append_rows(
             index[axis] = 0
             axis -= 1
         if axis < 0:
+            writer[0] = local
             return
 
 
@@ -293,27 +337,24 @@ cdef inline void transpose_pair(
     cdef uint64_t rows[64]
     cdef size_t n = row.length
     cdef size_t width = 64
-    cdef size_t i, j, k, q, place
+    cdef size_t j, k, q, place
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
     writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # bits above are not part of the result
     while width // 2 >= n:
         width //= 2
+    memset(rows, 0, sizeof(rows))
     for j in range(0, outer.length, 64):
         if j // 64 % (64 // width) == 0:
-            memset(rows, 0, sizeof(rows))
             for q in range(64 // width):
                 place = j + 64 * q
                 if place < outer.length:
-                    for i in range(n):
-                        rows[q * width + i] = row_at(
-                            source, first + <uint64_t>outer.stride * place + <uint64_t>row.stride * i, outer.stride < 0,
-                        )
+                    load_rows(rows + q * width, source, first + <uint64_t>outer.stride * place, outer, row, 0, n)
             transpose(rows)
         q = j // 64 % (64 // width) * width
         for k in range(min(outer.length - j, <size_t>64)):
-            write_bits(&writer, rows[place_of(<int>k)] >> q, n)
+            write_row(&writer, rows[place_of(<int>k)] >> q, n)
     if writer.count:
         store_bits64(writer.to, writer.held)
 
@@ -330,6 +371,7 @@ cdef inline void transpose_axes(
     cdef size_t i, j, k, n, count
     cdef uint64_t place, here
     cdef int axis
+    memset(rows, 0, sizeof(rows))
     for axis in range(1, ndim):
         pitch *= axes[axis].length
         index[axis] = 0
@@ -346,8 +388,7 @@ cdef inline void transpose_axes(
         while True:
             for i in range(0, row.length, 64):
                 n = min(row.length - i, <size_t>64)
-                for k in range(64):
-                    rows[k] = row_at(source, here + <uint64_t>row.stride * (i + k), outer.stride < 0) if k < n else 0
+                load_rows(rows, source, here, outer, row, i, n)
                 transpose(rows)
                 if n == 64 and place % 64 == 0 and pitch % 64 == 0:
                     for k in range(count):

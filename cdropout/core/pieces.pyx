@@ -139,7 +139,7 @@ cdef int run_view(ViewCall* call, int ndim, const cdropout_axis* axes, Share how
     else:
         threads = min(most, exchange_number(0)) if most > 1 else 1
         if threads > 1:
-            tile = max(min(tile, n // (2 * threads)), <size_t>SMALLEST_TILE)
+            tile = max(min(tile, n // threads), <size_t>SMALLEST_TILE)
         choose_tile(call.lengths, &drawn, &call.view, tile)
     call.flags = 0
     if n * size_of(call.dtype) >= largest_cached:

@@ -74,11 +74,16 @@ cdef inline void fetch(Ahead* ahead, size_t lines) noexcept nogil:
     """Fetch so many lines of x, and of y, to the second level of the cache, as far as they may be fetched."""
     cdef const View* view = &ahead.memory
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
+    cdef const char* x
+    cdef const char* y
     lines = min(lines, ahead.left)
     ahead.left -= lines
     while lines:
-        prefetch(view.x + <ptrdiff_t>ahead.rows.x + <ptrdiff_t>ahead.at * row.x)
-        prefetch(view.y + <ptrdiff_t>ahead.rows.y + <ptrdiff_t>ahead.at * row.y)
+        x = view.x + <ptrdiff_t>ahead.rows.x + <ptrdiff_t>ahead.at * row.x
+        y = view.y + <ptrdiff_t>ahead.rows.y + <ptrdiff_t>ahead.at * row.y
+        prefetch(y)
+        if x != y:
+            prefetch(x)
         lines -= 1
         ahead.at += ahead.step
         if ahead.at >= row.length:

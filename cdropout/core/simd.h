@@ -30,6 +30,15 @@ static inline uint64_t cd_order64(uint64_t v) { return __builtin_bswap64(v); }
 static inline uint32_t cd_order32(uint32_t v) { return v; }
 static inline uint64_t cd_order64(uint64_t v) { return v; }
 #endif
+static inline uint64_t cd_reverse_bytes64(uint64_t v) {
+#if defined(__GNUC__)
+  return __builtin_bswap64(v);
+#else
+  v = v >> 8 & 0x00FF00FF00FF00FF | (v & 0x00FF00FF00FF00FF) << 8;
+  v = v >> 16 & 0x0000FFFF0000FFFF | (v & 0x0000FFFF0000FFFF) << 16;
+  return v >> 32 | v << 32;
+#endif
+}
 static inline uint32_t cd_load_bits32(const void *p) {
   uint32_t v;
   memcpy(&v, p, 4);
@@ -191,6 +200,55 @@ static inline void cd_fill_rows(void) {}
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
   uint32_t bits = cd_load_bits32(keep) >> 2 * i;
   return v & ((0 - (bits & 1) & 0xFFFF) | (0 - (bits >> 1 & 1)) << 16);
+}
+#endif
+
+/* Copy elements of `size` bytes, 2, 4 or 8, from every other place, or to every other place without touching those between.
+ * Return how many were copied: none, unless there are instructions for it. */
+#if defined(__AVX512VL__)
+static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
+  size_t i, lanes = 32 / size;
+  for (i = 0; i + lanes <= n; i += lanes) {
+    const char *from = (const char *)x + 2 * i * size;
+    char *here = (char *)to + i * size;
+    if (size == 2)
+      _mm256_storeu_si256((__m256i *)here, _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x55555555, from)));
+    else if (size == 4)
+      _mm256_storeu_si256((__m256i *)here, _mm512_cvtepi64_epi32(_mm512_maskz_loadu_epi32(0x5555, from)));
+    else
+      _mm512_mask_compressstoreu_epi64(here, 0x55, _mm512_maskz_loadu_epi64(0x55, from));
+  }
+  return i;
+}
+static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_t size) {
+  size_t i, lanes = 32 / size;
+  for (i = 0; i + lanes <= n; i += lanes) {
+    char *to = (char *)y + 2 * i * size;
+    __m256i v = _mm256_loadu_si256((const __m256i *)((const char *)from + i * size));
+    if (size == 2)
+      _mm512_mask_storeu_epi16(to, 0x55555555, _mm512_cvtepu16_epi32(v));
+    else if (size == 4)
+      _mm512_mask_storeu_epi32(to, 0x5555, _mm512_cvtepu32_epi64(v));
+    else
+      _mm512_mask_storeu_epi64(to, 0x55, _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(v)));
+  }
+  return i;
+}
+#else
+static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
+  size_t i = 0;
+#if defined(__SSE2__) && defined(__GNUC__)
+  for (; size == 4 && i + 4 < n; i += 4) { /* not up to the last one, since what follows it is read */
+    const float *from = (const float *)x + 2 * i;
+    _mm_storeu_ps((float *)to + i, _mm_shuffle_ps(_mm_loadu_ps(from), _mm_loadu_ps(from + 4), 0x88));
+  }
+#endif
+  (void)to, (void)x, (void)n, (void)size;
+  return i;
+}
+static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_t size) {
+  (void)y, (void)from, (void)n, (void)size;
+  return 0;
 }
 #endif
 

@@ -17,6 +17,10 @@ from cdropout.core.view cimport (
     join_axes, lay_out, simplify, take_tile,
 )
 
+cdef extern from "simd.h" nogil:
+    size_t take_alternate "cd_take_alternate"(void* to, const void* x, size_t n, size_t size)
+    size_t put_alternate "cd_put_alternate"(void* y, const void* elements, size_t n, size_t size)
+
 cdef enum:
     SMALL_BYTES = 1 << 15             # of the bits of a SMALL_TILE
     STRIP = 1 << 16                   # elements of a tile whose bits are reordered at once
@@ -27,7 +31,7 @@ cdef enum:
     MANY = 1 << 17                    # elements that do not fit the cache with their results: fetching pays
     SHORT_ROW = 2048                  # bytes of a row up to which the CPU does not fetch the next row by itself: ...
     AHEAD = 64                        # ... so many lines from one that is used to one that is fetched
-    BUFFER = 512                      # elements that are gathered from, or scattered to, steps in memory at once
+    BUFFER = 128                      # elements that are gathered from, or scattered to, steps in memory at once
     STREAMED_ROW = 4 * GROUP          # elements from which streaming stores pay for a row
 
 cdef struct Source:                   # what says which elements are kept: a mask, or
@@ -162,14 +166,18 @@ cdef inline uint64_t first_bit(const Drawn* drawn, const View* tile) noexcept no
 
 
 cdef inline void gather(element* to, const char* x, ptrdiff_t stride, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
+    cdef size_t i = 0
+    if sizeof(element) > 1 and stride == 2 * sizeof(element):
+        i = take_alternate(to, x, n, sizeof(element))
+    for i in range(i, n):
         memcpy(to + i, x + <ptrdiff_t>i * stride, sizeof(element))
 
 
 cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
+    cdef size_t i = 0
+    if sizeof(element) > 1 and stride == 2 * sizeof(element):
+        i = put_alternate(y, elements, n, sizeof(element))
+    for i in range(i, n):
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
@@ -214,7 +222,7 @@ cdef inline void apply_spaced_row(
     cdef const element* source
     cdef element* target
     cdef size_t done, n
-    for done in range(0, row.length, 512):        # BUFFER: Cython makes a loop of C of a literal step only
+    for done in range(0, row.length, 128):        # BUFFER: Cython makes a loop of C of a literal step only
         n = min(row.length - done, <size_t>BUFFER)
         source = <const element*>x
         target = <element*>y if row.y == sizeof(element) else buffer
@@ -242,11 +250,10 @@ cdef inline void apply_rows(const View* strip, const uint8_t* bits, const Terms*
     cdef bint large = terms.large and not terms.shifts and row.length >= STREAMED_ROW
     cdef size_t lines = row.length * sizeof(element) // LINE_BYTES + 1
     begin_rows(&rows, strip)
-    if adjacent and row.length * sizeof(element) <= SHORT_ROW and count_elements(strip) >= MANY:
+    ahead.left = 0
+    if adjacent and row.length * sizeof(element) <= SHORT_ROW and count_elements(strip) >= STRIP // 2:
         begin_ahead(&ahead, strip, <size_t>-1)
         fetch(&ahead, AHEAD)
-    else:
-        ahead.left = 0
     while True:
         x = strip.x + <ptrdiff_t>rows.x
         y = strip.y + <ptrdiff_t>rows.y

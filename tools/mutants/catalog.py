@@ -90,13 +90,12 @@ MUTANTS = {
             ("highest bit", "($lanes | ($lanes &", "(($lanes &"),
             ("order", "0x0102040810204080", "0x8040201008040201"),
         ],
-        "bits64_at": [("last byte", "<uint64_t>$b[8] << (64 - $s)", "0")],
-        "reversed_bits": [("halves", "$b >> 32 | $b << 32", "$b")],
+        "bits64_at": [("last byte", "<uint64_t>$b[8] << 1 << (63 - $s)", "0")],
+        "reversed_bits": [("bytes", "reverse_bytes64($b)", "$b")],
         "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
         "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
         "append_bits": [("next", "$first + $done", "$first")],
-        "row_at": [
-            ("ascending", "if not $d:", "if True:"),
+        "bits64_down_from": [
             ("first bits", "63 - $f", "62 - $f"),
             ("other bits", "$f - 63", "$f - 62"),
         ],
@@ -243,9 +242,11 @@ MUTANTS = {
     },
     "core/view.pxd": {
         "distance": [("negative", "<uint64_t>$s if $s >= 0 else 0 - <uint64_t>$s", "<uint64_t>$s")],
+        "continues_in_memory": [
+            ("x", "$o.x == $i.x * $n and", "True and"),
+            ("y", "and $o.y == $i.y * $n", "and True"),
+        ],
         "continues": [
-            ("x", "$o.x != $i.x * $n or", "False or"),
-            ("y", "or $o.y != $i.y * $n", "or False"),
             ("remainder", "$o.mask % $n == 0 and", "True and"),
             ("stride", "and $o.mask // $n == $i.mask", "and True"),
         ],
@@ -261,7 +262,7 @@ MUTANTS = {
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
         "fits": [
-            ("bits", "return $d.bits <= TILE", "return True"),
+            ("bits", "return $d.bits <= $d.most", "return True"),
         ],
         "take_tile": [
             ("rest", "min($l[$a], $v.axes[$a].length - $f)", "$l[$a]"),
@@ -273,16 +274,14 @@ MUTANTS = {
             ("extent", "($v.axes[$i].length - 1) * <size_t>$v.axes[$i].y", "$v.axes[$i].length * <size_t>$v.axes[$i].y"),
         ],
     },
-    "core/tiles.pxd": {
-        "joins": [
-            ("x", "$o.x == $i.x * <ptrdiff_t>$i.length and", "True and"),
-            ("y", "and $o.y == $i.y * <ptrdiff_t>$i.length", "and True"),
-        ],
+    "core/rows.pxd": {
         "next_row": [
             ("x", "$r.x -= <size_t>$a.x * $a.length", "pass"),
             ("y", "$r.y -= <size_t>$a.y * $a.length", "pass"),
             ("mask", "$r.mask -= <uint64_t>$a.mask * $a.length", "pass"),
         ],
+    },
+    "core/tiles.pxd": {
         "append_stream": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
             ("group", "$start - $first", "$start"),
@@ -300,7 +299,6 @@ MUTANTS = {
             ("carry", "$p -= distance($t.axes[$a].mask) * <uint64_t>$t.axes[$a].length", "pass"),
         ],
         "first_bit": [("backwards", "if $d.stride[$a] < 0:", "if False:")],
-        "in_order": [("strides", "and $d.stride[$a] != $s", "and False")],
         "apply_spaced_row": [
             ("bits", "$first + $done, $n, $t.scale", "$first, $n, $t.scale"),
             ("x", "$x += <ptrdiff_t>$n * $r.x", "pass"),
@@ -316,9 +314,10 @@ MUTANTS = {
         "apply_rows": [
             ("x", "$r.x == sizeof(element) and", "True and"),
             ("y", "and $r.y == sizeof(element)", "and True"),
-            ("bits", "$first += $r.length", "pass"),
+            ("bits", "$s.start + $r.mask", "$s.start"),
         ],
-        "apply_tile": [("order", "if not in_order($d, $t):", "if False:")],
+        "has_runs": [("mask", "if $r.mask != 1:", "if False:")],
+        "apply_strip": [("order", "if not has_runs($s):", "if False:")],
     },
     "core/kernels.pyx": {
         "apply_and_draw": [
