@@ -45,7 +45,7 @@ unpack_python() {
   tar -xzf "$file" -C "$work" "$data"
   "$native" -m zipfile -e "$work/$data" "$work"
   for program in "$work"/cp311/python{.exe,w.exe,3.dll,311.dll}; do check_signature "$program"; done
-  printf '%s\n' python311.zip . ..\\modules ..\\site >"$work/cp311/python311._pth" # sys.path; no other is used
+  rm "$work/cp311/python311._pth" # it would rule out PYTHONPATH
   mv "$work/cp311" "$python"
 }
 
@@ -174,9 +174,10 @@ compile_modules() {
   for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
-# Wine's pipes: Python takes standard streams from cat, and to cat.
+# Wine cannot pass on all kinds of standard streams: they go through pipes. -P: the checkout itself is not built for Windows.
 windows_python() {
-  cat /dev/null | timeout 1800 wine "$python/python.exe" "$@" 2>&1 | cat
+  local path="Z:$modules;Z:$site"
+  cat /dev/null | PYTHONPATH=${path//\//\\} timeout 1800 wine "$python/python.exe" -P "$@" 2>&1 | cat
 }
 
 # Compile for arm64 too, which is not run: all that is undefined has to be Python's or the C runtime's.
@@ -202,10 +203,11 @@ step() {
   [ "$code" = 0 ] || failed=1
 }
 
-# Without what Wine 8 cannot run: NumPy's complex numbers end the process, and in a second interpreter NumPy hangs.
+# Without what Wine 8 cannot run: NumPy's complex numbers end the process, in a second interpreter NumPy hangs, and the
+# folders /proc and /dev of Linux are there, but not as Linux has them.
 core_tests() {
-  windows_python -m pytest -q -p no:cacheprovider @tests/core.txt --ignore tests/test_errors.py --deselect \
-    tests/test_faults.py::test_another_interpreter_of_the_process_is_refused_and_harms_nobody
+  windows_python -m pytest -q -p no:cacheprovider @tests/core.txt --ignore tests/test_errors.py \
+    -k "not another_interpreter and not unwritable_file and not full_disk"
 }
 
 failed=0
