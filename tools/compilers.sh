@@ -37,7 +37,7 @@ unpack_root() {
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $1 main" >"$apt/etc/sources.list"
   local options=(-qq -o "Dir::Etc=$apt/etc" -o "Dir::State=$apt" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
   apt-get "${options[@]}" update
-  apt-get "${options[@]}" install -y --no-install-recommends --download-only "$2" libc6-dev coreutils "python$version" "libpython$version-dev"
+  apt-get "${options[@]}" install -y --no-install-recommends --download-only "$2" libc6-dev bash dash coreutils grep "python$version" "libpython$version-dev"
   mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # of which /bin and the like are links
   for package in bin lib lib64 sbin; do ln -sfn "usr/$package" "$root/$package"; done
   for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
@@ -47,13 +47,14 @@ unpack_root() {
 build_in_root() {
   local root=$work/$1-$2
   [ -e "$root/packages" ] || unpack_root "$1" "$2"
-  mkdir -p "$root/dev" "$root/src"
+  mkdir -p "$root"/{dev,tmp,src}
   [ -e "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
   cp -r setup.py pyproject.toml README.md LICENSE MANIFEST.in cdropout "$root/src"
   rm -f "$root"/src/cdropout/core/*.so
-  cp "$0" "$root/src/compilers.sh"
-  PYTHONPATH=/packages chroot "$root" /bin/sh -c "true"
-  (declare -f build && echo "set -e; cd /src; build python$version $2 /src/build/$2") >"$root/src/run"
+  {
+    declare -f build
+    echo "set -e; cd /src; build python$version $2 /src/build.$2"
+  } >"$root/src/run"
   PYTHONPATH=/packages chroot "$root" bash /src/run
 }
 

@@ -2,8 +2,9 @@
 # The package on Windows: compiled by clang-cl, and run by the official CPython for Windows under Wine.
 #
 #     tools/wine.sh                        builds; then `cdropout selftest`, and the tests of the kernels on all instruction sets
-#     tools/wine.sh core                   the same, with all core tests
-#     tools/wine.sh tests/test_x.py        the same, with these tests
+#     tools/wine.sh core                   builds; then `cdropout selftest`, and all core tests
+#     tools/wine.sh portable               builds and tests the portable form that MSVC builds, as far as Clang can stand for MSVC
+#     tools/wine.sh tests/test_x.py        builds; then `cdropout selftest`, and these tests
 #     tools/wine.sh -- -m cdropout bench   what was built before: that Python with these arguments
 #
 # setup.py compiles as it does on Windows, by setuptools' class for MSVC. Only what cannot be had here is replaced: cl.exe and
@@ -152,23 +153,25 @@ END
   "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
 }
 
-# The programs that setuptools looks for. MSVC itself fails: setup.py has to find clang-cl.
+# The programs that setuptools looks for. MSVC itself fails, since setup.py has to find clang-cl; for the portable form Clang
+# stands for MSVC, and does not say its name.
 write_programs() {
-  mkdir -p "$work/bin"
+  rm -rf "$work/bin" && mkdir "$work/bin"
   printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"
   printf '#!/bin/sh\nexec lld-link-%s "$@"\n' "$llvm" >"$work/bin/link.exe"
   cat >"$work/bin/clang-cl" <<END
 #!/bin/sh
 exec clang-$llvm --driver-mode=cl -D_UCRT -w -I"$work/include/python" -I"$site/numpy/_core/include" \\
-  -imsvc "$work/include/crt" -imsvc $mingw "\$@"
+  -imsvc "$work/include/crt" -imsvc $mingw $1 "\$@"
 END
+  [ -z "$1" ] || mv "$work/bin/clang-cl" "$work/bin/cl.exe"
   chmod +x "$work"/bin/*
 }
 
 compile_modules() {
   local module
   rm -rf "$work/build" "$modules"
-  DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=1 _PYTHON_HOST_PLATFORM=win-amd64 \
+  DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=$1 _PYTHON_HOST_PLATFORM=win-amd64 \
     "$native" -W ignore setup.py -q build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
     install_egg_info --install-dir "$modules"
   for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
@@ -224,13 +227,20 @@ fi
     "numpy==$numpy" pytest hypothesis ml_dtypes colorama
 write_headers
 write_libraries
-write_programs
-compile_modules
+kernels=(tests/test_build.py tests/test_kernels.py tests/test_views.py tests/test_halves.py)
+if [ "${1-}" = portable ]; then
+  write_programs -U__clang__
+  compile_modules 0
+  set -- "${kernels[@]}"
+else
+  write_programs ""
+  compile_modules 1
+  step "modules for arm64" compile_for_arm64
+fi
 echo "$(cat "$modules"/cdropout/core/*.pyd | wc -c) bytes of modules"
 windows_python -m cdropout info
 step "selftest" windows_python -m cdropout selftest
-step "modules for arm64" compile_for_arm64
-[ $# -gt 0 ] || set -- tests/test_build.py tests/test_kernels.py tests/test_views.py tests/test_halves.py
+[ $# -gt 0 ] || set -- "${kernels[@]}"
 if [ "$1" = core ]; then
   step "core tests" core_tests
 else
