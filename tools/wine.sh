@@ -190,7 +190,7 @@ compile_for_arm64() {
     source=$(echo "build/cython/cdropout.core.$name/cdropout/core/"*.c) object=$work/build/$name.arm64.obj
     "$work/bin/clang-cl" --target=aarch64-pc-windows-msvc -D__CRT__NO_INLINE -DPy_LIMITED_API=0x030B0000 \
       -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION /nologo /c /MD /O2 /DNDEBUG /clang:-O3 /clang:-ffp-contract=off \
-      -Icdropout/core -Icdropout/include "$source" -o "$object"
+      -Icdropout/core -Icdropout/include "$source" -o "$object" || return
     symbols=$("llvm-nm-$llvm" --undefined-only --just-symbol-name "$object" | grep -vE \
       '^(__imp_)?_?Py|^(__chkstk|__fpclassify|__security_.*cookie|ldexp|mem(cmp|cpy|move|set)|str(chr|rchr|cmp|len)|snprintf)$' || true)
     [ -z "$symbols" ] || { echo "$name for arm64 needs $symbols" >&2 && return 1; }
