@@ -21,8 +21,8 @@ install_compiler() {
 
 # build PYTHON COMPILER FOLDER: build there and run
 build() {
-  rm -rf "$3"
-  CC=$2 LDSHARED="$2 -shared" CFLAGS=-w "$1" -W ignore setup.py -q build --build-base "$3" --build-lib "$3/lib" \
+  rm -rf "$3" && mkdir -p "$3"
+  CC=$2 LDSHARED="$2 -shared" CFLAGS=-w "$1" -W ignore setup.py -q egg_info --egg-base "$3" build --build-base "$3" --build-lib "$3/lib" \
     install_egg_info --install-dir "$3/lib" >/dev/null 2>"$3.log" || { cat "$3.log" && return 1; }
   PYTHONPATH=$3/lib${PYTHONPATH:+:$PYTHONPATH} "$1" -P -m cdropout info | grep "^built"
   PYTHONPATH=$3/lib${PYTHONPATH:+:$PYTHONPATH} "$1" -P -m cdropout selftest

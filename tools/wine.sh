@@ -170,9 +170,9 @@ END
 
 compile_modules() {
   local module
-  rm -rf "$work/build" "$modules"
+  rm -rf "$work/build" "$modules" && mkdir -p "$work/build"
   DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=$1 _PYTHON_HOST_PLATFORM=win-amd64 \
-    "$native" -W ignore setup.py -q build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
+    "$native" -W ignore setup.py -q egg_info --egg-base "$work/build" build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
     install_egg_info --install-dir "$modules"
   for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
