@@ -56,10 +56,10 @@ build() {
   local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module modules
   shift 3
   [ -e "$folder/numpy" ] || "$python" -m pip install -q --no-deps --only-binary :all: --platform "$numpy" --target "$folder" numpy
-  rm -rf "$folder/build"
+  rm -rf "$folder/build" && mkdir -p "$folder/build"
   CC=$compiler LDSHARED="$compiler -shared -s $*" _PYTHON_HOST_PLATFORM=$platform \
     CFLAGS="-Werror=implicit-function-declaration -I$headers -I$folder/numpy/_core/include" \
-    "$python" -W ignore setup.py -q build --build-base "$folder/build" --build-lib "$folder/build/lib" \
+    "$python" -W ignore setup.py -q egg_info --egg-base "$folder/build" build --build-base "$folder/build" --build-lib "$folder/build/lib" \
     install_egg_info --install-dir "$folder/build/lib" >/dev/null
   if [[ $platform = win* ]]; then # setuptools names them for the system that it runs on
     for module in "$folder"/build/lib/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done

@@ -32,8 +32,8 @@ class OnlyDLPack:
 
 
 def writable(exporter):
-    """NumPy before 2.1 takes what comes by DLPack as read-only."""
-    return np.lib.NumpyVersion(np.__version__) >= "2.1.0" or not hasattr(exporter, "__dlpack__")
+    """Return whether NumPy takes it as writable; some versions take DLPack as read-only."""
+    return not hasattr(exporter, "__dlpack__") or np.from_dlpack(exporter).flags.writeable
 
 
 def numbers(dtype, shape):
