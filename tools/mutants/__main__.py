@@ -33,6 +33,7 @@ KERNELS = (
     "bits.pxd",
     "elements.pxd",
     "view.pxd",
+    "rows.pxd",
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",

@@ -243,19 +243,24 @@ MUTANTS = {
             ("adjacent", "<size_t>$v.axes[$i].y < $e", "<size_t>$v.axes[$i].y <= $e"),
         ],
     },
-    "core/tiles.pxd": {
+    "core/rows.pxd": {
         "next_row": [
             ("mask", "$r.mask -= <uint64_t>$a.mask * $a.length", "pass"),
+            ("y", "$r.y -= <size_t>$a.y * $a.length", "pass"),
         ],
+    },
+    "core/tiles.pxd": {
         "append_stream": [
             ("group", "$start - $first", "$start"),
         ],
         "append_packed": [
             ("bits of a byte", "8 - $first % 8", "8"),
         ],
-        "in_order": [("strides", "and $d.stride[$a] != $s", "and False")],
         "select_shifted": [
             ("dropped", "$s if $k[$i] else $c", "$s"),
+        ],
+        "has_runs": [
+            ("mask", "if $r.mask != 1:", "if False:"),
         ],
     },
     "core/kernels.pyx": {
@@ -274,7 +279,7 @@ MUTANTS = {
         ],
         "mask_init": [
             ("NaN", "not 0 <= $p <= 1", "($p < 0 or $p > 1)"),
-            ("threshold", "ldexp($p, 64)", "ldexp(<float>$p, 64)"),
+            ("threshold", "($p * 18446744073709551616.0)", "(<float>$p * 18446744073709551616.0)"),
             ("scale", "1 / (1 - $p)", "1 / (1 - <float>$p)"),
         ],
         "size_of": [
@@ -320,10 +325,30 @@ MUTANTS = {
             ("not runnable", "if $w not in $s:", "if False:", 3),
         ],
     },
-    "core/arrays.pyx": {
-        "takes": [
-            ("bfloat16 alone", '$n != $b and $a.dtype.name == "bfloat16"', "$n != $b"),
+    "core/dtypes.pyx": {
+        "by_array": [
+            ("names", "$t[$i].name.decode() == $n", "$t[$i].name.decode() != $n"),
+            ("bool", "and $i != <int>CDROPOUT_BOOL", "and $i != 0"),
         ],
+        "by_dlpack": [
+            ("bits", "8 * $t[$i].itemsize == $b", "8 * $t[$i].itemsize >= $b"),
+        ],
+    },
+    "core/arguments.pyx": {
+        "as_probability": [
+            ("bool", "isinstance($p, bool) or", "False or"),
+        ],
+        "as_index": [
+            ("bool", "isinstance($v, (bool, np.bool_))", "isinstance($v, np.bool_)"),
+        ],
+        "as_seed": [
+            ("highest", "< 1 << 64", "<= 1 << 64"),
+        ],
+        "as_count": [
+            ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
+        ],
+    },
+    "core/arrays.pyx": {
         "is_taken": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
             ("matrices", "(np.memmap, np.matrix, np.recarray)", "(np.memmap, np.recarray)"),
@@ -333,7 +358,7 @@ MUTANTS = {
         ],
         "as_array": [
             ("scalars", "$a.flags.writeable = False", "pass"),
-            ("type", "if not takes($a):", "if False:"),
+            ("type", "if by_array($a) == NULL:", "if False:"),
             ("byte order", "if not cnp.PyArray_ISNOTSWAPPED($a):", "if False:"),
         ],
         "check_writable": [
@@ -365,19 +390,12 @@ MUTANTS = {
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
-        "code_of": [
-            ("double", "if $n == cnp.NPY_DOUBLE:", "if False:"),
-            ("half", "if $n == cnp.NPY_FLOAT16 else", "if False else"),
-        ],
         "from_exporter": [
             ("other errors", "if not $w and not isinstance($e, (BufferError, RuntimeError)):", "if False:"),
             ("wrappers", 'hasattr(type($x), "__dlpack__")', 'hasattr($x, "__dlpack__")'),
         ],
         "take": [
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
-        ],
-        "fill_axes": [
-            ("mask in C order", "$s *= cnp.PyArray_DIM($y, $i)", "pass"),
         ],
     },
     "core/masks.pyx": {
@@ -389,22 +407,17 @@ MUTANTS = {
         ],
         "strides_along": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
-            ("twice", "if $a % $n in $s:", "if False:"),
-            ("drawn once", "[1 if $i in $s else $l for", "[$l for"),
+            ("twice", "if $s[$a] is not None:", "if False:"),
+            ("shared axes", "$s = $s * $l", "$s = $s"),
         ],
         "Mask.__init__": [
-            ("negative length", "any($l < 0 for $l in $s)", "False"),
             ("strides", "if len($a) != len($b):", "if False:"),
-            ("own factor", "$f is not None and $f != $s", "$f is not None"),
         ],
         "Mask.become": [
             ("lowest", "$low < 0 or", "False or"),
             ("highest", "$high >= 1 << 64", "$high > 1 << 64"),
             ("reach", "max(0, ($l - 1) * $s)", "max(0, $l * $s)"),
             ("empty", "0 if 0 in $s else $t", "$t"),
-        ],
-        "Mask.numbers": [
-            ("factor", "$s.steps, $s.name.scale", "$s.steps"),
         ],
         "Mask.__bool__": [
             ("true", "return True", "return False"),
@@ -433,7 +446,7 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "as_factor": [
+        "set_scale": [
             ("zero", "0 < $v <= LARGEST", "0 <= $v <= LARGEST"),
             ("infinite", "0 < $v <= LARGEST", "0 < $v"),
             ("p = 1", "$p == 1 or", "False or"),
@@ -447,18 +460,18 @@ MUTANTS = {
         "new_mask": [
             ("strides", "$m.steps = $s", "pass"),
         ],
+        "with_scale": [
+            ("start", "$o.first = $m.first", "pass"),
+        ],
     },
     "core/generators.pyx": {
-        "as_probability": [
-            ("bool", "isinstance($p, bool) or", "False or"),
-        ],
         "ask": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
         ],
         "Generator.restart": [
             ("born", "$f if $s is None else SEEDED", "SEEDED"),
         ],
-        "Generator.name_next": [
+        "Generator.next_id": [
             ("last call", "if $c == LAST_CALL:", "if False:"),
         ],
         "Generator.take_back": [
@@ -471,19 +484,21 @@ MUTANTS = {
     "core/calls.pyx": {
         "dropout": [
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
-            ("p of the mask", "None if isinstance($m, Mask) else $p", "$p"),
         ],
-        "dropout_axes": [
-            ("factor", "$f is not None and 0 < $p < 1", "$f is not None"),
-        ],
-        "draw_mask": [
+        "draw_and_apply": [
             ("take back", "$g.take_back($n)", "pass"),
         ],
         "apply_given": [
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
         ],
-        "apply_factors": [
+        "apply_scale": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
+        ],
+        "apply_known": [
+            ("p of the mask", "None if isinstance($m, Mask) and $q == 0.5 else $q", "$q"),
+        ],
+        "dropout_features": [
+            ("axes", "check_mask($*e)", "pass"),
         ],
     },
     "core/threads.pyx": {
@@ -502,13 +517,25 @@ MUTANTS = {
         "answer_signals": [
             ("handlers", "PyErr_CheckSignals()", "pass"),
         ],
-    },
-    "core/pieces.pyx": {
-        "apply_part": [
-            ("start", "$s.start + $f", "$s.start"),
+        "set_num_threads": [
+            ("bool", "isinstance($n, bool) or", "False or"),
         ],
-        "draw_bits_part": [("place", "$y + $f // 8", "$y + $f")],
-        "run_span": [("last piece", "($n % PIECE != 0)", "0")],
+    },
+    "core/engine.pyx": {
+        "join_dense": [
+            ("x", "or $a.x != $a.y", "or False"),
+            ("y", "or $a.y != $s * $i", "or False"),
+            ("mask", "$a.mask != $s or", "False or"),
+        ],
+        "has_row_kernel": [
+            ("bools", "or $b != NULL", "or False"),
+            ("shift", "or $s.shifts", "or False"),
+            ("x", "$a.x == $i and", "True and"),
+        ],
+        "run_row": [
+            ("start", "$v.start + $f", "$v.start"),
+            ("place of bits", "$y + $f // 8", "$y + $f"),
+        ],
     },
     "core/fused.pyx": {
         "bias_dropout_add": [
@@ -516,7 +543,7 @@ MUTANTS = {
             ("take back", "$g.take_back(&$n)", "pass"),
         ],
         "run_tile": [
-            ("columns", "min($c - $d, <size_t>PIECE)", "<size_t>PIECE"),
+            ("columns", "min($c - $d, <size_t>CHUNK)", "<size_t>CHUNK"),
             ("sums", "$t.sums + $c", "$t.sums"),
         ],
     },
@@ -537,32 +564,42 @@ MUTANTS = {
             ("copied back", "$y.copy_($c)", "pass"),
         ],
         "copy_first": [
-            ("half types", "if not $d.shifts or $w.x.bits != 16 or $w.n == 0:", "if True:"),
-            ("layout of y", "or not contiguous(&$w.y)", "or False"),
+            ("half types", "if not $d.shifts or $*e:", "if True:"),
         ],
         "compute_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
-        "run_strided": [
-            ("shared axes", "$s if $t is None else $t[$i]", "$s"),
+        "mask_strides": [
+            ("shared axes", "if $d.axes:", "if False:"),
         ],
     },
     "core/draws.pyx": {
         "check_source": [
             ("backward pass", "if not any([$g is $o for $o in $r.generators]):", "if False:"),
             ("restored", "any([$g is $o for $o in $r.generators])", "False"),
+            ("graphs", "if isinstance($g, Generator) and ($*e):", "if False:"),
         ],
         "restore": [
             ("drawn since", "$n == $a if", "True if"),
+            ("state", "set_state($g, $b)", "pass"),
         ],
         "set_state": [("born", "(<Generator>$g).born)", "-1)")],
-        "linear": [("alpha", '(*$n[:-1], "alpha_gradient") if $n[-1] == "alpha" else $n', "$n")],
         "Draw.draw": [
             ("p = 1", "if $p != 1:", "if True:"),
         ],
         "Draw.take_back": [
             ("PyTorch's", "restore($*e)", "pass"),
+        ],
+        "derivative_of": [
+            ("alpha", '"alpha_gradient" if $f == "alpha" else $f', "$f"),
+        ],
+        "check_generator": [("types", "if not ($*e):", "if False:")],
+        "Draw.copy": [
+            ("start", "self.start, self.strides", "0, self.strides"),
+        ],
+        "Draw.batched": [
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
         ],
     },
     "core/openmp.pyx": {
@@ -570,12 +607,10 @@ MUTANTS = {
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
         ],
-        "share_by_openmp": [
-            ("maximum", "min(exchange_number(0), $m, $p)", "min($m, $p)"),
-            ("fork", "$p == NULL or forked or $t < 2", "$p == NULL or $t < 2"),
+        "run_by_openmp": [
+            ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
             ("signals", "answer_signals(&$l)", "pass"),
         ],
-        "sharers_by_openmp": [("fork", "if $p == NULL or forked:", "if $p == NULL:")],
     },
     "core/xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
@@ -593,33 +628,33 @@ MUTANTS = {
             ("shared", "0 if $l == 1 else <int64_t>$s", "<int64_t>$s"),
             ("reach", "$a > $l or $o > $l - $a", "$a > $l"),
         ],
-        "apply_mask": [
+        "mask_of": [
             ("key of each", "+ $i * <size_t>$w", "+ 0 * <size_t>$w"),
         ],
     },
     "functional.py": {
-        "_drop_channels": [
-            ("batch", "2 if $b else 1", "1"),
-            ("few axes", "if $n < $c:", "if False:"),
-        ],
         "dropout1d": [("batch", "$n == 3", "True")],
         "dropout3d": [("batch", "$n == 5", "True")],
         "drop_path": [
-            ("axes", "range(1, $x.ndim)", "range($x.ndim)"),
+            ("axes", "$x, 1, $p", "$x, 0, $p"),
             ("scale", "None if $s else 1.0", "None"),
+            ("scale of a mask", "$m is not None and not $s", "False"),
         ],
         "_alpha_dropout": [
-            ("evaluation", "not $t or $p in (0, 1)", "$p in (0, 1)"),
-            ("bounds of p", "not $t or $p in (0, 1)", "not $t"),
+            ("evaluation", "not $t or $p == 1", "$p == 1"),
             ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
+            ("p = 1", "not $t or $p == 1", "not $t"),
+            ("p of the mask", "$p = $m.p", "pass"),
         ],
         "feature_alpha_dropout": [
-            ("few axes", "if $x.ndim < 2:", "if False:"),
-            ("axes", "range(2, $x.ndim)", "range(1, $x.ndim)"),
+            ("axes", "$x, 2, $p", "$x, 1, $p"),
         ],
         "check_copies": [
             ("none", "$n < 0", "$n < 1"),
             ("bool", "isinstance($n, bool) or", "False or"),
+        ],
+        "_check_channels": [
+            ("few axes", "if $n < $c:", "if False:"),
         ],
     },
     "modules.py": {
@@ -654,17 +689,22 @@ MUTANTS = {
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
             ("symbolic", "is_symbolic($x)", "False"),
         ],
-        "mc_dropout": [("copies", "$y if $p else $y.clone()", "$y")],
+        "mc_dropout": [
+            ("copies", "$y.clone() if $y is $c else $y", "$y"),
+        ],
         "bias_dropout_add": [
             ("type of residual", "and $r.dtype == $t.dtype", "and True"),
             ("shape of residual", "and $r.shape == $t.shape", "and True"),
         ],
     },
     "torch/masked.py": {
-        "check_generator": [("types", "if not ($*e):", "if False:")],
-        "draw_name": [("p = 1", "if $p == 1:", "if False:")],
+        "next_seed": [
+            ("p = 1", "if $p == 1:", "if False:"),
+        ],
         "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
-        "Eager.backward": [("gradient", "Masked.apply($g, *$d.numbers()) if $x is None else $x", "$g if $x is None else $x")],
+        "Eager.backward": [
+            ("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x"),
+        ],
         "Masked.forward": [
             ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
@@ -672,13 +712,13 @@ MUTANTS = {
             ("overlap", "if torch._debug_has_internal_overlap($x):", "if False:"),
             ("leaves", "($x.is_leaf or $x._is_view())", "$x._is_view()"),
         ],
-        "in_eager_mode": [
+        "eagerly": [
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
             ("forward mode", "$f >= 0", "False"),
-            ("generator", "check_generator($g)", "pass"),
         ],
-        "under_transforms": [
-            ("inplace", "$x.copy_($y) if $i else $y", "$y"),
+        "transformed": [
+            ("inplace", "$x.copy_($y) if $d.inplace else $y", "$y"),
+            ("known", "if $d.drawn:", "if False:"),
         ],
         "way_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
@@ -687,16 +727,23 @@ MUTANTS = {
         "_fits": [
             ("device", '$x.device.type == "cpu" and', "True and"),
         ],
+        "apply_known": [
+            ("identity", '$m.p == 0 and ($m.scale == 1 or $f == "alpha")', "$m.p == 0"),
+        ],
     },
     "torch/operators.py": {
         "batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
             ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
             ("axis of x", "$x.movedim($d[0], 0)", "$x"),
         ],
-        "_": [("large seeds", "& WORD", "& (WORD >> 1)")],
-        "InGraph.backward": [("gradient", "dropout_operator($g, *$c.saved_tensors, *$c.name)", "$g")],
+        "_": [
+            ("large seeds", "& WORD", "& (WORD >> 1)", 1),
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
+        ],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
+        "InGraph.jvp": [
+            ("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g"),
+        ],
     },
     "torch/replay.py": {
         "checkpoint_context": [("types", "if not isinstance($g, (torch.Generator, Generator)):", "if False:")],
@@ -711,7 +758,7 @@ MUTANTS = {
     },
     "torch/tracing.py": {
         "symbolic_call": [
-            ("generator", "if $g is not None:", "if False:"),
+            ("generator", "if $g is not None:", "if False:", 1),
         ],
         "is_recorded": [
             ("subclasses", "type($m) not in WHOLE or", "False or"),
@@ -751,9 +798,6 @@ MUTANTS = {
         ],
     },
     "jax.py": {
-        "dropout": [
-            ("bits of p", '">f8"', '">f4"'),
-        ],
         "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
         "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
         "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
@@ -779,20 +823,16 @@ MUTANTS = {
     "dask.py": {
         "dropout": [
             ("seed and rng", "if $s is not None and $r is not None:", "if False:"),
-            ("empty", "min($x.size, 1)", "1"),
         ],
         "dropout_backward": [
             ("shape", "if $m.shape != $g.shape:", "if False:"),
-            ("identity", "$m.p == 0 and $m.factor == 1", "False"),
+            ("identity", "$m.p == 0 and $m.scale == 1", "False"),
         ],
         "_checked_meta": [
             ("unknown size", "if any($*e):", "if False:"),
         ],
     },
     "keras.py": {
-        "_generator": [
-            ("signs", "& 0xFFFFFFFF", "& 0x7FFFFFFF"),
-        ],
         "_draw_jax": [("words", "[1::2]", "[::2]")],
         "_Drawn.call": [
             ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
