@@ -269,7 +269,7 @@ class Runner:
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless tests of a tree, and the processes they start, import its package."""
+        """Raise SystemExit unless the processes that tests start import the package of their tree."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":

@@ -110,9 +110,6 @@ MUTANTS = {
         "interleave": [
             ("row", "$v << $i", "$v"),
         ],
-        "reorder_bits": [
-            ("outer axes", "$s += <uint64_t>$a[$i].stride * ($k % $a[$i].length)", "pass"),
-        ],
     },
     "core/elements.pxd": {
         "step": [
@@ -143,9 +140,6 @@ MUTANTS = {
             ("shifted bits", "bits_at($keep, $first + WORD * $i)", "bits_at($keep, $first + $i)"),
             ("bits of the tail", "$first += $n // WORD * WORD", "pass", 3),
             ("tail", "if $n % WORD:", "if $n % WORD > 1:"),
-        ],
-        "mask_and_scale_large": [
-            ("bits", "$first + $done, GROUP", "$first, GROUP"),
         ],
         "step_bias": [
             ("bias of doubles", "load_f64(<f64*>$x + $i) + load_f64(<f64*>$b + $i)", "load_f64(<f64*>$x + $i)"),
@@ -227,9 +221,6 @@ MUTANTS = {
         ],
     },
     "core/view.pxd": {
-        "continues": [
-            ("stride", "and $o.mask // $n == $i.mask", "and True"),
-        ],
         "add_axis": [
             ("start", "$v.start += <uint64_t>$n * <uint64_t>$a.mask", "pass"),
         ],
