@@ -11,19 +11,13 @@ error: what only costs time is left out, and so is what no test can bring about.
 MUTANTS = {
     "core/stream.pxd": {
         "mix": [
-            ("shift", "$z >> 30", "$z >> 29"),
             ("last shift", "$z >> 31", "$z >> 32"),
-            ("factor", "* MIX_2", "* MIX_1"),
         ],
         "draw": [
             ("rotation of the sum", "($r << 17) | ($r >> 47)", "($r << 16) | ($r >> 48)"),
-            ("addend", ">> 47)) + $a", ">> 47))"),
-            ("xor", "$b ^= $a", "pass"),
-            ("shift", "$b << 21", "$b << 20"),
             ("rotation", "($b << 28) | ($b >> 36)", "($b >> 28) | ($b << 36)"),
         ],
         "mix_lanes": [
-            ("shift", "$z[0] >> 27", "$z[0] >> 26"),
             ("last xor", "$z[0] ^= $z[0] >> 31", "pass"),
         ],
         "seed_block": [
@@ -33,12 +27,10 @@ MUTANTS = {
         ],
         "open_stream": [
             ("key", "mix($seed + GAMMA)", "mix($seed)"),
-            ("call", "$key ^ $call * CALL", "$key ^ $call"),
             ("increment of 0", "if $c == 0:", "if $c == 2:"),
             ("tie", "mix($s.K + $s.c)", "mix($s.K)"),
             ("rest of p", "$t << ROUNDS", "$t << (ROUNDS - 1)"),
             ("short p", "64 - lowest_bit($t)", "63 - lowest_bit($t)"),
-            ("block", "$group // BLOCK", "$group // GROUP"),
             ("skipped rounds", "* <uint64_t>$s.rounds", "* <uint64_t>ROUNDS"),
         ],
         "ties_dropped": [
@@ -46,7 +38,6 @@ MUTANTS = {
             ("bit", "<uint64_t>1 << $i", "<uint64_t>1 << (63 - $i)"),
         ],
         "drop_ties": [
-            ("lane", "64 * <uint64_t>$lane", "32 * <uint64_t>$lane"),
             ("bits", "& ~$left[$lane]", "| $left[$lane]"),
         ],
         "begin_part": [
@@ -54,13 +45,10 @@ MUTANTS = {
         ],
         "draw_round": [
             ("dropped", "|= $u[$v] & ~$r", "|= $u[$v] & $r"),
-            ("undecided", "$u[$v] &= ~$r", "$u[$v] &= $r"),
-            ("next bit", "<<= 1", "<<= 2"),
         ],
         "end_part": [
             ("ties of all vectors@avx2", "$left |= $u[$v]", "$left = $u[$v]"),
             ("state", "$s.s1[$f + $v] = $r.s1[$v]", "pass"),
-            ("place@baseline", "GROUP_BYTES // WORDS * ($f + $v)", "GROUP_BYTES // WORDS * $v"),
             ("ties", "if $s.rest and any_bit($left):", "if False:"),
         ],
         "next_group": [
@@ -74,21 +62,16 @@ MUTANTS = {
         "write_bits": [
             ("bits above", "$word &= $*e", "pass"),
             ("held", "$held |= $word << $count", "$held = $word << $count"),
-            ("shift", "63 - $count", "62 - $count"),
-            ("count", "+= $count - 64", "+= $count - 63"),
         ],
         "write_group": [
             ("bytes", "memcpy($to, $bits, 64)", "memcpy($to, $bits, 56)"),
             ("held", "$held | $word << $count", "$word << $count"),
-            ("shift", "64 - $count", "63 - $count"),
         ],
         "spread_bits": [
             ("order", "0x8040201008040201", "0x0102040810204080"),
-            ("carry", "0x7F7F7F7F7F7F7F7F", "0x3F3F3F3F3F3F3F3F"),
         ],
         "pack_bools": [
             ("highest bit", "($lanes | ($lanes &", "(($lanes &"),
-            ("order", "0x0102040810204080", "0x8040201008040201"),
         ],
         "bits64_at": [("last byte", "<uint64_t>$b[8] << (64 - $s)", "0")],
         "reversed_bits": [("halves", "$b >> 32 | $b << 32", "$b")],
@@ -97,12 +80,10 @@ MUTANTS = {
         "append_bits": [("next", "$first + $done", "$first")],
         "row_at": [
             ("ascending", "if not $d:", "if True:"),
-            ("first bits", "63 - $f", "62 - $f"),
             ("other bits", "$f - 63", "$f - 62"),
         ],
         "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
         "append_spaced": [
-            ("stride", "$first += <uint64_t>$s", "$first += 1"),
             ("rest", "if $n % 64:", "if False:"),
         ],
         "append_rows": [("carry", "$first -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass")],
@@ -113,9 +94,7 @@ MUTANTS = {
     },
     "core/elements.pxd": {
         "step": [
-            ("scale of doubles", "load_f64(<f64*>$x + $i) * $f", "load_f64(<f64*>$x + $i)"),
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
-            ("bits of floats", "* $f, $keep, $i", "* $f, $keep, 0", 2),
         ],
         "bits_at": [
             ("last byte", "$b[($s + WORD - 1) // 8]", "$b[4]"),
@@ -123,7 +102,6 @@ MUTANTS = {
         ],
         "few_bits_at": [
             ("bytes", "+ 7) // 8", "+ 8) // 8"),
-            ("byte", "<< 8 * $i", "<< 4 * $i"),
             ("shift", "$bits >> $first % 8", "$bits"),
         ],
         "step_few": [
@@ -136,20 +114,15 @@ MUTANTS = {
         "mask_and_scale": [
             ("bits after the line", "$first += $head", "pass", 3),
             ("whole bytes", "$first % 8 == 0", "$first % 4 == 0"),
-            ("bits", "$keep + $first // 8 + 4 * $i", "$keep + $first // 8 + 2 * $i"),
             ("shifted bits", "bits_at($keep, $first + WORD * $i)", "bits_at($keep, $first + $i)"),
             ("bits of the tail", "$first += $n // WORD * WORD", "pass", 3),
-            ("tail", "if $n % WORD:", "if $n % WORD > 1:"),
         ],
         "step_bias": [
-            ("bias of doubles", "load_f64(<f64*>$x + $i) + load_f64(<f64*>$b + $i)", "load_f64(<f64*>$x + $i)"),
             ("residual of floats", "load_f32(<f32*>$r + $i) + kept_f32", "kept_f32"),
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
-            ("bits of floats", "* $f, $keep, $i", "* $f, $keep, 0", 2),
         ],
         "add_masked": [
             ("bias", "$a += WORD", "pass", 2),
-            ("bits", "$a += WORD", "pass", 5),
             ("bits of the tail", "few_bits_at($keep, $first, $rest)", "0"),
             ("bias of the tail", "memcpy($buffer[1], $*e)", "pass"),
         ],
@@ -159,18 +132,13 @@ MUTANTS = {
     },
     "core/simd.h": {
         "cd_kept_f32": [
-            ("bits", "cd_load_bits32($k) >> 16 * $i", "cd_load_bits32($k)"),
             ("bits@avx2", "$i * (CD_BYTES / 4)", "$i * (CD_BYTES / 8)"),
         ],
         "cd_kept_f64": [
-            ("bits", "$k[$i], $v", "$k[0], $v"),
             ("bits@baseline", "$i * (CD_BYTES / 8)", "$i * (CD_BYTES / 4)"),
         ],
         "CD_OWN_64": [
             ("lane@avx2", "{1, 1, 2, 2, 4, 4, 8, 8}", "{1, 1, 2, 2, 4, 4, 8, 4}"),
-        ],
-        "CD_OWN_32": [
-            ("lane@baseline", "{1, 2, 4, 8}", "{1, 2, 4, 4}"),
         ],
         "cd_fill_rows": [
             ("order@avx2", "$bits >> $lane & 1", "$bits >> (7 - $lane) & 1"),
@@ -182,7 +150,6 @@ MUTANTS = {
         "cd_any": [
             ("first lane", "_mm512_test_epi64_mask((__m512i)$v, (__m512i)$v) != 0", "_mm512_test_epi64_mask((__m512i)$v, (__m512i)$v) > 1"),
             ("all lanes@avx2", "!_mm256_testz_si256($*e)", "0"),
-            ("all lanes@baseline", "!= 0xFFFF", "== 0"),
         ],
         "cd_round_bf16": [
             ("tie", "0x15", "0x55"),
@@ -192,26 +159,20 @@ MUTANTS = {
             ("order", "{1, 33, 3, 35,", "{33, 1, 3, 35,"),
             ("lower bits", "$v & 0xFFFF0000", "$v", 1),
             ("tie@avx2", "~$u & 1", "$u & 1"),
-            ("halves@avx2", "$high, 0xAA", "$high, 0x55"),
             ("low half@baseline", "$low >> 16 | ($high & 0xFFFF0000)", "$low | ($high & 0xFFFF0000)"),
         ],
         "cd_step_f16": [
             ("rounding", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO", 1),
             ("rounding@avx2", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO", 2),
-            ("bits", "cd_load_bits32($k) >> 16 * $i", "cd_load_bits32($k)"),
             ("bits@avx2", "$rows[$k[$i]]", "$rows[$k[0]]"),
             ("sign@baseline", "| ($v & 0x80008000)", "| 0"),
         ],
         "cd_scale_magnitude_f16": [
-            ("largest@baseline", "0x1p16f", "0x1p17f"),
             ("subnormals@baseline", "0x1p-14f", "0x1p-15f"),
         ],
         "cd_scale_f16": [
             ("NaN@baseline", "0x7C01", "0x7C00"),
             ("quiet@baseline", "(($v | $q) & $s)", "($v & $s)"),
-        ],
-        "cd_scale_one_f16": [
-            ("subnormals@baseline", "0x1p-12f", "0x1p-13f"),
         ],
         "cd_too_large_f16": [
             ("exponent@baseline", "- 126", "- 127"),
@@ -230,9 +191,6 @@ MUTANTS = {
         "take_tile": [
             ("start", "$t.start += <uint64_t>$f * <uint64_t>$v.axes[$a].mask", "pass"),
         ],
-        "overlaps_itself": [
-            ("adjacent", "<size_t>$v.axes[$i].y < $e", "<size_t>$v.axes[$i].y <= $e"),
-        ],
     },
     "core/rows.pxd": {
         "next_row": [
@@ -244,9 +202,6 @@ MUTANTS = {
         "append_stream": [
             ("group", "$start - $first", "$start"),
         ],
-        "append_packed": [
-            ("bits of a byte", "8 - $first % 8", "8"),
-        ],
         "select_shifted": [
             ("dropped", "$s if $k[$i] else $c", "$s"),
         ],
@@ -256,7 +211,6 @@ MUTANTS = {
     },
     "core/kernels.pyx": {
         "apply_and_draw": [
-            ("steps left", "range($done, GROUP // WORD)", "range($done + 1, GROUP // WORD)"),
             ("rounds left@baseline", "range($together, $rounds)", "range($together + 1, $rounds)"),
             ("part@baseline", "begin_part(&$r, $s, $part)", "begin_part(&$r, $s, 0)"),
         ],
@@ -264,7 +218,6 @@ MUTANTS = {
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
             ("first part", "min(GROUP - $first, $n)", "min(GROUP, $n)"),
             ("short part", "if $n > $part and $part >= WORD:", "if $n > $part:"),
-            ("held bits", "32 - $count", "31 - $count"),
             ("held count", "$part -= $w.count", "pass"),
             ("aligned lines", "$p and <uintptr_t>$y % LINE == 0", "$p"),
         ],
@@ -287,9 +240,6 @@ MUTANTS = {
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
         ],
-        "apply_bits": [
-            ("null", "any_null($*e)", "False"),
-        ],
         "apply_typed": [
             ("alpha dropout", "and not $t.shifts", "and True"),
         ],
@@ -301,12 +251,10 @@ MUTANTS = {
         ],
         "add_rows": [
             ("bias", "$bias + $done", "$bias"),
-            ("residual", "$a += $part", "pass", 2),
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
         ],
         "sum_rows": [
             ("sums", "add_to($sums + $done, $gx, $part)", "add_to($sums, $gx, $part)"),
-            ("next group", "$first = 0", "$first = 1", 2),
         ],
     },
     "core/dispatch.pyx": {
@@ -342,7 +290,6 @@ MUTANTS = {
     "core/arrays.pyx": {
         "is_taken": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
-            ("matrices", "(np.memmap, np.matrix, np.recarray)", "(np.memmap, np.recarray)"),
         ],
         "refuse_subclass": [
             ("masked arrays", "isinstance($a, np.ma.MaskedArray)", "False"),
@@ -376,7 +323,6 @@ MUTANTS = {
         ],
         "destination": [
             ("inplace and out", "if $o is not None:", "if False:"),
-            ("inplace writable", 'check_writable($x, "x")', "pass"),
             ("type of out", "if not is_taken($o):", "if False:"),
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
@@ -415,7 +361,6 @@ MUTANTS = {
         ],
         "Mask.__getitem__": [
             ("step", "$s * $p.step", "$s"),
-            ("start", "$p.start * $s if", "$p.start if"),
         ],
         "Mask.__array__": [
             ("copy", "if $c is False:", "if False:"),
@@ -432,13 +377,11 @@ MUTANTS = {
         ],
         "Mask.bits": [
             ("order", 'bitorder="little"', 'bitorder="big"'),
-            ("size", "($s + 7) // 8", "$s // 8 + 1"),
         ],
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
         "set_scale": [
-            ("zero", "0 < $v <= LARGEST", "0 <= $v <= LARGEST"),
             ("infinite", "0 < $v <= LARGEST", "0 < $v"),
             ("p = 1", "$p == 1 or", "False or"),
         ],
@@ -659,14 +602,12 @@ MUTANTS = {
         ],
         "Dropout.backward": [("mask", "$s.mask if $m is None else $m", "$s.mask")],
         "Dropout.train": [("mode", "bool($m)", "True")],
-        "Dropout.eval": [("mode", "$s.train(False)", "$s.train(True)")],
         "_Variant.forward": [("training", "$x, $s.p, $s.training, $s.inplace", "$x, $s.p, True, $s.inplace")],
         "DropPath.function": [("scale", "scale_by_keep=$s.scale_by_keep", "scale_by_keep=True")],
         "always_on": [
             ("on", "$m.train(True)", "pass"),
             ("back", "$m.train($b)", "$m.train(False)", 2),
         ],
-        "_all_modules": [("dict", "$t.values()", "$t.keys()")],
     },
     "torch/functional.py": {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
@@ -846,10 +787,6 @@ MUTANTS = {
 
 # Why no test can notice a mutant that survives
 EXPLAINED = {
-    "core/openmp.pyx:share_by_openmp:fork":
-        "in a forked child the calling thread then does the whole call, which takes longer",
-    "core/openmp.pyx:sharers_by_openmp:fork":
-        "in a forked child share_by_openmp leaves the call to the pool, whose number of threads alone changes",
     "torch/replay.py:_SecondRun.__enter__:outer":
         "a replay within another draws from its own generators alone: in the first run, it was refused all others",
     "core/elements.pxd:bits_at:last-byte":
