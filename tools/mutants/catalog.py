@@ -267,9 +267,9 @@ MUTANTS = {
     "core/dtypes.pyx": {
         "by_array": [
             ("names", "$t[$i].name.decode() == $n", "$t[$i].name.decode() != $n"),
-            ("bool", "and $i != <int>CDROPOUT_BOOL", "and $i != 0"),
         ],
         "by_dlpack": [
+            ("kind", "$t[$i].dlpack == $k and", "True and"),
             ("bits", "8 * $t[$i].itemsize == $b", "8 * $t[$i].itemsize >= $b"),
         ],
     },
