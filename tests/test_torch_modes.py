@@ -62,6 +62,13 @@ def test_a_mode_that_answers_for_empty_like(name, answer):
             assert torch.equal(x, torch.ones_like(x))
 
 
+def test_a_mode_may_answer_with_another_memory_order():
+    x = torch.ones(20, 30)
+    with Answer("empty_like", lambda x, *_: torch.empty(30, 20).t()):
+        y = ct.dropout(x, 0.5, generator=cd.Generator(1))
+    assert torch.equal(y, ct.dropout(x, 0.5, generator=cd.Generator(1)))
+
+
 @pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer != "x"])
 def test_a_mode_that_answers_for_other_functions(answer):
     half = torch.ones(20, 30, dtype=torch.float16)

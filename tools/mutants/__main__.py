@@ -33,6 +33,7 @@ KERNELS = (
     "bits.pxd",
     "elements.pxd",
     "view.pxd",
+    "rows.pxd",
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",
@@ -44,14 +45,14 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     ),
     "dispatch.pyx": "build",
     "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
-    "masks.pyx": "masks given_masks generators mask_operators errors",
+    "masks.pyx": "masks given_masks generators mask_operators errors variants",
     "arguments.pyx": "generators errors bad_input flags",
     "generators.pyx": "generators errors numpy_random lies faults",
-    "calls.pyx": "given_masks functional errors exporters lies flags modules",
-    "threads.pyx": "threads errors faults",
-    "engine.pyx": "layouts masks threads functional",
+    "calls.pyx": "given_masks functional errors exporters lies flags modules faults",
+    "threads.pyx": "threads errors faults lies",
+    "engine.pyx": "layouts masks threads functional variants",
     "dtypes.pyx": "errors bad_input halves torch_functions jax",
-    "fused.pyx": "fused",
+    "fused.pyx": "fused lies faults",
     "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors "
     "torch_zeros",
     "draws.pyx": "torch_functions torch_replay torch_alpha torch_errors",
@@ -269,7 +270,7 @@ class Runner:
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless the tests of a tree, and their processes, import its package."""
+        """Raise SystemExit unless the processes that tests start import their own package."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":
