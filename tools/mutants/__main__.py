@@ -265,7 +265,7 @@ class Runner:
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless the processes that tests start import the package of their tree."""
+        """Raise SystemExit unless processes that tests start import the package of their tree."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":

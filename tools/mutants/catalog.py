@@ -227,9 +227,6 @@ MUTANTS = {
         "lay_out": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
-        "take_tile": [
-            ("start", "$t.start += <uint64_t>$f * <uint64_t>$v.axes[$a].mask", "pass"),
-        ],
         "overlaps_itself": [
             ("adjacent", "<size_t>$v.axes[$i].y < $e", "<size_t>$v.axes[$i].y <= $e"),
         ],
@@ -278,15 +275,6 @@ MUTANTS = {
         "bools": [
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
-        ],
-        "apply_bits": [
-            ("null", "any_null($*e)", "False"),
-        ],
-        "apply_typed": [
-            ("alpha dropout", "and not $t.shifts", "and True"),
-        ],
-        "apply_source": [
-            ("flags", "or not are_known($f) or", "or False or"),
         ],
         "draw_unless_none": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
