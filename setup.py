@@ -77,8 +77,8 @@ class BuildExt(build_ext):
 
 def extension(source, name, flags=()):
     return Extension(
-        f"cdropout.core.{name}",
-        [f"cdropout/core/{source}.pyx"],
+        f"cdropout.{name}",
+        [f"cdropout/{source}.pyx"],
         include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
         define_macros=MACROS,
         extra_compile_args=[*FLAGS, *flags],
@@ -88,8 +88,12 @@ def extension(source, name, flags=()):
 
 sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
 setup(
-    ext_modules=[extension(source, source) for source in sorted(sources)]
-    + [extension("kernels", f"_kernels_{isa}", INSTRUCTION_SETS[isa]) for isa in INSTRUCTION_SETS],
+    ext_modules=[extension(f"core/{source}", f"core.{source}") for source in sorted(sources)]
+    + [extension("tensorflow/_tf", "tensorflow._tf")]
+    + [
+        extension("core/kernels", f"core._kernels_{isa}", INSTRUCTION_SETS[isa])
+        for isa in INSTRUCTION_SETS
+    ],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

@@ -59,9 +59,9 @@ build() {
     CFLAGS="-Werror=implicit-function-declaration -I$headers -I$folder/numpy/_core/include" \
     "$python" -W ignore setup.py -q build_ext -j2 --build-temp "$folder/build" --build-lib "$folder/build/lib" >/dev/null
   if [[ $platform = mingw* ]]; then # setuptools names them for the system that it runs on
-    for module in "$folder"/build/lib/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
+    for module in "$folder"/build/lib/cdropout/{core,tensorflow}/*.so; do mv "$module" "${module%%.*}.pyd"; done
   fi
-  modules=("$folder"/build/lib/cdropout/core/*.{so,pyd})
+  modules=("$folder"/build/lib/cdropout/{core,tensorflow}/*.{so,pyd})
   "$python" -m abi3audit --strict --assume-minimum-abi3 3.11 "${modules[@]}"
   echo "$platform: ${#modules[@]} modules"
 }

@@ -228,7 +228,7 @@ import cdropout as cd
 imported = state()
 assert all(before[name] == imported[name] for name in before), [
     name for name in before if before[name] != imported[name]]
-foreign = {"torch", "jax", "dask", "thinc", "keras", "flax", "matplotlib"} & set(sys.modules)
+foreign = {"torch", "jax", "dask", "thinc", "keras", "flax", "tensorflow", "matplotlib"} & set(sys.modules)
 assert not foreign, foreign
 cd.set_num_threads(2)
 for dtype in (np.float16, np.float32, np.float64):

@@ -67,6 +67,9 @@ NEAREST = {  # the tests that are the likeliest to notice
     "flax.py": "flax",
     "dask.py": "dask*",
     "keras.py": "keras",
+    "tensorflow/_tf.pyx": "tensorflow",
+    "tensorflow/functional.py": "tensorflow",
+    "tensorflow/op.py": "tensorflow",
     "thinc.py": "thinc",
 }
 NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources
