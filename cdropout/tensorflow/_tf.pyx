@@ -13,9 +13,8 @@ mask_id
 rate
     float64: one for all mask ids, or one per mask id. (A float attribute would be a float32.)
 noise_shape
-    int64[n], empty if each element of x is drawn. Otherwise its last axes are those of a mask, each 1, the length of the
-    axis of x, or WHOLE, which stands for that length. Missing axes, and those in front of the axes of a mask, are 1.
-    Along an axis of length 1 one draw is shared.
+    int64, any scalar if each element of x is drawn. Otherwise int64[n], aligned with the last axis of x: 1, the length of
+    the axis of x, or WHOLE, which stands for that length. Along an axis of length 1, or a missing one, one draw is shared.
 
 There are no attributes but the type, so that a program may compute all inputs.
 """
@@ -180,7 +179,8 @@ cdef void check_rates(Call* call) noexcept nogil:
 cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     """Fill in the axes, which are dense in x and y, or the error."""
     cdef const int64_t* noise = <const int64_t*>tf.get_data(noise_shape)
-    cdef int64_t before = tf.get_size(noise_shape) - call.ndim    # its axes in front of those of a mask
+    cdef bint shares = tf.get_ndim(noise_shape) > 0
+    cdef int64_t before = tf.get_size(noise_shape) - call.ndim if shares else 0    # its axes in front of those of a mask
     cdef int64_t drawn, length, i
     cdef int64_t dense = 1
     cdef int64_t step = 1
@@ -188,8 +188,8 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     for i in range(call.ndim - 1, -1, -1):
         axis = &call.axes[i]
         length = call.shape[call.x_ndim - call.ndim + i]
-        drawn = noise[before + i] if before + i >= 0 else 1
-        if drawn == INT64_MIN or before == -call.ndim:
+        drawn = length if not shares else noise[before + i] if before + i >= 0 else 1
+        if drawn == INT64_MIN:
             drawn = length
         if drawn != 1 and drawn != length:
             snprintf(call.error, sizeof(call.error), "noise_shape has to hold 1 or the length of each axis of x, "

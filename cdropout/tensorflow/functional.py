@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from functools import partial
 from numbers import Real
@@ -16,7 +15,7 @@ from tensorflow.python.ops import control_flow_util
 from cdropout.tensorflow import op
 
 FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
-ALL_DRAWN = np.zeros(0, np.int64)  # the noise_shape of x itself
+ALL_DRAWN = 0  # as the op's noise_shape, any scalar
 
 
 @tf.autograph.experimental.do_not_convert
@@ -202,27 +201,24 @@ def _as_float64(rate: Any) -> tf.Tensor:
 
 
 def _as_noise(noise_shape: Any) -> Any:
-    """Return the noise_shape that the op takes. The 1 in front makes it differ from ALL_DRAWN."""
+    """Return the noise_shape that the op takes; ValueError if it has not one dimension."""
     if isinstance(noise_shape, tf.TensorShape):
         noise_shape = noise_shape.as_list()
     if isinstance(noise_shape, (tuple, list)):
-        if not any(tf.is_tensor(length) for length in noise_shape):
-            return np.array([1] + [_as_length(length) for length in noise_shape], np.int64)
         noise_shape = [op.WHOLE if length is None else length for length in noise_shape]
-        noise_shape = tf.stack([tf.cast(length, tf.int64) for length in noise_shape])
-    return tf.concat([[1], tf.cast(noise_shape, tf.int64)], 0)
-
-
-def _as_length(length: Any) -> Any:
-    return op.WHOLE if length is None else length
+        if not any(tf.is_tensor(length) for length in noise_shape):
+            return np.array(noise_shape, np.int64)
+        return tf.stack([tf.cast(length, tf.int64) for length in noise_shape])
+    noise_shape = tf.cast(noise_shape, tf.int64)
+    noise_shape.shape.assert_has_rank(1)
+    return noise_shape
 
 
 def _as_mask_id(seed: Any) -> Any:
     """Return the mask id of a seed; ValueError if it is not two ints, or a tensor of them."""
-    if isinstance(seed, (tuple, list)) and not any(tf.is_tensor(number) for number in seed):
-        if len(seed) == 2 and all(_is_int64(number) for number in seed):
-            return [(int(number) + (1 << 63)) % (1 << 64) - (1 << 63) for number in seed]
-    else:
+    if isinstance(seed, (tuple, list)) and len(seed) == 2 and all(map(_is_int64, seed)):
+        return np.array([int(number) % (1 << 64) for number in seed], np.uint64).view(np.int64)
+    if not isinstance(seed, (tuple, list)) or any(tf.is_tensor(number) for number in seed):
         seed = tf.convert_to_tensor(seed)
         if seed.dtype in (tf.int32, tf.int64) and seed.shape.is_compatible_with([2]):
             return tf.cast(seed, tf.int64)
@@ -245,6 +241,6 @@ def _next_mask_id(seed: int | None) -> Any:
     # In eager mode each operation with new seeds is a new kernel, which takes 0.4 ms.
     graph_seed, first = tf.compat.v1.random.get_seed(None)
     if graph_seed is None:
-        return struct.unpack("qq", os.urandom(16))
+        return np.frombuffer(os.urandom(16), np.int64)
     _, second = tf.compat.v1.random.get_seed(None)
-    return graph_seed << 31 | first, second
+    return np.array([graph_seed << 31 | first, second], np.int64)
