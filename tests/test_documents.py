@@ -175,7 +175,9 @@ def documented_names(module):
     return found
 
 
-@pytest.mark.parametrize("name", ["", "torch", "dask", "jax", "flax", "keras", "tensorflow", "thinc"])
+@pytest.mark.parametrize(
+    "name", ["", "torch", "dask", "jax", "flax", "keras", "tensorflow", "thinc"]
+)
 def test_everything_public_is_on_a_page(name):
     path = ROOT / "cdropout" / name
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -1,4 +1,4 @@
-"""Dropout for TensorFlow draws the masks of its seeds, in eager mode, in graphs, and for gradients."""
+"""Dropout for TensorFlow draws the masks of its seeds, in eager mode and in graphs."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -140,7 +140,7 @@ cdef void check_masks(Call* call, void** inputs) noexcept nogil:
     call.x_ndim = tf.get_ndim(inputs[X])
     call.ndim = call.x_ndim - lead
     if call.x_ndim > MAX_DIMS:
-        snprintf(call.error, sizeof(call.error), "x has to have at most %d dimensions, but has %d", <int>MAX_DIMS, call.x_ndim)
+        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", call.x_ndim)
         return
     if lead < 0 or call.ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
         snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")

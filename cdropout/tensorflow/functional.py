@@ -132,9 +132,7 @@ def stateless_dropout(
         raise ValueError(
             f"`rng_alg` must be 'auto_select': cdropout has one algorithm. Received: {rng_alg!r}"
         )
-    own = partial(
-        tf.nn.experimental.stateless_dropout, x, rate, seed, rng_alg, noise_shape, name
-    )
+    own = partial(tf.nn.experimental.stateless_dropout, x, rate, seed, rng_alg, noise_shape, name)
     return _dropout(x, rate, noise_shape, name, partial(_as_mask_id, seed), own)
 
 
@@ -148,14 +146,13 @@ def _dropout(
 ) -> tf.Tensor:
     """Apply the op where it can be used, and call TensorFlow's `own` function elsewhere."""
     if isinstance(rate, Real):
-        if not 0 < rate < 1:
-            if rate != rate:
-                raise ValueError(
-                    "`rate` must be a scalar tensor or a float in the range [0, 1). "
-                    f"Received: rate={rate}"
-                )
-            return own()  # x itself, or TensorFlow's error
         rate = float(rate)
+        if rate != rate:  # which TensorFlow takes
+            raise ValueError(
+                "`rate` must be a scalar tensor or a float in the range [0, 1). Received: rate=nan"
+            )
+        if not 0 < rate < 1:
+            return own()  # x itself, or TensorFlow's error
     elif not tf.is_tensor(rate):
         return own()  # TensorFlow's error
     if isinstance(x, tf.RaggedTensor):
