@@ -307,6 +307,27 @@ def test_forward_accumulator(way):
     check(tangent, MASK.apply(GY.numpy()))
 
 
+def test_the_gradient_of_some_rows(way):
+    """It comes as IndexedSlices."""
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.gather(drop(x), [3, 1])
+        return tape.gradient(y, x)
+
+    gy = np.zeros(X.shape.as_list(), np.float32)
+    gy[[1, 3]] = 1
+    check(way(gradient)(X), MASK.apply(gy))
+
+
+def test_what_becomes_a_tensor():
+    right = MASK.apply(X.numpy())
+    for x in X.numpy(), X.numpy().tolist(), tf.Variable(X):
+        check(drop(x), right)
+    check(drop(X.numpy().astype(np.float64)), MASK.apply(X.numpy().astype(np.float64)))
+
+
 def test_tf_gradients_and_custom_gradient():
     run = tf.function(lambda x, gy: tf.gradients(drop(x), x, gy)[0])
     check(run(X, GY), MASK.apply(GY.numpy()))

@@ -17,7 +17,7 @@ tf = import_or_skip("tensorflow")
 import cdropout.tensorflow  # noqa: E402
 from cdropout.tensorflow import _tf, functional, op  # noqa: E402
 
-PATH = op._pywrap_tensorflow_internal.__file__
+PATH = op._library()
 X = tf.ones(1000)
 
 
@@ -55,6 +55,7 @@ def refused(*_):
         ("register", lambda *_: _tf.register(PATH, never_registered, ["TF_Old"]), "TF_Old"),
         ("register", refused, "no such interface"),
         ("_new_wrapper", refused, "no such interface"),
+        ("missing", ImportError("no module of that name"), "no module of that name"),
     ],
 )
 def test_if_it_cannot_be_registered_dropout_is_tensorflows(monkeypatch, name, replacement, reason):
@@ -66,6 +67,15 @@ def test_if_it_cannot_be_registered_dropout_is_tensorflows(monkeypatch, name, re
     monkeypatch.setattr(functional.op, "apply", None)
     own = tf.nn.experimental.stateless_dropout(X, 0.5, [7, 0], "auto_select")
     assert np.array_equal(functional.stateless_dropout(X, 0.5, [7, 0]), own)
+
+
+def test_the_library_on_windows(monkeypatch, tmp_path):
+    module = tmp_path / "_pywrap_tensorflow_internal.pyd"
+    monkeypatch.setattr(op._pywrap_tensorflow_internal, "__file__", str(module))
+    assert op._library() == str(module)
+    dll = tmp_path / "_pywrap_tensorflow_common.dll"
+    dll.touch()
+    assert op._library() == str(dll)
 
 
 # ---- other versions of TensorFlow ---------------------------------------------------------------

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from cdropout.tensorflow import op
 
@@ -172,9 +171,7 @@ def is_supported(x: tf.Tensor) -> bool:
         return False
     if x.device and "CPU:" not in x.device:
         return False
-    return tf.executing_eagerly() or not control_flow_util.GraphOrParentsInXlaContext(
-        tf.compat.v1.get_default_graph()
-    )
+    return tf.executing_eagerly() or not op.is_traced_for_xla()
 
 
 def apply(

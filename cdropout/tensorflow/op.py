@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import op_def_pb2
-from tensorflow.python import _pywrap_tensorflow_internal
-from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
-from tensorflow.python.ops.parallel_for import pfor
 
 from cdropout.tensorflow._tf import NAME, WHOLE, register
 
-__all__ = ["WHOLE", "apply"]
+missing: ImportError | None = None
+try:  # TensorFlow does not promise these modules
+    from tensorflow.core.framework import op_def_pb2
+    from tensorflow.python import _pywrap_tensorflow_internal
+    from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+    from tensorflow.python.ops.parallel_for import pfor
+except ImportError as error:
+    missing = error
+
+__all__ = ["WHOLE", "apply", "is_traced_for_xla"]
+
+
+def is_traced_for_xla() -> bool:
+    """Return whether the function that is traced now will be compiled by XLA."""
+    return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def _library() -> str:
+    """Return the path of a library through which TensorFlow's C functions are found."""
+    module = Path(_pywrap_tensorflow_internal.__file__)
+    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search beyond it
+    return str(dll if dll.exists() else module)
 
 
 def _is_registered(name: str) -> bool:
@@ -53,11 +72,13 @@ def _vectorize(inputs: Any) -> Any:
 def _load() -> Any:
     """Return the wrapper; None, with a warning, if this TensorFlow cannot have the op."""
     try:
-        if register(_pywrap_tensorflow_internal.__file__, _is_registered):
+        if missing is not None:
+            raise missing
+        if register(_library(), _is_registered):
             tf.RegisterGradient(NAME)(_gradient)
             pfor.RegisterPFor(NAME)(_vectorize)
         return _new_wrapper()
-    except (AttributeError, OSError, RuntimeError) as error:
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
         warnings.warn(
             f"cdropout's op cannot be registered with TensorFlow {tf.__version__}, so that dropout "
             f"is TensorFlow's own; a newer cdropout may help: {error}",
