@@ -59,8 +59,8 @@ def dropout(
 
     Notes
     -----
-    Nothing per element is kept for the gradient, which draws the mask again. Dropped elements are
-    +0.0 even where `x` is NaN or infinite.
+    The gradient draws the mask again. In a graph nothing per element is kept for it; in eager mode
+    a `tf.GradientTape` keeps `x`. Dropped elements are +0.0 even where `x` is NaN or infinite.
 
     In a graph a random operation of TensorFlow draws the seed and the call number of each mask.
     In eager mode they are made of TensorFlow's seeds (`tf.compat.v1.random.get_seed`), or of the

@@ -66,10 +66,10 @@ NEAREST = {  # the tests that are the likeliest to notice
     "jax.py": "jax jax_calls jax_rates",
     "flax.py": "flax",
     "dask.py": "dask*",
-    "keras.py": "keras",
-    "tensorflow/_tf.pyx": "tensorflow",
-    "tensorflow/functional.py": "tensorflow",
-    "tensorflow/op.py": "tensorflow",
+    "keras.py": "keras tensorflow_keras",
+    "tensorflow/_tf.pyx": "tensorflow*",
+    "tensorflow/functional.py": "tensorflow*",
+    "tensorflow/op.py": "tensorflow*",
     "thinc.py": "thinc",
 }
 NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources

@@ -1111,6 +1111,7 @@ MUTANTS = {
             ("call", '{"calls": $c}', '{"calls": 0}'),
         ],
         "_draw_jax": [("words", "[1::2]", "[::2]")],
+        "_draw_tensorflow": [("noise", "1 if $a in $s else None", "None")],
         "_draw_for": [("type", "if $*e not in FLOATS:", "if False:")],
         "_Drawn.call": [
             ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
@@ -1122,6 +1123,63 @@ MUTANTS = {
         "Dropout._shared_axes": [
             ("shape", "$d in (None, 1, $l)", "True"),
             ("none", "if $d == 1", "if $d in (1, None)"),
+            ("unknown", "$l is None or", "False or"),
+        ],
+    },
+    "tensorflow/_tf.pyx": {
+        "check_masks": [
+            ("dimensions", "if $c.x_ndim > MAX_DIMS:", "if False:"),
+            ("last axis", "or tf.get_length($*e) != 2:", "or False:"),
+            ("scalar", "$l < 0 or $c.ndim", "$c.ndim"),
+            ("lead", "if $c.shape[$i] != tf.get_length($*e):", "if False:"),
+        ],
+        "check_rates": [("p", "if kernels.mask_init($*e) < 0:", "if False:")],
+        "check_noise_shape": [
+            ("missing", "if $b + $i >= 0 else 1", "if $b + $i >= 0 else INT64_MIN"),
+            ("whole", "if $d == INT64_MIN:", "if False:"),
+            ("fits", "if $d != 1 and $d != $l:", "if False:"),
+            ("shared", "0 if $d == 1 else $s", "$s"),
+            ("too long", "if $n[$i] != 1:", "if False:"),
+        ],
+        "infer_shape": [("shape", "tf.set_output_shape($*e)", "pass")],
+        "register": [("again", "if $f(NAME):", "if False:")],
+    },
+    "tensorflow/op.py": {
+        "_gradient": [("twice", "return apply($g, $*e)", "return $g")],
+        "_vectorize": [
+            ("noise", "$i.unstacked_input(3)", "0"),
+            ("rate", "if $s or $r.shape.rank != 0:", "if False:"),
+            ("ranks", "[1] * $m", "[1] * 0"),
+        ],
+        "is_traced_for_xla": [("never", "GraphOrParentsInXlaContext($*e)", "False")],
+        "_library": [("windows", "$d if $d.exists() else $m", "$m")],
+        "_load": [("gradient", "tf.RegisterGradient(NAME)(_gradient)", "pass")],
+    },
+    "tensorflow/functional.py": {
+        "stateless_dropout": [("algorithm", 'if $r != "auto_select":', "if False:")],
+        "_dropout": [
+            ("nan", "if $r != $r:", "if False:"),
+            ("ends", "if not 0 < $r < 1:", "if not 0 <= $r <= 1:"),
+            ("ragged", "if isinstance($x, tf.RaggedTensor):", "if False:"),
+            ("name", 'tf.name_scope($n or "dropout")', 'tf.name_scope("dropout")'),
+        ],
+        "is_supported": [
+            ("device", 'if $x.device and "CPU:" not in $x.device:', "if False:"),
+            ("type", "or $x.dtype not in FLOATS", "or False"),
+        ],
+        "_as_float64": [
+            ("rank", "$r.shape.assert_has_rank(0)", "pass"),
+            ("type", "if not $r.dtype.is_floating:", "if False:"),
+        ],
+        "_as_mask_id": [
+            ("two", "and len($s) == 2", "and True"),
+            ("shape", "and $s.shape.is_compatible_with([2])", "and True"),
+        ],
+        "_is_int64": [("bool", "and not isinstance($n, bool)", "and True")],
+        "_next_mask_id": [
+            ("seed", "seed=seed", "seed=None"),
+            ("second", "$g << 31 | $f, $s", "$g << 31, 0"),
+            ("entropy", "os.urandom(16)", "bytes(16)"),
         ],
     },
     "thinc.py": {
