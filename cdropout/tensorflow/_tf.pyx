@@ -136,18 +136,20 @@ cdef cdropout_dtype dtype_of(const void* x) noexcept nogil:
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
     """Fill in all but the axes and y, or the error."""
     cdef int lead = tf.get_ndim(inputs[MASK_ID]) - 1
+    cdef int x_ndim = tf.get_ndim(inputs[X])
+    cdef int ndim = x_ndim - lead
     cdef int i
-    call.x_ndim = tf.get_ndim(inputs[X])
-    call.ndim = call.x_ndim - lead
-    if call.x_ndim > MAX_DIMS:
-        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", call.x_ndim)
+    call.x_ndim = x_ndim
+    call.ndim = ndim
+    if x_ndim > MAX_DIMS:
+        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", x_ndim)
         return
-    if lead < 0 or call.ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
+    if lead < 0 or ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
         snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
         return
     call.masks = 1
     call.size = 1
-    for i in range(call.x_ndim):
+    for i in range(x_ndim):
         call.shape[i] = tf.get_length(inputs[X], i)
         if i >= lead:
             call.size *= <size_t>call.shape[i]
@@ -180,14 +182,15 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     """Fill in the axes, which are dense in x and y, or the error."""
     cdef const int64_t* noise = <const int64_t*>tf.get_data(noise_shape)
     cdef bint shares = tf.get_ndim(noise_shape) > 0
-    cdef int64_t before = tf.get_size(noise_shape) - call.ndim if shares else 0    # its axes in front of those of a mask
+    cdef int ndim = call.ndim
+    cdef int64_t before = tf.get_size(noise_shape) - ndim if shares else 0    # its axes in front of those of a mask
     cdef int64_t drawn, length, i
     cdef int64_t dense = 1
     cdef int64_t step = 1
     cdef cdropout_axis* axis
-    for i in range(call.ndim - 1, -1, -1):
+    for i in range(ndim - 1, -1, -1):
         axis = &call.axes[i]
-        length = call.shape[call.x_ndim - call.ndim + i]
+        length = call.shape[call.x_ndim - ndim + i]
         drawn = length if not shares else noise[before + i] if before + i >= 0 else 1
         if drawn == INT64_MIN:
             drawn = length

@@ -1128,9 +1128,9 @@ MUTANTS = {
     },
     "tensorflow/_tf.pyx": {
         "check_masks": [
-            ("dimensions", "if $c.x_ndim > MAX_DIMS:", "if False:"),
+            ("dimensions", "if $n > MAX_DIMS:", "if False:"),
             ("last axis", "or tf.get_length($*e) != 2:", "or False:"),
-            ("scalar", "$l < 0 or $c.ndim", "$c.ndim"),
+            ("scalar", "$l < 0 or $n < 0", "$n < 0"),
             ("lead", "if $c.shape[$i] != tf.get_length($*e):", "if False:"),
         ],
         "check_rates": [("p", "if kernels.mask_init($*e) < 0:", "if False:")],
