@@ -126,7 +126,7 @@ def find_clang_cl(msvc):
 def extension(source, name, flags=()):
     return Extension(
         name,
-        [f"cdropout/core/{source}.pyx"],
+        [f"cdropout/{source}.pyx"],
         include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
         define_macros=MACROS,
         extra_compile_args=[*FLAGS, *flags],
@@ -136,8 +136,14 @@ def extension(source, name, flags=()):
 
 sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
 setup(
-    ext_modules=[extension(source, f"cdropout.core.{source}") for source in sorted(sources)]
-    + [extension("kernels", f"{KERNELS}{isa}", INSTRUCTION_SETS[isa]) for isa in INSTRUCTION_SETS],
+    ext_modules=[
+        *(extension(f"core/{source}", f"cdropout.core.{source}") for source in sorted(sources)),
+        extension("tensorflow/_tf", "cdropout.tensorflow._tf"),
+        *(
+            extension("core/kernels", f"{KERNELS}{isa}", INSTRUCTION_SETS[isa])
+            for isa in INSTRUCTION_SETS
+        ),
+    ],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

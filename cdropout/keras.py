@@ -1,4 +1,4 @@
-"""Dropout layers for Keras 3, drawn by cdropout on the backends torch, jax and numpy."""
+"""Dropout layers for Keras 3, drawn by cdropout on each of its backends."""
 
 from __future__ import annotations
 
@@ -50,11 +50,25 @@ def _draw_jax(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
     return draw(jnp.zeros(4, "uint32").at[1::2].set(words), x, p, shared)
 
 
-DRAW = {"numpy": _draw_numpy, "torch": _draw_torch, "jax": _draw_jax}
+def _draw_tensorflow(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
+    import tensorflow as tf
+
+    from cdropout.tensorflow.functional import apply
+
+    noise_shape = [1 if axis in shared else None for axis in range(len(x.shape))]
+    return apply(x, tf.cast(words, tf.int64), p, noise_shape if shared else None)
+
+
+DRAW = {
+    "numpy": _draw_numpy,
+    "torch": _draw_torch,
+    "jax": _draw_jax,
+    "tensorflow": _draw_tensorflow,
+}
 
 
 def _draw_for(x: Any) -> Callable[..., Any] | None:
-    """The function for x; None where Keras has to do it: TensorFlow, other devices and types."""
+    """Return the function for x; None for other devices and types, which are left to Keras."""
     backend = keras.backend.backend()
     if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
         return None
@@ -65,6 +79,11 @@ def _draw_for(x: Any) -> Callable[..., Any] | None:
 
         if default_backend() != "cpu":
             return None
+    if backend == "tensorflow":
+        from cdropout.tensorflow.functional import is_supported
+
+        if x.shape.rank is None or not is_supported(x):
+            return None
     return DRAW.get(backend)
 
 
@@ -73,6 +92,15 @@ def _draw_for(x: Any) -> Callable[..., Any] | None:
 
 class _Drawn:
     """What the layers share: `_shared_axes` says along which axes one draw is shared."""
+
+    @property
+    def supports_jit(self) -> bool:
+        """Return False on TensorFlow, where XLA cannot call the kernels."""
+        return keras.backend.backend() != "tensorflow"
+
+    @supports_jit.setter
+    def supports_jit(self, value: bool) -> None:
+        """Ignore the True that Keras's constructor assigns."""
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
         """Return the inputs masked and scaled; as they are unless training."""
@@ -96,8 +124,9 @@ class Dropout(_Drawn, keras.layers.Dropout):
     """`keras.layers.Dropout`, drawn by cdropout.
 
     In training, call number i (from 0) of a layer with `seed` draws the mask
-    ``cdropout.Mask(shape, rate, seed, i)``, on the backends torch, jax and numpy alike. With
-    TensorFlow, on other devices than the CPU, and for other types it is Keras's own.
+    ``cdropout.Mask(shape, rate, seed, i)``, on each backend. On other devices than the CPU, for
+    other types, and in TensorFlow functions that XLA compiles (``jit_compile=True``) it is Keras's
+    own. On TensorFlow, Keras does not let XLA compile a model with this layer.
 
     Parameters
     ----------
@@ -105,7 +134,7 @@ class Dropout(_Drawn, keras.layers.Dropout):
         The probability that an element is dropped, in [0, 1].
     noise_shape : tuple of int or None, optional
         The shape of the mask: 1 where one draw is shared along an axis, elsewhere the length of the
-        axis, or None for it.
+        axis, or None for it. On TensorFlow an axis of unknown length takes any number.
     seed : int, optional
         In [0, 2**32).
 
@@ -118,7 +147,10 @@ class Dropout(_Drawn, keras.layers.Dropout):
     def _shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         noise = tuple(self.noise_shape or shape)
         full = (1,) * (len(shape) - len(noise)) + noise  # aligned as in NumPy's broadcasting
-        fits = [drawn in (None, 1, length) for drawn, length in zip(full, shape, strict=False)]
+        fits = [
+            length is None or drawn in (None, 1, length)
+            for drawn, length in zip(full, shape, strict=False)
+        ]
         if len(full) != len(shape) or not all(fits):
             raise ValueError(
                 "noise_shape has to hold 1, None or the length of each axis of the inputs, "

@@ -28,7 +28,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
 # An adapter's page needs its framework: without that, `api/*` in index.md has no such page.
-ADAPTERS = ("dask", "flax", "jax", "keras", "thinc", "torch")
+ADAPTERS = ("dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch")
 exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
 
 html_theme = "furo"

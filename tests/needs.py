@@ -6,11 +6,10 @@ import pytest
 
 from cdropout.core import dispatch
 
-EXTRAS = {"dask", "flax", "jax", "keras", "thinc", "torch"}  # of this package
+EXTRAS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}  # of this package
 PACKAGES = {
     "distributed": "'dask[distributed]'",
     "sklearn": "scikit-learn",
-    "tensorflow": "tensorflow-cpu",
 }
 NAMES = {
     "dask": "Dask",

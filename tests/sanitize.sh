@@ -85,7 +85,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   say "the suite: AddressSanitizer, UndefinedBehaviorSanitizer"
   local left_out=()
   for name in randomness correlation reference cli stream_command compare growth contestants examples guard_pages \
-    build load faults memory capi documents house types torch jax flax keras framework dask thinc; do
+    build load faults memory capi documents house types torch jax flax keras tensorflow framework dask thinc; do
     left_out+=("--ignore-glob=tests/test_$name*.py")
   done
   suite "$words" -m '' "${left_out[@]}"

@@ -151,6 +151,7 @@ def types_of(name):
 def test_an_adapter_takes_part_beside_its_framework_only():
     assert peers.adapters_beside(["numpy", "jax"]) == []
     assert peers.adapters_beside(["numpy", "torch"]) == ["cdropout-torch"]
+    assert peers.adapters_beside(["tensorflow"]) == ["cdropout-tensorflow"]
 
 
 @pytest.mark.slow

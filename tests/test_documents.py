@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -59,12 +60,15 @@ def test_every_kind_of_block_is_looked_at():
 GREETING = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
 
 
-@blocks("python", "import keras", "import flax|from flax")
+@blocks("python", "import keras", "import flax|from flax", "import tensorflow")
 def test_python_runs(block):
     """Each by itself: a process has one Keras backend."""
     find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
     find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
-    done = subprocess.run([sys.executable, "-P", "-c", block], capture_output=True, text=True)
+    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", block], capture_output=True, text=True, env=quiet
+    )
     assert (done.returncode, GREETING.sub("", done.stderr)) == (0, "")
 
 
@@ -171,7 +175,9 @@ def documented_names(module):
     return found
 
 
-@pytest.mark.parametrize("name", ["", "torch", "dask", "jax", "flax", "keras", "thinc"])
+@pytest.mark.parametrize(
+    "name", ["", "torch", "dask", "jax", "flax", "keras", "tensorflow", "thinc"]
+)
 def test_everything_public_is_on_a_page(name):
     path = ROOT / "cdropout" / name
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -1,4 +1,4 @@
-"""The examples that train in JAX and Keras run, and compare the two dropouts."""
+"""The examples that train in JAX, Keras and TensorFlow run, and compare the two dropouts."""
 
 import os
 import re
@@ -19,10 +19,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         ("jax", ["--steps", "60"], ["jax", "cdropout"]),
         ("keras", ["--epochs", "3"], ["keras", "cdropout"]),
+        ("tensorflow", ["--steps", "60"], ["tensorflow", "cdropout"]),
     ],
 )
 def test_both_dropouts_learn(framework, arguments, names):
-    find_or_skip(framework, "jax", "sklearn")  # Keras runs on JAX here
+    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # its backend here
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

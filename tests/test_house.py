@@ -24,7 +24,7 @@ LAYERS = [  # each imports from those before it only
     "functional",
     "modules",
     "cdropout",  # __init__, which imports none of what follows
-    "selftest battery torch jax dask thinc",
+    "selftest battery torch jax dask tensorflow thinc",
     "flax keras",
     "bench",
     "__main__",

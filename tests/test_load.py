@@ -228,7 +228,8 @@ import cdropout as cd
 imported = state()
 assert all(before[name] == imported[name] for name in before), [
     name for name in before if before[name] != imported[name]]
-foreign = {"torch", "jax", "dask", "thinc", "keras", "flax", "matplotlib"} & set(sys.modules)
+frameworks = {"torch", "jax", "dask", "thinc", "keras", "flax", "tensorflow"}
+foreign = {*frameworks, "matplotlib"} & set(sys.modules)
 assert not foreign, foreign
 cd.set_num_threads(2)
 for dtype in (np.float16, np.float32, np.float64):

@@ -17,6 +17,7 @@ MARKERS = {
     "cdropout": "o",
     "cdropout-new": "h",
     "cdropout-torch": "p",
+    "cdropout-tensorflow": "H",
     "numpy": "s",
     "numpy-rand": "P",
     "numpy-binomial": "d",

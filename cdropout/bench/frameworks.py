@@ -151,6 +151,20 @@ def tensorflow_graph(threads, _):
     return Contestant("tensorflow", tensorflow.__version__, prepare)
 
 
+def tensorflow_adapter(threads, _):
+    """`cdropout.tensorflow.dropout` in a `tf.function`; the backward is GradientTape's."""
+    tensorflow = import_tensorflow(threads)
+    from cdropout import set_num_threads
+    from cdropout.tensorflow import dropout
+
+    set_num_threads(threads)
+
+    def prepare(arrays, p):
+        return graph_calls(tensorflow, lambda x: dropout(x, p), arrays)
+
+    return Contestant("cdropout-tensorflow", tensorflow.__version__, prepare)
+
+
 def keras_layer(threads, dtype):
     """`keras.layers.Dropout` on TensorFlow, in a `tf.function` as `fit` has it."""
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":

@@ -8,7 +8,7 @@ import numpy as np
 
 import cdropout as cd
 from cdropout.bench.contestant import Contestant
-from cdropout.bench.frameworks import FRAMEWORKS, torch_adapter
+from cdropout.bench.frameworks import FRAMEWORKS, tensorflow_adapter, torch_adapter
 from cdropout.core import copies
 
 PIECE = 1 << 18  # bytes from which a copy is worth handing to another thread
@@ -83,7 +83,10 @@ def cdropout_new(threads, _):
 
 
 OURS = {"cdropout": cdropout, "cdropout-new": cdropout_new}
-ADAPTERS = {"cdropout-torch": torch_adapter}  # each beside the framework of its name
+ADAPTERS = {  # each beside the framework of its name
+    "cdropout-torch": torch_adapter,
+    "cdropout-tensorflow": tensorflow_adapter,
+}
 
 
 def adapters_beside(others):

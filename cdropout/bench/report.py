@@ -57,14 +57,14 @@ def columns(cell):
 def table(dtype, cells):
     """The lines of a type's table, one a size and contestant, forward+backward on the right."""
     names = f"{'ns/element':>10} {'GB/s':>8} {'/memcpy':>8} {'/peer':>8}"
-    yield f"{dtype:21} | {'forward':^37} | {'':9} forward + backward"
-    yield f"{'size':>6} {'':14} | {names} | {names}"
+    yield f"{dtype:26} | {'forward':^37} | {'':9} forward + backward"
+    yield f"{'size':>6} {'':19} | {names} | {names}"
     for size, group in itertools.groupby(cells, key=lambda cell: cell.size):
-        yield f"{'-' * 21}-+-{'-' * 37}-+-{'-' * 37}"
+        yield f"{'-' * 26}-+-{'-' * 37}-+-{'-' * 37}"
         group = list(group)
         forward, both = ([cell for cell in group if cell.mode == mode] for mode in MODES)
         for left, right in zip(forward, both, strict=True):
-            yield f"{size_name(size):>6} {left.contestant:14} | {columns(left)} | {columns(right)}"
+            yield f"{size_name(size):>6} {left.contestant:19} | {columns(left)} | {columns(right)}"
 
 
 def tables(cells):

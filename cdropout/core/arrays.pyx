@@ -28,7 +28,7 @@ cdef dict ADVICE = {
     "polars": "pass {}.to_numpy()",
     "pyarrow": "pass {}.to_numpy()",
     "scipy": "pass {}.toarray()",
-    "tensorflow": "pass {}.numpy()",
+    "tensorflow": "use cdropout.tensorflow",
     "torch": "use cdropout.torch",
     "unyt": "pass {}.value",
     "xarray": "pass {}.data",

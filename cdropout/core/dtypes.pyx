@@ -1,4 +1,4 @@
-"""The table of element types: cdropout's codes, and what NumPy, DLPack and XLA call the same types."""
+"""The table of element types: cdropout's codes, and what NumPy, DLPack, XLA and TensorFlow call the same types."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
@@ -17,11 +17,11 @@ cdef enum:
 
 cdef ElementType table[COUNT]
 types = table
-types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, cnp.NPY_FLOAT, IEEE_FLOAT, 11)
-types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, cnp.NPY_DOUBLE, IEEE_FLOAT, 12)
-types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, cnp.NPY_FLOAT16, IEEE_FLOAT, 10)
-types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, NONE, BRAIN_FLOAT, 16)
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, NONE, BOOL, NONE)    # of masks, never of x
+types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, cnp.NPY_FLOAT, IEEE_FLOAT, 11, 1)
+types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, cnp.NPY_DOUBLE, IEEE_FLOAT, 12, 2)
+types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, cnp.NPY_FLOAT16, IEEE_FLOAT, 10, 19)
+types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, NONE, BRAIN_FLOAT, 16, 14)
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, NONE, BOOL, NONE, NONE)    # of masks, never of x
 
 
 cdef list rows = [(types[code].itemsize, code) for code in range(COUNT) if code != <int>CDROPOUT_BOOL]
@@ -59,6 +59,15 @@ cdef const ElementType* by_xla(int number) noexcept nogil:
     cdef int i
     for i in range(COUNT):
         if types[i].xla == number:
+            return &types[i]
+    return NULL
+
+
+cdef const ElementType* by_tensorflow(int number) noexcept nogil:
+    """Return the type of a TensorFlow tensor's elements, or NULL if dropout does not take it."""
+    cdef int i
+    for i in range(COUNT):
+        if types[i].tensorflow == number:
             return &types[i]
     return NULL
 

@@ -13,7 +13,7 @@ cdef struct Executor:
     bint answers_signals              # whether signals' handlers may run between two chunks
 
 cdef Executor* pool                   # the threads of this package
-cdef Executor* pool_in_xla            # the same, for callers that cannot pass on what a signal's handler raises
+cdef Executor* uninterruptible_pool   # the same, for callers that cannot pass on what a signal's handler raises
 cdef bint forked                      # this process has none of the threads that were there at the import
 
 

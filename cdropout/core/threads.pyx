@@ -274,9 +274,9 @@ cdef int answer_signals(int64_t* last) except -1 nogil:
 
 
 cdef Executor POOL = Executor(run_in_pool, SHARED, True)
-cdef Executor POOL_IN_XLA = Executor(run_in_pool, SHARED, False)
+cdef Executor UNINTERRUPTIBLE = Executor(run_in_pool, SHARED, False)
 pool = &POOL
-pool_in_xla = &POOL_IN_XLA
+uninterruptible_pool = &UNINTERRUPTIBLE
 start_anew()
 set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
 if hasattr(os, "register_at_fork"):

@@ -32,7 +32,7 @@ from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes import LISTED
 from cdropout.core.dtypes cimport by_xla, types
 from cdropout.core.engine cimport CHUNK, Operation, prepare, run, use_mask
-from cdropout.core.threads cimport pool_in_xla, threads_for
+from cdropout.core.threads cimport uninterruptible_pool, threads_for
 from cdropout.core.view cimport MAX_DIMS, View, count_elements
 
 cdef extern from *:
@@ -388,16 +388,16 @@ cdef void apply_all(Call* call) noexcept nogil:
     first = mask_of(call, 0)
     use_mask(&call.operation, &first)
     together = call.masks > 1 and count_elements(&call.operation.view) < CHUNK
-    prepare(&call.operation, pool_in_xla, 1 if together else SIZE_MAX)
+    prepare(&call.operation, uninterruptible_pool, 1 if together else SIZE_MAX)
     if call.x.data != call.y.data:
         use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
     if not together:
         for i in range(call.masks):
             apply_mask(call, i)
     elif call.operation.size:
-        pool_in_xla.run(
+        uninterruptible_pool.run(
             apply_some, call, (call.masks - 1) // masks_per_chunk(call) + 1,
-            threads_for(pool_in_xla, call.operation.size * call.masks, SIZE_MAX), False,
+            threads_for(uninterruptible_pool, call.operation.size * call.masks, SIZE_MAX), False,
         )
 
 

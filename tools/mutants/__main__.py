@@ -71,7 +71,10 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "jax.py": "jax_rates jax jax_masks jax_calls",
     "flax.py": "flax",
     "dask.py": "dask*",
-    "keras.py": "keras",
+    "keras.py": "keras tensorflow_keras",
+    "tensorflow/_tf.pyx": "tensorflow*",
+    "tensorflow/functional.py": "tensorflow*",
+    "tensorflow/op.py": "tensorflow*",
     "thinc.py": "thinc",
 }
 NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources

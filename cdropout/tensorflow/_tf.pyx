@@ -1,0 +1,321 @@
+"""The TensorFlow op that applies masks, registered through TensorFlow's C interface, which is looked up at run time.
+
+The types of the functions are those of TensorFlow's tensorflow/c/tf_status.h, tf_tensor.h, ops.h and kernels.h. Each
+pointer to one of its structs is a ``void*`` here. TensorFlow's headers and libraries are not needed to build this module.
+
+The op is ``y = CdropoutApplyV1(x, mask_id, rate, noise_shape)``:
+
+x, y
+    Float tensors of one type and shape, which begins with the dimensions of the mask ids. The others are those of a mask.
+    y may use the memory of x.
+mask_id
+    int64[..., 2]: the seed and the call number, as two's complements. Each mask id has a mask of its own.
+rate
+    float64: one for all mask ids, or one per mask id. (A float attribute would be a float32.)
+noise_shape
+    int64, any scalar if each element of x is drawn. Otherwise int64[n], aligned with the last axis of x: 1, the length of
+    the axis of x, or WHOLE, which stands for that length. Along an axis of length 1, or a missing one, one draw is shared.
+
+There are no attributes but the type, so that a program may compute all inputs.
+"""
+import ctypes
+import threading
+
+from libc.math cimport NAN
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport INT64_MIN, SIZE_MAX, int64_t, uint64_t, uintptr_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+
+from cdropout cimport cdropout_axis, cdropout_mask
+from cdropout.core.dispatch cimport kernels
+from cdropout.core.dtypes cimport ElementType, by_tensorflow
+from cdropout.core.engine cimport Operation, prepare, run, use_mask
+from cdropout.core.threads cimport uninterruptible_pool
+from cdropout.core.view cimport MAX_DIMS
+
+NAME = "CdropoutApplyV1"              # another version of the op needs another name
+WHOLE = INT64_MIN
+
+cdef enum:
+    INVALID_ARGUMENT = 3              # a code of errors
+
+cdef enum:                            # inputs
+    X
+    MASK_ID
+    RATE
+    NOISE_SHAPE
+    INPUTS
+
+cdef struct Functions:                # of TensorFlow, in the order of SYMBOLS
+    void* (*new_status)() noexcept nogil
+    void (*delete_status)(void* status) noexcept nogil
+    void (*set_status)(void* status, int code, const char* message) noexcept nogil
+    int (*get_code)(void* status) noexcept nogil
+    const char* (*message)(void* status) noexcept nogil
+    void* (*new_op)(const char* name) noexcept nogil
+    void (*add_attr)(void* op, const char* spec) noexcept nogil
+    void (*add_input)(void* op, const char* spec) noexcept nogil
+    void (*add_output)(void* op, const char* spec) noexcept nogil
+    void (*set_shape_function)(void* op, void (*function)(void* context, void* status) noexcept nogil) noexcept nogil
+    void (*register_op)(void* op, void* status) noexcept nogil
+    void* (*new_shape)() noexcept nogil
+    void (*delete_shape)(void* shape) noexcept nogil
+    void (*get_input_shape)(void* context, int i, void* shape, void* status) noexcept nogil
+    void (*set_output_shape)(void* context, int i, void* shape, void* status) noexcept nogil
+    void* (*new_kernel)(
+        const char* op, const char* device, void* (*create)(void* construction) noexcept nogil,
+        void (*compute)(void* kernel, void* context) noexcept nogil, void (*delete)(void* kernel) noexcept nogil
+    ) noexcept nogil
+    void (*register_kernel)(const char* name, void* kernel, void* status) noexcept nogil
+    void (*fail)(void* context, void* status) noexcept nogil
+    void (*get_input)(void* context, int i, void** tensor, void* status) noexcept nogil
+    void* (*forward_or_allocate)(
+        void* context, const int* candidates, int n, int output, const int64_t* dims, int ndim, int* forwarded, void* status
+    ) noexcept nogil
+    int (*get_ndim)(const void* tensor) noexcept nogil
+    int64_t (*get_length)(const void* tensor, int axis) noexcept nogil
+    int (*get_dtype)(const void* tensor) noexcept nogil
+    void* (*get_data)(const void* tensor) noexcept nogil
+    int64_t (*get_size)(const void* tensor) noexcept nogil
+    void (*delete_tensor)(void* tensor) noexcept nogil
+
+SYMBOLS = [
+    "TF_NewStatus", "TF_DeleteStatus", "TF_SetStatus", "TF_GetCode", "TF_Message", "TF_NewOpDefinitionBuilder",
+    "TF_OpDefinitionBuilderAddAttr", "TF_OpDefinitionBuilderAddInput", "TF_OpDefinitionBuilderAddOutput",
+    "TF_OpDefinitionBuilderSetShapeInferenceFunction", "TF_RegisterOpDefinition", "TF_NewShapeHandle",
+    "TF_DeleteShapeHandle", "TF_ShapeInferenceContextGetInput", "TF_ShapeInferenceContextSetOutput", "TF_NewKernelBuilder",
+    "TF_RegisterKernelBuilder", "TF_OpKernelContext_Failure", "TF_GetInput", "TF_ForwardInputOrAllocateOutput",
+    "TF_NumDims", "TF_Dim", "TF_TensorType", "TF_TensorData", "TF_TensorElementCount", "TF_DeleteTensor",
+]
+
+cdef Functions tf
+
+
+# ---- the kernel ---------------------------------------------------------------------------------
+
+cdef struct Call:                     # what has been checked
+    const ElementType* type           # of the elements of x; the definition of the op admits only those of the table
+    const char* x
+    char* y
+    size_t size                       # of the part of x that one mask is applied to
+    int ndim                          # of that part
+    cdropout_axis axes[MAX_DIMS]
+    size_t masks
+    const int64_t* mask_ids           # two numbers per mask
+    size_t rates                      # 1, or one per mask
+    const double* rate
+    int64_t shape[MAX_DIMS]           # of x and y
+    int x_ndim
+    char error[200]                   # empty if there is none
+
+
+cdef void check_masks(Call* call, void** inputs) noexcept nogil:
+    """Fill in all but the axes and y, or the error."""
+    cdef int lead = tf.get_ndim(inputs[MASK_ID]) - 1
+    cdef int x_ndim = tf.get_ndim(inputs[X])
+    cdef int ndim = x_ndim - lead
+    cdef int i
+    call.x_ndim = x_ndim
+    call.ndim = ndim
+    if x_ndim > MAX_DIMS:
+        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", x_ndim)
+        return
+    if lead < 0 or ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
+        snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
+        return
+    call.masks = 1
+    call.size = 1
+    for i in range(x_ndim):
+        call.shape[i] = tf.get_length(inputs[X], i)
+        if i >= lead:
+            call.size *= <size_t>call.shape[i]
+            continue
+        call.masks *= <size_t>call.shape[i]
+        if call.shape[i] != tf.get_length(inputs[MASK_ID], i):
+            snprintf(call.error, sizeof(call.error), "the shape of x has to begin with the dimensions of mask_id")
+            return
+    call.type = by_tensorflow(tf.get_dtype(inputs[X]))
+    call.x = <const char*>tf.get_data(inputs[X])
+    call.mask_ids = <const int64_t*>tf.get_data(inputs[MASK_ID])
+    call.rate = <const double*>tf.get_data(inputs[RATE])
+    call.rates = <size_t>tf.get_size(inputs[RATE])
+    if call.rates != 1 and call.rates != call.masks:
+        snprintf(call.error, sizeof(call.error), "rate has to be one number, or one per mask")
+
+
+cdef void check_rates(Call* call) noexcept nogil:
+    cdef cdropout_mask mask
+    cdef double p
+    cdef size_t i
+    for i in range(call.rates):
+        p = call.rate[i]
+        if kernels.mask_init(&mask, 0, 0, p) < 0:
+            p = p if p == p else NAN      # without a sign
+            snprintf(call.error, sizeof(call.error), "dropout probability has to be between 0 and 1, but got %.17g", p)
+
+
+cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
+    """Fill in the axes, which are dense in x and y, or the error."""
+    cdef const int64_t* noise = <const int64_t*>tf.get_data(noise_shape)
+    cdef bint shares = tf.get_ndim(noise_shape) > 0
+    cdef int ndim = call.ndim
+    cdef int64_t before = tf.get_size(noise_shape) - ndim if shares else 0    # its axes in front of those of a mask
+    cdef int64_t drawn, length, i
+    cdef int64_t dense = 1
+    cdef int64_t step = 1
+    cdef cdropout_axis* axis
+    for i in range(ndim - 1, -1, -1):
+        axis = &call.axes[i]
+        length = call.shape[call.x_ndim - ndim + i]
+        drawn = length if not shares else noise[before + i] if before + i >= 0 else 1
+        if drawn == INT64_MIN:
+            drawn = length
+        if drawn != 1 and drawn != length:
+            snprintf(call.error, sizeof(call.error), "noise_shape has to hold 1 or the length of each axis of x, "
+                     "but got %lld for an axis of length %lld", <long long>drawn, <long long>length)
+            return
+        axis.length = <size_t>length
+        axis.x = axis.y = <ptrdiff_t>(<size_t>dense * call.type.itemsize)
+        axis.mask = 0 if drawn == 1 else step
+        dense *= length
+        step *= drawn
+    for i in range(before):
+        if noise[i] != 1:
+            snprintf(call.error, sizeof(call.error), "noise_shape must not have more axes than x")
+
+
+cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
+    """Apply the mask with index i, on the package's threads."""
+    cdef Operation operation
+    cdef cdropout_mask mask
+    cdef size_t offset = i * call.size * call.type.itemsize
+    kernels.mask_init(
+        &mask, <uint64_t>call.mask_ids[2 * i], <uint64_t>call.mask_ids[2 * i + 1], call.rate[i if call.rates > 1 else 0],
+    )
+    operation.view.x, operation.view.y, operation.view.start = call.x + offset, call.y + offset, 0
+    operation.view.ndim = call.ndim
+    memcpy(operation.view.axes, call.axes, call.ndim * sizeof(cdropout_axis))
+    operation.dtype = call.type.code
+    use_mask(&operation, &mask)
+    prepare(&operation, uninterruptible_pool, SIZE_MAX)
+    run(&operation)
+
+
+cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
+    """Check the inputs, allocate the output and write it; otherwise set the status."""
+    cdef Call call
+    cdef int candidate = X
+    cdef void* y
+    cdef size_t i
+    call.error[0] = 0
+    check_masks(&call, inputs)
+    if not call.error[0]:
+        check_rates(&call)
+    if not call.error[0]:
+        check_noise_shape(&call, inputs[NOISE_SHAPE])
+    if call.error[0]:
+        tf.set_status(status, INVALID_ARGUMENT, call.error)
+        return
+    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory, and can use it for y if nobody else refers to it
+    inputs[X] = NULL
+    y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
+    if tf.get_code(status) == 0:
+        call.y = <char*>tf.get_data(y)
+        for i in range(call.masks if call.size else 0):
+            apply_mask(&call, i)
+    if y != NULL:
+        tf.delete_tensor(y)
+
+
+cdef void compute(void* kernel, void* context) noexcept nogil:
+    """Execute the op."""
+    cdef void* status = tf.new_status()
+    cdef void* inputs[INPUTS]
+    cdef int i
+    for i in range(INPUTS):
+        inputs[i] = NULL
+        if tf.get_code(status) == 0:
+            tf.get_input(context, i, &inputs[i], status)
+    if tf.get_code(status) == 0:
+        execute(context, inputs, status)
+    if tf.get_code(status) != 0:
+        tf.fail(context, status)
+    for i in range(INPUTS):
+        if inputs[i] != NULL:
+            tf.delete_tensor(inputs[i])
+    tf.delete_status(status)
+
+
+# ---- registration -------------------------------------------------------------------------------
+
+
+cdef void infer_shape(void* context, void* status) noexcept nogil:
+    """Set the shape of y to that of x."""
+    cdef void* shape = tf.new_shape()
+    tf.get_input_shape(context, X, shape, status)
+    if tf.get_code(status) == 0:
+        tf.set_output_shape(context, 0, shape, status)
+    tf.delete_shape(shape)
+
+
+cdef check_status(void* status):
+    if tf.get_code(status) != 0:
+        raise RuntimeError(tf.message(status).decode())
+
+
+cdef define(bytes name):
+    """Register the op and its kernel. TensorFlow ends the process if the name is registered already."""
+    cdef void* status = tf.new_status()
+    cdef void* op = tf.new_op(name)
+    for spec in (b"x: T", b"mask_id: int64", b"rate: double", b"noise_shape: int64"):
+        tf.add_input(op, spec)
+    tf.add_output(op, "y: T")
+    tf.add_attr(op, "T: {half, bfloat16, float, double}")
+    tf.set_shape_function(op, infer_shape)
+    try:
+        tf.register_op(op, status)
+        check_status(status)
+        tf.register_kernel(name, tf.new_kernel(name, "CPU", NULL, compute, NULL), status)
+        check_status(status)
+    finally:
+        tf.delete_status(status)
+
+
+lock = threading.Lock()
+
+
+def register(str path, is_registered, symbols=SYMBOLS):
+    """Register the op, unless this process has it already.
+
+    Parameters
+    ----------
+    path : str
+        A library that has TensorFlow's C functions, or is linked with one.
+    is_registered : callable
+        Return whether TensorFlow has an op of a name.
+    symbols : list of str
+        The names of the functions.
+
+    Returns
+    -------
+    bool
+        Whether the op was registered by this call.
+
+    Raises
+    ------
+    AttributeError
+        If a function is missing. Then nothing has been registered.
+    RuntimeError
+        If TensorFlow refuses the op.
+    """
+    cdef size_t i
+    library = ctypes.CDLL(path)
+    addresses = [ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value for symbol in symbols]
+    with lock:
+        if is_registered(NAME):
+            return False
+        for i in range(sizeof(Functions) // sizeof(void*)):
+            (<void**>&tf)[i] = <void*><uintptr_t>addresses[i]
+        define(NAME.encode())
+    return True
