@@ -55,7 +55,8 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "fused.pyx": "fused lies faults",
     "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors "
     "torch_zeros",
-    "draws.pyx": "torch_functions torch_replay torch_alpha torch_errors",
+    "draws.pyx": "torch_functions torch_fx torch_masks torch_replay torch_alpha torch_transforms "
+    "torch_errors",
     "openmp.pyx": "torch_threads torch_functions",
     "xla.pyx": "xla jax_handler",
     "functional.py": "given_masks variants functional lies",
@@ -71,10 +72,7 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "jax.py": "jax_rates jax jax_masks jax_calls",
     "flax.py": "flax",
     "dask.py": "dask*",
-    "keras.py": "keras tensorflow_keras",
-    "tensorflow/_tf.pyx": "tensorflow*",
-    "tensorflow/functional.py": "tensorflow*",
-    "tensorflow/op.py": "tensorflow*",
+    "keras.py": "keras",
     "thinc.py": "thinc",
 }
 NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources

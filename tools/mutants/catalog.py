@@ -73,13 +73,13 @@ MUTANTS = {
         "pack_bools": [
             ("highest bit", "($lanes | ($lanes &", "(($lanes &"),
         ],
-        "bits64_at": [("last byte", "<uint64_t>$b[8] << (64 - $s)", "0")],
-        "reversed_bits": [("halves", "$b >> 32 | $b << 32", "$b")],
+        "bits64_at": [("last byte", "<uint64_t>$b[8] << 1 << (63 - $s)", "0")],
+        "reversed_bits": [("bytes", "reverse_bytes64($b)", "$b")],
         "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
         "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
         "append_bits": [("next", "$first + $done", "$first")],
-        "row_at": [
-            ("ascending", "if not $d:", "if True:"),
+        "bits64_down_from": [
+            ("first bits", "63 - $f", "62 - $f"),
             ("other bits", "$f - 63", "$f - 62"),
         ],
         "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
