@@ -182,14 +182,8 @@ MUTANTS = {
         ],
     },
     "core/view.pxd": {
-        "add_axis": [
-            ("start", "$v.start += <uint64_t>$n * <uint64_t>$a.mask", "pass"),
-        ],
         "lay_out": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
-        ],
-        "take_tile": [
-            ("start", "$t.start += <uint64_t>$f * <uint64_t>$v.axes[$a].mask", "pass"),
         ],
     },
     "core/rows.pxd": {
@@ -201,9 +195,6 @@ MUTANTS = {
     "core/tiles.pxd": {
         "append_stream": [
             ("group", "$start - $first", "$start"),
-        ],
-        "select_shifted": [
-            ("dropped", "$s if $k[$i] else $c", "$s"),
         ],
         "has_runs": [
             ("mask", "if $r.mask != 1:", "if False:"),
@@ -239,12 +230,6 @@ MUTANTS = {
         "bools": [
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
-        ],
-        "apply_typed": [
-            ("alpha dropout", "and not $t.shifts", "and True"),
-        ],
-        "apply_source": [
-            ("flags", "or not are_known($f) or", "or False or"),
         ],
         "draw_unless_none": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
@@ -381,10 +366,6 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "set_scale": [
-            ("infinite", "0 < $v <= LARGEST", "0 < $v"),
-            ("p = 1", "$p == 1 or", "False or"),
-        ],
         "full_index": [
             ("ellipses", "if len($d) > 1:", "if False:"),
         ],
@@ -393,9 +374,6 @@ MUTANTS = {
         ],
         "new_mask": [
             ("strides", "$m.steps = $s", "pass"),
-        ],
-        "with_scale": [
-            ("start", "$o.first = $m.first", "pass"),
         ],
     },
     "core/generators.pyx": {
@@ -474,7 +452,6 @@ MUTANTS = {
     "core/fused.pyx": {
         "bias_dropout_add": [
             ("overlap", "np.may_share_memory($o, $b) or", "False or"),
-            ("take back", "$g.take_back(&$n)", "pass"),
         ],
         "run_tile": [
             ("columns", "min($c - $d, <size_t>CHUNK)", "<size_t>CHUNK"),
@@ -504,9 +481,6 @@ MUTANTS = {
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
-        "mask_strides": [
-            ("shared axes", "if $d.axes:", "if False:"),
-        ],
     },
     "core/draws.pyx": {
         "check_source": [
@@ -532,9 +506,6 @@ MUTANTS = {
         "Draw.copy": [
             ("start", "self.start, self.strides", "0, self.strides"),
         ],
-        "Draw.batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
-        ],
     },
     "core/openmp.pyx": {
         "take_part": [
@@ -543,7 +514,6 @@ MUTANTS = {
         ],
         "run_by_openmp": [
             ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
-            ("signals", "answer_signals(&$l)", "pass"),
         ],
     },
     "core/xla.pyx": {
@@ -561,9 +531,6 @@ MUTANTS = {
         "check_window": [
             ("shared", "0 if $l == 1 else <int64_t>$s", "<int64_t>$s"),
             ("reach", "$a > $l or $o > $l - $a", "$a > $l"),
-        ],
-        "mask_of": [
-            ("key of each", "+ $i * <size_t>$w", "+ 0 * <size_t>$w"),
         ],
     },
     "functional.py": {
@@ -630,9 +597,6 @@ MUTANTS = {
         ],
     },
     "torch/masked.py": {
-        "next_seed": [
-            ("p = 1", "if $p == 1:", "if False:"),
-        ],
         "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
         "Eager.backward": [
             ("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x"),
