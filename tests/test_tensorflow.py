@@ -183,6 +183,16 @@ def test_a_global_seed_repeats_eager_calls(options):
     assert all_differ([*first, *draw(4, **options)])
 
 
+def test_a_seed_of_its_own_makes_a_call_independent_of_others():
+    tf.random.set_seed(1)
+    first = draw(2, seed=5)
+    tf.random.set_seed(1)
+    draw(1)
+    assert np.array_equal(first, draw(2, seed=5))
+    tf.random.set_seed(1)
+    assert all_differ([*first, *draw(2, seed=6)])
+
+
 def test_without_a_global_seed_no_mask_repeats():
     assert all_differ([*draw(4), *draw(4)])
     assert all_differ(draw(4, seed=5))
