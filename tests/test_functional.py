@@ -302,6 +302,23 @@ def test_every_kind_of_mask_masks_forward_and_backward(shape, dtype):
             expect_same(ordered, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
+def test_a_mask_may_lie_in_the_memory_of_the_result(dtype):
+    n = 1 << 19  # more than one tile
+    x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
+    for inplace in (False, True):
+        memory = np.zeros(n, np.float32)
+        given = memory.view(dtype)[: n // 8 if dtype == np.uint8 else n]
+        given[:] = mask.bits() if dtype == np.uint8 else np.asarray(mask)
+        if inplace:
+            want = cd.dropout(memory.copy(), 0.3, mask=given.copy())
+            cd.dropout(memory, 0.3, mask=given, inplace=True)
+        else:
+            want = mask.apply(x)
+            cd.dropout(x, 0.3, mask=given, out=memory)
+        expect_same(memory, want)
+
+
 def test_masks_of_any_strides():
     x = numbers((30, 40), np.float32)
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)

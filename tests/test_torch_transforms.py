@@ -144,6 +144,13 @@ def test_vmap_randomness():
     assert torch.vmap(ct.dropout, in_dims=1, randomness="different")(x).shape == (40, 50)
 
 
+def test_vmap_of_the_operator_shares_the_axes_of_each_sample():
+    dropout, x = torch.ops.cdropout.dropout.default, torch.ones(3, 50, 8)
+    y = torch.vmap(lambda x, seed: dropout(x, seed, 0, 0.5, [1], "scale"))(x, torch.arange(3))
+    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # with the seed of the first sample
+    assert torch.equal(y, torch.from_numpy(mask.to_scale()))
+
+
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_gradients_under_vmap_and_vmap_under_gradients(randomness):
     def loss(x):
