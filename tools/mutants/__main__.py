@@ -55,8 +55,8 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "fused.pyx": "fused lies faults",
     "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors "
     "torch_zeros",
-    "draws.pyx": "torch_tracing torch_functions torch_fx torch_masks torch_replay torch_alpha torch_transforms "
-    "torch_errors",
+    "draws.pyx": "torch_tracing torch_functions torch_fx torch_masks torch_replay torch_alpha "
+    "torch_transforms torch_errors",
     "openmp.pyx": "torch_threads torch_functions",
     "xla.pyx": "xla jax_handler",
     "functional.py": "given_masks variants functional lies",

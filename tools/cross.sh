@@ -2,8 +2,8 @@
 # The modules for machines that are not here: compiled and linked by Zig's Clang and audited, but not run. Only those for
 # linux-x86_64 are run: they prove that the probe and the kernels of this compiler are right.
 #
-#     tests/cross.sh                   all of them
-#     tests/cross.sh linux-aarch64     one of those at the end of this file
+#     tools/cross.sh                   all of them
+#     tools/cross.sh linux-aarch64     one of those at the end of this file
 #
 # All comes from PyPI. NumPy's headers are those of its wheel for the machine. CPython's are those of the Python at hand,
 # and only the sizes of C's types on Windows are written here. build/cross keeps what was downloaded for the next time.
