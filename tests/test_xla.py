@@ -294,6 +294,8 @@ def test_calls_from_several_threads_at_once(three_threads):
 
 
 FORK = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads, since Python 3.12
 large_call().run()  # there are threads from now on
 child = os.fork()
 call = large_call()
