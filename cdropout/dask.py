@@ -101,7 +101,7 @@ def dropout(
         Axes along which one draw is shared, across chunks too.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
-        and `broadcast_dims`; `p` has to be left out or equal to the mask's.
+        and `broadcast_dims`; `p` has to be left out (as 0.5 is) or equal to the mask's.
     return_mask : bool, default False
         Return ``(y, mask)``: the `Mask` is what `dropout_backward` needs.
 

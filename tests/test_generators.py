@@ -279,7 +279,8 @@ NEXT_MASK_ERRORS = {
                        "each of broadcast_dims has to be an int, but got float"),
     "scale": ((3, 0.5), {"scale": 0}, ValueError,
               "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
-    "a type of scale": ((3, 0.5), {"scale": "x"}, ValueError, "could not convert string to float"),
+    "a type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
+                        "scale has to be a number, but got str"),
 }  # fmt: skip
 
 

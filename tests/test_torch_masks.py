@@ -332,3 +332,13 @@ def test_graphs_that_cannot_hold_a_mask():
             torch.fx.symbolic_trace(call)
     with pytest.raises(NotImplementedError, match="mask= cannot be used while traced by torch.jit"):
         torch.jit.trace(lambda x: ct.dropout(x, mask=mask), numbers())
+
+
+@pytest.mark.parametrize("ndim", [64, 65, 80, 300])
+def test_an_empty_tensor_may_have_any_number_of_dimensions(ndim):
+    x, mask = torch.empty((0,) * ndim), cd.Mask((0,) * ndim, 0.5)
+    assert ct.dropout(x, mask=mask).shape == x.shape
+    assert ct.dropout(x, mask=mask, inplace=True) is x
+    assert ct.alpha_dropout(x, mask=mask, training=True).shape == x.shape
+    dropout = torch.ops.cdropout.dropout.default
+    assert dropout(x, torch.tensor(1), 0, 0.5, [], "scale").shape == x.shape

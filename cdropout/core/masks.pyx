@@ -14,6 +14,7 @@ from cdropout.core.arguments cimport as_count, as_index, as_probability, as_seed
 cnp.import_array()
 
 cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
+cdef double SMALLEST = np.finfo(np.float32).smallest_subnormal
 cdef double LARGEST = np.finfo(np.float32).max    # a scale is rounded to float32 for all types but float64
 
 
@@ -340,10 +341,14 @@ def alpha_terms(p):
 cdef set_scale(cdropout_mask* mask, double p, scale):
     """Give mask a scale other than 1 / (1 - p), unless scale is None."""
     cdef double value
-    if scale is None or scale == mask.scale:
+    if scale is None:
         return
+    if isinstance(scale, (bool, str, bytes)) or not hasattr(scale, "__float__"):
+        raise TypeError(f"scale has to be a number, but got {type(scale).__name__}")
     value = float(scale)
-    if p == 1 or not 0 < value <= LARGEST:
+    if value == mask.scale:
+        return
+    if p == 1 or not SMALLEST <= value <= LARGEST:
         raise ValueError(f"scale has to be positive and finite, and 0 for p = 1, but got {scale} for p={p}")
     mask.scale = value
 

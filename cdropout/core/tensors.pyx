@@ -150,13 +150,17 @@ cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* kind
 cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t start, tuple strides):
     """Describe x and y, with the mask's strides (None: those of C order).
 
-    Axes of length 1 are left out: there are fewer than MAX_DIMS others.
+    Axes of length 1 are left out: where there are elements, there are fewer than MAX_DIMS others.
     """
     cdef ptrdiff_t itemsize = x.bits // 8
     cdef int64_t step = 1
     cdef int64_t stride
     cdef int axis = 0
     cdef int i
+    if size_of(x) == 0:
+        view.x, view.y, view.start, view.ndim = x.data, y.data, start, 1
+        view.axes[0] = cdropout_axis(0, itemsize, itemsize, 1)
+        return
     for i in range(x.ndim):
         axis += x.shape[i] != 1
     view.x, view.y, view.start, view.ndim = x.data, y.data, start, axis

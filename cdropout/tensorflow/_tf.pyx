@@ -29,11 +29,13 @@ from libc.string cimport memcpy
 
 from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.dispatch cimport kernels
+from cdropout.core.dtypes import FLOATS
 from cdropout.core.dtypes cimport ElementType, by_tensorflow
 from cdropout.core.engine cimport Operation, prepare, run, use_mask
 from cdropout.core.threads cimport uninterruptible_pool
 from cdropout.core.view cimport MAX_DIMS
 
+C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # as TensorFlow's ops name the types
 NAME = "CdropoutApplyV1"              # another version of the op needs another name
 WHOLE = INT64_MIN
 
@@ -271,7 +273,8 @@ cdef define(bytes name):
     for spec in (b"x: T", b"mask_id: int64", b"rate: double", b"noise_shape: int64"):
         tf.add_input(op, spec)
     tf.add_output(op, "y: T")
-    tf.add_attr(op, "T: {half, bfloat16, float, double}")
+    types = ", ".join([C_NAMES.get(dtype, dtype) for dtype in FLOATS])
+    tf.add_attr(op, f"T: {{{types}}}".encode())
     tf.set_shape_function(op, infer_shape)
     try:
         tf.register_op(op, status)

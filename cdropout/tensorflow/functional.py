@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cdropout.core import dtypes
 from cdropout.tensorflow import op
 
-FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+FLOATS = tuple(getattr(tf, name) for name in dtypes.FLOATS)
 ALL_DRAWN = 0  # as the op's noise_shape, any scalar
 
 
