@@ -89,7 +89,8 @@ def test_without_tensorflow():
     done = run("import sys; sys.modules['tensorflow'] = None; import cdropout.tensorflow")
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "cdropout.tensorflow needs TensorFlow 2.16 or newer: run `pip install 'cdropout[tensorflow]'`\n"
+        "cdropout.tensorflow needs TensorFlow 2.16 or newer: "
+        "run `pip install 'cdropout[tensorflow]'`\n"
     )
 
 
