@@ -6,7 +6,8 @@ try:
     import tensorflow
 except ImportError as error:
     raise ImportError(
-        "cdropout.tensorflow needs TensorFlow 2.16 or newer: run `pip install 'cdropout[tensorflow]'`"
+        "cdropout.tensorflow needs TensorFlow 2.16 or newer: "
+        "run `pip install 'cdropout[tensorflow]'`"
     ) from error
 
 if not (2, 16) <= tuple(int(n) for n in re.findall(r"\d+", tensorflow.__version__)[:2]) < (3, 0):
