@@ -40,9 +40,9 @@ def dropout(
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared: elements that differ only there are kept or dropped together.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out (as is 0.5)
-        or equal to the mask's; packed bits (uint8) or bools, with their `p`; or an array of 0 and ``1 / (1 - p)``, of x's
-        type.
+        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out (as
+        0.5 is) or equal to the mask's; packed bits (uint8) or bools, with their `p`; or an array of 0 and
+        ``1 / (1 - p)``, of x's type.
     return_mask : bool, default False
         Return ``(y, mask)``: the mask is what `dropout_backward` needs.
     out : ndarray, optional
