@@ -28,7 +28,7 @@ FLAGS = [
     "-fno-strict-aliasing",  # the generator's words are also read as bytes
     "-Wno-psabi",  # vectors are passed only between functions that are inlined
 ]
-# What is built for, which may be another machine than this.
+# The target platform may differ from the machine that builds.
 if not sysconfig.get_platform().endswith(("x86_64", "amd64")):
     INSTRUCTION_SETS = {"baseline": []}
 WINDOWS = {  # Clang's names for what MSVC builds for

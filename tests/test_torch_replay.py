@@ -116,7 +116,7 @@ for restore in replay, fail:
 
 @unix_only
 def test_a_restored_generator_without_a_seed_still_has_none():
-    """A forked child seeds it anew. It runs in a process without JAX, which warns of forks."""
+    """Check that a forked child seeds it anew, in a process without JAX, which warns of forks."""
     assert run(RESTORED) == (0, "True True", "")
 
 

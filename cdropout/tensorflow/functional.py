@@ -186,7 +186,7 @@ def apply(
 
 
 def _as_float64(rate: Any) -> tf.Tensor:
-    """Return a scalar tensor as float64; ValueError if it is none, or not of floats."""
+    """Return a scalar tensor of floats as float64; raise a ValueError for any other tensor."""
     rate.shape.assert_has_rank(0)
     if not rate.dtype.is_floating:
         raise ValueError(

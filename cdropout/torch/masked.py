@@ -322,7 +322,7 @@ def masked(
     return way(x, float(p), inplace, generator, shared, form)
 
 
-# What torch.compile calls between two graphs
+# A given mask breaks the graph of torch.compile, which then calls this function
 masked_in_a_break = torch.compiler.disable(
     masked, reason="mask= cannot be used with fullgraph=True or in a strict export"
 )
