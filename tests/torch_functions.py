@@ -59,7 +59,12 @@ class Untouched:
     def __enter__(self):
         self.before = self.states()
 
+    def holds(self):
+        """Return whether no generator was drawn from since the block was entered."""
+        return all(
+            torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
+            for before, after in zip(self.before, self.states(), strict=True)
+        )
+
     def __exit__(self, *_):
-        for before, after in zip(self.before, self.states(), strict=True):
-            tensors = isinstance(before, torch.Tensor)
-            assert torch.equal(before, after) if tensors else before == after
+        assert self.holds()
