@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import PlatformError
 from setuptools.modified import newer
 
-# Must match NEEDED in core/dispatch.pyx: a wider set is imported only on a CPU that has all that
+# Must match NEEDED in _core/dispatch.pyx: a wider set is imported only on a CPU that has all that
 # its flags name.
 INSTRUCTION_SETS = {
     "baseline": [],
@@ -37,7 +37,7 @@ WINDOWS = {  # Clang's names for what MSVC builds for
     "win32": "i686-pc-windows-msvc",
 }
 NO_CLANG_CL = "clang-cl was not found on PATH, in LLVM's folder or in Visual Studio's"
-KERNELS = "cdropout.core._kernels_"
+KERNELS = "cdropout._core._kernels_"
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
 # One build for CPython 3.11 and all later ones; free-threaded builds have no stable ABI.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -77,7 +77,7 @@ class BuildExt(build_ext):
     def replace_msvc(self):
         """Compile with clang-cl if there is one: MSVC has no vector types.
 
-        MSVC builds the portable form of core/simd.h, which is several times slower.
+        MSVC builds the portable form of _core/simd.h, which is several times slower.
         """
         compiler = self.compiler
         if not compiler.initialized:
@@ -123,26 +123,22 @@ def find_clang_cl(msvc):
     return shutil.which("clang-cl", path=os.pathsep.join(map(str, folders)))
 
 
-def extension(source, name, flags=()):
+def extension(source, name=None, flags=()):
     return Extension(
-        name,
-        [f"cdropout/{source}.pyx"],
-        include_dirs=["cdropout/core", "cdropout/include", numpy.get_include()],
+        name or ".".join(source.with_suffix("").parts),
+        [source.as_posix()],
+        include_dirs=["cdropout/_core", "cdropout/include", numpy.get_include()],
         define_macros=MACROS,
         extra_compile_args=[*FLAGS, *flags],
         py_limited_api=ABI3,
     )
 
 
-sources = {path.stem for path in Path("cdropout/core").glob("*.pyx")} - {"kernels"}
+kernels = Path("cdropout/_core/kernels.pyx")
 setup(
     ext_modules=[
-        *(extension(f"core/{source}", f"cdropout.core.{source}") for source in sorted(sources)),
-        extension("tensorflow/_tf", "cdropout.tensorflow._tf"),
-        *(
-            extension("core/kernels", f"{KERNELS}{isa}", INSTRUCTION_SETS[isa])
-            for isa in INSTRUCTION_SETS
-        ),
+        *(extension(path) for path in sorted(Path("cdropout").rglob("*.pyx")) if path != kernels),
+        *(extension(kernels, f"{KERNELS}{isa}", flags) for isa, flags in INSTRUCTION_SETS.items()),
     ],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},

@@ -6,9 +6,9 @@ import numpy  # noqa: F401
 __version__ = "0.1.0.dev0"
 
 try:
-    from cdropout.core.masks import Mask
+    from cdropout._core.mask import Mask
 except ModuleNotFoundError as error:
-    if error.name != "cdropout.core.masks":
+    if error.name != "cdropout._core.mask":
         raise
     from cdropout.environment import unbuilt_checkout
 
@@ -19,9 +19,9 @@ except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
     exit_command(error)
     raise
 
-from cdropout.core.dispatch import get_table
-from cdropout.core.generators import Generator, default_generator, manual_seed
-from cdropout.core.threads import get_num_threads, set_num_threads
+from cdropout._core.dispatch import get_table
+from cdropout._core.executor import get_num_threads, set_num_threads
+from cdropout._core.generator import Generator, default_generator, manual_seed
 from cdropout.functional import (
     alpha_dropout,
     bias_dropout_add,

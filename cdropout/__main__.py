@@ -19,11 +19,11 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import numpy as np
 
 import cdropout as cd
-from cdropout import battery, selftest
+from cdropout import selftest, stream_command
+from cdropout._core import dispatch
+from cdropout._core.dtypes import FLOATS
 from cdropout.bench import command, compare, growth, machine, peers
 from cdropout.bench.race import size_name
-from cdropout.core import dispatch
-from cdropout.core.dtypes import FLOATS
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 LARGEST = 1 << 30  # elements: gigabytes in each of some twenty arrays
@@ -65,7 +65,7 @@ def probability(text: str) -> float:
 
 def stream_probability(text: str) -> float:
     """p of `cdropout stream`, which finds too few fair bits next to 0 and 1."""
-    low, high = battery.LOWEST_P, 1 - battery.LOWEST_P
+    low, high = stream_command.LOWEST_P, 1 - stream_command.LOWEST_P
     return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
 
 
@@ -276,7 +276,7 @@ def add_bench(commands: Any) -> None:
 
 def run_stream(options: argparse.Namespace, error: Error, _: object) -> int:
     """Write mask bits to standard output."""
-    return battery.run(options, error)
+    return stream_command.run(options, error)
 
 
 def add_stream(commands: Any) -> None:
@@ -286,14 +286,19 @@ def add_stream(commands: Any) -> None:
         help="write mask bits to standard output, for batteries of statistical tests",
         description="Write keep bits without end, least significant bit of a byte first: those "
         "of p = 1/2 as drawn, those of another p made fair by an exact extractor (Peres 1992).",
-        epilog=battery.HELP,
+        epilog=stream_command.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--seed", type=seed_number, default=0, metavar="S", help="of the mask (default 0)")
     add("--call", type=call_number, default=0, metavar="C", help="of the mask (default 0)")
     add("--p", type=stream_probability, default=0.5, help="probability of a drop (default 0.5)")
-    add("--order", choices=battery.ORDERS, default="natural", help="see below (default natural)")
+    add(
+        "--order",
+        choices=stream_command.ORDERS,
+        default="natural",
+        help="see below (default natural)",
+    )
     add("--bytes", type=count, metavar="N", help="end after so many (default: never)")
     parser.set_defaults(run=run_stream, error=parser.error)
 

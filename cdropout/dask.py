@@ -14,9 +14,9 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
 
-from cdropout.core.arguments import check_flag, check_probability
-from cdropout.core.generators import next_mask
-from cdropout.core.masks import Mask, check_mask, shared_strides
+from cdropout._core.arguments import check_flag, check_probability
+from cdropout._core.generator import next_mask
+from cdropout._core.mask import Mask, check_mask, shared_strides
 
 if TYPE_CHECKING:
     from typing import SupportsIndex

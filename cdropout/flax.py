@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cdropout.core.arguments import check_flag
+from cdropout._core.arguments import check_flag
 from cdropout.jax import dropout  # first: it says how to install JAX
 
 try:

@@ -5,12 +5,12 @@ import warnings
 
 import numpy as np
 
-from cdropout.core.arguments import check_flag, check_probability
-from cdropout.core.arrays import place, take
-from cdropout.core.calls import dropout, dropout_backward, dropout_features
-from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.generators import as_rng, ask
-from cdropout.core.masks import alpha_terms, check_mask
+from cdropout._core.arguments import check_flag, check_probability
+from cdropout._core.bias_dropout_add import bias_dropout_add, bias_dropout_add_backward
+from cdropout._core.dropout import dropout, dropout_backward, dropout_features
+from cdropout._core.generator import as_rng, ask
+from cdropout._core.mask import alpha_terms, check_mask
+from cdropout._core.numpy_arrays import place, take
 
 __all__ = [
     "alpha_dropout",

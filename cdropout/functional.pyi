@@ -4,9 +4,9 @@ from typing import Any, Literal, Protocol, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from cdropout.core.calls import dropout, dropout_backward
-from cdropout.core.fused import bias_dropout_add, bias_dropout_add_backward
-from cdropout.core.masks import Mask
+from cdropout._core.bias_dropout_add import bias_dropout_add, bias_dropout_add_backward
+from cdropout._core.dropout import dropout, dropout_backward
+from cdropout._core.mask import Mask
 from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape
 
 __all__ = [

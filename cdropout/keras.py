@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cdropout.core.calls import dropout
-from cdropout.core.dtypes import FLOATS
-from cdropout.core.masks import Mask, shared_strides
+from cdropout._core.dropout import dropout
+from cdropout._core.dtypes import FLOATS
+from cdropout._core.mask import Mask, shared_strides
 
 try:
     import keras

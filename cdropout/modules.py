@@ -6,8 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 from cdropout import functional
-from cdropout.core.arguments import check_flag, check_probability
-from cdropout.core.generators import own_generator
+from cdropout._core.arguments import check_flag, check_probability
+from cdropout._core.generator import own_generator
 from cdropout.functional import dropout, dropout_backward
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cdropout.core.masks import Mask
+    from cdropout._core.mask import Mask
     from cdropout.typing import RNG, Array, Exporter, Output, Probability, Scalar, Shape
 
 

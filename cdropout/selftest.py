@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cdropout as cd
-from cdropout.core import dispatch
+from cdropout._core import dispatch
 
 RECORDS = Path(__file__).with_name("stream_v1.json")
 MANY = 10**8  # elements whose keep rate is checked, drawn in parts

@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
 
-from cdropout.core.masks import Mask
+from cdropout._core.mask import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

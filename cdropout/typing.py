@@ -5,8 +5,8 @@ from typing import Any, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeV
 import numpy as np
 from numpy.typing import NDArray
 
-from cdropout.core.generators import Generator
-from cdropout.core.masks import Mask
+from cdropout._core.generator import Generator
+from cdropout._core.mask import Mask
 
 __all__ = [
     "RNG",

@@ -50,7 +50,7 @@ build_in_root() {
   mkdir -p "$root"/{dev,tmp,src}
   [ -e "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
   cp -r setup.py pyproject.toml README.md LICENSE MANIFEST.in cdropout "$root/src"
-  rm -f "$root"/src/cdropout/core/*.so
+  rm -f "$root"/src/cdropout/_core/*.so
   {
     declare -f build
     echo "set -e; cd /src; build python$version $2 /src/build.$2"

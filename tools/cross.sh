@@ -62,9 +62,9 @@ build() {
     "$python" -W ignore setup.py -q egg_info --egg-base "$folder/build" build --build-base "$folder/build" --build-lib "$folder/build/lib" \
     install_egg_info --install-dir "$folder/build/lib" >/dev/null
   if [[ $platform = win* ]]; then # setuptools names them for the system that it runs on
-    for module in "$folder"/build/lib/cdropout/{core,tensorflow}/*.so; do mv "$module" "${module%%.*}.pyd"; done
+    for module in "$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
   fi
-  modules=("$folder"/build/lib/cdropout/{core,tensorflow}/*.{so,pyd})
+  modules=("$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.{so,pyd})
   "$python" -m abi3audit --strict --assume-minimum-abi3 3.11 "${modules[@]}"
   echo "$platform: ${#modules[@]} modules"
 }

@@ -174,7 +174,7 @@ compile_modules() {
   DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=$1 _PYTHON_HOST_PLATFORM=win-amd64 \
     "$native" -W ignore setup.py -q egg_info --egg-base "$work/build" build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
     install_egg_info --install-dir "$modules"
-  for module in "$modules"/cdropout/core/*.so; do mv "$module" "${module%%.*}.pyd"; done
+  for module in "$modules"/cdropout/_core/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
 # Wine cannot pass on all kinds of standard streams: they go through pipes. -P: the checkout itself is not built for Windows.
@@ -187,10 +187,10 @@ windows_python() {
 compile_for_arm64() {
   local name source object symbols
   for name in _kernels_baseline dispatch; do
-    source=$(echo "build/cython/cdropout.core.$name/cdropout/core/"*.c) object=$work/build/$name.arm64.obj
+    source=$(echo "build/cython/cdropout._core.$name/cdropout/_core/"*.c) object=$work/build/$name.arm64.obj
     "$work/bin/clang-cl" --target=aarch64-pc-windows-msvc -D__CRT__NO_INLINE -DPy_LIMITED_API=0x030B0000 \
       -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION /nologo /c /MD /O2 /DNDEBUG /clang:-O3 /clang:-ffp-contract=off \
-      -Icdropout/core -Icdropout/include "$source" -o "$object" || return
+      -Icdropout/_core -Icdropout/include "$source" -o "$object" || return
     symbols=$("llvm-nm-$llvm" --undefined-only --just-symbol-name "$object" | grep -vE \
       '^(__imp_)?_?Py|^(__chkstk|__fpclassify|__security_.*cookie|ldexp|mem(cmp|cpy|move|set)|str(chr|rchr|cmp|len)|snprintf)$' || true)
     [ -z "$symbols" ] || { echo "$name for arm64 needs $symbols" >&2 && return 1; }
@@ -209,7 +209,7 @@ step() {
 # Without what Wine 8 cannot run: NumPy's complex numbers end the process, in a second interpreter NumPy hangs, and the
 # folders /proc and /dev of Linux are there, but not as Linux has them.
 core_tests() {
-  windows_python -m pytest -q -p no:cacheprovider @tests/core.txt --ignore tests/test_errors.py \
+  windows_python -m pytest -q -p no:cacheprovider tests/core tests/arrays tests/capi tests/project --ignore tests/arrays/test_errors.py \
     -k "not another_interpreter and not unwritable_file and not full_disk"
 }
 
@@ -227,7 +227,7 @@ fi
     "numpy==$numpy" pytest hypothesis ml_dtypes colorama
 write_headers
 write_libraries
-kernels=(tests/test_build.py tests/test_kernels.py tests/test_views.py tests/test_halves.py)
+kernels=(tests/project/test_build.py tests/core/test_kernels.py tests/core/test_view.py tests/core/test_select.py)
 if [ "${1-}" = portable ]; then
   write_programs -U__clang__
   compile_modules 0
@@ -237,7 +237,7 @@ else
   compile_modules 1
   step "modules for arm64" compile_for_arm64
 fi
-echo "$(cat "$modules"/cdropout/core/*.pyd | wc -c) bytes of modules"
+echo "$(cat "$modules"/cdropout/_core/*.pyd | wc -c) bytes of modules"
 windows_python -m cdropout info
 step "selftest" windows_python -m cdropout selftest
 [ $# -gt 0 ] || set -- "${kernels[@]}"

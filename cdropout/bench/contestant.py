@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cdropout.core.dtypes import element_type
+from cdropout._core.dtypes import element_type
 from cdropout.selftest import keep_bound
 
 LOAD_SECONDS = 0.2  # during which the load of the CPUs is measured

@@ -8,8 +8,8 @@ import secrets
 from contextlib import contextmanager
 from functools import partial
 
+from cdropout._core.dtypes import element_type
 from cdropout.bench.contestant import Contestant
-from cdropout.core.dtypes import element_type
 
 # ---- PyTorch ----------------------------------------------------------------------------------
 

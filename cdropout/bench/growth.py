@@ -13,11 +13,11 @@ import numpy as np
 
 import cdropout as cd
 from cdropout import selftest
+from cdropout._core import dispatch
+from cdropout._core.dtypes import element_type
 from cdropout.bench import machine
 from cdropout.bench.race import median_ratio, race, show_progress, size_name
 from cdropout.bench.report import write_json
-from cdropout.core import dispatch
-from cdropout.core.dtypes import element_type
 
 SIZES = [1 << bits for bits in range(6, 31, 2)]
 CALL = 1 << 16  # elements from which the cost of the call itself hardly counts

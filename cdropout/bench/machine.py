@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdropout.core import dispatch
+from cdropout._core import dispatch
 
 UNKNOWN_CACHE = 64 << 20  # bytes: more than the last-level cache of most CPUs
 

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 import numpy as np
 
 import cdropout as cd
+from cdropout._core import streaming_copy
 from cdropout.bench.contestant import Contestant
 from cdropout.bench.frameworks import FRAMEWORKS, tensorflow_adapter, torch_adapter
-from cdropout.core import copies
 
 PIECE = 1 << 18  # bytes from which a copy is worth handing to another thread
 
@@ -47,8 +47,8 @@ def rooflines(threads):
     found = {"memcpy": copier(np.copyto)}
     if threads > 1:
         found["memcpy-threads"] = copier(np.copyto, threads)
-    if copies.streams:
-        found["memcpy-stream"] = copier(copies.stream_copy, threads)
+    if streaming_copy.streams:
+        found["memcpy-stream"] = copier(streaming_copy.stream_copy, threads)
     return found
 
 

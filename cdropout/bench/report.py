@@ -5,9 +5,9 @@ import itertools
 import json
 from pathlib import Path
 
+from cdropout._core import dispatch
 from cdropout.bench import contestant
 from cdropout.bench.race import MODES, size_name
-from cdropout.core import dispatch
 from cdropout.selftest import FALSE_ALARM
 
 BUSY = 0.9  # of a CPU: with less, others have run in between

@@ -11,8 +11,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from cdropout import selftest
+from cdropout._core import dispatch
 from cdropout.bench.race import show_progress
-from cdropout.core import dispatch
 
 RACED = ("p", "dtype", "sizes", "threads", "cold", "seconds", "peers", "kernels")
 KEY = ("dtype", "size", "mode", "contestant")

@@ -117,8 +117,8 @@ typedef struct {
 /* Return the table of the installed package, which is valid until the process ends. Return NULL with ImportError set if there is
  * none, or if it is older than this header. Needs the GIL: call it once, when your module is imported. */
 static inline const cdropout_table *cdropout_import(void) {
-  const char *name = "cdropout.core.table";
-  PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout.core.dispatch");
+  const char *name = "cdropout._core.table";
+  PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
   const cdropout_table *table = NULL;
   if (dispatch == NULL) return NULL;
   capsule = PyObject_GetAttrString(dispatch, "table");
@@ -126,7 +126,7 @@ static inline const cdropout_table *cdropout_import(void) {
   if (PyCapsule_IsValid(capsule, name)) table = (const cdropout_table *)PyCapsule_GetPointer(capsule, name);
   Py_XDECREF(capsule); /* the table is static data of a module, and those are never unloaded */
   if (table == NULL) {
-    PyErr_Format(PyExc_ImportError, "cdropout.core.dispatch.table has to be a capsule named %s", name);
+    PyErr_Format(PyExc_ImportError, "cdropout._core.dispatch.table has to be a capsule named %s", name);
     return NULL;
   }
   if (table->version < CDROPOUT_TABLE_VERSION || table->size < sizeof(cdropout_table)) {

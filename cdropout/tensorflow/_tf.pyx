@@ -28,12 +28,12 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from cdropout cimport cdropout_axis, cdropout_mask
-from cdropout.core.dispatch cimport kernels
-from cdropout.core.dtypes import FLOATS
-from cdropout.core.dtypes cimport ElementType, by_tensorflow
-from cdropout.core.engine cimport Operation, prepare, run, use_mask
-from cdropout.core.threads cimport uninterruptible_pool
-from cdropout.core.view cimport MAX_DIMS
+from cdropout._core.dispatch cimport kernels
+from cdropout._core.dtypes import FLOATS
+from cdropout._core.dtypes cimport ElementType, by_tensorflow
+from cdropout._core.engine cimport Operation, prepare, run, use_mask
+from cdropout._core.executor cimport uninterruptible_pool
+from cdropout._core.view cimport MAX_DIMS
 
 C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # as TensorFlow's ops name the types
 NAME = "CdropoutApplyV1"              # another version of the op needs another name

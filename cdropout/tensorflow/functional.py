@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cdropout.core import dtypes
+from cdropout._core import dtypes
 from cdropout.tensorflow import op
 
 FLOATS = tuple(getattr(tf, name) for name in dtypes.FLOATS)

@@ -15,6 +15,7 @@ if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2
         f"but found {torch.__version__}"
     )
 
+from cdropout.torch.checkpoint import checkpoint_context
 from cdropout.torch.functional import (
     alpha_dropout,
     bias_dropout_add,
@@ -36,8 +37,7 @@ from cdropout.torch.modules import (
     convert,
     revert,
 )
-from cdropout.torch.replay import checkpoint_context
-from cdropout.torch.reroute import accelerate, disable, enable
+from cdropout.torch.overrides import accelerate, disable, enable
 
 __all__ = [
     "AlphaDropout",

@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdropout.core.tensors import is_ordinary
 from cdropout.functional import check_copies
-from cdropout.torch.masked import (
+from cdropout.torch._tensors import is_ordinary
+from cdropout.torch.autograd import (
     in_eager_mode,
     masked,
     then_or_restore,
     way_for,
 )
-from cdropout.torch.tracing import PUBLIC, is_symbolic, symbolic_call
+from cdropout.torch.fx import PUBLIC, is_symbolic, symbolic_call
 
 if TYPE_CHECKING:
-    from cdropout.core.masks import Mask
-    from cdropout.torch.masked import Source
+    from cdropout._core.mask import Mask
+    from cdropout.torch.autograd import Source
 
 
 def dropout(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdropout.core.draws import check_generator
 from cdropout.torch import functional
-from cdropout.torch.masked import Source
-from cdropout.torch.tracing import WHOLE, is_recorded, record_module
+from cdropout.torch._draw import check_generator
+from cdropout.torch.autograd import Source
+from cdropout.torch.fx import WHOLE, is_recorded, record_module
 
 
 class _Here(nn.Module):

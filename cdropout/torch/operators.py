@@ -12,9 +12,9 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
-from cdropout.core.draws import derivative_of, known, seeded
-from cdropout.core.masks import Mask
-from cdropout.core.tensors import compute
+from cdropout._core.mask import Mask
+from cdropout.torch._draw import derivative_of, known, seeded
+from cdropout.torch._tensors import compute
 
 WORD = 2**64 - 1
 

@@ -11,7 +11,7 @@ import cython_rows
 import extension
 import numpy as np
 
-from cdropout.core import dispatch
+from cdropout._core import dispatch
 
 ROWS, COLUMNS = 2000, 64  # the arrays fit a cache
 ROUNDS = 500

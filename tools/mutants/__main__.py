@@ -31,7 +31,7 @@ LOG = Path(__file__).with_name("log.tsv")
 KERNELS = (
     "stream.pxd",
     "bits.pxd",
-    "elements.pxd",
+    "select.pxd",
     "view.pxd",
     "rows.pxd",
     "tiles.pxd",
@@ -41,41 +41,79 @@ KERNELS = (
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice, in the order in which they run
     **dict.fromkeys(
-        KERNELS, "build kernels corners views halves fused capi guard_pages past_cache"
+        KERNELS,
+        "project/build core/kernels core/edge_cases core/view core/select core/bias_dropout_add "
+        "capi/capi core/guard_pages core/streaming_stores",
     ),
-    "dispatch.pyx": "build",
-    "arrays.pyx": "errors bad_input exporters layouts result_types functional lies",
-    "masks.pyx": "masks given_masks generators mask_operators errors variants",
-    "arguments.pyx": "generators errors bad_input flags",
-    "generators.pyx": "generators errors numpy_random lies faults",
-    "calls.pyx": "given_masks functional errors exporters lies flags modules faults",
-    "threads.pyx": "threads errors faults lies",
-    "engine.pyx": "layouts masks threads functional variants",
-    "dtypes.pyx": "errors bad_input halves torch_functions jax",
-    "fused.pyx": "fused lies faults",
-    "tensors.pyx": "torch_functions torch_modes torch_transforms torch_alpha torch_errors "
-    "torch_zeros",
-    "draws.pyx": "torch_tracing torch_functions torch_fx torch_masks torch_replay torch_alpha "
-    "torch_transforms torch_errors",
-    "openmp.pyx": "torch_threads torch_functions",
-    "xla.pyx": "xla jax_handler",
-    "functional.py": "given_masks variants functional lies",
-    "modules.py": "modules variants",
-    "torch/functional.py": "torch_functions torch_masks torch_fx torch_errors torch_alpha",
-    "torch/masked.py": "torch_functions torch_masks torch_zeros torch_errors torch_transforms "
-    "torch_fx torch_modes",
-    "torch/modules.py": "torch_modules torch_fx",
-    "torch/operators.py": "torch_masks torch_transforms torch_tracing torch_replay",
-    "torch/replay.py": "torch_replay",
-    "torch/reroute.py": "torch_modules torch_replay torch_modes torch_errors",
-    "torch/tracing.py": "torch_fx torch_masks",
-    "jax.py": "jax_rates jax jax_masks jax_calls",
-    "flax.py": "flax",
-    "dask.py": "dask*",
-    "keras.py": "keras",
-    "thinc.py": "thinc",
+    "dispatch.pyx": "project/build",
+    "numpy_arrays.pyx": (
+        "arrays/errors arrays/bad_input arrays/exporters arrays/layouts arrays/result_types "
+        "arrays/functional arrays/misbehaving_objects"
+    ),
+    "mask.pyx": (
+        "core/mask arrays/mask_argument core/generator core/mask_operators arrays/errors "
+        "arrays/dropout_variants"
+    ),
+    "arguments.pyx": "core/generator arrays/errors arrays/bad_input arrays/bool_arguments",
+    "generator.pyx": (
+        "core/generator arrays/errors core/numpy_random arrays/misbehaving_objects core/signals"
+    ),
+    "dropout.pyx": (
+        "arrays/mask_argument arrays/functional arrays/errors arrays/exporters "
+        "arrays/misbehaving_objects arrays/bool_arguments arrays/modules core/signals"
+    ),
+    "executor.pyx": "core/executor arrays/errors core/signals arrays/misbehaving_objects",
+    "engine.pyx": (
+        "arrays/layouts core/mask core/executor arrays/functional arrays/dropout_variants"
+    ),
+    "dtypes.pyx": (
+        "arrays/errors arrays/bad_input core/select torch_adapter/functional jax_adapter/functional"
+    ),
+    "bias_dropout_add.pyx": "core/bias_dropout_add arrays/misbehaving_objects core/signals",
+    "_tensors.pyx": (
+        "torch_adapter/functional torch_adapter/modes torch_adapter/autograd "
+        "torch_adapter/alpha_dropout torch_adapter/errors torch_adapter/dropped_elements"
+    ),
+    "_draw.pyx": (
+        "torch_adapter/operators torch_adapter/functional torch_adapter/fx "
+        "torch_adapter/mask_argument torch_adapter/checkpoint torch_adapter/alpha_dropout "
+        "torch_adapter/autograd torch_adapter/errors"
+    ),
+    "_openmp.pyx": "torch_adapter/openmp torch_adapter/functional",
+    "_xla.pyx": "jax_adapter/xla jax_adapter/xla_handler",
+    "functional.py": (
+        "arrays/mask_argument arrays/dropout_variants arrays/functional arrays/misbehaving_objects"
+    ),
+    "modules.py": "arrays/modules arrays/dropout_variants",
+    "torch/functional.py": (
+        "torch_adapter/functional torch_adapter/mask_argument torch_adapter/fx "
+        "torch_adapter/errors torch_adapter/alpha_dropout"
+    ),
+    "torch/autograd.py": (
+        "torch_adapter/functional torch_adapter/mask_argument torch_adapter/dropped_elements "
+        "torch_adapter/errors torch_adapter/autograd torch_adapter/fx torch_adapter/modes"
+    ),
+    "torch/modules.py": "torch_adapter/modules torch_adapter/fx",
+    "torch/operators.py": (
+        "torch_adapter/mask_argument torch_adapter/autograd torch_adapter/operators "
+        "torch_adapter/checkpoint"
+    ),
+    "torch/checkpoint.py": "torch_adapter/checkpoint",
+    "torch/overrides.py": (
+        "torch_adapter/modules torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
+    ),
+    "torch/fx.py": "torch_adapter/fx torch_adapter/mask_argument",
+    "jax/functional.py": (
+        "jax_adapter/traced_p jax_adapter/functional jax_adapter/mask_argument jax_adapter/errors"
+    ),
+    "flax.py": "jax_adapter/flax",
+    "dask.py": "dask_adapter/*",
+    "keras.py": "keras_adapter/keras",
+    "thinc.py": "thinc_adapter/thinc",
 }
-NOT_BEHAVIOUR = "mutants house documents types capi_layout"  # what reads the sources
+NOT_BEHAVIOUR = (  # what reads the sources
+    "project/mutants project/imports documents/documents project/types capi/layout"
+)
 BUILD = """
 import runpy, setuptools, sys
 modules, *options = sys.argv[1:]
@@ -93,6 +131,12 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
+def test_file(name):
+    """Return the path of a test file that is named as in NEAREST: folder/name."""
+    folder, name = name.split("/")
+    return f"tests/{folder}/test_{name}.py"
+
+
 class Mutant:
     """One entry of the catalog, and what follows from it."""
 
@@ -103,7 +147,7 @@ class Mutant:
         self.syntax = anchors.C if file.endswith(".h") else anchors.PYTHON
         self.isa = None
         self.module = Path(file).stem
-        if file.startswith("core/") and Path(file).name in KERNELS:
+        if file.startswith("_core/") and Path(file).name in KERNELS:
             self.isa = name.partition("@")[2] or "avx512"
             self.module = f"_kernels_{self.isa}"
 
@@ -115,7 +159,7 @@ class Mutant:
 
     def nearest(self):
         names = NEAREST.get(self.file) or NEAREST[Path(self.file).name]
-        found = [path for name in names.split() for path in ROOT.glob(f"tests/test_{name}.py")]
+        found = [path for name in names.split() for path in ROOT.glob(test_file(name))]
         return [str(path.relative_to(ROOT)) for path in found]
 
 
@@ -204,7 +248,7 @@ class Tree:
     def failure(self, tests, isa, limit=None):
         """Run quick tests up to the first that fails; return which that is, or None."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-        command += [f"--ignore=tests/test_{name}.py" for name in NOT_BEHAVIOUR.split()]
+        command += [f"--ignore={test_file(name)}" for name in NOT_BEHAVIOUR.split()]
         variables = {"PYTHONPATH": str(self.folder)}
         if isa:  # the other sets are as they were
             command += ["-k", " and ".join(f"not {other}" for other in SETS if other != isa)]

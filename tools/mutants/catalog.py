@@ -9,7 +9,7 @@ error: what only costs time is left out, and so is what no test can bring about.
 # fmt: off
 
 MUTANTS = {
-    "core/stream.pxd": {
+    "_core/stream.pxd": {
         "mix": [
             ("last shift", "$z >> 31", "$z >> 32"),
         ],
@@ -58,7 +58,7 @@ MUTANTS = {
             ("rounds", "range($s.rounds)", "range($s.rounds - 1)"),
         ],
     },
-    "core/bits.pxd": {
+    "_core/bits.pxd": {
         "write_bits": [
             ("bits above", "$word &= $*e", "pass"),
             ("held", "$held |= $word << $count", "$held = $word << $count"),
@@ -92,7 +92,7 @@ MUTANTS = {
             ("row", "$v << $i", "$v"),
         ],
     },
-    "core/elements.pxd": {
+    "_core/select.pxd": {
         "step": [
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
         ],
@@ -130,7 +130,7 @@ MUTANTS = {
             ("sum", "$total += $value", "$total = $value"),
         ],
     },
-    "core/simd.h": {
+    "_core/simd.h": {
         "cd_kept_f32": [
             ("bits@avx2", "$i * (CD_BYTES / 4)", "$i * (CD_BYTES / 8)"),
         ],
@@ -181,18 +181,18 @@ MUTANTS = {
             ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
-    "core/view.pxd": {
+    "_core/view.pxd": {
         "lay_out": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
     },
-    "core/rows.pxd": {
+    "_core/rows.pxd": {
         "next_row": [
             ("mask", "$r.mask -= <uint64_t>$a.mask * $a.length", "pass"),
             ("y", "$r.y -= <size_t>$a.y * $a.length", "pass"),
         ],
     },
-    "core/tiles.pxd": {
+    "_core/tiles.pxd": {
         "append_stream": [
             ("group", "$start - $first", "$start"),
         ],
@@ -200,7 +200,7 @@ MUTANTS = {
             ("mask", "if $r.mask != 1:", "if False:"),
         ],
     },
-    "core/kernels.pyx": {
+    "_core/kernels.pyx": {
         "apply_and_draw": [
             ("rounds left@baseline", "range($together, $rounds)", "range($together + 1, $rounds)"),
             ("part@baseline", "begin_part(&$r, $s, $part)", "begin_part(&$r, $s, 0)"),
@@ -242,14 +242,14 @@ MUTANTS = {
             ("sums", "add_to($sums + $done, $gx, $part)", "add_to($sums, $gx, $part)"),
         ],
     },
-    "core/dispatch.pyx": {
+    "_core/dispatch.pyx": {
         "choose": [
             ("widest", "return $usable[-1]", "return $usable[0]"),
             ("not built", "if $w not in $s:", "if False:", 2),
             ("not runnable", "if $w not in $s:", "if False:", 3),
         ],
     },
-    "core/dtypes.pyx": {
+    "_core/dtypes.pyx": {
         "by_array": [
             ("names", "$t[$i].name.decode() == $n", "$t[$i].name.decode() != $n"),
         ],
@@ -258,7 +258,7 @@ MUTANTS = {
             ("bits", "8 * $t[$i].itemsize == $b", "8 * $t[$i].itemsize >= $b"),
         ],
     },
-    "core/arguments.pyx": {
+    "_core/arguments.pyx": {
         "as_probability": [
             ("bool", "isinstance($p, bool) or", "False or"),
         ],
@@ -272,7 +272,7 @@ MUTANTS = {
             ("highest", "0 <= $v < 1 << 64", "0 <= $v < 1 << 63"),
         ],
     },
-    "core/arrays.pyx": {
+    "_core/numpy_arrays.pyx": {
         "is_taken": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
         ],
@@ -320,7 +320,7 @@ MUTANTS = {
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
     },
-    "core/masks.pyx": {
+    "_core/mask.pyx": {
         "c_strides": [
             ("order", "tuple(reversed($s))", "tuple($s)"),
         ],
@@ -376,7 +376,7 @@ MUTANTS = {
             ("strides", "$m.steps = $s", "pass"),
         ],
     },
-    "core/generators.pyx": {
+    "_core/generator.pyx": {
         "ask": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
         ],
@@ -393,7 +393,7 @@ MUTANTS = {
             ("born", "$s.born = $b", "pass"),
         ],
     },
-    "core/calls.pyx": {
+    "_core/dropout.pyx": {
         "dropout": [
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
         ],
@@ -413,7 +413,7 @@ MUTANTS = {
             ("axes", "check_mask($*e)", "pass"),
         ],
     },
-    "core/threads.pyx": {
+    "_core/executor.pyx": {
         "from_environment": [
             ("number", "not $t.isdecimal() or", "False or"),
         ],
@@ -433,7 +433,7 @@ MUTANTS = {
             ("bool", "isinstance($n, bool) or", "False or"),
         ],
     },
-    "core/engine.pyx": {
+    "_core/engine.pyx": {
         "join_dense": [
             ("x", "or $a.x != $a.y", "or False"),
             ("y", "or $a.y != $s * $i", "or False"),
@@ -449,7 +449,7 @@ MUTANTS = {
             ("place of bits", "$y + $f // 8", "$y + $f"),
         ],
     },
-    "core/fused.pyx": {
+    "_core/bias_dropout_add.pyx": {
         "bias_dropout_add": [
             ("overlap", "np.may_share_memory($o, $b) or", "False or"),
         ],
@@ -458,7 +458,7 @@ MUTANTS = {
             ("sums", "$t.sums + $c", "$t.sums"),
         ],
     },
-    "core/tensors.pyx": {
+    "torch/_tensors.pyx": {
         "read": [
             ("negative", "not $x.is_neg()", "True"),
             ("subclasses", "if type($x) is not Tensor and type($x) is not Parameter:", "if False:"),
@@ -482,7 +482,7 @@ MUTANTS = {
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
     },
-    "core/draws.pyx": {
+    "torch/_draw.pyx": {
         "check_source": [
             ("backward pass", "if not any([$g is $o for $o in $r.generators]):", "if False:"),
             ("restored", "any([$g is $o for $o in $r.generators])", "False"),
@@ -507,7 +507,7 @@ MUTANTS = {
             ("start", "self.start, self.strides", "0, self.strides"),
         ],
     },
-    "core/openmp.pyx": {
+    "torch/_openmp.pyx": {
         "take_part": [
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
@@ -516,7 +516,7 @@ MUTANTS = {
             ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
         ],
     },
-    "core/xla.pyx": {
+    "jax/_xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
         "is_sound": [
             ("memory", "$b.data != NULL or $n == 0", "True"),
@@ -596,7 +596,7 @@ MUTANTS = {
             ("shape of residual", "and $r.shape == $t.shape", "and True"),
         ],
     },
-    "torch/masked.py": {
+    "torch/autograd.py": {
         "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
         "Eager.backward": [
             ("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x"),
@@ -641,7 +641,7 @@ MUTANTS = {
             ("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g"),
         ],
     },
-    "torch/replay.py": {
+    "torch/checkpoint.py": {
         "checkpoint_context": [("types", "if not isinstance($g, (torch.Generator, Generator)):", "if False:")],
         "_FirstRun.__enter__": [("inner", "$s.inner.__enter__()", "pass")],
         "_SecondRun.__enter__": [
@@ -652,7 +652,7 @@ MUTANTS = {
             ("outer", "$r.generators = $s.outer", "pass"),
         ],
     },
-    "torch/tracing.py": {
+    "torch/fx.py": {
         "symbolic_call": [
             ("generator", "if $g is not None:", "if False:", 1),
         ],
@@ -674,7 +674,7 @@ MUTANTS = {
         "convert": [("no dropout", "(nn.MultiheadAttention, nn.RNNBase)) and $m.dropout", "(nn.MultiheadAttention, nn.RNNBase))")],
         "revert": [("generator", "and $m.generator is None", "and True")],
     },
-    "torch/reroute.py": {
+    "torch/overrides.py": {
         "_Switch.change": [
             ("depth", "$s.on or $s.depth > 0", "$s.on"),
         ],
@@ -693,7 +693,7 @@ MUTANTS = {
             ("alpha", '"alpha" if $a else "scale"', '"scale"'),
         ],
     },
-    "jax.py": {
+    "jax/functional.py": {
         "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
         "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
         "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
@@ -751,8 +751,8 @@ MUTANTS = {
 
 # Why no test can notice a mutant that survives
 EXPLAINED = {
-    "torch/replay.py:_SecondRun.__enter__:outer":
+    "torch/checkpoint.py:_SecondRun.__enter__:outer":
         "a replay within another draws from its own generators alone: in the first run, it was refused all others",
-    "core/elements.pxd:bits_at:last-byte":
+    "_core/select.pxd:bits_at:last-byte":
         "the byte past the last one does not change the result, and lies within a local buffer or behind it",
 }

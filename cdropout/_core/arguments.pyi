@@ -1,0 +1,6 @@
+"""Types of _core/arguments.pyx."""
+
+from cdropout.typing import Probability
+
+def check_flag(value: object, name: str) -> None: ...
+def check_probability(p: Probability) -> float: ...

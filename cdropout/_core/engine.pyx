@@ -1,0 +1,166 @@
+"""The engine: the one way from any caller's arrays to the kernels.
+
+A caller describes its arrays and what determines the kept elements in an `Operation`, and chooses an executor. Contiguous or
+strided, work chunks, threads, streaming stores and the GIL are decided here.
+"""
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport SIZE_MAX, int64_t, uint8_t, uint64_t
+
+from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdropout_mask
+from cdropout._core import dispatch
+from cdropout._core.dispatch cimport kernels
+from cdropout._core.dtypes cimport types
+from cdropout._core.executor cimport Executor, exchange_number, threads_for
+from cdropout._core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+
+cdef enum:
+    SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
+    LONG = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
+
+cdef cdropout_mask nothing            # of p = 1, whose scale is 0
+cdef size_t largest_cached = dispatch.largest_cached
+
+
+cdef bint join_dense(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
+    """Replace the axes by one and return True if they are in C order without gaps. That is most of what `arrange` does."""
+    cdef int64_t step = 1
+    cdef cdropout_axis* axis
+    cdef int i
+    for i in range(view.ndim - 1, -1, -1):
+        axis = &view.axes[i]
+        if axis.length != 1 and (axis.mask != step or axis.y != step * itemsize or axis.x != axis.y):
+            return False
+        step *= axis.length
+    view.axes[0] = cdropout_axis(size, itemsize, itemsize, 1)
+    view.ndim = 1
+    return True
+
+
+cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
+    """Return whether the view, arranged, is one axis without gaps in x, y and the mask, for which there is a kernel."""
+    cdef const cdropout_axis* axis = &operation.view.axes[0]
+    cdef ptrdiff_t itemsize = types[<int>operation.dtype].itemsize
+    if operation.view.ndim > 1 or operation.bools != NULL or operation.shifts:
+        return False
+    return axis.length == 1 or axis.x == itemsize and axis.y == itemsize and axis.mask == 1
+
+
+cdef void choose_lengths(Operation* operation) noexcept nogil:
+    """Choose the lengths of work chunks: tiles that the threads can share evenly."""
+    cdef View* view = &operation.view
+    cdef size_t largest = TILE
+    cdef size_t threads
+    cdef Drawn drawn
+    cdef int i
+    if operation.size <= SMALLEST_TILE:
+        for i in range(view.ndim):
+            operation.lengths[i] = view.axes[i].length
+        return
+    if operation.threads > 1:
+        threads = min(operation.threads, exchange_number(0))
+        largest = max(min(largest, operation.size // threads), <size_t>SMALLEST_TILE)
+    choose_tile(operation.lengths, &drawn, view, largest)
+
+
+cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
+    """Decide how the operation is executed. The seed and the call number of its mask may still change after this."""
+    cdef View* view = &operation.view
+    operation.size = count_elements(view)
+    if operation.size == 0:
+        return
+    if operation.mask == NULL and operation.scale == 0:    # p = 1 keeps nothing, whatever the bits or bools are
+        use_mask(operation, &nothing)
+    if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
+        arrange(view, view.ndim, view.axes)
+    operation.executor = executor
+    operation.threads = threads_for(executor, operation.size, max_threads)
+    operation.contiguous = has_row_kernel(operation)
+    if operation.contiguous:
+        operation.lengths[0] = CHUNK
+    else:
+        choose_lengths(operation)
+    operation.flags = 0
+    if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
+        operation.flags = CDROPOUT_PART_OF_LARGE
+
+
+cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
+    """Execute a work chunk of a contiguous operation, which begins at element `first`."""
+    cdef size_t n = min(operation.view.axes[0].length - first, <size_t>CHUNK)
+    cdef size_t offset = first * types[<int>operation.dtype].itemsize
+    cdef const char* x = operation.view.x + offset
+    cdef char* y = operation.view.y + offset
+    cdef uint64_t start = operation.view.start + first
+    if operation.packs:
+        kernels.bits(<uint8_t*>operation.view.y + first // 8, n, operation.mask, start)
+    elif operation.dtype == CDROPOUT_BOOL:
+        kernels.bools(<uint8_t*>y, n, operation.mask, start)
+    elif operation.bits != NULL:
+        kernels.apply_bits(operation.dtype, operation.flags, x, y, n, operation.bits, start, operation.scale)
+    else:
+        kernels.apply(operation.dtype, operation.flags, x, y, n, operation.mask, start)
+
+
+cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
+    """Execute a work chunk of any other operation: tile `number` of its view."""
+    cdef View tile
+    take_tile(&tile, &operation.view, operation.lengths, number)
+    if operation.bits != NULL:
+        kernels.apply_bits_strided(
+            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,
+            operation.scale,
+        )
+    elif operation.bools != NULL:
+        kernels.apply_bools_strided(
+            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes,
+            operation.bools + <ptrdiff_t>tile.start, operation.scale,
+        )
+    elif operation.shifts:
+        kernels.apply_alpha_strided(
+            operation.dtype, 0, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start,
+            operation.shift, operation.constant,
+        )
+    else:
+        kernels.apply_strided(
+            operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.mask, tile.start
+        )
+
+
+cdef void run_chunk(const void* call, size_t number) noexcept nogil:
+    cdef const Operation* operation = <const Operation*>call
+    if operation.contiguous:
+        run_row(operation, number * CHUNK)
+    else:
+        run_tile(operation, number)
+
+
+cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
+    """Return whether `run` may check for signals: short operations end before that."""
+    return operation.size > <size_t>(LONG if operation.contiguous else CHUNK)
+
+
+cdef int run(const Operation* operation) except -1 nogil:
+    """Execute a prepared operation; -1 if a signal's handler raised."""
+    if operation.size == 0:
+        return 0
+    if operation.contiguous and operation.size <= CHUNK:
+        run_row(operation, 0)
+        return 0
+    return operation.executor.run(
+        run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.threads,
+        operation.executor.answers_signals and may_be_interrupted(operation),
+    )
+
+
+cdef int run_prepared(const Operation* operation) except -1:
+    """Do what `run` does, and release the GIL where that pays."""
+    if operation.size < SHORT:
+        return run(operation)
+    with nogil:
+        return run(operation)
+
+
+cdef int apply(Operation* operation, const Executor* executor) except -1:
+    """Prepare and execute an operation, on as many threads as the executor has."""
+    prepare(operation, executor, SIZE_MAX)
+    return run_prepared(operation)

@@ -1,0 +1,420 @@
+"""THE KERNELS: draw, mask and scale, fused; built once for each instruction set (see setup.py).
+
+The capsule `table` holds them. They touch no Python object and keep no state but for one setting: any number of threads
+may run any of them. Only large tiles (see tiles.pxd) allocate memory, which is freed before the kernel returns.
+"""
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from cdropout cimport (
+    CDROPOUT_BFLOAT16, CDROPOUT_BOOL, CDROPOUT_FLOAT16, CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, CDROPOUT_PART_OF_LARGE,
+    CDROPOUT_TABLE_VERSION, cdropout_axis, cdropout_dtype, cdropout_mask, cdropout_table,
+)
+from cdropout._core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_group
+from cdropout._core.select cimport (
+    LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
+    mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
+)
+from cdropout._core.rows cimport Rows, begin_rows, next_row
+from cdropout._core.tiles cimport Source, Terms, append_stream, apply_view
+from cdropout._core.view cimport MAX_DIMS, View, arrange
+from cdropout._core.stream cimport (
+    BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
+    open_stream,
+)
+
+cdef enum:
+    BLOCK_BYTES = 1024                            # of a block's packed keep bits
+
+cdef extern from "simd.h" nogil:
+    void fill_rows "cd_fill_rows"()
+
+cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is written with streaming stores
+
+
+def set_largest_cached(size_t bytes):
+    """Set the number of bytes from which an output is written with streaming stores."""
+    global largest_cached
+    largest_cached = bytes
+
+
+cdef inline void apply_and_draw(
+    const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
+) noexcept nogil:
+    """mask_and_scale for a GROUP of elements, and meanwhile the next group is drawn: a round, a step, a round, ...
+
+    In turn they take 1.40 times as long as memcpy, woven 1.07: a core does not look far enough ahead to weave them.
+    """
+    cdef Rounds rounds
+    cdef int done = 0
+    cdef int part, together, _round
+    for part in range(PARTS):
+        begin_part(&rounds, stream, part)
+        together = min(stream.rounds, GROUP // WORD - done)
+        for _round in range(together):
+            draw_round(&rounds)
+            step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
+            done += 1
+        for _round in range(together, stream.rounds):
+            draw_round(&rounds)
+        end_part(&rounds, stream, part, next_keep)
+    next_group(stream)
+    for done in range(done, GROUP // WORD):
+        step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
+
+
+cdef void apply_stream(
+    const floating* x, floating* y, size_t n, const cdropout_mask* mask, uint64_t start, bint large
+) noexcept nogil:
+    cdef Stream stream
+    cdef uint8_t drawn[GROUP_BYTES]
+    cdef uint8_t keep[GROUP_BYTES]                # the bits of the next GROUP elements, as y's lines divide them
+    cdef uint64_t first = start % GROUP
+    cdef size_t part = min(GROUP - first, n)
+    cdef Writer writer                            # what it holds is drawn, but not yet in keep
+    cdef uint8_t room[ROOM]
+    cdef floating* lines = aligned_within(room, x)
+    cdef bint streaming = may_stream(x, y, large)
+    writer.to, writer.held, writer.count = keep, 0, 0
+    open_stream(&stream, mask, start - first)
+    draw_group(&stream, drawn)
+    if n > part and part >= WORD:                 # let steps end where the lines of y do, not where groups do
+        writer.count = (part - up_to_line(y, n)) % WORD
+        writer.held = load_bits64(drawn + GROUP_BYTES - 8) >> 32 >> (32 - writer.count)
+        part -= writer.count
+    mask_and_scale(x, y, drawn, first, part, mask.scale)
+    if part == n:
+        return
+    draw_group(&stream, drawn)
+    write_group(&writer, drawn)
+    x += part
+    y += part
+    n -= part
+    streaming = streaming and <uintptr_t>y % LINE == 0
+    while n > GROUP:
+        apply_and_draw(x, lines if streaming else y, keep, mask.scale, &stream, drawn)
+        if streaming:
+            store_streaming(y, lines, GROUP * sizeof(floating))
+        writer.to = keep
+        write_group(&writer, drawn)
+        x += GROUP
+        y += GROUP
+        n -= GROUP
+    mask_and_scale(x, y, keep, 0, n, mask.scale)
+    if streaming:
+        end_streaming()
+
+
+cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) noexcept nogil:
+    if mask == NULL or not 0 <= p <= 1:
+        return -1
+    mask.seed = seed
+    mask.call = call
+    mask.threshold = <uint64_t>(p * 18446744073709551616.0) if p < 1 else 0
+    mask.scale = 1 / (1 - p) if p < 1 else 0      # nothing is kept: every kernel looks at scale first
+    return 0
+
+
+cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
+    """Return the bytes per element, or 0 for an unknown code."""
+    if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16):
+        return 2
+    return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
+
+
+cdef inline bint are_known(uint32_t flags) noexcept nogil:
+    return flags & ~<uint32_t>CDROPOUT_PART_OF_LARGE == 0
+
+
+cdef inline bint is_large(uint32_t flags, size_t bytes) noexcept nogil:
+    """Return whether an output of so many bytes is to be written with streaming stores."""
+    return flags & <uint32_t>CDROPOUT_PART_OF_LARGE or bytes >= largest_cached
+
+
+cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept nogil:
+    return not (a and b and c)
+
+
+cdef int apply(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    cdef bint large = is_large(flags, n * size_of(dtype))
+    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, mask):
+        return -1
+    if n == 0:
+        return 0
+    if mask.scale == 0:
+        memset(y, 0, n * size_of(dtype))
+    elif dtype == CDROPOUT_FLOAT32:
+        apply_stream(<const float*>x, <float*>y, n, mask, start, large)
+    elif dtype == CDROPOUT_FLOAT64:
+        apply_stream(<const double*>x, <double*>y, n, mask, start, large)
+    elif dtype == CDROPOUT_FLOAT16:
+        apply_stream(<const half*>x, <half*>y, n, mask, start, large)
+    else:
+        apply_stream(<const bfloat*>x, <bfloat*>y, n, mask, start, large)
+    return 0
+
+
+cdef int apply_bits(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start,
+    double scale
+) noexcept nogil:
+    cdef bint large = is_large(flags, n * size_of(dtype))
+    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, bits):
+        return -1
+    if dtype == CDROPOUT_FLOAT32:
+        mask_and_scale_large(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
+    elif dtype == CDROPOUT_FLOAT64:
+        mask_and_scale_large(<const double*>x, <double*>y, bits, bit_start, n, scale, large)
+    elif dtype == CDROPOUT_FLOAT16:
+        mask_and_scale_large(<const half*>x, <half*>y, bits, bit_start, n, scale, large)
+    else:
+        mask_and_scale_large(<const bfloat*>x, <bfloat*>y, bits, bit_start, n, scale, large)
+    return 0
+
+
+cdef int bits(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+    cdef Writer writer = Writer(out, 0, 0)
+    cdef uint8_t last[8]
+    if n == 0 or any_null(out, mask, mask):
+        return -1 if n else 0
+    append_stream(&writer, n, mask, start, NULL)
+    store_bits64(last, writer.held)
+    memcpy(writer.to, last, (writer.count + 7) // 8)
+    return 0
+
+
+cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start) noexcept nogil:
+    cdef uint8_t packed[BLOCK_BYTES]
+    cdef uint8_t end[8]
+    cdef size_t part, whole
+    if n and any_null(out, mask, mask):
+        return -1
+    while n:
+        part = min(n, <size_t>(BLOCK - start % BLOCK))
+        bits(packed, part, mask, start)
+        whole = part // 8 * 8
+        spread_bits(out, packed, whole)
+        if part > whole:
+            spread_bits(end, packed + whole // 8, 8)
+            memcpy(out + whole, end, part - whole)
+        out += part
+        n -= part
+        start += part
+    return 0
+
+
+# ---- views ------------------------------------------------------------------------------------------
+
+cdef enum:
+    FUSED_ROW = 4096                              # elements from which entering the stream for each row costs little
+
+
+cdef inline void apply_long_rows(
+    const View* view, const cdropout_mask* mask, bint large, floating* typed
+) noexcept nogil:
+    """Draw, mask and scale each row by itself; `typed`: its type only."""
+    cdef Rows rows
+    cdef size_t n = view.axes[view.ndim - 1].length
+    begin_rows(&rows, view)
+    while True:
+        apply_stream(
+            <const floating*>(view.x + <ptrdiff_t>rows.x), <floating*>(view.y + <ptrdiff_t>rows.y), n, mask,
+            view.start + rows.mask, large,
+        )
+        if not next_row(&rows):
+            return
+
+
+cdef inline void apply_typed(const View* view, const Source* source, const Terms* terms, floating* typed) noexcept nogil:
+    cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
+    cdef bint fused = source.mask != NULL and terms.scale != 0 and not terms.shifts
+    cdef bint contiguous = row.x == sizeof(floating) and row.y == sizeof(floating) and row.mask == 1
+    if fused and contiguous and (row.length >= FUSED_ROW or view.ndim == 1):
+        apply_long_rows(view, source.mask, terms.large, typed)
+    else:
+        apply_view(view, source, terms, typed)
+
+
+cdef int apply_source(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source,
+    uint64_t start, Terms* terms,
+) noexcept nogil:
+    cdef View view
+    cdef size_t bytes = size_of(dtype)
+    cdef int i
+    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known(flags) or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
+        return -1
+    for i in range(ndim):
+        if axes[i].length == 0:
+            return 0
+        bytes *= axes[i].length
+    if y == NULL or x == NULL and dtype != CDROPOUT_BOOL:
+        return -1
+    if source.mask == NULL and source.bits == NULL and source.bools == NULL:
+        return -1
+    terms.large = is_large(flags, bytes)
+    view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL
+    view.y = <char*>y
+    view.start = start
+    arrange(&view, ndim, axes)
+    if dtype == CDROPOUT_FLOAT32:
+        apply_typed(&view, source, terms, <float*>y)
+    elif dtype == CDROPOUT_FLOAT64:
+        apply_typed(&view, source, terms, <double*>y)
+    elif dtype == CDROPOUT_FLOAT16:
+        apply_typed(&view, source, terms, <half*>y)
+    elif dtype == CDROPOUT_BFLOAT16:
+        apply_typed(&view, source, terms, <bfloat*>y)
+    else:
+        apply_view(&view, source, terms, <boolean*>y)
+    return 0
+
+
+cdef int apply_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const cdropout_mask* mask, uint64_t start,
+) noexcept nogil:
+    cdef Source source = Source(mask, NULL, NULL)
+    cdef Terms terms = Terms(mask.scale if mask != NULL else 0, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
+
+
+cdef int apply_alpha_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const cdropout_mask* mask, uint64_t start, double shift, double constant,
+) noexcept nogil:
+    cdef Source source = Source(mask, NULL, NULL)
+    cdef double scale = mask.scale if mask != NULL else 0
+    cdef Terms terms = Terms(scale, False, scale != 0, shift, constant)
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
+        return -1
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
+
+
+cdef int apply_bits_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const uint8_t* bits, uint64_t bit_start, double scale,
+) noexcept nogil:
+    cdef Source source = Source(NULL, bits, NULL)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, &terms)
+
+
+cdef int apply_bools_strided(
+    cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes,
+    const uint8_t* bools, double scale,
+) noexcept nogil:
+    cdef Source source = Source(NULL, NULL, bools)
+    cdef Terms terms = Terms(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, &terms)
+
+
+# ---- bias, dropout and residual in one pass -----------------------------------------------------------
+
+
+cdef inline void draw_unless_none(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
+    """The bits of the next group; p = 1, whose threshold cannot be written, keeps none."""
+    if mask.scale == 0:
+        memset(keep, 0, GROUP_BYTES)
+    else:
+        draw_group(stream, keep)
+
+
+cdef void add_rows(
+    const real* x, const real* bias, const real* residual, real* y, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start,
+) noexcept nogil:
+    cdef Stream stream
+    cdef uint8_t keep[GROUP_BYTES]
+    cdef uint64_t first = start % GROUP
+    cdef size_t _row, part, done
+    open_stream(&stream, mask, start - first)
+    draw_unless_none(&stream, mask, keep)
+    for _row in range(rows):
+        done = 0
+        while done < columns:
+            if first == GROUP:
+                draw_unless_none(&stream, mask, keep)
+                first = 0
+            part = min(columns - done, <size_t>(GROUP - first))
+            add_masked(x, bias + done, residual, y, keep, first, part, mask.scale)
+            x += part
+            residual += part
+            y += part
+            first += part
+            done += part
+
+
+cdef int bias_dropout_add(
+    cdropout_dtype dtype, const void* x, const void* bias, const void* residual, void* y, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    cdef bint some = rows and columns
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(x, bias, residual) or not (y and mask)):
+        return -1
+    if some and dtype == CDROPOUT_FLOAT32:
+        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
+    elif some:
+        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
+    return 0
+
+
+cdef void sum_rows(
+    const real* gy, real* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    cdef Stream stream
+    cdef uint8_t keep[GROUP_BYTES]
+    cdef uint64_t first = start % GROUP
+    cdef size_t _row, part, done
+    open_stream(&stream, mask, start - first)
+    draw_unless_none(&stream, mask, keep)
+    for _row in range(rows):
+        done = 0
+        while done < columns:
+            if first == GROUP:
+                draw_unless_none(&stream, mask, keep)
+                first = 0
+            part = min(columns - done, <size_t>(GROUP - first))
+            mask_and_scale(gy, gx, keep, first, part, mask.scale)
+            add_to(gbias + done, gx, part)
+            gy += part
+            gx += part
+            first += part
+            done += part
+
+
+cdef int bias_dropout_add_backward(
+    cdropout_dtype dtype, const void* gy, void* gx, double* gbias, size_t rows, size_t columns,
+    const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    cdef bint some = rows and columns
+    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(gy, gx, gbias) or mask == NULL):
+        return -1
+    if some and dtype == CDROPOUT_FLOAT32:
+        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
+    elif some:
+        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
+    return 0
+
+
+fill_rows()                                       # before any kernel can be called
+
+cdef cdropout_table kernels
+kernels.version = CDROPOUT_TABLE_VERSION
+kernels.size = sizeof(cdropout_table)
+kernels.mask_init = mask_init
+kernels.apply = apply
+kernels.apply_bits = apply_bits
+kernels.bits = bits
+kernels.bools = bools
+kernels.bias_dropout_add = bias_dropout_add
+kernels.bias_dropout_add_backward = bias_dropout_add_backward
+kernels.apply_strided = apply_strided
+kernels.apply_bits_strided = apply_bits_strided
+kernels.apply_bools_strided = apply_bools_strided
+kernels.apply_alpha_strided = apply_alpha_strided
+table = PyCapsule_New(&kernels, "cdropout._core.table", NULL)

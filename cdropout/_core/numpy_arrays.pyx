@@ -1,0 +1,252 @@
+"""Validation of NumPy arrays and exporters, and their views for the engine."""
+cimport numpy as cnp
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+import numpy as np
+
+from cdropout cimport CDROPOUT_BOOL, cdropout_axis, cdropout_mask
+from cdropout._core.dtypes import LISTED
+from cdropout._core.dtypes cimport by_array
+from cdropout._core.engine cimport Operation, apply, use_bytes, use_mask, use_shift
+from cdropout._core.executor cimport pool
+from cdropout._core.view cimport View, arrange, overlaps_itself
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr*, int)
+
+cnp.import_array()
+
+# What to do about objects that are not taken, by the package that defines their type.
+cdef dict ADVICE = {
+    "astropy": "pass {}.value",
+    "autograd": "multiply {} by mask.to_scale()",
+    "dask": "use cdropout.dask",
+    "jax": "use cdropout.jax",
+    "keras": "use cdropout.keras",
+    "pandas": "pass {}.to_numpy()",
+    "pint": "pass {}.magnitude",
+    "polars": "pass {}.to_numpy()",
+    "pyarrow": "pass {}.to_numpy()",
+    "scipy": "pass {}.toarray()",
+    "tensorflow": "use cdropout.tensorflow",
+    "torch": "use cdropout.torch",
+    "unyt": "pass {}.value",
+    "xarray": "pass {}.data",
+}
+
+
+# ---- what comes in ----------------------------------------------------------------------------
+
+
+cdef bint is_taken(object x):
+    """Return whether x is an array whose type adds no meaning to its elements, as masks and units do."""
+    return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
+
+
+cdef advice(x, name, default=""):
+    """Return the end of an error message: what to do with x, which is not taken."""
+    packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
+    found = [ADVICE[package] for package in packages if package in ADVICE]
+    text = found[0] if found else default
+    return f"; {text.format(name)}" if text else ""
+
+
+cdef refuse_subclass(x, name):
+    if isinstance(x, np.ma.MaskedArray):  # np.ma is imported when it is first named, so not for a plain array
+        raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
+    way = advice(x, name, "pass np.asarray({})")
+    raise TypeError(f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose{way}")
+
+
+cdef cnp.ndarray as_array(object x, name="x"):
+    """x as an array of a type that the kernels know, without a copy; TypeError, with its name, if it is none."""
+    cdef cnp.ndarray array
+    if type(x) is cnp.ndarray:
+        array = x
+    elif isinstance(x, cnp.ndarray):
+        if not is_taken(x):
+            refuse_subclass(x, name)
+        array = np.asarray(x)
+    elif isinstance(x, np.generic):
+        array = np.asarray(x)
+        array.flags.writeable = False  # a scalar's value cannot change
+    else:
+        array = from_exporter(x, name)
+    if by_array(array) == NULL:
+        raise TypeError(f"{name} has to be an array of {LISTED}, but got {array.dtype}")
+    if not cnp.PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"{name} has to be in this machine's byte order, but got {array.dtype.str}")
+    return array
+
+
+def from_exporter(x, name):
+    """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
+    if hasattr(type(x), "__dlpack__"):  # some wrappers, such as quantities, hand on the attributes of what they hold
+        try:
+            return np.from_dlpack(x)
+        except Exception as error:
+            way = advice(x, name)
+            if not way and not isinstance(error, (BufferError, RuntimeError)):  # NumPy's, of types and devices
+                raise
+            kind = TypeError if isinstance(error, TypeError) else BufferError
+            problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{way}"
+            raise kind(f"{problem}: {error}") from error
+    try:
+        return np.asarray(memoryview(x))
+    except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
+        raise TypeError(
+            f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
+            f"with elements of {LISTED}, but got {type(x).__name__}{advice(x, name)}"
+        ) from None
+
+
+def take(x):
+    """Return x, or for an exporter an array over its memory, which is read once; TypeError if dropout does not take it."""
+    array = as_array(x)
+    return x if isinstance(x, cnp.ndarray) else array
+
+
+def place(x, inplace, out):
+    """The array that a result for x is written to: x, out, or a new one."""
+    return destination(as_array(x), inplace, out)
+
+
+cdef check_writable(cnp.ndarray array, name):
+    cdef View view
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name} is read-only")
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return
+    fill_view(&view, array, array, 0, None)
+    arrange(&view, view.ndim, view.axes)
+    if overlaps_itself(&view, cnp.PyArray_ITEMSIZE(array)):
+        raise ValueError(f"elements of {name} overlap in memory")
+
+
+cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
+    """Whether every element of the one lies where the other's does."""
+    cdef int i
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
+        return False
+    for i in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_STRIDE(a, i) != cnp.PyArray_STRIDE(b, i) and cnp.PyArray_DIM(a, i) > 1:
+            return False
+    return True
+
+
+cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
+    cdef const char* first = <const char*>cnp.PyArray_DATA(a)
+    cdef const char* second = <const char*>cnp.PyArray_DATA(b)
+    if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
+        return first != second and first < second + cnp.PyArray_NBYTES(b) and second < first + cnp.PyArray_NBYTES(a)
+    if same_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+cdef check_out(cnp.ndarray x, cnp.ndarray out):
+    if not cnp.PyArray_SAMESHAPE(x, out):
+        raise ValueError(f"out has to have the shape of x, {shape_of(x)}, but got {shape_of(out)}")
+    if cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(x) or not cnp.PyArray_ISNOTSWAPPED(out):
+        raise ValueError(f"out has to have the type and byte order of x, {x.dtype.str}, but got {out.dtype.str}")
+    check_writable(out, "out")
+    if partly_overlap(x, out):
+        raise ValueError("out partly overlaps x; it has to be x itself or must not overlap x")
+
+
+cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
+    """The array that the result is written to: x, out, or a new one in the memory order of x."""
+    if inplace:
+        if out is not None:
+            raise ValueError("inplace=True writes to x: it excludes out")
+        check_writable(x, "x")
+        return x
+    if out is None:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    if not is_taken(out):
+        raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
+    if out is not x:
+        check_out(x, out)
+    else:
+        check_writable(x, "out")
+    return out
+
+
+# ---- operations on whole arrays -----------------------------------------------------------------
+
+
+cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple strides):
+    """Describe x and y, with the mask's strides (None: those of C order)."""
+    cdef cdropout_axis* axis
+    cdef int64_t step = 1
+    cdef int i
+    view.x = <const char*>cnp.PyArray_DATA(x)
+    view.y = <char*>cnp.PyArray_DATA(y)
+    view.start = start
+    view.ndim = cnp.PyArray_NDIM(y)
+    for i in range(view.ndim - 1, -1, -1):
+        axis = &view.axes[i]
+        axis.length = cnp.PyArray_DIM(y, i)
+        axis.x = cnp.PyArray_STRIDE(x, i)
+        axis.y = cnp.PyArray_STRIDE(y, i)
+        axis.mask = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+        step *= axis.length
+
+
+cdef apply_mask(
+    cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=None,
+):
+    """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order.
+
+    With shift, y = x * scale + shift[0] where the mask keeps, else shift[1].
+    """
+    cdef Operation operation
+    fill_view(&operation.view, x, y, start, strides)
+    operation.dtype = by_array(x).code
+    use_mask(&operation, mask)
+    if shift is not None:
+        use_shift(&operation, shift[0], shift[1])
+    apply(&operation, pool)
+
+
+cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
+    """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
+    cdef Operation operation
+    fill_view(&operation.view, x, y, 0, (<object>keep).strides)
+    operation.dtype = by_array(x).code
+    use_bytes(&operation, NULL, <const uint8_t*>cnp.PyArray_DATA(keep), scale)
+    apply(&operation, pool)
+
+
+cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
+    """y = x * scale where the packed bit (contiguous, in the C order of x) is set, else +0.0."""
+    cdef Operation operation
+    fill_view(&operation.view, x, y, 0, None)
+    operation.dtype = by_array(x).code
+    use_bytes(&operation, <const uint8_t*>cnp.PyArray_DATA(bits), NULL, scale)
+    apply(&operation, pool)
+
+
+cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
+    """Fill out (a byte per element) with 1 where the mask keeps, else 0."""
+    cdef Operation operation
+    fill_view(&operation.view, out, out, start, strides)
+    operation.dtype = CDROPOUT_BOOL
+    use_mask(&operation, mask)
+    apply(&operation, pool)
+
+
+cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
+    """Fill out (uint8, contiguous) with n keep bits, least significant first."""
+    cdef Operation operation
+    operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
+    operation.view.start = start
+    operation.view.ndim = 1
+    operation.view.axes[0] = cdropout_axis(n, 1, 1, 1)
+    operation.dtype = CDROPOUT_BOOL
+    use_mask(&operation, mask)
+    operation.packs = True
+    apply(&operation, pool)

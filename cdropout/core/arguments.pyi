@@ -1,6 +1,0 @@
-"""Types of core/arguments.pyx."""
-
-from cdropout.typing import Probability
-
-def check_flag(value: object, name: str) -> None: ...
-def check_probability(p: Probability) -> float: ...

@@ -1,9 +1,0 @@
-"""Types of core/copies.pyx."""
-
-from typing import Any
-
-from numpy.typing import NDArray
-
-streams: bool
-
-def stream_copy(to: NDArray[Any], source: NDArray[Any]) -> None: ...

@@ -1,4 +1,0 @@
-"""The executor of PyTorch's own OpenMP threads."""
-from cdropout.core.threads cimport Executor
-
-cdef const Executor* executor_of_pytorch() noexcept nogil

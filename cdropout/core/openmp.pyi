@@ -1,5 +1,0 @@
-"""Types of core/openmp.pyx."""
-
-found: list[int]
-
-def addresses(*names: str) -> list[int]: ...

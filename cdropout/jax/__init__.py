@@ -1,0 +1,5 @@
+"""Dropout for JAX on the CPU: a key names the mask, and XLA calls the kernels."""
+
+from cdropout.jax.functional import dropout, seed_and_call
+
+__all__ = ["dropout", "seed_and_call"]

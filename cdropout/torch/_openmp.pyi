@@ -1,0 +1,5 @@
+"""Types of torch/_openmp.pyx."""
+
+found: list[int]
+
+def addresses(*names: str) -> list[int]: ...

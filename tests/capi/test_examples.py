@@ -1,0 +1,239 @@
+"""The consumers in examples/capi, built elsewhere against the installed package, and Python."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cdropout
+
+from ..helpers.requirements import find_or_skip, slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "capi"
+COMPILED = ("extension", "cython_rows")
+INTERPRETED = ("ctypes_rows", "cffi_rows", "numba_rows")
+PACKAGES = {"cython_rows": "Cython", "cffi_rows": "cffi", "numba_rows": "numba"}
+SHAPES = [(0, 5), (3, 0), (1, 1), (5, 64), (3, 1000), (2, 10_007)]
+SEED = 2**64 - 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the examples are, built, and can be imported."""
+    find_or_skip("setuptools")
+    if not shutil.which(os.environ.get("CC", "cc")) or not shutil.which(
+        os.environ.get("CXX", "c++")
+    ):
+        pytest.skip("needs a C and a C++ compiler")
+    folder = tmp_path_factory.mktemp("capi")
+    for path in EXAMPLES.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
+    quickly = {**os.environ, "CFLAGS": "-O0"}  # what Cython writes takes long to compile
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quickly)
+    assert done.returncode == 0, done.stderr
+    assert "warning: " not in done.stderr, done.stderr
+    return folder
+
+
+@pytest.fixture
+def load(folder, monkeypatch):
+    """A function that imports one of the examples."""
+    monkeypatch.syspath_prepend(folder)
+
+    def load(name):
+        if name in PACKAGES:
+            find_or_skip(PACKAGES[name])
+        return importlib.import_module(name)
+
+    return load
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+# ---- each row by a mask of its own ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("name", COMPILED + INTERPRETED)
+def test_rows_are_as_from_python(load, name, p):
+    dropout_rows = load(name).dropout_rows
+    for shape in SHAPES:
+        x, y = numbers(*shape), np.full(shape, 9, np.float32)
+        dropout_rows(x, y, p, SEED)
+        masks = [cdropout.Mask(shape[1], p, SEED, call=row) for row in range(shape[0])]
+        want = [mask.apply(row) for mask, row in zip(masks, x, strict=True)]
+        assert y.tobytes() == b"".join(row.tobytes() for row in want), shape
+
+
+@pytest.mark.parametrize("name", COMPILED + INTERPRETED)
+def test_a_bad_p_is_refused(load, name):
+    x, y = numbers(3, 10), np.full((3, 10), 9, np.float32)
+    for p in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="p has to be between 0 and 1"):
+            load(name).dropout_rows(x, y, p, SEED)
+    assert np.all(y == 9)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_other_shapes_are_refused(load, name):
+    with pytest.raises(ValueError, match="x and y have to be .*of one shape"):
+        load(name).dropout_rows(numbers(3, 10), numbers(3, 11), 0.1, SEED)
+
+
+@pytest.mark.parametrize("name", ["ctypes_rows", "cffi_rows", *slow("numba_rows")])
+def test_interpreted_examples_say_that_they_are_right(load, folder, name):
+    load(name)
+    done = subprocess.run([sys.executable, folder / f"{name}.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "as from Python: True\n")
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_call_is_printed(load, folder):
+    load("numba_rows")
+    load("cython_rows")
+    command = [sys.executable, "cost.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = re.findall(r"^(\w+) +\d+\.\d ns a call \(quartiles .*\)$", done.stdout, re.MULTILINE)
+    assert names == ["C", "Cython", "Numba"]
+
+
+# ---- programs that know nothing of Python -----------------------------------------------------
+
+
+def test_programs_include_no_python():
+    for name in ("programs.h", "images.c", "layer.cpp", "threads.c", "training.c"):
+        assert "Python.h" not in (EXAMPLES / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "n, p", [(10_007, 0), (10_007, 0.1), (10_007, 0.5), (10_007, 1), ((1 << 22) + 77, 0.1)]
+)
+def test_the_layer_is_as_the_module(load, n, p):
+    """The last length is one for which the layer sets its flag."""
+    x, gy = numbers(n), numbers(n, seed=1)
+    y, gx = np.empty_like(x), np.empty_like(x)
+    load("bridge").layer(x, gy, y, gx, p, 42)
+    mask = cdropout.Mask(n, p, 42, 0)
+    assert y.tobytes() == mask.apply(x).tobytes()
+    assert gx.tobytes() == cdropout.dropout_backward(gy, mask).tobytes()
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 11, 13), (1, 64, 9, 7), (3, 1, 5, 8), (2, 0, 3, 3)])
+def test_images_are_as_in_python(load, shape, by_channel):
+    """Their memory is in the order images, rows, columns, channels."""
+    x = numbers(shape[0], shape[2], shape[3], shape[1])
+    y, p = np.full_like(x, 9), 0.3
+    load("bridge").images(x, y, *shape, by_channel, p, 42)
+    function = cdropout.dropout2d if by_channel else cdropout.dropout
+    want = function(x.transpose(0, 3, 1, 2), p, rng=42)
+    assert np.array_equal(y.transpose(0, 3, 1, 2), want)
+    with pytest.raises(ValueError, match="p has to be between 0 and 1"):
+        load("bridge").images(x, y, *shape, by_channel, 1.5, 42)
+
+
+@pytest.mark.parametrize("n", [0, 1, 65_535, 65_536, 1_000_003])
+def test_threads_make_one_mask(load, n):
+    x, y = numbers(n), np.empty(n, np.float32)
+    load("bridge").threads(x, y, 0.1, 42)
+    assert y.tobytes() == cdropout.Mask(n, 0.1, 42).apply(x).tobytes()
+
+
+def test_the_number_of_threads_has_no_say(load, folder):
+    code = "import bridge, hashlib, numpy as np; x = np.ones(10**6, np.float32); y = x.copy();"
+    code += "bridge.threads(x, y, 0.1, 42); print(hashlib.sha256(y).hexdigest())"
+    found = set()
+    for threads in ("1", "2", "5"):
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code]
+        found.add(subprocess.check_output(command, cwd=folder, env=environment))
+    assert len(found) == 1
+
+
+def test_programs_refuse(load):
+    bridge, x, y = load("bridge"), numbers(10), np.full(10, 9, np.float32)
+    with pytest.raises(ValueError, match="p has to be between 0 and 1"):
+        bridge.threads(x, y, 1.5, 42)
+    with pytest.raises(ValueError, match="p has to be between 0 and 1"):
+        bridge.layer(x, x, y, y, -1, 42)
+    with pytest.raises(ValueError, match="the arrays are not of the lengths that are expected"):
+        bridge.threads(x, y[1:], 0.5, 42)
+    assert np.all(y == 9)
+
+
+# ---- the training step ------------------------------------------------------------------------
+
+
+SAMPLES, INPUTS, HIDDEN = 32, 6, 40  # as in programs.h
+WEIGHTS = INPUTS * HIDDEN + HIDDEN
+
+
+class Training:
+    """The step of training.c, on data of its own."""
+
+    def __init__(self, bridge):
+        rng = np.random.default_rng(3)
+        self.bridge = bridge
+        self.x, self.wanted = rng.standard_normal((SAMPLES, INPUTS)), rng.standard_normal(SAMPLES)
+        self.weights, self.gradient = rng.standard_normal(WEIGHTS) / 4, np.empty(WEIGHTS)
+        self.work = np.empty((4, SAMPLES, HIDDEN))
+
+    def loss(self, call, weights=None):
+        weights = self.weights if weights is None else weights
+        data = self.x, self.wanted, weights, self.gradient, self.work
+        return self.bridge.training(*data, 0.4, 42, call)
+
+    def slopes(self, call):
+        """The gradient by central differences, with an error near 1e-9."""
+        steps = 1e-5 * np.eye(WEIGHTS)
+        pairs = [
+            (self.loss(call, self.weights + h), self.loss(call, self.weights - h)) for h in steps
+        ]
+        return np.array([(up - down) / 2e-5 for up, down in pairs])
+
+
+@pytest.fixture
+def training(load):
+    return Training(load("bridge"))
+
+
+def test_the_gradient_is_the_slope_of_the_loss(training):
+    for call in (0, 7):
+        slopes = training.slopes(call)
+        training.loss(call)
+        assert np.abs(slopes).max() > 0.01
+        np.testing.assert_allclose(training.gradient, slopes, atol=1e-8)
+
+
+def test_another_mask_has_another_gradient(training):
+    slopes = training.slopes(0)
+    training.loss(1)
+    assert np.abs(training.gradient - slopes).max() > 0.01
+
+
+def test_its_masks_are_as_from_python(training):
+    training.loss(7)
+    hidden, dropped, g_dropped, g_hidden = training.work
+    mask = cdropout.Mask((SAMPLES, HIDDEN), 0.4, 42, 7)
+    assert dropped.tobytes() == mask.apply(hidden).tobytes()
+    assert g_hidden.tobytes() == cdropout.dropout_backward(g_dropped, mask).tobytes()
+    assert np.count_nonzero(dropped == 0) > 300
+
+
+def test_steps_lower_the_loss(training):
+    losses = []
+    for call in range(300):
+        losses.append(training.loss(call))
+        training.weights -= 0.05 * training.gradient
+    assert np.mean(losses[-50:]) < 0.8 * np.mean(losses[:50])

@@ -1,0 +1,156 @@
+"""The C interface as it was recorded: its end may grow, and nothing else may change.
+
+    python tests/capi/test_layout.py --record
+
+adds what is new to capi_layout.json. Do that when a version is released.
+"""
+
+import json
+import re
+import sys
+from importlib.resources import files
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+
+import pytest
+
+import cdropout
+
+from ..helpers.requirements import import_or_skip
+
+cffi = import_or_skip("cffi")
+HEADER = Path(cdropout.get_include(), "cdropout.h").read_text()
+RECORD = Path(__file__).with_name("capi_layout.json")
+STRUCTS = ("cdropout_mask", "cdropout_axis", "cdropout_table")
+ENUMS = ("cdropout_dtype", "cdropout_flags")
+pytestmark = pytest.mark.skipif(sys.maxsize < 2**32, reason="the record is of 64-bit pointers")
+
+
+def layout(header):
+    """Return what a header declares: the version, the codes, and each field after its offset."""
+    ffi = cffi.FFI()
+    ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])
+    version = int(re.search(r"#define CDROPOUT_TABLE_VERSION (\d+)\n", header)[1])
+    fields = {
+        name: [
+            f"{kind.offset}: {kind.type.cname} {field}" for field, kind in ffi.typeof(name).fields
+        ]
+        for name in STRUCTS
+    }
+    codes = [sorted(ffi.typeof(name).relements.items(), key=itemgetter(1)) for name in ENUMS]
+    return {"version": version, "codes": dict(chain(*codes)), **fields}
+
+
+def breaks(recorded, present):
+    """Yield what programs compiled for the recorded layout would not survive."""
+    for name, code in recorded["codes"].items():
+        if present["codes"].get(name) != code:
+            yield f"{name} was {code}, and is {present['codes'].get(name)}"
+    for name in ("cdropout_mask", "cdropout_axis"):  # callers own these: they cannot even grow
+        if present[name] != recorded[name]:
+            yield f"{name} was {recorded[name]}, and is {present[name]}"
+    before, now = recorded["cdropout_table"], present["cdropout_table"]
+    for i, field in enumerate(before):
+        if now[i : i + 1] != [field]:
+            yield f"the table had {field!r}, and has {now[i : i + 1]}"
+    if present["version"] < recorded["version"]:
+        yield f"the version was {recorded['version']}, and is {present['version']}"
+    if len(now) > len(before) and present["version"] <= recorded["version"]:
+        yield f"the table has grown, but its version is {present['version']} still"
+
+
+def record():
+    return json.loads(RECORD.read_text())
+
+
+def test_what_is_recorded_has_not_changed():
+    assert list(breaks(record(), layout(HEADER))) == []
+
+
+def test_the_record_is_complete():
+    """Of its version: what is added has a later one, until that is recorded too."""
+    present = layout(HEADER)
+    assert present["version"] > record()["version"] or present == record()
+
+
+LAST = "(?=} cdropout_table)"
+GROWN = [
+    (LAST, "  int (*newer)(cdropout_mask *mask);\n"),
+    (r"TABLE_VERSION (\d+)", lambda found: f"TABLE_VERSION {int(found[1]) + 1}"),
+]
+CODE = ("CDROPOUT_BFLOAT16 = 3", "CDROPOUT_BFLOAT16 = 3, CDROPOUT_FLOAT8 = 5")
+FLAG = ("CDROPOUT_PART_OF_LARGE = 1", "CDROPOUT_PART_OF_LARGE = 1, CDROPOUT_NEWER = 2")
+
+
+def edited(*edits):
+    header = HEADER
+    for old, new in edits:
+        header, count = re.subn(old, new, header)
+        assert count == 1, old
+    return layout(header)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [GROWN, [CODE], [FLAG], [*GROWN, CODE, FLAG]],
+    ids=["function", "type", "flag", "all"],
+)
+def test_the_end_may_grow(edits):
+    assert list(breaks(record(), edited(*edits))) == []
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ([GROWN[0]], r"^the table has grown, but its version is \d+ still$"),
+        ([(r"TABLE_VERSION \d+", "TABLE_VERSION 0")], r"^the version was \d+, and is 0$"),
+        ([(r"(int \(\*mask_init\))", r"int (*newer)(void);\n\1")], "had .* mask_init', .* newer'"),
+        ([(r"\(\*bits\)", "(*draw_bits)")], "had .* bits', .* draw_bits'"),
+        (
+            [(r"size_t n, const uint8_t \*bits", "int n, const uint8_t *bits")],
+            " apply_bits', .* int,",
+        ),
+        ([(r"int \(\*bools\)", "void (*bools)")], r": int\(.* bools', .* void\(.* bools'"),
+        (
+            [(r"double \*gbias", "float *gbias")],
+            r" double \*.* float \*.* bias_dropout_add_backward",
+        ),
+        ([("  uint32_t size;", "  uint64_t size;")], "'4: uint32_t size', .*'8: uint64_t size'"),
+        ([("  double scale;", "  float scale;")], "^cdropout_mask was .*24: double .*24: float "),
+        ([("seed, call, threshold", "call, seed, threshold")], "^cdropout_mask was .* seed"),
+        ([("ptrdiff_t x, y;", "ptrdiff_t y, x;")], "^cdropout_axis was "),
+        ([("size_t length;\n", "size_t length, more;\n")], "^cdropout_axis was "),
+        ([("int64_t mask;", "int32_t mask;")], "^cdropout_axis was "),
+        ([("PART_OF_LARGE = 1", "PART_OF_LARGE = 2")], "^CDROPOUT_PART_OF_LARGE was 1, and is 2$"),
+        ([("uint32_t flags, const void (.*y, size_t n, const cd)", r"const void \1")], " apply', "),
+        ([("_FLOAT16 = 2", "_FLOAT16 = 6")], "^CDROPOUT_FLOAT16 was 2, and is 6$"),
+        ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
+    ],
+)
+def test_what_would_break_programs_is_seen(edits, message):
+    found = list(breaks(record(), edited(*edits)))
+    assert any(re.search(message, each) for each in found), found
+
+
+def test_a_function_may_not_go():
+    shorter = layout(HEADER)
+    last = shorter["cdropout_table"].pop()
+    assert list(breaks(record(), shorter)) == [f"the table had {last!r}, and has []"]
+
+
+def signatures(text):
+    """Return (result, name, arguments) of each function, less what differs in C and Cython."""
+    found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
+    assert found
+    return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]
+
+
+def test_the_cython_declarations_are_those_of_the_header():
+    cython = files("cdropout").joinpath("__init__.pxd").read_text()
+    tidy = re.sub(r"\s+", " ", cython).replace("( ", "(").replace(" )", ")")
+    assert signatures(tidy) == signatures(re.sub(r"\s+", " ", HEADER))
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--record"]:
+    RECORD.write_text(json.dumps(layout(HEADER), indent=1) + "\n")

@@ -1,0 +1,369 @@
+"""Every kernel of every instruction set against the slow twin, to the bit, through the C table."""
+
+import itertools
+import math
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from .. import reference
+from ..helpers import kernel_tables as tables
+from ..helpers.kernel_tables import DTYPES, Axis, Room, new_mask, octets, room_of
+from ..helpers.requirements import ISAS, slow
+
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
+PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
+LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
+           16383, 16384, 16385, 20000]  # fmt: skip
+STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
+          2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
+MOST = max(LENGTHS)
+LONG = (1 << 21) + 4321  # elements: more than a cache holds, where kernels may store otherwise
+
+
+@pytest.fixture(params=ISAS)
+def table(request):
+    return tables.tables()[request.param]
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
+def dtype(request):
+    return request.param
+
+
+@cache
+def kept(p, start, n=MOST):
+    return reference.keep(SEED, CALL, p, start, n)
+
+
+def numbers(dtype, n=MOST):
+    return tables.numbers(dtype, n)
+
+
+@cache
+def expected(dtype, p, start, n=MOST):
+    return reference.apply(numbers(dtype, n), kept(p, start, n), p)
+
+
+def pack(keep):
+    return np.packbits(keep, bitorder="little")
+
+
+def unpack(bits):
+    return np.unpackbits(bits, bitorder="little").astype(bool)
+
+
+def check(kernel, x, want, rng):
+    """Call kernel(address of x, address of y), wherever they lie, apart and in place."""
+    source, target = room_of(x, rng.randrange(64)), Room(x.nbytes, rng.randrange(64))
+    assert kernel(source.address, target.address) == 0
+    assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
+    assert kernel(source.address, source.address) == 0
+    assert source.holds(want), source.address % 64
+
+
+# ---- drawn and applied ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranges", [40, *slow(400)])
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_apply(table, dtype, p, ranges):
+    mask, apply, rng = new_mask(table, p), table.apply, random.Random(f"{dtype} {p}")
+    before = bytes(mask)
+    for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
+
+        def kernel(x, y, n=n, start=start):
+            return apply(DTYPES[dtype], 0, x, y, n, mask, start)
+
+        check(kernel, numbers(dtype)[:n], expected(dtype, p, start)[:n], rng)
+    assert bytes(mask) == before
+
+
+@pytest.mark.parametrize("ranges", [200, *slow(len(STARTS) * len(LENGTHS))])
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_bits_and_bools(table, p, ranges):
+    mask, bits, bools, rng = new_mask(table, p), table.bits, table.bools, random.Random(f"{p}")
+    for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
+        keep = kept(p, start)[:n]
+        for kernel, want in [(bits, pack(keep)), (bools, keep)]:
+            out = Room(want.nbytes, rng.randrange(64))
+            kernel(out.address, n, mask, start)
+            assert out.holds(want), (start, n, out.address % 64)
+
+
+def test_a_mask_may_have_another_scale(table, dtype):
+    mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
+    for p in (0.0, 0.75):  # whose scales are 1 and 4
+        mask.scale, y = 1 / (1 - p), room_of(x)
+        assert table.apply(DTYPES[dtype], 0, y.address, y.address, 1000, mask, 7) == 0
+        assert y.holds(reference.apply(x, keep, p))
+
+
+@pytest.mark.parametrize(
+    "p, start, offset",
+    [
+        (0.3, 1000, 0),
+        pytest.param(0.5, 2**33 - 77, 8, marks=pytest.mark.slow),
+        pytest.param(0.1, 5, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_long_ranges(table, dtype, p, start, offset):
+    mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
+    packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
+    source, target, bits = room_of(x), Room(x.nbytes, offset), Room(packed.nbytes, offset)
+    table.bits(bits.address, LONG, mask, start)
+    assert bits.holds(packed)
+    table.apply(code, 0, source.address, target.address, LONG, mask, start)
+    assert target.holds(want)
+    target.inside[:] = tables.SENTINEL
+    table.apply_bits(code, 0, source.address, target.address, LONG, bits.address, 0, mask.scale)
+    assert target.holds(want)
+    table.apply(code, 0, source.address, source.address, LONG, mask, start)
+    assert source.holds(want)
+
+
+@pytest.mark.parametrize("before_end", [0, 1, 8191, *slow(63, 511, 512, 8192, 20000)])
+def test_up_to_the_last_position(table, dtype, before_end):
+    mask = new_mask(table, 0.3)
+    for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
+        start = 2**64 - before_end - n
+        keep, x = kept(0.3, start, n), numbers(dtype, n)
+        source, bools, bits = room_of(x), Room(n), Room(-(-n // 8))
+        table.apply(DTYPES[dtype], 0, source.address, source.address, n, mask, start)
+        table.bools(bools.address, n, mask, start)
+        table.bits(bits.address, n, mask, start)
+        assert source.holds(reference.apply(x, keep, 0.3)), n
+        assert bools.holds(keep) and bits.holds(pack(keep)), n
+    assert reference.keep_one(SEED, CALL, 0.3, start + n - 1) == keep[-1]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_a_range_equals_its_pieces(table, dtype, p):
+    mask, rng, code = new_mask(table, p), random.Random(3), DTYPES[dtype]
+    for _ in range(200):
+        start, n = rng.choice(STARTS) + rng.randrange(9000), rng.choice([100, 1000, 20000])
+        x, cut = numbers(dtype)[:n], rng.randrange(n + 1)
+        source, whole, pieces = room_of(x), Room(x.nbytes), Room(x.nbytes)
+        to, middle = pieces.address, cut * x.itemsize
+        table.apply(code, 0, source.address, whole.address, n, mask, start)
+        table.apply(code, 0, source.address, to, cut, mask, start)
+        table.apply(code, 0, source.address + middle, to + middle, n - cut, mask, start + cut)
+        assert pieces.holds(whole.inside), (start, n, cut)
+
+
+def test_where_the_hash_equals_what_is_left_of_p(table):
+    """Kept, since dropped is what is below p: one element in 2**64, unless p is made for it."""
+    seed, call, element = 1, 0, 23_804_840  # the first to draw 12 bits of 0 and a hash that fits
+    _, _, tie = reference.mask_constants(seed, call)
+    hashed = reference.mix(tie + reference.GAMMA * (element + 1))
+    assert hashed % 4096 == 0
+    for T, keep in [(hashed >> 12, True), ((hashed >> 12) + 1, False)]:
+        p = math.ldexp(T, -64)
+        assert reference.keep_one(seed, call, p, element) == keep
+        mask, y = new_mask(table, p, seed, call), room_of(np.ones(1))
+        assert mask.threshold == T
+        table.apply(DTYPES[np.float64], 0, y.address, y.address, 1, mask, element)
+        assert y.holds(np.full(1, mask.scale if keep else 0.0))
+        for kernel in (table.bits, table.bools):
+            bit = Room(1)
+            kernel(bit.address, 1, mask, element)
+            assert bit.holds(np.array([keep]))
+
+
+# ---- a given mask applied ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [20, *slow(len(LENGTHS))])
+@pytest.mark.parametrize("p", [0.3, 0.9])
+def test_apply_bits(table, dtype, p, lengths):
+    apply_bits, factor, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
+    bits, x = np.random.default_rng(6).integers(0, 256, 3600, np.uint8), numbers(dtype)
+    for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
+        want = reference.apply(x, unpack(bits)[first : first + MOST], p)
+        for n in rng.sample(LENGTHS, lengths):
+            # no byte past the last that holds a bit: what lies there must not show in y
+            packed = room_of(bits[: (first + n + 7) // 8], rng.randrange(8))
+
+            def kernel(x, y, n=n, first=first, packed=packed):
+                return apply_bits(DTYPES[dtype], 0, x, y, n, packed.address, first, factor)
+
+            check(kernel, x[:n], want[:n], rng)
+
+
+def test_apply_bits_far_into_the_mask(table, dtype):
+    x, first = numbers(dtype, 999), 2**32 + 5
+    bits = np.zeros(2**29 + 200, np.uint8)  # the system hands out only the pages that are touched
+    bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
+    keep, y = unpack(bits[2**29 :])[5 : 5 + len(x)], Room(x.nbytes)
+    where = x.ctypes.data, y.address, len(x), bits.ctypes.data
+    table.apply_bits(DTYPES[dtype], 0, *where, first, 2.0)
+    assert y.holds(reference.apply(x, keep, 0.5))
+
+
+# ---- bias, dropout and residual ---------------------------------------------------------------
+
+
+REALS = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3, 513), (20, 1000)]
+
+
+@REALS
+@pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
+def test_bias_dropout_add(table, dtype, p):
+    # no NaN comes in: of two that meet, either may come out
+    some = np.nan_to_num(numbers(dtype, MOST + 1000), posinf=np.inf, neginf=-np.inf)
+    some[::5] = -0.0  # plus the +0.0 of a dropped element: +0.0
+    start, rng = 2**33 - 77, random.Random(7)
+    for (rows, columns), place in itertools.product(ROWS, ["apart", "x", "residual"]):
+        n = rows * columns
+        given = {"x": some[:n], "bias": some[99 : 99 + columns], "residual": some[7 : 7 + n]}
+        with np.errstate(all="ignore"):
+            biased = given["x"].reshape(rows, columns) + given["bias"]
+            want = given["residual"] + reference.apply(biased.reshape(n), kept(p, start)[:n], p)
+        rooms = {name: room_of(array, rng.randrange(64)) for name, array in given.items()}
+        rooms["apart"] = Room(want.nbytes, rng.randrange(64))
+        where = *(rooms[name].address for name in [*given, place]), rows, columns
+        assert table.bias_dropout_add(DTYPES[dtype], *where, new_mask(table, p), start) == 0
+        assert rooms.pop(place).holds(want), (rows, columns, place)
+        assert all(rooms[name].holds(given[name]) for name in given if name in rooms)
+
+
+@REALS
+@pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
+def test_bias_dropout_add_backward(table, dtype, p):
+    start, rng, some = 2**33 - 77, random.Random(8), np.random.default_rng(9).normal(size=MOST)
+    for (rows, columns), apart in itertools.product(ROWS, [True, False]):
+        n = rows * columns
+        gy = some[:n].astype(dtype)
+        want = reference.apply(gy, kept(p, start)[:n], p)
+        sums = np.zeros(columns)
+        for row in want.reshape(rows, columns):  # in this order
+            sums += row
+        source, total = room_of(gy, rng.randrange(64)), room_of(np.zeros(columns), 8)
+        target = Room(gy.nbytes, rng.randrange(64)) if apart else source
+        where = source.address, target.address, total.address, rows, columns
+        code, mask = DTYPES[dtype], new_mask(table, p)
+        assert table.bias_dropout_add_backward(code, *where, mask, start) == 0
+        assert target.holds(want) and total.holds(sums), (rows, columns, apart)
+        assert not apart or source.holds(gy)
+
+
+# ---- odd values and bad arguments -------------------------------------------------------------
+
+
+def product(value, factor, dtype):
+    """Return value * factor for factor > 0, from the exact product; halves go by float32."""
+    if not np.isfinite(value):
+        return value
+    try:  # 24 bits times 24 bits fit a float64, so that float32 is rounded once
+        rounded = float(Fraction(float(value)) * Fraction(float(factor)))
+    except OverflowError:
+        rounded = math.inf
+    with np.errstate(over="ignore"):
+        rounded = rounded if dtype is np.float64 else np.float32(rounded)
+        return np.copysign(dtype(rounded), value)
+
+
+@pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
+@pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
+def test_odd_values(table, dtype, p, kernel):
+    info, n = ml_dtypes.finfo(dtype), 3001
+    tiny, least, most = (
+        float(value) for value in (info.smallest_subnormal, info.smallest_normal, info.max)
+    )
+    sizes = [np.nan, np.inf, 0, tiny, 3 * tiny, 0.7 * least, least, 1, 1 / 3, most / 2, most]
+    odd = np.array([sign * size for size in sizes for sign in (1, -1)], dtype)
+    x, room, factor = np.resize(odd, n), Room(n * odd.itemsize), reference.scale(p, dtype)
+    y = np.resize(np.array([product(value, factor, dtype) for value in odd], dtype), n)
+    mask, code, keep = new_mask(table, p), DTYPES[dtype], kept(p, 7, n)
+    source, to, bits, out = x.ctypes.data, room.address, pack(keep), room.inside.view(dtype)
+    if kernel == "apply":
+        table.apply(code, 0, source, to, n, mask, 7)
+    elif kernel == "apply_bits":
+        table.apply_bits(code, 0, source, to, n, bits.ctypes.data, 0, mask.scale)
+    else:
+        axis = Axis(n, x.itemsize, x.itemsize, 1)
+        table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
+    np.testing.assert_array_equal(octets(out[~keep]), 0)  # +0.0: not even the sign is set
+    np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
+    number = keep & ~np.isnan(x)
+    np.testing.assert_array_equal(octets(out[number]), octets(y[number]))
+
+
+@pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_all_numbers_of_the_half_types(table, dtype, p):
+    """NaNs with their payloads too, in either half of the lanes that hold pairs of them."""
+    x = np.arange(65536, dtype=np.uint16).view(dtype)
+    want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
+    for shift in (0, 1):
+        y = room_of(np.roll(x, shift))
+        where = y.address, y.address, 65536, bits.ctypes.data
+        table.apply_bits(DTYPES[dtype], 0, *where, 0, 1 / (1 - p))
+        assert y.holds(np.roll(want, shift))
+
+
+def test_mask_init(table):
+    mask, rng = tables.Mask(), np.random.default_rng(8)
+    exact = [0.0, -0.0, 0.5, 1.0, 2.0**-64, 2.0**-12, 2.0**-11, 0.1, 1 / 3]
+    near = [math.nextafter(p, to) for p in exact for to in (0.0, 1.0)]
+    for p in [*exact, *near, *rng.random(1000), *np.exp2(-75 * rng.random(1000))]:
+        assert table.mask_init(mask, 2**64 - 1, 2**63 + 1, p) == 0
+        want = (reference.threshold(p) if 0 < p < 1 else 0, reference.scale(p, np.float64))
+        assert (mask.threshold, mask.scale) == want, p
+        assert (mask.seed, mask.call) == (2**64 - 1, 2**63 + 1)
+
+
+@pytest.mark.parametrize(
+    "p", [math.nan, -math.nan, math.inf, -math.inf, -5e-324, math.nextafter(1, 2), -1, 2, 1e300]
+)
+def test_mask_init_refuses(table, p):
+    mask = tables.Mask(1, 2, 3, 4.0)
+    assert table.mask_init(mask, 5, 6, p) == -1
+    assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
+
+
+@pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
+@pytest.mark.parametrize("p", [0, 0.5, 1])
+def test_an_unknown_type_is_refused(table, code, p):
+    mask, x, y, keep = new_mask(table, p), room_of(np.ones(100)), Room(800), Room(100)
+    assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
+    assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
+    for real in (code, DTYPES[np.float16]):  # these know the types of arithmetic only
+        where = x.address, x.address, x.address, y.address, 10, 10
+        assert table.bias_dropout_add(real, *where, mask, 0) == -1
+        assert table.bias_dropout_add_backward(real, *where[1:], mask, 0) == -1
+    assert y.holds(np.full(800, tables.SENTINEL, np.uint8)) and x.holds(np.ones(100))
+
+
+# ---- threads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", [4, *slow(20)])
+def test_threads_share_arrays(table, dtype, rounds):
+    """Ranges begin and end anywhere, so that neighbours write to the same lines of memory."""
+    n, threads, start, p = 1_000_000, 8, 99, 0.3
+    mask, code, x = new_mask(table, p), DTYPES[dtype], numbers(dtype, n)
+    source, size, rng = x.ctypes.data, x.itemsize, random.Random(6)
+    together = threading.Barrier(threads)
+
+    def work(pieces, y):
+        together.wait(timeout=60)
+        for first, last in pieces:
+            where = source + first * size, y.address + first * size
+            table.apply(code, 0, *where, last - first, mask, start + first)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
+            y = Room(x.nbytes, rng.randrange(8))
+            each = [pool.submit(work, pieces[i::threads], y) for i in range(threads)]
+            for done in each:
+                done.result()
+            assert y.holds(expected(dtype, p, start, n))

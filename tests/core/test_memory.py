@@ -1,0 +1,157 @@
+"""Tests of memory: too little of it changes nothing, and none is kept, nor a reference."""
+
+import gc
+import sys
+import sysconfig
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import cdropout as cd
+
+from ..helpers.subprocess_runner import run
+
+LIMIT = """
+import resource
+import numpy as np
+import cdropout as cd
+huge = np.broadcast_to(np.float32(1), (1 << 15, 1 << 15))     # 4 GiB, were they not all the same
+fortran = np.ones((4096, 4096), np.float32, order="F")
+small, bits = np.ones(1000, np.float32), np.zeros(1 << 21, np.uint8)
+generator, module, failed = cd.Generator(1), cd.Dropout(rng=2), 0
+module(small)
+mask = cd.Mask(huge.shape, 0.5)
+with open("/proc/self/statm") as status:
+    used = int(status.read().split()[0]) * resource.getpagesize()
+limit = used + (8 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+for call in [
+    lambda: cd.dropout(huge, rng=generator),
+    lambda: cd.dropout(huge, rng=generator, broadcast_dims=0),
+    lambda: cd.dropout(huge, 1, rng=generator),
+    lambda: cd.dropout_backward(huge, mask),
+    lambda: cd.dropout_backward(huge, np.broadcast_to(np.True_, huge.shape), p=0.5),
+    lambda: module(huge),
+    lambda: mask.apply(huge),
+    lambda: mask.bits(),
+    lambda: mask.to_scale(),
+    lambda: mask[::2].bits(),
+    lambda: np.asarray(mask),
+]:
+    try:
+        call()
+    except MemoryError:
+        failed += 1
+assert failed == 11, failed
+assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
+cd.dropout_backward(fortran, bits, True, p=0.5)  # in any memory order without a copy
+assert fortran.max() == 0
+y, drawn = cd.dropout(small, rng=generator, return_mask=True)
+assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.to_scale()).all()
+print("done")
+"""
+
+
+SCRATCH = """
+import ctypes, resource
+import numpy as np
+import cdropout as cd
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+fortran = np.ones((2048, 1024), np.float32, order="F")
+plain = cd.dropout(fortran, rng=1)
+y = np.zeros_like(fortran)
+limits = resource.getrlimit(resource.RLIMIT_AS)
+with open("/proc/self/statm") as status:
+    used = int(status.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used, limits[1]))
+while malloc(1 << 17):
+    pass
+assert not malloc(1 << 18)
+cd.dropout(fortran, rng=1, out=y)  # its tiles are smaller then
+assert not malloc(1 << 18)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert 0 < np.count_nonzero(y) < y.size and np.array_equal(y, plain)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_no_memory_for_large_tiles():
+    status, out, err = run(SCRATCH, CDROPOUT_NUM_THREADS="1")
+    assert (status, out) == (0, "done"), err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_too_little_memory_changes_nothing():
+    status, out, err = run(LIMIT, CDROPOUT_NUM_THREADS="1")
+    assert (status, out) == (0, "done"), err
+
+
+def calls_of_all_kinds(x, out, generator, mask, numpy_rng, bools, bits, scale, frozen):
+    """Return calls that work and 12 calls that do not."""
+    module = cd.Dropout(rng=1)
+    module(x)
+    return [
+        lambda: cd.dropout(x, 0.5, rng=generator, return_mask=True),
+        lambda: cd.dropout(x, 0, rng=generator),
+        lambda: cd.dropout(x, rng=generator, out=out, broadcast_dims=0),
+        lambda: cd.dropout(x, rng=numpy_rng),
+        lambda: [cd.dropout_backward(x, m, p=0.5, out=out) for m in (mask, bools, bits, scale)],
+        lambda: cd.dropout(memoryview(x), mask=mask),
+        lambda: (mask[::2, 1], mask.apply(x), mask.apply(x, out), hash(mask), repr(mask)),
+        lambda: (module(x), module.backward(x), generator.spawn(2), generator.state),
+        lambda: cd.dropout(x, 1.5, rng=generator),
+        lambda: cd.dropout(x, "0.5", rng=generator),
+        lambda: cd.dropout([x], rng=generator),
+        lambda: cd.dropout(x, rng="seed"),
+        lambda: cd.dropout(x, rng=generator, out=out[1:]),
+        lambda: cd.dropout(x, rng=generator, out=x[::-1]),
+        lambda: cd.dropout(frozen, rng=generator, inplace=True),
+        lambda: cd.dropout(x, rng=generator, broadcast_dims=(0, 0)),
+        lambda: cd.dropout_backward(x, bools),
+        lambda: cd.dropout_backward(x.T, mask),
+        lambda: mask[5, 5, 5],
+        lambda: module(x.astype(int)),
+    ]
+
+
+def make_all(calls, times):
+    """Make all calls so often; return how many failed."""
+    failed = 0
+    for _ in range(times):
+        for call in calls:
+            try:
+                call()
+            except (TypeError, ValueError, IndexError):
+                failed += 1
+    return failed
+
+
+# Where there is no GIL, CPython frees some hundred objects of the last calls later.
+ROUNDS = 4000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 400
+
+
+def test_nothing_leaks():
+    x, mask = np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
+    held = [x, x.copy(), cd.Generator(1), mask, np.random.default_rng(1)]
+    held += [np.asarray(mask), mask.bits(), mask.to_scale(), x.copy()]
+    held[-1].flags.writeable = False
+    calls = calls_of_all_kinds(*held)
+    held.append(x.dtype)
+    assert make_all(calls, 20) == 20 * 12
+    gc.collect()
+    before = [sys.getrefcount(thing) for thing in held]
+    tracemalloc.start()
+    try:
+        make_all(calls, 10)
+        gc.collect()
+        first = tracemalloc.get_traced_memory()[0]
+        make_all(calls, ROUNDS)  # some 5000 calls
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - first
+    finally:
+        tracemalloc.stop()
+    assert [sys.getrefcount(thing) for thing in held] == before
+    assert grown < 20 * ROUNDS  # bytes; one small object in one of the calls would be 24 a round

@@ -1,0 +1,62 @@
+"""Large outputs are stored past the cache: the same bytes, and nothing else."""
+
+import random
+
+import numpy as np
+import pytest
+
+from cdropout._core import dispatch
+
+from .. import reference
+from ..helpers import kernel_tables as tables
+from ..helpers.kernel_tables import DTYPES, PART_OF_LARGE, Room, new_mask, numbers, octets, room_of
+from ..helpers.requirements import ISAS, slow
+
+SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # those of new_mask
+LENGTHS = [0, 127, 129, 512, 640, 1025, 8704, 20000]
+LENGTHS += slow(1, 128, 511, 513, 1023, 1024, 1600, 8191)
+START = 2**33 - 77
+
+
+@pytest.fixture(params=ISAS)
+def table(request):
+    tables.store_past_cache(request.param, 0)
+    yield tables.tables()[request.param]
+    tables.store_past_cache(request.param, dispatch.largest_cached)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_the_same_bytes(table, dtype, n):
+    keep, mask, code = reference.keep(SEED, CALL, P, START, n), new_mask(table, P), DTYPES[dtype]
+    x, rng = numbers(dtype, 20000)[:n], random.Random(n)
+    want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
+    for offset in [*range(0, 64, x.itemsize), 1, rng.randrange(64)]:
+        source, target = room_of(x, rng.randrange(64)), Room(x.nbytes, offset)
+        assert table.apply(code, 0, source.address, target.address, n, mask, START) == 0
+        assert target.holds(want) and source.holds(x)
+        target.inside[:] = octets(x)
+        where = source.address, target.address, n
+        table.apply_bits(code, 0, *where, bits.ctypes.data, 0, 1 / 0.7)
+        assert target.holds(want)
+        table.apply(code, 0, source.address, source.address, n, mask, START)  # in place
+        assert source.holds(want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_part_of_a_large_array(isa, dtype):
+    """The caller may set a flag."""
+    table, n = tables.tables()[isa], 20000
+    x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
+    mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), Room(x.nbytes, 4)
+    where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
+    assert table.apply(*where, mask, START) == 0
+    assert y.holds(reference.apply(x, keep, P))
+    y.inside[:] = 0
+    assert table.apply_bits(*where, bits.ctypes.data, 0, 1 / 0.7) == 0
+    assert y.holds(reference.apply(x, keep, P))
+
+
+def test_from_how_many_bytes():
+    assert dispatch.largest_cached >= 1 << 18

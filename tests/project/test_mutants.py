@@ -1,0 +1,179 @@
+"""The mutants of tools/mutants: each is found, whatever its function's variables are called."""
+
+import doctest
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "mutants"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, TOOL / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+anchors, catalog = load("anchors"), load("catalog")
+ENTRIES = {
+    f"{file}:{function}:{name}".replace(" ", "-"): (file, function, change)
+    for file, functions in catalog.MUTANTS.items()
+    for function, mutants in functions.items()
+    for name, *change in mutants
+}
+
+
+def syntax_of(file):
+    return anchors.C if file.endswith(".h") else anchors.PYTHON
+
+
+@pytest.mark.parametrize("file", catalog.MUTANTS)
+def test_every_mutant_is_found(file):
+    text, missing = (ROOT / "cdropout" / file).read_text(), []
+    for mutant, (where, function, change) in ENTRIES.items():
+        if where == file:
+            try:
+                changed = anchors.replace(text, function, *change, syntax=syntax_of(file))
+                assert changed != text, mutant
+            except LookupError as error:
+                missing.append(f"{mutant}: {error}")
+    assert missing == []
+
+
+def test_every_mutant_has_an_id_of_its_own():
+    mutants = [
+        m for functions in catalog.MUTANTS.values() for some in functions.values() for m in some
+    ]
+    assert len(ENTRIES) == len(mutants) >= 150
+
+
+def test_the_log_names_mutants_that_there_are():
+    header, *lines = (TOOL / "log.tsv").read_text().splitlines()
+    ids = [line.split("\t")[0] for line in lines]
+    assert header.split("\t") == ["mutant", "hash", "outcome", "by", "seconds"]
+    assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
+
+
+def test_what_is_explained_has_survived():
+    lines = [line.split("\t") for line in (TOOL / "log.tsv").read_text().splitlines()]
+    outcomes = {line[0]: line[2] for line in lines}
+    assert catalog.EXPLAINED
+    for mutant, reason in catalog.EXPLAINED.items():
+        assert outcomes[mutant].startswith("survived") and reason
+
+
+# ---- what an anchor survives ------------------------------------------------------------------
+
+
+FUNCTION = '''
+cdef inline size_t other(size_t n) noexcept nogil:
+    return n + 1
+
+cdef inline size_t count(
+    const Box* box, size_t n
+) noexcept nogil:
+    """n + 1, in words."""
+    cdef size_t total = box.size + n    # n + 1
+    if total == n + 1:
+        total += box.size // 2
+    return total
+
+cdef size_t last(size_t n): return n + 1
+'''
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (r"\bn\b", "length"),
+        (r"\btotal\b", "sum_of_all"),
+        (r"n \+ 1:", "n+1:"),
+        (r"n \+ 1:", "(\n            n\n            + 1\n        ):"),
+        (r"# n \+ 1", ""),
+        (r"box\.size // 2", "box.view.itemsize // 2"),
+    ],
+)
+def test_a_mutant_survives_renames_and_formatters(old, new):
+    text = re.sub(old, new, FUNCTION)
+    assert text != FUNCTION
+    changed = anchors.replace(text, "count", "$n + 1", "$n + 2")
+    assert len(re.findall(r"\+ 2\b", changed)) == 1
+    assert "pass" in anchors.replace(text, "count", "$a += $b // 2", "pass")
+
+
+def test_only_formatting_keeps_the_hash():
+    formatted = FUNCTION.replace("# n + 1", "").replace("n + 1:", "(n\n        + 1):")
+    renamed = FUNCTION.replace("total", "sum_of_all")
+    same, other = (anchors.digest(text, "count", "") for text in (FUNCTION, renamed))
+    assert anchors.digest(formatted.replace("(n\n        + 1)", "n + 1"), "count", "") == same
+    assert other != same != anchors.digest(FUNCTION, "count", "another change")
+
+
+@pytest.mark.parametrize(
+    "function, pattern, number, matches",
+    [
+        ("count", "$box.size", None, 2),
+        ("count", "$n + 3", None, 0),
+        ("missing", "$n + 1", None, 0),
+        ("count", "$n + 1", 2, 1),
+    ],
+)
+def test_an_anchor_that_is_not_unique_is_refused(function, pattern, number, matches):
+    with pytest.raises(LookupError, match=rf"^{function}: {matches} matches of "):
+        anchors.replace(FUNCTION, function, pattern, "0", number)
+
+
+@pytest.mark.parametrize(
+    "text, pattern, matches",
+    [
+        ("def f(): g(a[b], (c, d), e)", "g($*all)", ["g(a[b], (c, d), e)"]),
+        ("def f(): x.y.z == 0", "$v == 0", ["x.y.z == 0"]),
+        ("def f(): x.y.z == 0", "$v.z == 0", ["x.y.z == 0"]),
+        ("def f(): a + a, a + b", "$v + $v", ["a + a"]),
+        ("def f(): x = 'a + b'  # a + b", "$v + $w", []),
+        ("def f():\n    a = b\n    c = d", "$v = $*rest", ["a = b", "c = d"]),
+        ("def f(): return not x", "$v", ["x"]),
+    ],
+)
+def test_what_a_pattern_matches(text, pattern, matches):
+    found = anchors.places(text, "f", pattern)
+    assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
+
+
+C_FUNCTIONS = """
+/* f(x) { x + 1; } */
+#define TABLE {1, 2}
+#if A
+static int f(int x) { return x + 1; }
+#else
+static int f(int x) {
+  if (x) { return x + 2; } // x + 1
+  return x->y;
+}
+#endif
+static int g(int x) { return f(x) + 1; }
+"""
+
+
+@pytest.mark.parametrize(
+    "function, pattern, matches",
+    [
+        ("f", "$v + 1", ["x + 1"]),
+        ("f", "$v + $*rest", ["x + 1", "x + 2"]),
+        ("f", "return $v->y", ["return x->y"]),
+        ("g", "f($v) + 1", ["f(x) + 1"]),
+        ("TABLE", "{1, 2}", ["{1, 2}"]),
+    ],
+)
+def test_functions_of_c(function, pattern, matches):
+    found = anchors.places(C_FUNCTIONS, function, pattern, anchors.C)
+    assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
+
+
+def test_the_example():
+    results = doctest.testmod(anchors)
+    assert results.attempted and not results.failed

@@ -1,0 +1,196 @@
+"""The PyTorch examples run, say what they promise, and notice what they claim to check."""
+
+import contextlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ..helpers.requirements import find_or_skip, import_or_skip
+
+torch = import_or_skip("torch")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name):
+    """An example as a module, not run."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(name, *arguments, folder):
+    """What an example printed."""
+    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """examples/transformer.py, on one thread: its models are too small here for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load("transformer")
+    torch.set_num_threads(threads)
+
+
+# ---- speed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
+    output = run("torch_speed", "--runs", "1", folder=tmp_path)
+    rows = re.findall(r"^(forward.*?) +(\(\d+, \d+\)) +(.*)$", output, re.MULTILINE)
+    steps = ["forward", "forward and backward"]
+    assert [row[:2] for row in rows] == [(s, f"({n}, {n})") for n in (8, 1024) for s in steps]
+    for *_, figures in rows:
+        theirs, ours, ratio, least, most = map(float, re.findall(r"\d+\.\d+", figures))
+        assert least == ratio == most and ratio == pytest.approx(theirs / ours, rel=0.01)
+
+
+# ---- the transformer ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_transformer_prints_times_bytes_and_losses(tmp_path):
+    find_or_skip("matplotlib")
+    output = run("transformer", "--quick", "--threads", "1", "--steps", "5", folder=tmp_path)
+    for title in ("Transformer, 2 layers", "Convolutions with Dropout2d"):
+        table = output.partition(title)[2].partition("\n\n")[0]
+        rows = {
+            way: [float(number) for number in re.findall(r"\d+\.\d+", row)]
+            for way, row in re.findall(
+                r"^(PyTorch's dropout|cdropout|no dropout)(.*)$", table, re.M
+            )
+        }
+        assert all(len(numbers) == 7 for numbers in rows.values())
+        assert all(low <= middle <= high for middle, low, high, *_ in rows.values())
+        assert rows["no dropout"][3:6] == [1, 1, 1]
+        assert rows["PyTorch's dropout"][6] >= rows["cdropout"][6] > rows["no dropout"][6]
+    assert re.search(r"^cdropout - PyTorch +-?\d\.\d{4} \+- \d\.\d{4} ", output, re.MULTILINE)
+    header = (tmp_path / "transformer.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert np.frombuffer(header[16:], ">u4").tolist() == [1260, 540]
+
+
+@pytest.fixture
+def size(transformer):
+    return transformer.Size(batch=4, length=8, width=16, layers=2)
+
+
+def saved_bytes(transformer, size):
+    runs, batch = transformer.train(transformer.Transformer, size, 0.1, seed=0, steps=1)
+    return [run.bytes_for_backward(*batch) for run in runs]
+
+
+def test_pytorch_saves_a_float_for_each_element_and_cdropout_none(transformer, size):
+    theirs, ours, none = saved_bytes(transformer, size)
+    units = size.batch * size.length * size.width
+    attention = size.batch * transformer.HEADS * size.length**2
+    assert theirs - ours == 4 * size.layers * (attention + units + 4 * units + units)
+    assert none < ours
+
+
+def test_the_bytes_show_whether_dropout_is_rerouted(transformer, size, monkeypatch):
+    monkeypatch.setattr(transformer.cdropout.torch, "accelerate", contextlib.nullcontext)
+    theirs, ours, _none = saved_bytes(transformer, size)
+    assert theirs == ours
+
+
+def test_runs_of_a_seed_differ_in_the_dropout_alone(transformer, size):
+    runs, _batch = transformer.train(transformer.Transformer, size, 0.0, seed=0, steps=3)
+    assert runs[0].losses == runs[1].losses == runs[2].losses
+
+
+def test_masks_are_drawn_anew_for_each_step(transformer, size):
+    runs, batch = transformer.train(transformer.Transformer, size, 0.5, seed=0, steps=1)
+    losses = [[run.loss(*batch).item() for _ in range(2)] for run in runs]
+    assert losses[0][0] != losses[0][1] and losses[1][0] != losses[1][1]
+    assert losses[2][0] == losses[2][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("Transformer", (8, 8, 32, 1)),
+        pytest.param("Convolutions", (16, 16, 16), marks=pytest.mark.slow),
+    ],
+)
+def test_all_three_learn_and_the_two_dropouts_alike(transformer, kind, size):
+    size = transformer.Size(*size)
+    runs, _batch = transformer.train(getattr(transformer, kind), size, 0.1, seed=0, steps=100)
+    losses = np.array([run.losses for run in runs])
+    assert np.all(losses[:, -10:].mean(axis=1) < 0.4 * losses[:, 0])
+    theirs, ours, none = losses.mean(axis=1)
+    assert abs(ours - theirs) < 0.2 * theirs
+    assert none < min(ours, theirs)
+
+
+@pytest.mark.parametrize("option", [("--seeds", "1"), ("--steps", "1"), ("--p", "1")])
+def test_transformer_refuses_bad_options(transformer, option, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["transformer.py", *option])
+    with pytest.raises(SystemExit, match="2"):
+        transformer.main()
+    assert (
+        "needs at least 2 seeds, 2 steps and 1 thread, and p in [0, 1)" in capsys.readouterr().err
+    )
+
+
+# ---- two processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ranks_share_one_mask_or_have_their_own(tmp_path):
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no gloo")
+    output = run("torch_distributed", folder=tmp_path)
+    assert "equal one process's, bit for bit" in output
+    first, last = map(float, re.search(r"fell from ([\d.]+) to ([\d.]+)", output).groups())
+    assert last < 0.2 * first
+    assert "weights equal on all ranks: True" in output
+    agree, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
+    assert abs(agree - 50) < 0.8 + 0.05  # 5 sigma of 100,000 elements, and what rounding adds
+    assert seeded == 100
+
+
+def gather_in_turn(distributed, monkeypatch):
+    """Let one process be all ranks: what rank 0 handed in waits for the others."""
+    parts = []
+
+    def gathered(part):
+        parts.append(part)
+        return parts
+
+    monkeypatch.setattr(distributed, "gathered", gathered)
+    return parts
+
+
+def test_windows_of_all_ranks_make_the_whole(monkeypatch, capsys):
+    distributed = load("torch_distributed")
+    size = distributed.SHAPE[0] // distributed.RANKS
+    parts = gather_in_turn(distributed, monkeypatch)
+    parts.append(distributed.forward_and_backward(slice(0, size)))
+    distributed.share_one_mask(rank=1)
+    assert parts[0].count_nonzero() < 0.92 * parts[0].numel()  # p = 0.1: something was dropped
+    kept = parts[0] != 0
+    assert torch.equal(kept[0], kept[1])
+
+
+def test_a_rank_with_a_mask_of_its_own_is_noticed(monkeypatch):
+    distributed = load("torch_distributed")
+    size = distributed.SHAPE[0] // distributed.RANKS
+    parts = gather_in_turn(distributed, monkeypatch)
+    with monkeypatch.context() as other:
+        other.setattr(
+            distributed, "MASK", distributed.cdropout.Mask(distributed.SHAPE, 0.1, seed=1)
+        )
+        parts.append(distributed.forward_and_backward(slice(0, size)))
+    with pytest.raises(AssertionError, match="windows do not make up the single-process result"):
+        distributed.share_one_mask(rank=1)

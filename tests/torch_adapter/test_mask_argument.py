@@ -1,0 +1,345 @@
+"""`mask=` in cdropout.torch: in eager mode, under transforms, in graphs and in checkpoints."""
+
+import re
+
+import numpy as np
+import pytest
+
+import cdropout as cd
+
+from ..helpers.torch_calls import DTYPES, Untouched
+
+torch = pytest.importorskip("torch")
+ct = pytest.importorskip("cdropout.torch")
+checkpoint = torch.utils.checkpoint.checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+SHAPE = (3, 4, 5, 6)
+FUNCTIONS = {  # of tensors of this shape, with the axes that share a draw, and NumPy's function
+    "dropout": (ct.dropout, (), cd.dropout),
+    "dropout2d": (ct.dropout2d, (2, 3), cd.dropout2d),
+    "dropout3d": (ct.dropout3d, (1, 2, 3), cd.dropout3d),
+    "drop_path": (ct.drop_path, (1, 2, 3), cd.drop_path),
+    "alpha_dropout": (ct.alpha_dropout, (), cd.alpha_dropout),
+    "feature_alpha_dropout": (ct.feature_alpha_dropout, (2, 3), cd.feature_alpha_dropout),
+}
+WHOLE = cd.Generator(9).next_mask((7, 8, 9, 10), 0.3, scale=3)
+MASKS = {
+    "mask": cd.Generator(9).next_mask(SHAPE, 0.3),
+    "large numbers": cd.Mask(SHAPE, 0.3, -1, 2**64 - 1, 2**64 - 360),
+    "window": WHOLE[6:3:-1, ::2, 2:7, 4:],
+    "scale": cd.Mask(SHAPE, 0.3, 2, scale=0.5),
+    "all dropped": cd.Mask(SHAPE, 1),
+    "nothing dropped": cd.Mask(SHAPE, 0, scale=2),
+}
+every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+
+
+def numbers(dtype=torch.float32, shape=SHAPE):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def expected(x, mask):
+    return torch.from_numpy(mask.apply(x.detach().numpy()))
+
+
+# ---- eager mode ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:dropout3d")
+@pytest.mark.parametrize("p", [0, 0.3, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mask_gives_what_its_generator_gives(name, dtype, p):
+    function, axes, _ = FUNCTIONS[name]
+    x = numbers(dtype)
+    mask = cd.Generator(9).next_mask(SHAPE, p, broadcast_dims=axes)
+    want = function(x, p, True, generator=cd.Generator(9))
+    with Untouched():
+        assert torch.equal(function(x, mask=mask, training=True), want)
+        assert function(x, training=False, mask=mask) is x
+        y = x.clone()
+        assert function(y, p, True, True, mask=mask) is y and torch.equal(y, want)
+
+
+@every_mask
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)], ids=str)
+def test_every_mask_gives_what_it_gives_for_an_array(mask, order):
+    x = numbers(shape=tuple(SHAPE[axis] for axis in order)).permute(*np.argsort(order).tolist())
+    assert torch.equal(ct.dropout(x, mask=mask), expected(x, mask))
+    assert torch.equal(ct.dropout(x.clone(), inplace=True, mask=mask), expected(x, mask))
+    y = ct.alpha_dropout(x, training=True, mask=mask)
+    want = cd.alpha_dropout(np.ascontiguousarray(x), training=True, mask=mask)
+    assert torch.equal(y, torch.from_numpy(want))
+
+
+def test_a_large_mask_is_shared_among_threads():
+    x, mask = numbers(shape=(300, 1000)), cd.Mask((600, 1000), 0.3, 4)
+    for window in (mask[300:], mask[::2]):
+        assert torch.equal(ct.dropout(x, mask=window), expected(x, window))
+
+
+def test_the_other_functions():
+    x, mask = numbers(), MASKS["mask"]
+    copies = cd.Generator(9).next_mask((2, *SHAPE), 0.3)
+    assert torch.equal(ct.mc_dropout(x, n=2, mask=copies), expected(x.expand(2, *SHAPE), copies))
+    none = ct.mc_dropout(x, n=2, mask=cd.Mask((2, *SHAPE), 0))
+    assert none.is_contiguous() and torch.equal(none, x.expand(2, *SHAPE))
+    shared = cd.Generator(9).next_mask(SHAPE[:3], 0.3, broadcast_dims=2)
+    assert torch.equal(ct.dropout1d(x[..., 0], mask=shared), expected(x[..., 0], shared))
+    for residual in (x, x[0]):
+        want = residual + expected(x + x[1], mask)
+        assert torch.equal(ct.bias_dropout_add(x, x[1], residual, mask=mask), want)
+    empty = torch.ones(0, 3)
+    assert ct.dropout(empty, mask=cd.Mask((0, 3), 0.5)).shape == (0, 3)
+
+
+# ---- derivatives --------------------------------------------------------------------------------
+
+
+@every_mask
+@pytest.mark.parametrize("inplace", [False, True])
+def test_derivatives(mask, inplace):
+    x, tangent = numbers(torch.float64).requires_grad_(), numbers(torch.float64) + 1
+    y = ct.dropout(x * 1, inplace=inplace, mask=mask)
+    (gx,) = torch.autograd.grad(y, x, tangent, create_graph=True)
+    assert torch.equal(y, expected(x, mask)) and torch.equal(gx, expected(tangent, mask))
+    (gx,) = torch.autograd.grad(ct.dropout(x, mask=mask).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gx.sum(), x)
+    scale = expected(torch.ones_like(x), mask)
+    torch.testing.assert_close(second, 2 * scale**2)
+    out, jvp = torch.func.jvp(lambda x: ct.dropout(x, mask=mask), (x,), (tangent,))
+    assert torch.equal(out, expected(x, mask)) and torch.equal(jvp, expected(tangent, mask))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.detach() * 1, tangent)
+        dual = ct.dropout(dual, inplace=inplace, mask=mask)
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, jvp)
+
+
+def test_derivatives_of_alpha_dropout():
+    x, mask = numbers(torch.float64).requires_grad_(), MASKS["window"]
+    assert torch.autograd.gradcheck(lambda x: ct.alpha_dropout(x, training=True, mask=mask), x)
+    assert torch.autograd.gradgradcheck(
+        lambda x: ct.alpha_dropout(x, training=True, mask=mask).square(), x
+    )
+
+
+@every_mask
+def test_under_vmap_each_sample_has_the_mask(mask):
+    x = numbers(shape=(2, *SHAPE))
+    want = torch.stack([expected(sample, mask) for sample in x])
+    for axis in (0, 2, -1):
+        function = torch.func.vmap(lambda x: ct.dropout(x, mask=mask), in_dims=axis)
+        assert torch.equal(function(x.movedim(0, axis)), want)
+    gradient = torch.func.grad(lambda x: ct.dropout(x, mask=mask).square().sum())
+    want = torch.stack([2 * expected(expected(sample, mask), mask) for sample in x])
+    torch.testing.assert_close(torch.func.vmap(gradient)(x), want)
+    in_place = torch.func.vmap(lambda x: ct.dropout(x, inplace=True, mask=mask))
+    assert torch.equal(in_place(x.clone()), torch.stack([expected(sample, mask) for sample in x]))
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.filterwarnings("ignore:dropout3d")
+def test_a_checkpoint_needs_nothing_else(name, reentrant):
+    function, axes, _ = FUNCTIONS[name]
+    x, rng = numbers().requires_grad_(), cd.Generator(9)
+    mask = rng.next_mask(SHAPE, 0.3, broadcast_dims=axes)
+
+    def block(x):
+        return function(x.sin(), training=True, mask=mask).exp().square()
+
+    want = block(x)
+    (gradient,) = torch.autograd.grad(want.sum(), x)
+    y = checkpoint(block, x, use_reentrant=reentrant, preserve_rng_state=False)
+    rng.next_mask(SHAPE, 0.3)
+    y.sum().backward()
+    assert torch.equal(y, want) and torch.equal(x.grad, gradient)
+
+
+# ---- graphs -------------------------------------------------------------------------------------
+
+
+@every_mask
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_compiled_with_a_break(mask):
+    x = numbers().requires_grad_()
+    compiled = torch.compile(lambda x: ct.dropout(x, mask=mask).sin() * 2, backend="aot_eager")
+    y = compiled(x)
+    torch.testing.assert_close(y, expected(x, mask).sin() * 2)
+    (gx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gx, 2 * expected(expected(x, mask).cos(), mask))
+
+
+def test_a_graph_without_breaks_refuses_a_mask():
+    mask = MASKS["mask"]
+    compiled = torch.compile(lambda x: ct.dropout(x, mask=mask), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="mask= cannot be used with fullgraph=True"):
+        compiled(numbers())
+
+
+@every_mask
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_records_the_mask(mask, mode):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x):
+        return ct.dropout(x, mask=mask) + torch.func.grad(
+            lambda x: ct.alpha_dropout(x, training=True, mask=mask).square().sum()
+        )(x)
+
+    x = numbers()
+    graph = make_fx(function, tracing_mode=mode)(x)
+    assert torch.equal(graph(x + 1), function(x + 1))
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert mask.scale in (1, 0) or any("apply_mask" in target for target in targets)
+
+
+@every_mask
+def test_functorch_and_aot_graphs(mask):
+    from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
+
+    compiler = make_boxed_compiler(lambda graph, _: graph)
+    function = aot_function(lambda x: ct.dropout(x, mask=mask).square(), compiler, compiler)
+    x = numbers().requires_grad_()
+    y = function(x)
+    assert torch.equal(y, expected(x, mask).square())
+    (gx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gx, 2 * expected(expected(x, mask), mask))
+    functional = torch.func.functionalize(lambda x: ct.dropout(x * 1, inplace=True, mask=mask))
+    assert torch.equal(functional(x.detach()), expected(x, mask))
+
+
+@every_mask
+def test_export_records_the_mask(mask):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return ct.dropout(x + 1, mask=mask) * 2
+
+    program = torch.export.export(Model(), (numbers(),), strict=False)
+    assert torch.equal(program.module()(numbers()), 2 * expected(numbers() + 1, mask))
+
+
+@every_mask
+def test_under_a_dispatch_mode(mask):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = numbers().requires_grad_()
+    with FlopCounterMode(display=False), Untouched():
+        y = ct.dropout(x, mask=mask)
+        z = ct.dropout(x * 1, inplace=True, mask=mask)
+        (gx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, expected(x, mask)) and torch.equal(z, y)
+    assert torch.equal(gx, expected(torch.ones(SHAPE), mask))
+
+
+def test_an_operator_in_a_graph_has_derivatives_in_forward_mode():
+    x, mask = numbers(), MASKS["window"]
+
+    def function(x):
+        return ct.dropout(x, mask=mask).square()
+
+    functional = torch.func.functionalize(lambda x: torch.func.jvp(function, (x,), (x,))[1])
+    torch.testing.assert_close(functional(x), 2 * expected(x, mask).square())
+
+
+def test_the_operator_of_a_mask_passes_pytorchs_checks():
+    numbers_of = (-1, 2, 3, [120, 30, 6, 1], 0.3, 1.5)
+    for alpha in (False, True):
+        x = numbers().requires_grad_()
+        arguments = (x, *numbers_of, alpha)
+        torch.library.opcheck(torch.ops.cdropout.apply_mask.default, arguments)
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+OTHERS = "mask= is taken for ordinary CPU tensors of float16, bfloat16, float32 or float64"
+ERRORS = {
+    "generator": (
+        lambda x: ct.dropout(x, generator=cd.Generator(1), mask=MASKS["mask"]),
+        ValueError,
+        "mask= determines which elements are kept: it excludes generator",
+    ),
+    "p": (
+        lambda x: ct.dropout(x, 0.25, mask=MASKS["mask"]),
+        ValueError,
+        "the mask has p=0.3, but p=0.25 was given",
+    ),
+    "shape": (
+        lambda x: ct.dropout(x[1:], mask=MASKS["mask"]),
+        ValueError,
+        "the mask has the shape (3, 4, 5, 6), but x has (2, 4, 5, 6)",
+    ),
+    "channels": (
+        lambda x: ct.dropout2d(x, mask=MASKS["mask"]),
+        ValueError,
+        "the mask has to have one draw along the axes (2, 3), but got Mask((3, 4, 5, 6), p=0.3",
+    ),
+    "bools": (
+        lambda x: ct.dropout(x, mask=torch.ones(SHAPE, dtype=torch.bool)),
+        TypeError,
+        "mask has to be a Mask, but got Tensor",
+    ),
+    "scale_by_keep": (
+        lambda x: ct.drop_path(x, scale_by_keep=False, mask=MASKS["mask"]),
+        ValueError,
+        "mask= has a scale of its own: it excludes scale_by_keep=False",
+    ),
+    "meta": (lambda x: ct.dropout(x.to("meta"), mask=MASKS["mask"]), NotImplementedError, OTHERS),
+    "type": (
+        lambda x: ct.dropout(x.to(torch.float8_e5m2), mask=MASKS["mask"]),
+        NotImplementedError,
+        OTHERS,
+    ),
+    "dimensions": (
+        lambda x: ct.dropout2d(x[0], mask=MASKS["mask"][0]),
+        NotImplementedError,
+        "mask= is not taken for the 3D input that dropout2d deprecates",
+    ),
+    "overlap": (
+        lambda x: ct.dropout(x[:1].expand(SHAPE), inplace=True, mask=MASKS["mask"]),
+        RuntimeError,
+        "more than one element of the written-to tensor refers to a single memory location",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    function, error, words = ERRORS[case]
+    x = numbers()
+    with Untouched(), pytest.raises(error, match=re.escape(words)):
+        function(x)
+    assert torch.equal(x, numbers())
+
+
+def test_graphs_that_cannot_hold_a_mask():
+    mask = MASKS["mask"]
+    for call in (
+        lambda x: ct.dropout(x, mask=mask),
+        lambda x: ct.dropout2d(x, mask=mask),
+        lambda x: ct.drop_path(x, mask=mask),
+        lambda x: ct.mc_dropout(x, mask=mask),
+        lambda x: ct.bias_dropout_add(x, x, x, mask=mask),
+    ):
+        with pytest.raises(
+            NotImplementedError, match="mask= cannot be recorded in a torch.fx graph"
+        ):
+            torch.fx.symbolic_trace(call)
+    with pytest.raises(NotImplementedError, match="mask= cannot be used while traced by torch.jit"):
+        torch.jit.trace(lambda x: ct.dropout(x, mask=mask), numbers())
+
+
+@pytest.mark.parametrize("ndim", [64, 65, 80, 300])
+def test_an_empty_tensor_may_have_any_number_of_dimensions(ndim):
+    x, mask = torch.empty((0,) * ndim), cd.Mask((0,) * ndim, 0.5)
+    assert ct.dropout(x, mask=mask).shape == x.shape
+    assert ct.dropout(x, mask=mask, inplace=True) is x
+    assert ct.alpha_dropout(x, mask=mask, training=True).shape == x.shape
+    dropout = torch.ops.cdropout.dropout.default
+    assert dropout(x, torch.tensor(1), 0, 0.5, [], "scale").shape == x.shape

@@ -1,0 +1,264 @@
+"""cdropout.torch in graphs: the partitioner, make_fx, aot_function, functionalize."""
+
+import shutil
+
+import pytest
+
+import cdropout as cd
+
+from ..helpers.torch_calls import CALLS, GENERATORS
+
+torch = pytest.importorskip("torch")
+ct = pytest.importorskip("cdropout.torch")
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+OURS = torch.ops.cdropout.dropout.default
+
+
+def seeded(function, *args):
+    torch.manual_seed(3)
+    return function(*args)
+
+
+def targets(graph_module):
+    return [node.target for node in graph_module.graph.nodes]
+
+
+# ---- the partitioner ----------------------------------------------------------------------------
+
+CHAINS = {
+    "one layer": lambda x: ct.dropout(x, 0.5) * 2,
+    "within": lambda x: ct.dropout(x.sin(), 0.5).cos(),
+    "two layers": lambda x: ct.dropout(ct.dropout(x.sin(), 0.5).exp(), 0.5).cos(),
+    "shared axes": lambda x: ct.dropout2d(x.sin(), 0.5).exp(),
+    "in place": lambda x: ct.dropout(x.sin() * 2, 0.5, inplace=True).exp(),
+    "alpha_dropout": lambda x: ct.alpha_dropout(x.sin(), 0.5, True).exp(),
+    "feature_alpha_dropout": lambda x: ct.feature_alpha_dropout(x.sin(), 0.5, True).exp(),
+    "drop_path": lambda x: ct.drop_path(x.sin(), 0.5).exp(),
+    "mc_dropout": lambda x: ct.mc_dropout(x.sin(), 0.5, 2).exp(),
+    "bias_dropout_add": lambda x: ct.bias_dropout_add(x.sin(), x[0], x.cos(), 0.5).exp(),
+    "vmap": lambda x: torch.vmap(lambda x: ct.dropout(x.sin(), 0.5).exp(), randomness="same")(x),
+    "checkpoint": lambda x: torch.utils.checkpoint.checkpoint(
+        lambda x: ct.dropout(x.sin(), 0.5).exp(), x, use_reentrant=False
+    ).cos(),
+}
+PARTITION = "aot_eager_decomp_partition"
+
+
+def assert_compiled_is_eager(function, backend, dynamic=None):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
+    x = torch.randn(8, 6, 5, 5, requires_grad=True)
+    results = []
+    for run in (function, compiled):
+        y = seeded(run, x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    for eager, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, eager, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("budget", [1, 0.9, 0.5, 0.1, 0])
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_memory_budget_never_draws_another_mask(name, budget):
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        assert_compiled_is_eager(CHAINS[name], PARTITION)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_aggressive_recomputation_never_draws_another_mask(dynamic):
+    with torch._functorch.config.patch(aggressive_recomputation=True):
+        assert_compiled_is_eager(CHAINS["two layers"], PARTITION, dynamic)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles C++")
+@pytest.mark.parametrize("budget", [0.5, 0])
+def test_a_memory_budget_in_machine_code_never_draws_another_mask(budget):
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        assert_compiled_is_eager(CHAINS["two layers"], "inductor")
+
+
+def test_a_memory_budget_of_a_region():
+    def region(budget):
+        def function(x):
+            with torch.autograd.graph.region_activation_memory_budget(budget):
+                return ct.dropout(x.sin(), 0.5).exp()
+
+        return function
+
+    x = torch.randn(40, 50, requires_grad=True)
+    y = torch.compile(region(0.1), fullgraph=True, backend=PARTITION)(x)
+    (gx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gx != 0, y != 1)
+    torch._dynamo.reset()  # or the budget becomes a symbol
+    with pytest.raises(RuntimeError, match=r"budget\(0\) saves nothing: use a small positive bud"):
+        torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_transforms_within_a_compiled_graph(name):
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
+
+    def loss(x):
+        return function(x.sin()).exp().sum()
+
+    torch._dynamo.reset()
+    for run in (
+        torch.func.grad(loss),
+        lambda x: torch.func.jvp(loss, (x,), (x,))[1],
+    ):
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(seeded(compiled, x), seeded(run, x))
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap_within_a_compiled_graph(randomness):
+    def rows(x):
+        return torch.vmap(lambda x: ct.dropout(x, 0.5) * 2, randomness=randomness)(x)
+
+    x = torch.ones(20, 50)
+    y = seeded(torch.compile(rows, fullgraph=True, backend=PARTITION), x)
+    assert len(y.unique(dim=0)) == (1 if randomness == "same" else 20)
+    assert torch.equal(y, seeded(rows, x))
+
+
+def test_opcheck_of_the_saved_seed():
+    report = torch.library.opcheck(torch.ops.cdropout.saved_seed.default, (torch.tensor(5),))
+    assert set(report.values()) == {"SUCCESS"}
+    seeds = torch.arange(3)
+    assert torch.equal(torch.vmap(torch.ops.cdropout.saved_seed)(seeds), seeds)
+
+
+# ---- make_fx, aot_function ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", CALLS)
+def test_make_fx_records_our_operator(name, mode):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
+    traced = make_fx(lambda x: function(x), tracing_mode=mode)(x)
+    assert OURS in targets(traced)
+    expected = seeded(function, x)
+    assert torch.equal(seeded(traced, x), expected)
+    with pytest.raises(NotImplementedError, match="cdropout.Generator cannot be used while traced"):
+        make_fx(lambda x: function(x, generator=cd.Generator(1)), tracing_mode=mode)(x)
+    generator = torch.Generator().manual_seed(3)
+    traced = make_fx(lambda x: function(x, generator=generator), tracing_mode=mode)(x)
+    generator.manual_seed(3)
+    assert torch.equal(traced(x), expected)
+
+
+@pytest.mark.parametrize("budget", [1, 0.5, 0])
+@pytest.mark.parametrize("name", CALLS)
+def test_aot_function_records_our_operator(name, budget):
+    from functorch.compile import (
+        aot_function,
+        make_boxed_func,
+        min_cut_rematerialization_partition,
+    )
+
+    function, graphs = CALLS[name], []
+
+    def compiler(graph_module, inputs):
+        graphs.append(graph_module)
+        return make_boxed_func(graph_module)
+
+    x = torch.randn(4, 5, 6, 7, requires_grad=True)
+    traced = aot_function(
+        lambda x: function(x.sin()).exp(),
+        fw_compiler=compiler,
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        y = seeded(traced, x)
+        (gx,) = torch.autograd.grad(y.sum(), x)
+    assert OURS in targets(graphs[0])
+    expected = seeded(function, x.sin()).exp()
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gx, torch.autograd.grad(expected.sum(), x)[0])
+    with pytest.raises(NotImplementedError, match="cdropout.Generator cannot be used while traced"):
+        aot_function(lambda x: function(x, generator=cd.Generator(1)), fw_compiler=compiler)(x)
+
+
+def test_fake_tensors_without_their_mode_are_left_to_pytorch():
+    with torch._subclasses.FakeTensorMode():
+        x = torch.ones(3, 4)
+    assert ct.dropout(x).shape == (3, 4)
+
+
+# ---- generator= in graphs -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_generator_breaks_a_compiled_graph(kind):
+    generator, x = GENERATORS[kind](), torch.ones(200)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: ct.dropout(x * 2, 0.5, generator=generator) * 3, backend="aot_eager"
+    )
+    found = torch.stack([compiled(x) for _ in range(2)])
+    generator = GENERATORS[kind]()
+    expected = [ct.dropout(x * 2, 0.5, generator=generator) * 3 for _ in range(2)]
+    assert torch.equal(found, torch.stack(expected)) and not torch.equal(*expected)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_generator_in_a_whole_graph(kind, strict):
+    module, x = ct.Dropout(0.5, generator=GENERATORS[kind]()), torch.ones(200)
+    match = r"generator= cannot be used with fullgraph=True or in a strict export"
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=match):
+        torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+    if strict:
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=match):
+            torch.export.export(module, (x,), strict=True)
+    elif kind == "cdropout":
+        with pytest.raises(
+            NotImplementedError, match="its seed would become a constant of the gra"
+        ):
+            torch.export.export(module, (x,), strict=False)
+    else:
+        exported = torch.export.export(module, (x,), strict=False).module()
+        y = [exported(x) for _ in range(2)]
+        assert not torch.equal(*y) and set(y[0].tolist()) == {0, 2}
+
+
+# ---- torch.func.functionalize -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functionalize(name):
+    from torch.func import functionalize, grad
+
+    function, x = CALLS[name], torch.randn(4, 5, 6, 7)
+
+    def loss(x):
+        return function(x.sin()).exp().sum()
+
+    assert torch.equal(seeded(functionalize(function), x), seeded(function, x))
+    expected = seeded(grad(loss), x)
+    assert torch.equal(seeded(functionalize(grad(loss)), x), expected)
+    if name == "in place":
+        with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
+            grad(functionalize(loss))(x)  # of any copy_ that is functionalized
+        return
+    assert torch.equal(seeded(grad(functionalize(loss)), x), expected)
+    x.requires_grad_()
+    y = seeded(functionalize(loss), x)
+    torch.testing.assert_close(torch.autograd.grad(y, x)[0], expected)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_functionalize_and_vmap(randomness):
+    from torch.func import functionalize, vmap
+
+    x = torch.ones(20, 50)
+    for rows in (
+        vmap(functionalize(ct.dropout), randomness=randomness),
+        functionalize(vmap(ct.dropout, randomness=randomness)),
+    ):
+        y = rows(x)
+        assert set(y.unique().tolist()) == {0, 2}
+        assert len(y.unique(dim=0)) == (1 if randomness == "same" else 20)

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# The package on a machine that is not here: cross-compiled, and run by a foreign Python under QEMU.
+#
+#     tools/emulate.sh aarch64     NEON
+#     tools/emulate.sh s390x       big-endian
+#
+# checks the recorded hashes and runs the tests of the kernels and of the half types, or the tests named after the machine.
+# It needs Debian, or what has its packages, and installs QEMU and the cross compiler; the foreign Python and NumPy are only
+# unpacked, into build/emulate, and stay there for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+machine=${1:?"expected aarch64 or s390x"}
+case $machine in
+  aarch64) architecture=arm64 ;;
+  s390x) architecture=s390x ;;
+  *) echo "expected aarch64 or s390x, but got $machine" >&2 && exit 2 ;;
+esac
+target=$machine-linux-gnu
+work=$PWD/build/emulate/$machine
+root=$work/root
+foreign=$root/usr/bin/python # what this script writes: QEMU with the Python of that machine
+native=$work/env/bin/python
+modules=$work/modules
+
+install_tools() {
+  command -v "$target-g++" qemu-"$machine" >/dev/null && return
+  apt-get -qq update
+  apt-get -qq install -y qemu-user "g++-$target"
+}
+
+# Debian's packages for that machine, from where this system takes its own, which does not hear of it.
+unpack_root() {
+  mkdir -p "$work"/{lists,cache/archives}/partial "$root"
+  : >"$work/status" # nothing is installed
+  local apt=(
+    apt-get -qq -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
+    -o "Dir::State=$work" -o "Dir::State::status=$work/status" -o "Dir::Cache=$work/cache"
+  )
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends --download-only python3 libpython3-dev \
+    python3-numpy python3-pytest libstdc++6
+  for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+  rm -f "$root"/usr/include/python3.*/numpy # old headers: those of the native NumPy serve
+}
+
+# It calls itself by this file's name, so that the processes that it starts are emulated too.
+write_foreign_python() {
+  local libraries=/usr/lib/$target
+  cat >"$foreign" <<END
+#!/bin/sh
+exec qemu-$machine -L "$root" -E LD_LIBRARY_PATH=$libraries/blas:$libraries/lapack -E PYTHONHOME="$root/usr" \\
+  -E PYTHONPATH="$modules" -0 "\$0" "$root/usr/bin/python3" "\$@"
+END
+  chmod +x "$foreign"
+}
+
+# Run the setup.py of folder $1 for that machine: its compiler, and its Python's headers before those of the native one.
+cross_build() {
+  local headers=$root/usr/include
+  local flags="-I$(echo "$headers"/python3.*) -idirafter $headers"
+  local library
+  (
+    cd "$1"
+    export CC=$target-gcc CXX=$target-g++ LDSHARED="$target-gcc -shared" LDCXXSHARED="$target-g++ -shared"
+    export CFLAGS=$flags CXXFLAGS=$flags
+    export _PYTHON_HOST_PLATFORM=linux-$machine # what it is built for
+    "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
+      install_egg_info --install-dir "$modules"
+  )
+  for library in "$modules"/*/*.cpython-*.so; do # a name that every Python takes
+    [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"
+  done
+}
+
+# NumPy's bfloat16, from its last release that is built with setuptools: there is no wheel for s390x.
+build_ml_dtypes() {
+  "$native" -m pip download -q --no-deps --no-binary :all: --no-build-isolation -d "$work" ml_dtypes==0.5.1
+  tar -xzf "$work"/ml_dtypes-0.5.1.tar.gz -C "$work"
+  cross_build "$work"/ml_dtypes-0.5.1
+}
+
+install_tools
+[ -e "$foreign" ] || unpack_root
+write_foreign_python
+[ -e "$native" ] || python3 -m venv "$work/env"
+"$native" -m pip install -q 'setuptools>=77' 'cython>=3.1' 'numpy>=2.0'
+[ -e "$modules/ml_dtypes" ] || build_ml_dtypes
+rm -rf "$work/build" "$modules"/cdropout*
+cross_build .
+"$foreign" -P -m cdropout selftest
+[ $# -gt 1 ] || set -- "$machine" tests/core/test_kernels.py tests/core/test_view.py tests/core/test_select.py
+"$foreign" -P -m pytest -q -p no:cacheprovider "${@:2}"
