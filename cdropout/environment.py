@@ -38,7 +38,7 @@ def unbuilt_checkout() -> str:
     """Return what is wrong in a checkout that is not built, and what to do."""
     here, how = Path(__file__).parents[1], "run `pip install -e .` in it"
     others = [str(Path(entry, "cdropout", "_core")) for entry in sys.path]
-    if PathFinder.find_spec("masks", others):
+    if PathFinder.find_spec("mask", others):
         return (
             f"cdropout is installed, but the checkout {here}, which is not built, hides it: "
             f"start Python in another folder, or {how}"

@@ -10,7 +10,6 @@ import mmap
 import os
 import re
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import cdropout
 
 from ..helpers import kernel_tables as tables
 from ..helpers.requirements import ISAS, slow
+from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SOURCE = Path(__file__).with_name("guard_pages.c")
 LENGTHS, OFFSETS = 2101, 64
@@ -46,9 +46,9 @@ def library(tmp_path_factory):
 
 def run_child(library, isa, every, sparse=1):
     """Return the child's exit status, the number of calls it made, and its errors."""
-    command = [sys.executable, __file__, str(library), isa, str(every), str(sparse)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, int(done.stdout or 0), done.stderr
+    arguments = str(library), isa, every, sparse
+    status, out, err = run(f"{FIND_TESTS}from {__name__} import main\nmain{arguments}")
+    return status, int(out or 0), err
 
 
 def places(sparse):
@@ -97,16 +97,12 @@ def test_one_byte_outside_is_noticed(library, every, words):
 
 
 def main(library, isa, every, sparse):
-    """Make the calls in this process."""
-    run = ctypes.CDLL(library).run
-    run.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
-    run.restype = ctypes.c_longlong
-    tables.store_past_cache(isa, 1 << 40 if int(every) else 0)
-    print(run(ctypes.addressof(tables.tables()[isa]), int(every), int(sparse)))
-
-
-if __name__ == "__main__":
+    """Make the calls in this process, and print how many there were."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here
-    main(*sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests expect a crash
+    loops = ctypes.CDLL(library).run
+    loops.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
+    loops.restype = ctypes.c_longlong
+    tables.store_past_cache(isa, 1 << 40 if every else 0)
+    print(loops(ctypes.addressof(tables.tables()[isa]), every, sparse))

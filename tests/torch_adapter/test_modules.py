@@ -185,11 +185,11 @@ def test_accelerate_reroutes_every_form(name):
 
 def count_of(monkeypatch, function):
     """How often dropout was computed here while the function ran."""
-    from cdropout.torch import reroute
+    from cdropout.torch import overrides
 
     calls = []
-    ordinary = reroute.is_ordinary
-    monkeypatch.setattr(reroute, "is_ordinary", lambda x: calls.append(x) or ordinary(x))
+    ordinary = overrides.is_ordinary
+    monkeypatch.setattr(overrides, "is_ordinary", lambda x: calls.append(x) or ordinary(x))
     function()
     return len(calls)
 
