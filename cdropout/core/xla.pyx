@@ -30,7 +30,7 @@ from libc.string cimport memcpy
 from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes import LISTED
-from cdropout.core.dtypes cimport by_xla, types
+from cdropout.core.dtypes cimport XLA, ElementType, by_number, types
 from cdropout.core.engine cimport CHUNK, Operation, prepare, run, use_mask
 from cdropout.core.threads cimport uninterruptible_pool, threads_for
 from cdropout.core.view cimport MAX_DIMS, View, count_elements
@@ -177,9 +177,10 @@ cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
 
 cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
     """Return the bytes per element, or 0 for a type that is not used."""
+    cdef const ElementType* kind = by_number(XLA, buffer.dtype)
     if buffer.dtype == XLA_U32:
         return 4
-    return by_xla(buffer.dtype).itemsize if by_xla(buffer.dtype) != NULL else 0
+    return kind.itemsize if kind != NULL else 0
 
 
 cdef bint is_sound(const Buffer* buffer) noexcept nogil:
@@ -231,7 +232,7 @@ cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
 
 
 cdef bint is_of(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
-    return buffer.dtype == types[<int>dtype].xla
+    return buffer.dtype == types[<int>dtype].numbers[<int>XLA]
 
 
 cdef bint holds_p(const Buffer* p) noexcept nogil:
@@ -248,7 +249,7 @@ cdef const char* check_types(Call* call) noexcept nogil:
     cdef int64_t i
     if call.key.dtype != XLA_U32 or keys < 0 or (call.key.dims[keys] != 2 and call.key.dims[keys] != 4):
         return "key has to be uint32[..., 2] or uint32[..., 4]"
-    if by_xla(call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
+    if by_number(XLA, call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
         return x_message
     if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
         return "the result has to be of the shape and type of x"
@@ -280,7 +281,7 @@ cdef const char* check_window(Call* call) noexcept nogil:
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
-    call.operation.dtype = by_xla(call.x.dtype).code
+    call.operation.dtype = by_number(XLA, call.x.dtype).code
     view.x = <const char*>call.x.data
     view.y = <char*>call.y.data
     view.ndim = <int>(call.x.rank - (call.key.rank - 1))

@@ -30,7 +30,7 @@ from libc.string cimport memcpy
 from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout.core.dispatch cimport kernels
 from cdropout.core.dtypes import FLOATS
-from cdropout.core.dtypes cimport ElementType, by_tensorflow
+from cdropout.core.dtypes cimport TENSORFLOW, ElementType, by_number
 from cdropout.core.engine cimport Operation, prepare, run, use_mask
 from cdropout.core.threads cimport uninterruptible_pool
 from cdropout.core.view cimport MAX_DIMS
@@ -137,7 +137,7 @@ cdef void check_masks(Call* call, void** inputs) noexcept nogil:
         if call.shape[i] != tf.get_length(inputs[MASK_ID], i):
             snprintf(call.error, sizeof(call.error), "the shape of x has to begin with the dimensions of mask_id")
             return
-    call.type = by_tensorflow(tf.get_dtype(inputs[X]))
+    call.type = by_number(TENSORFLOW, tf.get_dtype(inputs[X]))
     call.x = <const char*>tf.get_data(inputs[X])
     call.mask_ids = <const int64_t*>tf.get_data(inputs[MASK_ID])
     call.rate = <const double*>tf.get_data(inputs[RATE])
