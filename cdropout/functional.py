@@ -58,7 +58,7 @@ def dropout1d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def dropout2d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def dropout3d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def drop_path(
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
         per sample. It has a scale of its own, so `scale_by_keep` has to be True, and `p` has to be
-        left out or equal to the mask's.
+        left out or equal to the mask's; 0.5 counts as left out.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
@@ -273,7 +273,7 @@ def alpha_dropout(
         ``dropout_backward(gy, mask)``.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape. Its scale is
-        replaced by a. `p` has to be left out or equal to the mask's.
+        replaced by a. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -346,7 +346,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
         one call number.
     mask : Mask, optional
         A mask of that shape to apply instead of a new one, which excludes `rng`. `p` has to be left
-        out or equal to the mask's.
+        out or equal to the mask's; 0.5 counts as left out.
     out : ndarray of shape ``(n, *x.shape)``, optional
         Takes the result; it must not overlap x.
 

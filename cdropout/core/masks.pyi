@@ -89,6 +89,7 @@ def check_mask(
     p: object,
     default: object = 0.5,
 ) -> None: ...
+def check_alone(others: dict[str, object]) -> None: ...
 
 SATURATION: float
 

@@ -55,7 +55,8 @@ def dropout(
     mask : cdropout.Mask, optional
         A mask of the shape of `input` to apply instead of a new one, as of
         `cdropout.Generator.next_mask`. It excludes generator; p has to be left out or equal to the
-        mask's. Under vmap it is the mask of each sample. A checkpoint needs nothing else.
+        mask's, and 0.5 counts as left out. Under vmap it is the mask of each sample. A checkpoint
+        needs nothing else.
 
     Returns
     -------

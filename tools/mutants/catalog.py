@@ -259,7 +259,7 @@ MUTANTS = {
         ],
     },
     "core/arguments.pyx": {
-        "as_probability": [
+        "as_number": [
             ("bool", "isinstance($p, bool) or", "False or"),
         ],
         "as_index": [
