@@ -103,7 +103,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 
 
 def dropout_features(
-    x, int leading, p, training, inplace, *, rng, mask, return_mask, out, scale=None, tuple shift=None,
+    x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
     """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_next`."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))

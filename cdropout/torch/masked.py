@@ -285,7 +285,6 @@ def masked(
     p: float,
     training: bool,
     inplace: bool,
-    *,
     generator: Source,
     mask: Mask | None,
     shared: tuple[int, ...] = (),
@@ -311,8 +310,7 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if mask is not None and training:
         if is_dynamo_compiling():
-            options = {"generator": generator, "mask": mask, "shared": shared, "form": form}
-            return masked_in_a_break(peer, x, p, training, inplace, **options)
+            return masked_in_a_break(peer, x, p, training, inplace, generator, mask, shared, form)
         check_alone({"generator": generator})
         check_mask(mask, tuple(x.shape), shared, p)
         return apply_known(way, x, mask, inplace, form)
