@@ -16,7 +16,7 @@ except ImportError as error:
 
 from cdropout.core.arguments import check_flag, check_probability
 from cdropout.core.generators import next_mask
-from cdropout.core.masks import Mask, check_alone, check_mask, shared_strides
+from cdropout.core.masks import Mask, check_mask, check_not_given, shared_strides
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -129,7 +129,8 @@ def dropout(
     _checked_meta(x)
     if mask is not None and training:
         others = {"seed": seed, "call": call or None, "rng": rng, "broadcast_dims": broadcast_dims}
-        check_alone(others)
+        for name, value in others.items():
+            check_not_given(name, value)
         check_mask(mask, x.shape, (), p)
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")

@@ -10,7 +10,7 @@ import numpy as np
 
 from cdropout.core.arguments import check_flag, check_probability
 from cdropout.core.dtypes import FLOATS
-from cdropout.core.masks import Mask, check_alone, check_mask, shared_strides
+from cdropout.core.masks import Mask, check_mask, check_not_given, shared_strides
 from cdropout.core.xla import handler
 
 try:
@@ -113,7 +113,8 @@ def dropout(
     if x.ndim > 64:
         raise ValueError(f"x has to have at most 64 dimensions, but got {x.ndim}")
     if mask is not None:
-        check_alone({"key": key, "broadcast_dims": broadcast_dims})
+        check_not_given("key", key)
+        check_not_given("broadcast_dims", broadcast_dims)
         return _apply_given(x, mask, p, bool(inplace))
     strides = shared_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)

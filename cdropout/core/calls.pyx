@@ -9,7 +9,7 @@ from cdropout.core.dispatch cimport kernels
 from cdropout.core.arguments cimport as_flag, as_probability
 from cdropout.core.generators cimport Generator, as_generator, as_rng, ask
 from cdropout.core.masks cimport (
-    Mask, as_axes, check_alone, check_mask, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
+    Mask, as_axes, check_mask, check_not_given, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
 )
 
 cnp.import_array()
@@ -73,7 +73,8 @@ def dropout(
             x, p, training, inplace, rng=rng, broadcast_dims=broadcast_dims, return_mask=return_mask, out=out,
             scale=None, shift=None,
         )
-    check_alone({"rng": rng, "broadcast_dims": broadcast_dims})
+    check_not_given("rng", rng)
+    check_not_given("broadcast_dims", broadcast_dims)
     return apply_known(x, p, inplace, mask, return_mask, out, None)
 
 
@@ -113,7 +114,7 @@ def dropout_features(
             scale=scale, shift=shift,
         )
     p = as_probability(p)
-    check_alone({"rng": rng})
+    check_not_given("rng", rng)
     check_mask(mask, shape_of(as_array(x)), axes, p)
     given = mask if scale is None else with_scale(mask, scale)
     return apply_known(x, p, inplace, given, return_mask, out, shift)

@@ -11,7 +11,7 @@ from cdropout.core.arguments cimport as_flag, as_index, as_probability
 from cdropout.core.dtypes cimport by_array
 from cdropout.core.engine cimport CHUNK
 from cdropout.core.generators cimport Generator, as_rng, ask
-from cdropout.core.masks cimport Mask, check_alone, check_mask, check_shape, draws, undrawn_mask
+from cdropout.core.masks cimport Mask, check_mask, check_not_given, check_shape, draws, undrawn_mask
 from cdropout.core.threads cimport pool, run_serially, threads_for
 
 cnp.import_array()
@@ -87,7 +87,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     if not trains:
         probability = 0
     if trains and mask is not None:
-        check_alone({"rng": rng})
+        check_not_given("rng", rng)
         check_mask(mask, shape, (), probability)
         drawn = mask
     else:

@@ -429,8 +429,7 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
         raise ValueError(f"the mask has to have one draw along the axes {axes}, but got {mask}")
 
 
-cpdef check_alone(dict others):
-    """Raise a ValueError if one of the arguments that mask= excludes is given: if it is not None, () or []."""
-    for name, value in others.items():
-        if value is not None and not (isinstance(value, (tuple, list)) and not value):
-            raise ValueError(f"mask= determines which elements are kept: it excludes {name}")
+cpdef check_not_given(name, value):
+    """Raise a ValueError if an argument that mask= excludes is given: if it is not None, () or []."""
+    if value is not None and not (isinstance(value, (tuple, list)) and not value):
+        raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

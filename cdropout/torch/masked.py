@@ -20,7 +20,7 @@ from torch.fx import Proxy
 from cdropout.core.draws import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
 from cdropout.core.dtypes import FLOATS, LISTED
 from cdropout.core.generators import Generator
-from cdropout.core.masks import Mask, check_alone, check_mask
+from cdropout.core.masks import Mask, check_mask, check_not_given
 from cdropout.core.tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
 from cdropout.torch.operators import batched, dropout_operator, mask_operator, saved_seed
 from cdropout.torch.tracing import PUBLIC, symbolic_call
@@ -311,7 +311,7 @@ def masked(
     if mask is not None and training:
         if is_dynamo_compiling():
             return masked_in_a_break(peer, x, p, training, inplace, generator, mask, shared, form)
-        check_alone({"generator": generator})
+        check_not_given("generator", generator)
         check_mask(mask, tuple(x.shape), shared, p)
         return apply_known(way, x, mask, inplace, form)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
