@@ -16,7 +16,7 @@ except ImportError as error:
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.generator import next_mask
-from cdropout._core.mask import Mask, check_mask, shared_strides
+from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -101,7 +101,7 @@ def dropout(
         Axes along which one draw is shared, across chunks too.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
-        and `broadcast_dims`; `p` has to be left out (as 0.5 is) or equal to the mask's.
+        and `broadcast_dims`. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
     return_mask : bool, default False
         Return ``(y, mask)``: the `Mask` is what `dropout_backward` needs.
 
@@ -127,14 +127,11 @@ def dropout(
     check_flag(return_mask, "return_mask")
     p = check_probability(p)
     _checked_meta(x)
-    if mask is not None:
-        if (seed, call, rng, broadcast_dims) != (None, 0, None, ()):
-            raise ValueError(
-                "mask= determines which elements are kept: "
-                "it excludes seed, call, rng and broadcast_dims"
-            )
-        if training:
-            check_mask(mask, x.shape, (), p)
+    if mask is not None and training:
+        others = {"seed": seed, "call": call or None, "rng": rng, "broadcast_dims": broadcast_dims}
+        for name, value in others.items():
+            check_not_given(name, value)
+        check_mask(mask, x.shape, (), p)
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")
     if seed is None and call != 0:

@@ -58,7 +58,7 @@ def dropout1d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -76,17 +76,8 @@ def dropout1d(
             "spatial dimension, a channel dimension, and an optional batch dimension "
             "(i.e. 2D or 3D inputs)."
         )
-    return dropout_features(
-        x,
-        2 if ndim == 3 else 1,
-        p,
-        training,
-        inplace,
-        rng=rng,
-        mask=mask,
-        return_mask=return_mask,
-        out=out,
-    )
+    leading = 2 if ndim == 3 else 1
+    return dropout_features(x, leading, p, training, inplace, rng, mask, return_mask, out)
 
 
 def dropout2d(
@@ -103,7 +94,7 @@ def dropout2d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -126,9 +117,7 @@ def dropout2d(
             stacklevel=2,
         )
     _check_channels(ndim, 2)
-    return dropout_features(
-        x, 2, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
-    )
+    return dropout_features(x, 2, p, training, inplace, rng, mask, return_mask, out)
 
 
 def dropout3d(
@@ -144,7 +133,7 @@ def dropout3d(
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's.
+        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -159,17 +148,7 @@ def dropout3d(
         _deprecated_dimensions("dropout3d", ndim, 3)
     leading = 2 if ndim == 5 else 1
     _check_channels(ndim, leading)
-    return dropout_features(
-        x,
-        leading,
-        p,
-        training,
-        inplace,
-        rng=rng,
-        mask=mask,
-        return_mask=return_mask,
-        out=out,
-    )
+    return dropout_features(x, leading, p, training, inplace, rng, mask, return_mask, out)
 
 
 def drop_path(
@@ -195,7 +174,7 @@ def drop_path(
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
         per sample. It has a scale of its own, so `scale_by_keep` has to be True, and `p` has to be
-        left out or equal to the mask's.
+        left out or equal to the mask's; 0.5 counts as left out.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
@@ -213,22 +192,14 @@ def drop_path(
     if mask is not None and not scale_by_keep:
         raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
     scale = None if scale_by_keep else 1.0
-    return dropout_features(
-        x,
-        1,
-        p,
-        training,
-        inplace,
-        rng=rng,
-        mask=mask,
-        return_mask=return_mask,
-        out=out,
-        scale=scale,
-    )
+    return dropout_features(x, 1, p, training, inplace, rng, mask, return_mask, out, scale)
 
 
-def _alpha_dropout(x, leading, p, training, inplace, *, rng, mask, return_mask, out):
+def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out):
     """Replace dropped elements by SATURATION; scale and shift all to keep mean and variance."""
+    check_flag(training, "training")
+    check_flag(inplace, "inplace")
+    check_flag(return_mask, "return_mask")
     options = {"rng": rng, "mask": mask, "return_mask": return_mask, "out": out}
     if training and mask is not None:
         check_mask(mask, x.shape, tuple(range(leading, x.ndim)), p)
@@ -273,7 +244,7 @@ def alpha_dropout(
         ``dropout_backward(gy, mask)``.
     mask : Mask, optional
         A mask to apply instead of a new one, which excludes `rng`: of x's shape. Its scale is
-        replaced by a. `p` has to be left out or equal to the mask's.
+        replaced by a. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
 
     Raises
     ------
@@ -285,13 +256,8 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
     PyTorch.
     """
-    check_flag(training, "training")
-    check_flag(inplace, "inplace")
-    check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
-    return _alpha_dropout(
-        x, x.ndim, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
-    )
+    return _alpha_dropout(x, x.ndim, p, training, inplace, rng, mask, return_mask, out)
 
 
 def feature_alpha_dropout(
@@ -313,14 +279,9 @@ def feature_alpha_dropout(
     TypeError, ValueError
         As `dropout`.
     """
-    check_flag(training, "training")
-    check_flag(inplace, "inplace")
-    check_flag(return_mask, "return_mask")
     p, x = check_probability(p), take(x)
     _check_channels(x.ndim, 2)
-    return _alpha_dropout(
-        x, 2, p, training, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out
-    )
+    return _alpha_dropout(x, 2, p, training, inplace, rng, mask, return_mask, out)
 
 
 def check_copies(n):
@@ -346,7 +307,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
         one call number.
     mask : Mask, optional
         A mask of that shape to apply instead of a new one, which excludes `rng`. `p` has to be left
-        out or equal to the mask's.
+        out or equal to the mask's; 0.5 counts as left out.
     out : ndarray of shape ``(n, *x.shape)``, optional
         Takes the result; it must not overlap x.
 

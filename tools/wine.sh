@@ -174,7 +174,7 @@ compile_modules() {
   DISTUTILS_USE_SDK=1 PATH=$work/bin:$PATH LIB=$work/lib CDROPOUT_REQUIRE_CLANG=$1 _PYTHON_HOST_PLATFORM=win-amd64 \
     "$native" -W ignore setup.py -q egg_info --egg-base "$work/build" build --compiler=msvc --build-base "$work/build" --build-lib "$modules" \
     install_egg_info --install-dir "$modules"
-  for module in "$modules"/cdropout/_core/*.so; do mv "$module" "${module%%.*}.pyd"; done
+  for module in "$modules"/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
 # Wine cannot pass on all kinds of standard streams: they go through pipes. -P: the checkout itself is not built for Windows.
@@ -237,7 +237,7 @@ else
   compile_modules 1
   step "modules for arm64" compile_for_arm64
 fi
-echo "$(cat "$modules"/cdropout/_core/*.pyd | wc -c) bytes of modules"
+echo "$(cat "$modules"/cdropout/{_core,jax,tensorflow,torch}/*.pyd | wc -c) bytes of modules"
 windows_python -m cdropout info
 step "selftest" windows_python -m cdropout selftest
 [ $# -gt 0 ] || set -- "${kernels[@]}"

@@ -1,6 +1,7 @@
 """Checks of arguments, for the modules above."""
 from libc.stdint cimport uint64_t
 
+cdef double as_number(object value, requirement) except? -1
 cdef double as_probability(object p) except -1
 cdef object as_index(object value, name)
 cdef bint as_numpy_flag(object value, name) except -1

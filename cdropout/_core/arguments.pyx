@@ -7,19 +7,22 @@ from libc.stdint cimport uint64_t
 import numpy as np
 
 
+cdef double as_number(object value, requirement) except? -1:
+    """Return a real number as a double; TypeError, which begins with the requirement, for bools, arrays and all else."""
+    if PyFloat_CheckExact(value):
+        return value
+    numeric = getattr(getattr(value, "dtype", None), "kind", "f") not in "bcmMSUO"
+    scalar = getattr(value, "ndim", 0) == 0
+    if isinstance(value, bool) or not (hasattr(value, "__float__") and numeric and scalar):
+        raise TypeError(f"{requirement}, but got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:             # an int beyond the floats is beyond the limits of all arguments
+        return float("inf")
+
+
 cdef double as_probability(object p) except -1:
-    cdef double value
-    if PyFloat_CheckExact(p):
-        value = p
-    else:
-        numeric = getattr(getattr(p, "dtype", None), "kind", "f") not in "bcmMSUO"
-        scalar = getattr(p, "ndim", 0) == 0
-        if isinstance(p, bool) or not (hasattr(p, "__float__") and numeric and scalar):
-            raise TypeError(f"p has to be a number between 0 and 1, but got {type(p).__name__}")
-        try:
-            value = float(p)
-        except OverflowError:         # an int beyond the floats is beyond 1 too
-            value = float("inf")
+    cdef double value = as_number(p, "p has to be a number between 0 and 1")
     if not 0 <= value <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return value

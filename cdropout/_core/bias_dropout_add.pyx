@@ -11,7 +11,7 @@ from cdropout._core.arguments cimport as_flag, as_index, as_probability
 from cdropout._core.dtypes cimport by_array
 from cdropout._core.engine cimport CHUNK
 from cdropout._core.generator cimport Generator, as_rng, ask
-from cdropout._core.mask cimport Mask, check_mask, check_shape, draws, undrawn_mask
+from cdropout._core.mask cimport Mask, check_mask, check_not_given, check_shape, draws, undrawn_mask
 from cdropout._core.executor cimport pool, run_serially, threads_for
 
 cnp.import_array()
@@ -87,8 +87,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     if not trains:
         probability = 0
     if trains and mask is not None:
-        if rng is not None:
-            raise ValueError("mask= determines which elements are kept: it excludes rng")
+        check_not_given("rng", rng)
         check_mask(mask, shape, (), probability)
         drawn = mask
     else:

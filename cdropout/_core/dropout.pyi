@@ -143,7 +143,6 @@ def dropout_features(
     p: Probability,
     training: bool,
     inplace: bool,
-    *,
     rng: RNG,
     mask: Mask | None,
     return_mask: bool,

@@ -9,7 +9,7 @@ from cdropout._core.dispatch cimport kernels
 from cdropout._core.arguments cimport as_flag, as_probability
 from cdropout._core.generator cimport Generator, as_generator, as_rng, ask
 from cdropout._core.mask cimport (
-    Mask, as_axes, check_mask, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
+    Mask, as_axes, check_mask, check_not_given, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
 )
 
 cnp.import_array()
@@ -40,9 +40,9 @@ def dropout(
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared: elements that differ only there are kept or dropped together.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out (as
-        0.5 is) or equal to the mask's; packed bits (uint8) or bools, with their `p`; or an array of 0 and
-        ``1 / (1 - p)``, of x's type.
+        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out or
+        equal to the mask's (0.5, the default, counts as left out); packed bits (uint8) or bools, with their `p`; or an
+        array of 0 and ``1 / (1 - p)``, of x's type.
     return_mask : bool, default False
         Return ``(y, mask)``: the mask is what `dropout_backward` needs.
     out : ndarray, optional
@@ -73,9 +73,9 @@ def dropout(
             x, p, training, inplace, rng=rng, broadcast_dims=broadcast_dims, return_mask=return_mask, out=out,
             scale=None, shift=None,
         )
-    if not is_empty(broadcast_dims):
-        raise ValueError("mask= determines which elements are kept: it excludes broadcast_dims")
-    return apply_known(x, p, inplace, rng=rng, mask=mask, return_mask=return_mask, out=out, shift=None)
+    check_not_given("rng", rng)
+    check_not_given("broadcast_dims", broadcast_dims)
+    return apply_known(x, p, inplace, mask, return_mask, out, None)
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
@@ -104,7 +104,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 
 
 def dropout_features(
-    x, int leading, p, training, inplace, *, rng, mask, return_mask, out, scale=None, tuple shift=None,
+    x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
     """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_next`."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
@@ -114,9 +114,10 @@ def dropout_features(
             scale=scale, shift=shift,
         )
     p = as_probability(p)
+    check_not_given("rng", rng)
     check_mask(mask, shape_of(as_array(x)), axes, p)
     given = mask if scale is None else with_scale(mask, scale)
-    return apply_known(x, p, inplace, rng=rng, mask=given, return_mask=return_mask, out=out, shift=shift)
+    return apply_known(x, p, inplace, given, return_mask, out, shift)
 
 
 cdef bint is_empty(broadcast_dims):
@@ -175,12 +176,10 @@ cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple 
         raise
 
 
-cdef apply_known(x, p, inplace, rng, mask, return_mask, out, tuple shift):
+cdef apply_known(x, p, inplace, mask, return_mask, out, tuple shift):
     """Apply the mask that a call was given."""
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)  # once: a number's own code might answer otherwise the second time
-    if rng is not None:
-        raise ValueError("mask= determines which elements are kept: it excludes rng")
     p = None if isinstance(mask, Mask) and probability == 0.5 else probability
     y = apply_given(x, mask, p, inplace, out, shift)
     return (y, mask) if returns_mask else y

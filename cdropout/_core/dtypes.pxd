@@ -4,18 +4,21 @@ from libc.stdint cimport uint8_t
 
 from cdropout cimport cdropout_dtype
 
+cdef enum Framework:                  # each has its own number of a type
+    NUMPY
+    XLA
+    TENSORFLOW
+    FRAMEWORKS
+
 cdef struct ElementType:
     cdropout_dtype code               # also the index in the table
     const char* name                  # of NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
-    int numpy                         # NumPy's number; NONE for a type of ml_dtypes until an array of it comes
     uint8_t dlpack                    # DLPack's code; its bits are 8 * itemsize
-    int xla                           # XLA's number
-    int tensorflow                    # TensorFlow's number
+    int numbers[FRAMEWORKS]           # NONE is NumPy's for a type of ml_dtypes until an array of it comes
 
 cdef ElementType* types
 
+cdef const ElementType* by_number(Framework framework, int number) noexcept nogil
 cdef const ElementType* by_array(cnp.ndarray array) except? NULL
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil
-cdef const ElementType* by_xla(int number) noexcept nogil
-cdef const ElementType* by_tensorflow(int number) noexcept nogil

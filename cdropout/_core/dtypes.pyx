@@ -17,32 +17,38 @@ cdef enum:
 
 cdef ElementType table[COUNT]
 types = table
-types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, cnp.NPY_FLOAT, IEEE_FLOAT, 11, 1)
-types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, cnp.NPY_DOUBLE, IEEE_FLOAT, 12, 2)
-types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, cnp.NPY_FLOAT16, IEEE_FLOAT, 10, 19)
-types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, NONE, BRAIN_FLOAT, 16, 14)
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, NONE, BOOL, NONE, NONE)    # of masks, never of x
-
+types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, IEEE_FLOAT, [cnp.NPY_FLOAT, 11, 1])
+types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, IEEE_FLOAT, [cnp.NPY_DOUBLE, 12, 2])
+types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, IEEE_FLOAT, [cnp.NPY_FLOAT16, 10, 19])
+types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [NONE, 16, 14])
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [NONE, NONE, NONE])    # of masks, never of x
 
 cdef list rows = [(types[code].itemsize, code) for code in range(COUNT) if code != <int>CDROPOUT_BOOL]
 FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types that x may have
 LISTED = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
 
 
+cdef const ElementType* by_number(Framework framework, int number) noexcept nogil:
+    """Return the type of a framework's number, or NULL if dropout does not take it."""
+    cdef int i
+    for i in range(COUNT):
+        if types[i].numbers[<int>framework] == number:
+            return &types[i]
+    return NULL
+
+
 cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
     """Return the type of an array's elements, or NULL if dropout does not take it."""
     cdef int number = cnp.PyArray_TYPE(array)
+    cdef const ElementType* known = by_number(NUMPY, number)
     cdef int i
-    for i in range(COUNT):
-        if types[i].numpy == number:
-            return &types[i]
-    if cnp.PyTypeNum_ISUSERDEF(number):
+    if known == NULL and cnp.PyTypeNum_ISUSERDEF(number):
         name = array.dtype.name
         for i in range(COUNT):
-            if types[i].numpy == NONE and i != <int>CDROPOUT_BOOL and types[i].name.decode() == name:
-                types[i].numpy = number
+            if types[i].numbers[<int>NUMPY] == NONE and i != <int>CDROPOUT_BOOL and types[i].name.decode() == name:
+                types[i].numbers[<int>NUMPY] = number
                 return &types[i]
-    return NULL
+    return known
 
 
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
@@ -50,24 +56,6 @@ cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
     cdef int i
     for i in range(COUNT):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:
-            return &types[i]
-    return NULL
-
-
-cdef const ElementType* by_xla(int number) noexcept nogil:
-    """Return the type of an XLA buffer's elements, or NULL if dropout does not take it."""
-    cdef int i
-    for i in range(COUNT):
-        if types[i].xla == number:
-            return &types[i]
-    return NULL
-
-
-cdef const ElementType* by_tensorflow(int number) noexcept nogil:
-    """Return the type of a TensorFlow tensor's elements, or NULL if dropout does not take it."""
-    cdef int i
-    for i in range(COUNT):
-        if types[i].tensorflow == number:
             return &types[i]
     return NULL
 

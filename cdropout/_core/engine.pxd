@@ -1,5 +1,5 @@
 """The engine: applies a mask, packed bits or bools to views. NumPy's, PyTorch's and XLA's arrays all come through it."""
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cdropout cimport cdropout_dtype, cdropout_mask
 from cdropout._core.executor cimport Executor
@@ -30,6 +30,11 @@ cdef struct Operation:                # the caller fills in:
     size_t lengths[MAX_DIMS]          # of a work chunk along each axis of the view
 
 
+cdef inline int64_t stride_along(int axis, tuple strides, int64_t step) except? -1:
+    """Return the mask's stride along an axis; without strides it is `step`, the stride of C order."""
+    return step if strides is None else <int64_t><uint64_t>(strides[axis] & 0xFFFFFFFFFFFFFFFF)
+
+
 cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexcept nogil:
     """Let a mask determine which elements are kept."""
     operation.mask = mask
@@ -54,8 +59,13 @@ cdef inline void use_shift(Operation* operation, double shift, double constant) 
     operation.constant = constant
 
 
+ctypedef void (*InitMask)(cdropout_mask* mask, const void* call, size_t i) noexcept nogil
+
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil
 cdef int run(const Operation* operation) except -1 nogil
 cdef int run_prepared(const Operation* operation) except -1
 cdef int apply(Operation* operation, const Executor* executor) except -1
+cdef void apply_masks(
+    Operation* operation, const Executor* executor, size_t masks, InitMask init_mask, const void* call
+) noexcept nogil

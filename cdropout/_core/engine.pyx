@@ -164,3 +164,59 @@ cdef int apply(Operation* operation, const Executor* executor) except -1:
     """Prepare and execute an operation, on as many threads as the executor has."""
     prepare(operation, executor, SIZE_MAX)
     return run_prepared(operation)
+
+
+# ---- many masks ---------------------------------------------------------------------------------
+
+cdef struct Batch:
+    const Operation* operation        # prepared
+    size_t masks
+    size_t each                       # masks of a work chunk
+    InitMask init_mask
+    const void* call                  # for init_mask
+
+
+cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
+    """Apply the masks with the indices from `first` to before `last`, each to its part of x."""
+    cdef Operation operation = batch.operation[0]    # a copy per range: copying takes longer than applying a small mask
+    cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
+    cdef cdropout_mask mask
+    cdef size_t i
+    operation.mask = &mask
+    operation.view.x += first * nbytes
+    operation.view.y += first * nbytes
+    for i in range(first, last):
+        batch.init_mask(&mask, batch.call, i)
+        run(&operation)
+        operation.view.x += nbytes
+        operation.view.y += nbytes
+
+
+cdef void apply_chunk(const void* work, size_t number) noexcept nogil:
+    """Apply the masks of a work chunk of the whole batch."""
+    cdef const Batch* batch = <const Batch*>work
+    apply_range(batch, number * batch.each, min((number + 1) * batch.each, batch.masks))
+
+
+cdef void apply_masks(
+    Operation* operation, const Executor* executor, size_t masks, InitMask init_mask, const void* call
+) noexcept nogil:
+    """Apply masks to parts of x, which follow each other in x and y: large ones in turn, small ones at the same time.
+
+    The operation describes the first part, without its mask; `init_mask(&mask, call, i)` writes the mask with index i.
+    The executor must not answer signals.
+    """
+    cdef Batch batch
+    cdef size_t size = count_elements(&operation.view)
+    cdef bint together = masks > 1 and size < CHUNK
+    if masks == 0 or size == 0:
+        return
+    use_mask(operation, &nothing)     # each mask takes its place
+    prepare(operation, executor, 1 if together else SIZE_MAX)
+    batch = Batch(operation, masks, CHUNK // size + 1, init_mask, call)
+    if together:
+        executor.run(
+            apply_chunk, &batch, (masks - 1) // batch.each + 1, threads_for(executor, size * masks, SIZE_MAX), False,
+        )
+    else:
+        apply_range(&batch, 0, masks)

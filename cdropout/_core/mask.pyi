@@ -89,6 +89,7 @@ def check_mask(
     p: object,
     default: object = 0.5,
 ) -> None: ...
+def check_not_given(name: str, value: object) -> None: ...
 
 SATURATION: float
 

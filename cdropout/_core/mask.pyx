@@ -9,7 +9,7 @@ import numpy as np
 from cdropout cimport cdropout_mask
 from cdropout._core.numpy_arrays cimport apply_mask, as_array, destination, draw_bits, draw_bools, shape_of
 from cdropout._core.dispatch cimport kernels
-from cdropout._core.arguments cimport as_count, as_index, as_probability, as_seed
+from cdropout._core.arguments cimport as_count, as_index, as_number, as_probability, as_seed
 
 cnp.import_array()
 
@@ -343,9 +343,7 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
     cdef double value
     if scale is None:
         return
-    if isinstance(scale, (bool, str, bytes)) or not hasattr(scale, "__float__"):
-        raise TypeError(f"scale has to be a number, but got {type(scale).__name__}")
-    value = float(scale)
+    value = as_number(scale, "scale has to be a number")
     if value == mask.scale:
         return
     if p == 1 or not SMALLEST <= value <= LARGEST:
@@ -429,3 +427,9 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
         raise ValueError(f"the mask has p={mask.p}, but p={p} was given")
     if 0 not in shape and any([mask.strides[axis] != 0 and shape[axis] != 1 for axis in axes]):
         raise ValueError(f"the mask has to have one draw along the axes {axes}, but got {mask}")
+
+
+cpdef check_not_given(name, value):
+    """Raise a ValueError if an argument that mask= excludes is given: if it is not None, () or []."""
+    if value is not None and not (isinstance(value, (tuple, list)) and not value):
+        raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

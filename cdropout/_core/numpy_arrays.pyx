@@ -7,7 +7,7 @@ import numpy as np
 from cdropout cimport CDROPOUT_BOOL, cdropout_axis, cdropout_mask
 from cdropout._core.dtypes import LISTED
 from cdropout._core.dtypes cimport by_array
-from cdropout._core.engine cimport Operation, apply, use_bytes, use_mask, use_shift
+from cdropout._core.engine cimport Operation, apply, stride_along, use_bytes, use_mask, use_shift
 from cdropout._core.executor cimport pool
 from cdropout._core.view cimport View, arrange, overlaps_itself
 
@@ -192,7 +192,7 @@ cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple s
         axis.length = cnp.PyArray_DIM(y, i)
         axis.x = cnp.PyArray_STRIDE(x, i)
         axis.y = cnp.PyArray_STRIDE(y, i)
-        axis.mask = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
+        axis.mask = stride_along(i, strides, step)
         step *= axis.length
 
 

@@ -35,7 +35,7 @@ static inline uint32_t cd_order32(uint32_t v) { return v; }
 static inline uint64_t cd_order64(uint64_t v) { return v; }
 #endif
 static inline uint64_t cd_reverse_bytes64(uint64_t v) {
-#if defined(__GNUC__)
+#if CD_HAS_VECTORS
   return __builtin_bswap64(v);
 #else
   v = v >> 8 & 0x00FF00FF00FF00FF | (v & 0x00FF00FF00FF00FF) << 8;
@@ -241,7 +241,7 @@ static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_
 #else
 static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
   size_t i = 0;
-#if defined(__SSE2__) && defined(__GNUC__)
+#if CD_HAS_VECTORS && defined(__SSE2__)
   for (; size == 4 && i + 4 < n; i += 4) { /* not up to the last one, since what follows it is read */
     const float *from = (const float *)x + 2 * i;
     _mm_storeu_ps((float *)to + i, _mm_shuffle_ps(_mm_loadu_ps(from), _mm_loadu_ps(from + 4), 0x88));

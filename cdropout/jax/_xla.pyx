@@ -23,16 +23,16 @@ length per axis, in place of a start and strides, spare it 64-bit products, and 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport SIZE_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.dtypes import LISTED
-from cdropout._core.dtypes cimport by_xla, types
-from cdropout._core.engine cimport CHUNK, Operation, prepare, run, use_mask
-from cdropout._core.executor cimport uninterruptible_pool, threads_for
+from cdropout._core.dtypes cimport XLA, ElementType, by_number, types
+from cdropout._core.engine cimport Operation, apply_masks
+from cdropout._core.executor cimport uninterruptible_pool
 from cdropout._core.view cimport MAX_DIMS, View, count_elements
 
 cdef extern from *:
@@ -136,7 +136,7 @@ cdef struct Call:                     # what has been checked
     const Buffer* y
     size_t masks                      # the number of keys
     size_t probabilities              # the number of p: 1, or one per key
-    Operation operation               # on the part of x that the first mask is applied to; its mask is not set
+    Operation operation               # on the part of x that the first mask is applied to, without the mask
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
 cdef bytes x_text = f"x has to be {LISTED}: the dimensions of the keys, and at most {MAX_DIMS} of a mask".encode()
@@ -177,9 +177,10 @@ cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
 
 cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
     """Return the bytes per element, or 0 for a type that is not used."""
+    cdef const ElementType* kind = by_number(XLA, buffer.dtype)
     if buffer.dtype == XLA_U32:
         return 4
-    return by_xla(buffer.dtype).itemsize if by_xla(buffer.dtype) != NULL else 0
+    return kind.itemsize if kind != NULL else 0
 
 
 cdef bint is_sound(const Buffer* buffer) noexcept nogil:
@@ -231,7 +232,7 @@ cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
 
 
 cdef bint is_of(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
-    return buffer.dtype == types[<int>dtype].xla
+    return buffer.dtype == types[<int>dtype].numbers[<int>XLA]
 
 
 cdef bint holds_p(const Buffer* p) noexcept nogil:
@@ -248,7 +249,7 @@ cdef const char* check_types(Call* call) noexcept nogil:
     cdef int64_t i
     if call.key.dtype != XLA_U32 or keys < 0 or (call.key.dims[keys] != 2 and call.key.dims[keys] != 4):
         return "key has to be uint32[..., 2] or uint32[..., 4]"
-    if by_xla(call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
+    if by_number(XLA, call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
         return x_message
     if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
         return "the result has to be of the shape and type of x"
@@ -280,7 +281,7 @@ cdef const char* check_window(Call* call) noexcept nogil:
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
-    call.operation.dtype = by_xla(call.x.dtype).code
+    call.operation.dtype = by_number(XLA, call.x.dtype).code
     view.x = <const char*>call.x.data
     view.y = <char*>call.y.data
     view.ndim = <int>(call.x.rank - (call.key.rank - 1))
@@ -345,71 +346,26 @@ cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
 # ---- the masks ----------------------------------------------------------------------------------
 
 
-cdef cdropout_mask mask_of(const Call* call, size_t i) noexcept nogil:
-    """Return the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
+cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept nogil:
+    """Write the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
+    cdef const Call* call = <const Call*>checked
     cdef int64_t words_per_key = call.key.dims[call.key.rank - 1]
     cdef const uint32_t* words = <const uint32_t*>call.key.data + i * <size_t>words_per_key
-    cdef cdropout_mask mask
-    kernels.mask_init(&mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
-    return mask
-
-
-cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
-    cdef Operation operation = call.operation
-    cdef cdropout_mask mask
-    cdef size_t offset = i * operation.size * itemsize_of(call.x)
-    mask = mask_of(call, i)
-    operation.mask = &mask
-    operation.view.x += offset
-    operation.view.y += offset
-    run(&operation)
-
-
-cdef size_t masks_per_chunk(const Call* call) noexcept nogil:
-    """Return how many masks make up a work chunk of the whole call; they are small."""
-    return CHUNK // call.operation.size + 1
-
-
-cdef void apply_some(const void* work, size_t chunk) noexcept nogil:
-    cdef const Call* call = <const Call*>work
-    cdef size_t each = masks_per_chunk(call)
-    cdef size_t i
-    for i in range(chunk * each, min((chunk + 1) * each, call.masks)):
-        apply_mask(call, i)
-
-
-cdef void apply_all(Call* call) noexcept nogil:
-    """Apply all masks: large ones one after the other, small ones at the same time."""
-    cdef cdropout_mask first
-    cdef bint together
-    cdef size_t i
-    if call.masks == 0:
-        return
-    first = mask_of(call, 0)
-    use_mask(&call.operation, &first)
-    together = call.masks > 1 and count_elements(&call.operation.view) < CHUNK
-    prepare(&call.operation, uninterruptible_pool, 1 if together else SIZE_MAX)
-    if call.x.data != call.y.data:
-        use_huge_pages(<char*>call.y.data, call.operation.size * call.masks * itemsize_of(call.y))
-    if not together:
-        for i in range(call.masks):
-            apply_mask(call, i)
-    elif call.operation.size:
-        uninterruptible_pool.run(
-            apply_some, call, (call.masks - 1) // masks_per_chunk(call) + 1,
-            threads_for(uninterruptible_pool, call.operation.size * call.masks, SIZE_MAX), False,
-        )
+    kernels.mask_init(mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
 
 
 cdef void* execute(const CallFrame* frame) noexcept nogil:
     """Execute the custom call."""
     cdef Call call
+    cdef Operation* operation = &call.operation
     cdef void* failure
     if frame.extensions != NULL and frame.extensions.type == METADATA:
         return tell_version(frame)
     failure = check(frame, &call)
     if failure == NULL:
-        apply_all(&call)
+        if operation.view.x != operation.view.y:
+            use_huge_pages(operation.view.y, count_elements(&operation.view) * call.masks * itemsize_of(call.y))
+        apply_masks(operation, uninterruptible_pool, call.masks, init_mask, &call)
     return failure
 
 

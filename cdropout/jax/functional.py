@@ -10,7 +10,7 @@ import numpy as np
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, check_mask, shared_strides
+from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
 from cdropout.jax._xla import handler
 
 try:
@@ -113,10 +113,8 @@ def dropout(
     if x.ndim > 64:
         raise ValueError(f"x has to have at most 64 dimensions, but got {x.ndim}")
     if mask is not None:
-        if key is not None or broadcast_dims != ():
-            raise ValueError(
-                "mask= determines which elements are kept: it excludes key and broadcast_dims"
-            )
+        check_not_given("key", key)
+        check_not_given("broadcast_dims", broadcast_dims)
         return _apply_given(x, mask, p, bool(inplace))
     strides = shared_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)

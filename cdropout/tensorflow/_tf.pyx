@@ -23,17 +23,16 @@ import threading
 
 from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport INT64_MIN, SIZE_MAX, int64_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MIN, int64_t, uint64_t, uintptr_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy
 
 from cdropout cimport cdropout_axis, cdropout_mask
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.dtypes cimport ElementType, by_tensorflow
-from cdropout._core.engine cimport Operation, prepare, run, use_mask
+from cdropout._core.dtypes cimport TENSORFLOW, by_number, types
+from cdropout._core.engine cimport Operation, apply_masks
 from cdropout._core.executor cimport uninterruptible_pool
-from cdropout._core.view cimport MAX_DIMS
+from cdropout._core.view cimport MAX_DIMS, View
 
 C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # as TensorFlow's ops name the types
 NAME = "CdropoutApplyV1"              # another version of the op needs another name
@@ -97,12 +96,7 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # what has been checked
-    const ElementType* type           # of the elements of x; the definition of the op admits only those of the table
-    const char* x
-    char* y
-    size_t size                       # of the part of x that one mask is applied to
-    int ndim                          # of that part
-    cdropout_axis axes[MAX_DIMS]
+    Operation operation               # on the part of x that the first mask is applied to, without the mask
     size_t masks
     const int64_t* mask_ids           # two numbers per mask
     size_t rates                      # 1, or one per mask
@@ -114,31 +108,29 @@ cdef struct Call:                     # what has been checked
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
     """Fill in all but the axes and y, or the error."""
+    cdef View* view = &call.operation.view
     cdef int lead = tf.get_ndim(inputs[MASK_ID]) - 1
     cdef int x_ndim = tf.get_ndim(inputs[X])
-    cdef int ndim = x_ndim - lead
     cdef int i
     call.x_ndim = x_ndim
-    call.ndim = ndim
+    view.ndim = x_ndim - lead
+    view.start = 0
     if x_ndim > MAX_DIMS:
         snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", x_ndim)
         return
-    if lead < 0 or ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
+    if lead < 0 or view.ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
         snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
         return
-    call.masks = 1
-    call.size = 1
     for i in range(x_ndim):
         call.shape[i] = tf.get_length(inputs[X], i)
-        if i >= lead:
-            call.size *= <size_t>call.shape[i]
-            continue
+    call.masks = 1
+    for i in range(lead):
         call.masks *= <size_t>call.shape[i]
         if call.shape[i] != tf.get_length(inputs[MASK_ID], i):
             snprintf(call.error, sizeof(call.error), "the shape of x has to begin with the dimensions of mask_id")
             return
-    call.type = by_tensorflow(tf.get_dtype(inputs[X]))
-    call.x = <const char*>tf.get_data(inputs[X])
+    call.operation.dtype = by_number(TENSORFLOW, tf.get_dtype(inputs[X])).code    # the op's definition admits no other
+    view.x = <const char*>tf.get_data(inputs[X])
     call.mask_ids = <const int64_t*>tf.get_data(inputs[MASK_ID])
     call.rate = <const double*>tf.get_data(inputs[RATE])
     call.rates = <size_t>tf.get_size(inputs[RATE])
@@ -161,14 +153,14 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     """Fill in the axes, which are dense in x and y, or the error."""
     cdef const int64_t* noise = <const int64_t*>tf.get_data(noise_shape)
     cdef bint shares = tf.get_ndim(noise_shape) > 0
-    cdef int ndim = call.ndim
+    cdef int ndim = call.operation.view.ndim
     cdef int64_t before = tf.get_size(noise_shape) - ndim if shares else 0    # its axes in front of those of a mask
     cdef int64_t drawn, length, i
-    cdef int64_t dense = 1
+    cdef int64_t dense = <int64_t>types[<int>call.operation.dtype].itemsize
     cdef int64_t step = 1
     cdef cdropout_axis* axis
     for i in range(ndim - 1, -1, -1):
-        axis = &call.axes[i]
+        axis = &call.operation.view.axes[i]
         length = call.shape[call.x_ndim - ndim + i]
         drawn = length if not shares else noise[before + i] if before + i >= 0 else 1
         if drawn == INT64_MIN:
@@ -178,7 +170,7 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
                      "but got %lld for an axis of length %lld", <long long>drawn, <long long>length)
             return
         axis.length = <size_t>length
-        axis.x = axis.y = <ptrdiff_t>(<size_t>dense * call.type.itemsize)
+        axis.x = axis.y = <ptrdiff_t>dense
         axis.mask = 0 if drawn == 1 else step
         dense *= length
         step *= drawn
@@ -187,21 +179,11 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
             snprintf(call.error, sizeof(call.error), "noise_shape must not have more axes than x")
 
 
-cdef void apply_mask(const Call* call, size_t i) noexcept nogil:
-    """Apply the mask with index i, on the package's threads."""
-    cdef Operation operation
-    cdef cdropout_mask mask
-    cdef size_t offset = i * call.size * call.type.itemsize
-    kernels.mask_init(
-        &mask, <uint64_t>call.mask_ids[2 * i], <uint64_t>call.mask_ids[2 * i + 1], call.rate[i if call.rates > 1 else 0],
-    )
-    operation.view.x, operation.view.y, operation.view.start = call.x + offset, call.y + offset, 0
-    operation.view.ndim = call.ndim
-    memcpy(operation.view.axes, call.axes, call.ndim * sizeof(cdropout_axis))
-    operation.dtype = call.type.code
-    use_mask(&operation, &mask)
-    prepare(&operation, uninterruptible_pool, SIZE_MAX)
-    run(&operation)
+cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept nogil:
+    """Write the mask with index i."""
+    cdef const Call* call = <const Call*>checked
+    cdef const int64_t* id = call.mask_ids + 2 * i
+    kernels.mask_init(mask, <uint64_t>id[0], <uint64_t>id[1], call.rate[i if call.rates > 1 else 0])
 
 
 cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
@@ -209,7 +191,6 @@ cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
     cdef Call call
     cdef int candidate = X
     cdef void* y
-    cdef size_t i
     call.error[0] = 0
     check_masks(&call, inputs)
     if not call.error[0]:
@@ -223,9 +204,8 @@ cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
     inputs[X] = NULL
     y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
     if tf.get_code(status) == 0:
-        call.y = <char*>tf.get_data(y)
-        for i in range(call.masks if call.size else 0):
-            apply_mask(&call, i)
+        call.operation.view.y = <char*>tf.get_data(y)
+        apply_masks(&call.operation, uninterruptible_pool, call.masks, init_mask, &call)
     if y != NULL:
         tf.delete_tensor(y)
 
@@ -273,8 +253,8 @@ cdef define(bytes name):
     for spec in (b"x: T", b"mask_id: int64", b"rate: double", b"noise_shape: int64"):
         tf.add_input(op, spec)
     tf.add_output(op, "y: T")
-    types = ", ".join([C_NAMES.get(dtype, dtype) for dtype in FLOATS])
-    tf.add_attr(op, f"T: {{{types}}}".encode())
+    names = ", ".join([C_NAMES.get(dtype, dtype) for dtype in FLOATS])
+    tf.add_attr(op, f"T: {{{names}}}".encode())
     tf.set_shape_function(op, infer_shape)
     try:
         tf.register_op(op, status)

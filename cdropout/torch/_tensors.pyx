@@ -9,7 +9,7 @@ import torch
 from cdropout cimport CDROPOUT_BOOL, CDROPOUT_FLOAT32, cdropout_axis
 from cdropout.torch._draw cimport Draw, raise_unexpected
 from cdropout._core.dtypes cimport ElementType, by_dlpack, types
-from cdropout._core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, use_mask, use_shift
+from cdropout._core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, stride_along, use_mask, use_shift
 from cdropout._core.mask cimport shared_strides
 from cdropout.torch._openmp cimport executor_of_pytorch
 from cdropout._core.executor cimport Executor
@@ -154,12 +154,10 @@ cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t st
     """
     cdef ptrdiff_t itemsize = x.bits // 8
     cdef int64_t step = 1
-    cdef int64_t stride
     cdef int axis = 0
     cdef int i
     if size_of(x) == 0:
-        view.x, view.y, view.start, view.ndim = x.data, y.data, start, 1
-        view.axes[0] = cdropout_axis(0, itemsize, itemsize, 1)
+        view.ndim, view.axes[0].length = 1, 0
         return
     for i in range(x.ndim):
         axis += x.shape[i] != 1
@@ -167,8 +165,9 @@ cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t st
     for i in range(x.ndim - 1, -1, -1):
         if x.shape[i] != 1:
             axis -= 1
-            stride = step if strides is None else <int64_t><uint64_t>(strides[i] & 0xFFFFFFFFFFFFFFFF)
-            view.axes[axis] = cdropout_axis(x.shape[i], itemsize * x.strides[i], itemsize * y.strides[i], stride)
+            view.axes[axis] = cdropout_axis(
+                x.shape[i], itemsize * x.strides[i], itemsize * y.strides[i], stride_along(i, strides, step)
+            )
         step *= x.shape[i]
 
 

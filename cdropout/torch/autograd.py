@@ -17,13 +17,13 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
+from cdropout.torch._draw import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
 from cdropout._core.dtypes import FLOATS, LISTED
 from cdropout._core.generator import Generator
-from cdropout._core.mask import Mask, check_mask
-from cdropout.torch._draw import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
+from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
-from cdropout.torch.fx import PUBLIC, symbolic_call
 from cdropout.torch.operators import batched, dropout_operator, mask_operator, saved_seed
+from cdropout.torch.fx import PUBLIC, symbolic_call
 
 # What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
@@ -285,7 +285,6 @@ def masked(
     p: float,
     training: bool,
     inplace: bool,
-    *,
     generator: Source,
     mask: Mask | None,
     shared: tuple[int, ...] = (),
@@ -311,10 +310,8 @@ def masked(
         return _left_to(peer, x, p, training, inplace)
     if mask is not None and training:
         if is_dynamo_compiling():
-            options = {"generator": generator, "mask": mask, "shared": shared, "form": form}
-            return masked_in_a_break(peer, x, p, training, inplace, **options)
-        if generator is not None:
-            raise ValueError("mask= determines which elements are kept: it excludes generator")
+            return masked_in_a_break(peer, x, p, training, inplace, generator, mask, shared, form)
+        check_not_given("generator", generator)
         check_mask(mask, tuple(x.shape), shared, p)
         return apply_known(way, x, mask, inplace, form)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):

@@ -55,7 +55,8 @@ def dropout(
     mask : cdropout.Mask, optional
         A mask of the shape of `input` to apply instead of a new one, as of
         `cdropout.Generator.next_mask`. It excludes generator; p has to be left out or equal to the
-        mask's. Under vmap it is the mask of each sample. A checkpoint needs nothing else.
+        mask's, and 0.5 counts as left out. Under vmap it is the mask of each sample. A checkpoint
+        needs nothing else.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def dropout(
     a generator or a mask; of `torch.jit`, `trace` records and `script` compiles PyTorch's function
     instead.
     """
-    return masked(F.dropout, input, p, training, inplace, generator=generator, mask=mask)
+    return masked(F.dropout, input, p, training, inplace, generator, mask)
 
 
 def dropout1d(
@@ -115,9 +116,7 @@ def dropout1d(
     shared = (input.dim() - 1,)
     if input.dim() not in (2, 3):
         return F.dropout1d(input, p, training, inplace)
-    return masked(
-        F.dropout1d, input, p, training, inplace, generator=generator, mask=mask, shared=shared
-    )
+    return masked(F.dropout1d, input, p, training, inplace, generator, mask, shared)
 
 
 def dropout2d(
@@ -137,10 +136,8 @@ def dropout2d(
     if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
     if input.dim() != 4:
-        return _unusual(F.dropout2d, input, p, training, inplace, generator=generator, mask=mask)
-    return masked(
-        F.dropout2d, input, p, training, inplace, generator=generator, mask=mask, shared=(2, 3)
-    )
+        return _unusual(F.dropout2d, input, p, training, inplace, generator, mask)
+    return masked(F.dropout2d, input, p, training, inplace, generator, mask, (2, 3))
 
 
 def dropout3d(
@@ -161,11 +158,9 @@ def dropout3d(
         return symbolic_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
     ndim = input.dim()
     if ndim not in (4, 5):
-        return _unusual(F.dropout3d, input, p, training, inplace, generator=generator, mask=mask)
+        return _unusual(F.dropout3d, input, p, training, inplace, generator, mask)
     shared = tuple(range(ndim - 3, ndim))
-    return masked(
-        F.dropout3d, input, p, training, inplace, generator=generator, mask=mask, shared=shared
-    )
+    return masked(F.dropout3d, input, p, training, inplace, generator, mask, shared)
 
 
 def _unusual(
@@ -174,7 +169,6 @@ def _unusual(
     p: float,
     training: bool,
     inplace: bool,
-    *,
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
@@ -206,9 +200,7 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. With the same mask, the result
     equals that of `cdropout.alpha_dropout` to the bit. p = 1 gives zeros.
     """
-    return masked(
-        F.alpha_dropout, input, p, training, inplace, generator=generator, mask=mask, form="alpha"
-    )
+    return masked(F.alpha_dropout, input, p, training, inplace, generator, mask, (), "alpha")
 
 
 def feature_alpha_dropout(
@@ -229,17 +221,7 @@ def feature_alpha_dropout(
     if input.dim() < 2:
         return peer(input, p, training, inplace)
     shared = tuple(range(2, input.dim()))
-    return masked(
-        peer,
-        input,
-        p,
-        training,
-        inplace,
-        generator=generator,
-        mask=mask,
-        shared=shared,
-        form="alpha",
-    )
+    return masked(peer, input, p, training, inplace, generator, mask, shared, "alpha")
 
 
 def drop_path(
@@ -283,9 +265,7 @@ def drop_path(
         raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
     shared = tuple(range(1, input.dim()))
     form = "scale" if scale_by_keep else "keep"
-    return masked(
-        peer, input, p, training, inplace, generator=generator, mask=mask, shared=shared, form=form
-    )
+    return masked(peer, input, p, training, inplace, generator, mask, shared, form)
 
 
 def mc_dropout(

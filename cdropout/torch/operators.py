@@ -88,8 +88,8 @@ def _(
     form: str,
 ) -> tuple[Tensor, int]:
     x, one = batched(info, in_dims, x, seed)
-    shared = [0] * (in_dims[1] is None) + [axis + 1 for axis in shared]
-    return dropout_operator(x, one, call, p, shared, form), 0
+    draw = seeded(0, call, p, tuple(shared), form).batched(in_dims[1] is None)
+    return dropout_operator(x, one, *draw.constants()), 0
 
 
 @torch.library.register_vmap(mask_operator)

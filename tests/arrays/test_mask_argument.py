@@ -40,6 +40,7 @@ def test_a_mask_gives_what_its_generator_gives(function, axes, p, dtype):
     mask = cd.Generator(5).next_mask(x.shape, p, broadcast_dims=axes)
     same(function(x, mask=mask, training=True), want)
     same(function(x, p, True, mask=mask), want)
+    same(function(x, 0.5, True, mask=mask), want)  # counts as left out
     out = np.empty_like(x)
     y, used = function(x, mask=mask, training=True, out=out, return_mask=True)
     assert y is out
@@ -56,6 +57,7 @@ def test_mc_dropout():
     x = numbers(cd.dropout)
     mask = cd.Generator(5).next_mask((2, *x.shape), 0.3)
     same(cd.mc_dropout(x, n=2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
+    same(cd.mc_dropout(x, 0.5, 2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -67,6 +69,7 @@ def test_bias_dropout_add(p, dtype):
     y, used = cd.bias_dropout_add(x, bias, x[::-1], mask=mask, return_mask=True)
     same(y, want)
     assert used is mask and cd.bias_dropout_add(x, bias, x, training=False, mask=mask) is not x
+    same(cd.bias_dropout_add(x, bias, x[::-1], 0.5, mask=mask), want)
 
 
 @pytest.mark.parametrize("window", [np.s_[1:, ::-1], np.s_[2:, :], np.s_[:, :, 3:4]], ids=str)
@@ -139,11 +142,21 @@ def test_a_variant_takes_masks_only(function, axes):
         function(x, mask=np.ones(x.shape, bool), training=True)
 
 
+@pytest.mark.parametrize("none", [(), [], None], ids=str)
+def test_an_empty_argument_is_not_excluded(none):
+    x = numbers(cd.dropout)
+    mask = cd.Mask(x.shape, 0.3)
+    options = {"rng": None} if none is None else {"broadcast_dims": none}
+    same(cd.dropout(x, mask=mask, **options), mask.apply(x))
+
+
 def test_errors_of_the_others():
     x = numbers(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     with pytest.raises(ValueError, match="it excludes broadcast_dims"):
         cd.dropout(x, mask=mask, broadcast_dims=1)
+    with pytest.raises(ValueError, match="it excludes broadcast_dims"):
+        cd.dropout(x, mask=mask, broadcast_dims=[0])
     with pytest.raises(ValueError, match="it excludes scale_by_keep=False"):
         cd.drop_path(x, mask=mask, scale_by_keep=False)
     with pytest.raises(ValueError, match="it excludes rng"):

@@ -148,7 +148,8 @@ ERRORS = [
     *((lambda m, f=f: cd.Mask(3, 0.5, scale=f), ValueError, SCALE + f"{f} for p=0.5")
       for f in (0, -1.0, math.inf, math.nan, 1e-300, 1e39)),
     *((lambda m, f=f: cd.Mask(3, 0.5, scale=f), TypeError,
-       f"scale has to be a number, but got {type(f).__name__}") for f in ("2", b"2", True, [2])),
+       f"scale has to be a number, but got {type(f).__name__}")
+      for f in ("2", b"2", True, [2], np.True_, 2j, np.ones(1))),
     (lambda m: cd.Mask(3, 1, scale=2.0), ValueError, SCALE + "2.0 for p=1.0"),
     (lambda m: len(cd.Mask((), 0.5)), TypeError, "a mask of 0 dimensions has no length"),
     (lambda m: m.__array__(copy=False), ValueError,

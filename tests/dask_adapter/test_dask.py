@@ -175,12 +175,14 @@ def test_rng_is_asked_for_one_name_when_the_graph_is_built():
 def test_chunks_draw_their_windows_of_a_given_mask(chunks):
     whole = cd.Generator(4).next_mask((120, 50, 6), 0.3, broadcast_dims=1, scale=5)
     for mask in (cd.Generator(4).next_mask(SHAPE, 0.3), whole[119:59:-1, 2:49, :5]):
-        y, used = cdd.dropout(lazy(chunks=chunks), mask=mask, return_mask=True)
+        y, used = cdd.dropout(
+            lazy(chunks=chunks), 0.5, mask=mask, return_mask=True, broadcast_dims=[]
+        )
         assert used is mask
         np.testing.assert_array_equal(y.compute(), mask.apply(X))
         assert cdd.dropout(lazy(), mask=mask, p=0.3).name == cdd.dropout(lazy(), mask=mask).name
     x = lazy()
-    assert cdd.dropout(x, training=False, mask=mask) is x
+    assert cdd.dropout(x, training=False, mask=mask, rng=1) is x  # all are ignored
     assert cdd.dropout(x, mask=cd.Mask(SHAPE, 0)) is x
 
 
@@ -231,8 +233,7 @@ ERRORS = {
         f"mask and {name}": (
             lambda x, name=name, value=value: cdd.dropout(x, mask=MASK, **{name: value}),
             ValueError,
-            "mask= determines which elements are kept: "
-            "it excludes seed, call, rng and broadcast_dims",
+            f"mask= determines which elements are kept: it excludes {name}",
         )
         for name, value in [("seed", 1), ("call", 1), ("rng", 1), ("broadcast_dims", 0)]
     },

@@ -52,6 +52,11 @@ def test_a_given_mask(mask, dtype):
     check(jax.jit(dropout, static_argnames="mask")(None, x, mask=mask), want)
 
 
+def test_no_broadcast_dims():
+    mask, x = MASKS["mask"], numbers()
+    check(dropout(None, x, broadcast_dims=[], mask=mask), mask.apply(np.asarray(x)))
+
+
 def test_a_mask_that_keeps_everything_returns_x():
     x = numbers()
     assert dropout(None, x, mask=cd.Mask(SHAPE, 0)) is x
@@ -76,8 +81,8 @@ def test_under_vmap_each_example_has_the_mask(mask):
 
 
 ERRORS = {
-    "key": ((jax.random.key(1), numbers()), {}, ValueError, "it excludes key and broadcast_dims"),
-    "axes": ((None, numbers(), None, 0), {}, ValueError, "it excludes key and broadcast_dims"),
+    "key": ((jax.random.key(1), numbers()), {}, ValueError, "it excludes key"),
+    "axes": ((None, numbers(), None, 0), {}, ValueError, "it excludes broadcast_dims"),
     "p": ((None, numbers(), 0.5), {}, ValueError, "the mask has p=0.3, but p=0.5 was given"),
     "shape": ((None, numbers()[1:]), {}, ValueError,
               "the mask has the shape (3, 4, 5, 6), but x has (2, 4, 5, 6)"),

@@ -15,7 +15,7 @@ tf = import_or_skip("tensorflow")
 
 from tensorflow.python.framework.config import disable_op_determinism  # noqa: E402
 
-from cdropout.tensorflow import dropout, stateless_dropout  # noqa: E402
+from cdropout.tensorflow import dropout, op, stateless_dropout  # noqa: E402
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 SHAPES = [(), (1,), (0,), (3, 0, 2), (64,), (8191,), (3, 5, 7, 11)]
@@ -389,6 +389,16 @@ def test_vectorized_map_of_seeds_rates_and_noise():
     y = tf.vectorized_map(one, (x, calls, rates), fallback_to_while_loop=False)
     for i in range(6):
         check(y[i], expected(x[i], float(rates[i]), 7, i, (1,)))
+
+
+@pytest.mark.parametrize("masks, size", [(3, 1 << 16), (2500, 63), (3, 0), (0, 5)])
+def test_large_masks_in_turn_and_small_ones_at_the_same_time(masks, size):
+    x = numbers(masks, size)
+    ids = np.stack([np.full(masks, 7), np.arange(masks)], -1)
+    rates = np.linspace(0, 1, masks)
+    y = op.apply(x, ids, rates, 0)
+    right = [cd.Mask(size, rates[i], 7, i).apply(x.numpy()[i]) for i in range(masks)]
+    check(y, np.array(right, np.float32).reshape(masks, size))
 
 
 def test_vectorized_map_in_vectorized_map():

@@ -59,6 +59,7 @@ def test_a_mask_gives_what_its_generator_gives(name, dtype, p):
     want = function(x, p, True, generator=cd.Generator(9))
     with Untouched():
         assert torch.equal(function(x, mask=mask, training=True), want)
+        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # counts as left out
         assert function(x, training=False, mask=mask) is x
         y = x.clone()
         assert function(y, p, True, True, mask=mask) is y and torch.equal(y, want)

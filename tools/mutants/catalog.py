@@ -259,7 +259,7 @@ MUTANTS = {
         ],
     },
     "_core/arguments.pyx": {
-        "as_probability": [
+        "as_number": [
             ("bool", "isinstance($p, bool) or", "False or"),
         ],
         "as_index": [
@@ -506,6 +506,9 @@ MUTANTS = {
         "Draw.copy": [
             ("start", "self.start, self.strides", "0, self.strides"),
         ],
+        "Draw.batched": [
+            ("shared axes", "$a + 1 for $a", "$a for $a"),
+        ],
     },
     "torch/_openmp.pyx": {
         "take_part": [
@@ -634,7 +637,6 @@ MUTANTS = {
         ],
         "_": [
             ("large seeds", "& WORD", "& (WORD >> 1)", 1),
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
         ],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
         "InGraph.jvp": [
