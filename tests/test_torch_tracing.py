@@ -7,6 +7,8 @@ from torch_functions import CALLS, GENERATORS
 
 import cdropout as cd
 
+from needs import slow
+
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
 
@@ -57,7 +59,7 @@ def assert_compiled_is_eager(function, backend, dynamic=None):
         torch.testing.assert_close(fast, eager, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("budget", [1, 0.9, 0.5, 0.1, 0])
+@pytest.mark.parametrize("budget", [*slow(1, 0.9, 0.1), 0.5, 0])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_memory_budget_never_draws_another_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
@@ -94,7 +96,9 @@ def test_a_memory_budget_of_a_region():
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("dropout", "in place") else slow(name)[0] for name in CALLS]
+)
 def test_transforms_within_a_compiled_graph(name):
     function, x = CALLS[name], torch.randn(4, 5, 6, 7)
 
@@ -131,7 +135,7 @@ def test_opcheck_of_the_saved_seed():
 # ---- make_fx, aot_function ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", [*slow("real", "fake"), "symbolic"])
 @pytest.mark.parametrize("name", CALLS)
 def test_make_fx_records_our_operator(name, mode):
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -149,7 +153,7 @@ def test_make_fx_records_our_operator(name, mode):
     assert torch.equal(traced(x), expected)
 
 
-@pytest.mark.parametrize("budget", [1, 0.5, 0])
+@pytest.mark.parametrize("budget", [*slow(1, 0.5), 0])
 @pytest.mark.parametrize("name", CALLS)
 def test_aot_function_records_our_operator(name, budget):
     from functorch.compile import (
