@@ -24,9 +24,7 @@ CASES = [(kind, FUNCTIONS[name]) for kind in HOW[:-1] for name in FUNCTIONS]
 CASES += [(kind, FORMS[name]) for kind in HOW[:2] for name in FORMS]  # accelerate() leaves the rest
 CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
 CASES += [  # to compile takes long
-    pytest.param(
-        "compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32)
-    )
+    pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
     for function in FUNCTIONS.values()
     for dtype in DTYPES
 ]
