@@ -7,15 +7,10 @@ import pytest
 # The tests multiply small matrices only. In each of their processes, OpenBLAS would start threads
 # when NumPy is imported, which takes as long as the import itself.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# OpenMP's threads, which PyTorch has, would spin after each operation, and take a CPU from others.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure(config):
     check_package()
-    if config.option.markexpr == "not slow":  # as in pyproject.toml
-        # Quick tests compile JAX's programs quickly; with the slow tests, XLA optimizes them.
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     select_named_tests(config)
 
 
