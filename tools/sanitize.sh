@@ -84,10 +84,11 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   local words="runtime error:|ERROR: AddressSanitizer"
   say "the suite: AddressSanitizer, UndefinedBehaviorSanitizer"
   local left_out=()
-  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,memory}.py cli capi documents project \
+  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,huge_arrays,memory}.py cli capi documents project \
     {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
     left_out+=("--ignore=tests/$name")
   done
+  left_out+=(--deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter})
   suite "$words" -m '' "${left_out[@]}"
 
   say "the tests of PyTorch and JAX: the same"
@@ -119,8 +120,9 @@ threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
   suite "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
+    tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
     tests/core/test_kernels.py::test_threads_share_arrays tests/core/test_stress.py \
-    -k "not memory and not leave_the_process and not sharing_begins and not cannot_be_started" # which count threads
+    -k "not memory and not leave_the_process and not start_threads_once and not cannot_be_started" # which count threads
 }
 
 fuzz() {
