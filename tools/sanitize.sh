@@ -84,7 +84,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   local words="runtime error:|ERROR: AddressSanitizer"
   say "the suite: AddressSanitizer, UndefinedBehaviorSanitizer"
   local left_out=()
-  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,huge_arrays,memory}.py cli capi documents project \
+  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,huge_arrays,memory,process_state}.py cli capi documents project \
     {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
     left_out+=("--ignore=tests/$name")
   done
@@ -100,7 +100,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
 
   say "the tests of all objects and errors: LeakSanitizer"
   options=("${base[@]}" "ASAN_OPTIONS=$common:detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=16")
-  # (what the garbage collector tracks can always be reached: of that, tests/core/test_stress.py counts the references)
+  # (what the garbage collector tracks can always be reached: of that, tests/core/test_memory.py counts the references)
   sees "cdropout/_core/generator.*\.so" "import ctypes, cdropout
 for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Generator(n)))"
   # CPython and NumPy lose some constants at their end; a leak is ours if a module of this package is among its callers
@@ -122,7 +122,7 @@ threads = [threading.Thread(target=work) for _ in range(2)]
   suite "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
     tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
     tests/core/test_kernels.py::test_threads_share_arrays tests/core/test_stress.py \
-    -k "not memory and not leave_the_process and not start_threads_once and not cannot_be_started" # which count threads
+    -k "not start_threads_once and not cannot_be_started" # which count threads
 }
 
 fuzz() {

@@ -6,6 +6,7 @@ import sysconfig
 import tracemalloc
 
 import numpy as np
+import pytest
 
 import cdropout as cd
 
@@ -18,6 +19,7 @@ LIMIT_MEMORY = f"{FIND_TESTS}from tests.helpers.memory_limit import *\n"
 
 HUGE_OUTPUT = """
 import numpy as np
+import pytest
 import cdropout as cd
 huge = np.broadcast_to(np.float32(1), (1 << 15, 1 << 15))  # a copy would take 4 GiB
 fortran = np.ones((4096, 4096), np.float32, order="F")
@@ -61,6 +63,7 @@ def test_calls_without_memory_for_the_output_change_nothing():
 
 VARIANTS = """
 import numpy as np
+import pytest
 import cdropout as cd
 cd.set_num_threads(3)
 large, out = np.ones(5 << 20, np.float32), np.empty(5 << 20, np.float32)
@@ -98,6 +101,7 @@ def test_variants_without_memory_for_output_or_threads():
 TILES = """
 import ctypes
 import numpy as np
+import pytest
 import cdropout as cd
 malloc = ctypes.CDLL(None).malloc
 malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -126,6 +130,7 @@ def test_tiles_are_smaller_if_memory_is_short():
 
 PEAK = """
 import numpy as np
+import pytest
 import cdropout as cd
 x, y = np.ones(1 << 24, np.float32), np.full(1 << 24, 2, np.float32)  # 64 MiB each
 
@@ -245,3 +250,73 @@ def test_calls_leak_no_memory_and_no_references():
         tracemalloc.stop()
     assert [sys.getrefcount(value) for value in held] == before
     assert growth < 20 * ROUNDS
+
+
+MANY_CALLS = """
+import gc, sys
+import numpy as np
+import pytest
+import cdropout as cd
+TIMES = 100_000
+x, out, mask = np.ones((8, 20), np.float32), np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
+generator, module, view = cd.Generator(1), cd.Dropout(rng=2), memoryview(x)
+bits, bools, integers = mask.bits(), np.asarray(mask), x.astype(int)
+module(x)
+good = [
+    lambda: cd.dropout(x, 0.5, rng=generator, return_mask=True),
+    lambda: cd.dropout(view, 0.5, rng=3, out=out),
+    lambda: cd.dropout(x, 0.5, rng=generator, broadcast_dims=1),
+    lambda: cd.dropout_backward(x, bits, p=0.5, out=out),
+    lambda: cd.dropout_backward(x, bools, p=0.5),
+    lambda: module.backward(module(x)),
+    lambda: mask[1:, ::2].bits(),
+    lambda: cd.bias_dropout_add(x, x[0], x, 0.5, rng=generator),
+]
+bad = [
+    lambda: cd.dropout(x, 2, rng=generator),
+    lambda: cd.dropout(integers, 0.5, rng=generator),
+    lambda: cd.dropout([x], rng=generator),
+    lambda: cd.dropout(x, rng="seed"),
+    lambda: cd.dropout(x, rng=generator, out=out[1:]),
+    lambda: cd.dropout(x, rng=generator, broadcast_dims=(0, 0)),
+    lambda: cd.dropout_backward(x, bools),
+    lambda: mask[5, 5, 5],
+]
+
+def run_all(calls, times):
+    failed = 0
+    for _ in range(times // len(calls)):
+        for call in calls:
+            try:
+                call()
+            except (TypeError, ValueError, IndexError):
+                failed += 1
+    return failed
+
+def resident():
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * 4096
+
+held = [x, out, mask, generator, module, view, bits, bools, integers, x.dtype, cd.default_generator]
+for calls, failures in (good, 0), (bad, TIMES):
+    run_all(calls, 4000)
+    gc.collect()
+    counts = [sys.getrefcount(value) for value in held]
+    blocks, used = sys.getallocatedblocks(), resident()
+    assert run_all(calls, TIMES) == failures
+    gc.collect()
+    assert [sys.getrefcount(value) for value in held] == counts
+    print(sys.getallocatedblocks() - blocks, resident() - used)
+"""
+
+
+@pytest.mark.slow
+@linux_only
+def test_memory_is_constant_over_many_calls():
+    """The limits detect a leak of one object, or of 1 KiB, in one of 100 calls."""
+    status, output, errors = run(MANY_CALLS)
+    assert status == 0, errors
+    for line in output.splitlines():
+        blocks, resident = map(int, line.split())
+        assert blocks < 200 and resident < 1 << 20
+    assert len(output.splitlines()) == 2
