@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdropout._core.dropout import dropout
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides
 
 try:
     import keras
@@ -29,7 +29,7 @@ __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"
 
 def _mask(words: Any, shape: tuple[int, ...], p: float, shared: tuple[int, ...]) -> Mask:
     seed, call = (int(word) & 0xFFFFFFFF for word in words)  # torch has them as int32
-    return Mask(shape, p, seed, call, strides=shared_strides(shape, shared))
+    return Mask(shape, p, seed, call, strides=broadcast_strides(shape, shared))
 
 
 def _draw_numpy(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:

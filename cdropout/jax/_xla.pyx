@@ -29,7 +29,7 @@ from libc.string cimport memcpy
 
 from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout._core.dispatch cimport kernels
-from cdropout._core.dtypes import LISTED
+from cdropout._core.dtypes import FLOATS_TEXT
 from cdropout._core.dtypes cimport XLA, ElementType, by_number, types
 from cdropout._core.engine cimport Operation, apply_masks
 from cdropout._core.executor cimport uninterruptible_pool
@@ -139,7 +139,7 @@ cdef struct Call:                     # what has been checked
     Operation operation               # on the part of x that the first mask is applied to, without the mask
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
-cdef bytes x_text = f"x has to be {LISTED}: the dimensions of the keys, and at most {MAX_DIMS} of a mask".encode()
+cdef bytes x_text = f"x has to be {FLOATS_TEXT}: the dimensions of the keys, and at most {MAX_DIMS} of a mask".encode()
 cdef const char* x_message = x_text
 
 

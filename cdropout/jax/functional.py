@@ -10,7 +10,7 @@ import numpy as np
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 from cdropout.jax._xla import handler
 
 try:
@@ -116,7 +116,7 @@ def dropout(
         check_not_given("key", key)
         check_not_given("broadcast_dims", broadcast_dims)
         return _apply_given(x, mask, p, bool(inplace))
-    strides = shared_strides(x.shape, broadcast_dims) or ()
+    strides = broadcast_strides(x.shape, broadcast_dims) or ()
     shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
     _is_typed(key)
     if isinstance(p, float):
@@ -143,7 +143,7 @@ def _apply_given(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
     if mask.p == 1:
         return jnp.zeros_like(x)
     axes = tuple(axis for axis, step in enumerate(mask.strides) if step == 0)
-    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=shared_strides(x.shape, axes))
+    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=broadcast_strides(x.shape, axes))
     if mask == whole:
         key = _words_of(np.array([mask.seed, mask.call], np.uint64))
         shared = sum(1 << axis for axis in axes)
