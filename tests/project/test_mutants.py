@@ -132,7 +132,7 @@ def test_a_pattern_must_match_once(function, pattern, number, matches):
     ],
 )
 def test_matches_of_patterns(text, pattern, matches):
-    found = anchors.places(text, "f", pattern)
+    found = anchors.matches(text, "f", pattern)
     assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
 
 
@@ -162,7 +162,7 @@ static int g(int x) { return f(x) + 1; }
     ],
 )
 def test_matches_in_c(function, pattern, matches):
-    found = anchors.places(C_FUNCTIONS, function, pattern, anchors.C)
+    found = anchors.matches(C_FUNCTIONS, function, pattern, anchors.C)
     assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
 
 
