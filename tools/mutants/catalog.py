@@ -1,9 +1,9 @@
-"""The mutants, by file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
+"""Mutants per file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
 
-Patterns are those of anchors.py. A pattern matches once in its function, or `number` (from 1) says
-which match is meant. A name that ends in @ and an instruction set is a mutant of the kernels for
-that set; the others are mutants of those for avx512. Each mutant has to change a result or an
-error: what only costs time is left out, and so is what no test can bring about.
+anchors.py describes patterns. A pattern must match once in its function, unless `number` (from 1)
+selects a match. A name that ends in @ and an instruction set is a mutant of the kernels for that
+set; other mutants of kernels are those for avx512. Each mutant must change a result or an error
+that a test can observe, not only the time of a call.
 """
 # ruff: noqa: E501
 # fmt: off
@@ -751,10 +751,10 @@ MUTANTS = {
     },
 }
 
-# Why no test can notice a mutant that survives
+# reasons why no test can kill a surviving mutant
 EXPLAINED = {
     "torch/checkpoint.py:_SecondRun.__enter__:outer":
-        "a replay within another draws from its own generators alone: in the first run, it was refused all others",
+        "an inner replay draws from its own generators only; the first run raises an error for all others",
     "_core/select.pxd:bits_at:last-byte":
-        "the byte past the last one does not change the result, and lies within a local buffer or behind it",
+        "the next byte does not change the result, and is in or after a local buffer",
 }
