@@ -459,25 +459,25 @@ MUTANTS = {
         ],
     },
     "torch/_tensors.pyx": {
-        "read": [
+        "read_tensor": [
             ("negative", "not $x.is_neg()", "True"),
             ("subclasses", "if type($x) is not Tensor and type($x) is not Parameter:", "if False:"),
         ],
-        "is_ordinary": [
+        "runs_eagerly": [
             ("modes", "and not active_modes()", "and True"),
         ],
         "is_new": [
             ("shape", "if $v.shape[$i] != $x.shape[$i]:", "if False:"),
-            ("overlap", "not overlap($*e)", "True"),
+            ("overlap", "not elements_overlap($*e)", "True"),
         ],
-        "compute": [
-            ("signals", "$d.take_back()", "pass"),
+        "apply_mask": [
+            ("signals", "$m.undo_draw()", "pass"),
             ("copied back", "$y.copy_($c)", "pass"),
         ],
-        "copy_first": [
-            ("half types", "if not $d.shifts or $*e:", "if True:"),
+        "float32_copy": [
+            ("half types", "if not $m.shifts or $*e:", "if True:"),
         ],
-        "compute_gradient": [
+        "apply_mask_to_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
@@ -493,29 +493,29 @@ MUTANTS = {
             ("state", "set_state($g, $b)", "pass"),
         ],
         "set_state": [("forks", "(<Generator>$g).forks_at_seeding)", "-1)")],
-        "Draw.draw": [
+        "LazyMask.draw": [
             ("p = 1", "if $p != 1:", "if True:"),
         ],
-        "Draw.take_back": [
+        "LazyMask.undo_draw": [
             ("PyTorch's", "restore($*e)", "pass"),
         ],
         "derivative_of": [
             ("alpha", '"alpha_gradient" if $f == "alpha" else $f', "$f"),
         ],
         "check_generator": [("types", "if not ($*e):", "if False:")],
-        "Draw.copy": [
+        "LazyMask.copy": [
             ("start", "self.start, self.strides", "0, self.strides"),
         ],
-        "Draw.batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
+        "LazyMask.with_batch_axis": [
+            ("broadcast axes", "$a + 1 for $a", "$a for $a"),
         ],
     },
     "torch/_openmp.pyx": {
-        "run_chunks": [
+        "run_thread": [
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
         ],
-        "run_by_openmp": [
+        "run_in_openmp": [
             ("maximum", "min(exchange_thread_limit(0), $m, $c)", "min($m, $c)"),
         ],
     },
@@ -583,13 +583,13 @@ MUTANTS = {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
-        "_unusual": [("generator", "if $g is not None:", "if False:")],
+        "_call_deprecated": [("generator", "if $g is not None:", "if False:")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
             ("scale", '"scale" if $s else "keep"', '"scale"'),
             ("scale elsewhere", "$f if $s or $p == 1 else $f * (1 - $p)", "$f"),
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
-            ("symbolic", "is_symbolic($x)", "False"),
+            ("symbolic", "is_proxy($x)", "False"),
         ],
         "mc_dropout": [
             ("copies", "$y.clone() if $y is $c else $y", "$y"),
@@ -600,30 +600,30 @@ MUTANTS = {
         ],
     },
     "torch/autograd.py": {
-        "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
-        "Eager.backward": [
-            ("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x"),
+        "restore_on_error": [("restored", "restore($g, $b, $a)", "pass")],
+        "EagerDropout.backward": [
+            ("gradient", "TransformableDropout.apply($g, None, $c.mask.derivative())", "$g"),
         ],
-        "Masked.forward": [
+        "TransformableDropout.forward": [
             ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
         "_check_in_place": [
             ("overlap", "if torch._debug_has_internal_overlap($x):", "if False:"),
             ("leaves", "($x.is_leaf or $x._is_view())", "$x._is_view()"),
         ],
-        "eagerly": [
+        "apply_eagerly": [
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
             ("forward mode", "$f >= 0", "False"),
         ],
-        "transformed": [
-            ("inplace", "$x.copy_($y) if $d.inplace else $y", "$y"),
-            ("known", "if $d.drawn:", "if False:"),
+        "apply_under_transforms": [
+            ("inplace", "$x.copy_($y) if $m.inplace else $y", "$y"),
+            ("known", "if $m.drawn:", "if False:"),
         ],
-        "way_for": [
+        "implementation_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
-            ("subclasses", "type($x) is not Tensor or not _fits($x)", "not _fits($x)"),
+            ("subclasses", "type($x) is not Tensor or not _has_supported_type($x)", "not _has_supported_type($x)"),
         ],
-        "_fits": [
+        "_has_supported_type": [
             ("device", '$x.device.type == "cpu" and', "True and"),
         ],
         "apply_given_mask": [
@@ -631,15 +631,15 @@ MUTANTS = {
         ],
     },
     "torch/operators.py": {
-        "batched": [
+        "move_batch_axis_first": [
             ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
             ("axis of x", "$x.movedim($d[0], 0)", "$x"),
         ],
         "_": [
-            ("large seeds", "& WORD", "& (WORD >> 1)", 1),
+            ("large seeds", "& UINT64_MAX", "& (UINT64_MAX >> 1)", 1),
         ],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
-        "InGraph.jvp": [
+        "OperatorDerivatives.jvp": [
             ("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g"),
         ],
     },
@@ -655,11 +655,11 @@ MUTANTS = {
         ],
     },
     "torch/fx.py": {
-        "symbolic_call": [
+        "record_call": [
             ("generator", "if $g is not None:", "if False:", 1),
         ],
-        "is_recorded": [
-            ("subclasses", "type($m) not in WHOLE or", "False or"),
+        "is_traced_leaf": [
+            ("subclasses", "if type($m) not in LEAF_MODULES:", "if False:"),
             ("tracers", "and isinstance($t, Tracer)", "and True"),
             ("root", "$m is not $r and", "True and"),
         ],
@@ -668,7 +668,7 @@ MUTANTS = {
         ],
     },
     "torch/modules.py": {
-        "_Here.__init__": [
+        "_DropoutModule.__init__": [
             ("p", "if not 0 <= $p <= 1:", "if False:"),
         ],
         "Dropout.forward": [("generator", "generator=$s.generator", "generator=None")],
@@ -678,21 +678,21 @@ MUTANTS = {
     },
     "torch/overrides.py": {
         "_Switch.change": [
-            ("depth", "$s.on or $s.depth > 0", "$s.on"),
+            ("depth", "$s.enabled or $s.depth > 0", "$s.enabled"),
         ],
         "_Acceleration.__call__": [
             ("generators", "if any($*e):", "if False:"),
-            ("results", "if isinstance($r, SUSPENDED):", "if False:"),
+            ("results", "if isinstance($r, SUSPENDABLE_RESULTS):", "if False:"),
         ],
-        "KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
-        "_registered": [("taken apart", "if $c not in $o.py_kernels:", "if False:")],
-        "_our_way": [
+        "DISPATCH_KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
+        "_register_kernels": [("decomposed", "if $c not in $o.py_kernels:", "if False:")],
+        "_implementation_for": [
             ("evaluation", "$t is not False and", "True and"),
-            ("modes", "$w if is_plain($x) and $x.numel() != 0 else None", "None"),
+            ("modes", "$w if is_supported($x) and $x.numel() != 0 else None", "None"),
         ],
-        "_rerouted": [
+        "_dropout_kernel": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
-            ("alpha", '"alpha" if $a else "scale"', '"scale"'),
+            ("form", "None, $b, $f)", 'None, $b, "scale")'),
         ],
     },
     "jax/functional.py": {
