@@ -696,13 +696,13 @@ MUTANTS = {
         ],
     },
     "jax/functional.py": {
-        "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
-        "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
+        "_key_data": [("shape", "if $w.shape not in $*e:", "if False:")],
+        "_evaluate_abstractly": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
         "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
         "_batch": [
             ("p of each", "($p, $a) if $k is None else ($l, $b)", "($l, $b)"),
         ],
-        "_window": [("shared", "$s >> $a & 1 for", "0 for")],
+        "_window": [("broadcast axes", "$a in $b for", "0 for")],
         "_lower": [("inplace", "{1: 0} if $i else None", "None")],
     },
     "flax.py": {
