@@ -2,4 +2,4 @@
 
 from cdropout._core.dtypes import LISTED as LISTED
 
-handler: object  # a capsule
+handler: object  # a PyCapsule

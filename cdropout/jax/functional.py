@@ -369,9 +369,7 @@ def _call_python(key: Any, x: Any, p: Any, window: Any) -> Any:
     return jax.pure_callback(_apply_in_python, result, key, x, p, window)
 
 
-def _lower(
-    context: Any, *operands: Any, broadcast_axes: tuple[int, ...], inplace: bool
-) -> Any:
+def _lower(context: Any, *operands: Any, broadcast_axes: tuple[int, ...], inplace: bool) -> Any:
     key, x, _ = context.avals_in
     window = _window(x.ndim - (key.ndim - 1), broadcast_axes)
     context = context.replace(

@@ -80,7 +80,9 @@ def test_arguments_that_are_not_taken(arguments, error, message, wrap):
     "name, value", [("inplace", True), ("broadcast_dims", 0), ("broadcast_dims", (0, 1))]
 )
 def test_arguments_that_cannot_be_traced(name, value):
-    message = f"{name} has to be known .* but it is traced: pass static_argnames='{name}' to jax.jit"
+    message = (
+        f"{name} has to be known .* but it is traced: pass static_argnames='{name}'"
+    )
     with pytest.raises(TypeError, match=message):
         jax.jit(dropout)(KEY, X, 0.5, **{name: value})
     y = jax.jit(dropout, static_argnames=name)(KEY, X, 0.5, **{name: value})

@@ -521,7 +521,7 @@ MUTANTS = {
     },
     "jax/_xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
-        "is_sound": [
+        "is_valid": [
             ("memory", "$b.data != NULL or $n == 0", "True"),
         ],
         "check_frame": [
