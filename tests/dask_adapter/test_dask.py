@@ -222,12 +222,12 @@ ERRORS = {
     "seed and rng": (
         lambda x: cdd.dropout(x, seed=1, rng=2),
         ValueError,
-        "seed=1 says which mask it is: it excludes rng",
+        "seed=1 determines the mask: it excludes rng",
     ),
     "call": (
         lambda x: cdd.dropout(x, call=1),
         ValueError,
-        "call=1 tells the masks of one seed apart: it needs seed",
+        "call=1 needs seed, since both determine the mask",
     ),
     **{
         f"mask and {name}": (

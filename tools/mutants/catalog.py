@@ -731,14 +731,14 @@ MUTANTS = {
         ],
     },
     "keras.py": {
-        "_draw_jax": [("words", "[1::2]", "[::2]")],
-        "_Drawn.call": [
+        "_dropout_jax": [("state", "[1::2]", "[::2]")],
+        "_Layer.call": [
             ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
         ],
-        "_Spatial._shared_axes": [
+        "_SpatialLayer._broadcast_axes": [
             ("format", '"channels_first"', '"channels_last"'),
         ],
-        "Dropout._shared_axes": [
+        "Dropout._broadcast_axes": [
             ("shape", "$d in (None, 1, $l)", "True"),
         ],
     },
