@@ -239,18 +239,12 @@ needs_shard_map = pytest.mark.skipif(
 
 
 @needs_shard_map
-def test_an_array_on_two_devices():
+def test_an_array_on_two_devices_and_shard_map():
     code = """
-    print(len(spread.sharding.device_set))
+    print(len(spread.sharding.device_set) == 2)
     y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, spread)
     print(np.array_equal(y, right))
-    """
-    assert run(MESH + textwrap.dedent(code), **TWO) == ["2", "True", ""]
 
-
-@needs_shard_map
-def test_shard_map():
-    code = """
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P("rows")), out_specs=P("rows"))
     def drop(keys, x):
@@ -271,7 +265,7 @@ def test_shard_map():
     y = with_rates(key, spread, jnp.float32([0.25, 1]))
     print(np.array_equal(y[:2], dropout(key, x[:2], 0.25)) and not y[2:].any())
     """
-    assert run(MESH + textwrap.dedent(code), **TWO) == ["True"] * 4 + [""]
+    assert run(MESH + textwrap.dedent(code), **TWO) == ["True"] * 6 + [""]
 
 
 @needs_shard_map

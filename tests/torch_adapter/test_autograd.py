@@ -267,7 +267,7 @@ print(len(runs[0].unique(dim=0)), torch.equal(*runs[:2]), torch.equal(*runs[1:])
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
 def test_workers_of_a_loader_draw_masks_of_their_own_that_a_seed_repeats():
     # a program of its own: other libraries that tests import warn of every fork
-    status, output, errors = children.run(WORKERS)
+    status, output, errors = children.run_with_torch(WORKERS)
     assert (status, output) == (0, "4 True False"), errors
 
 

@@ -3,11 +3,11 @@
 import functools
 
 import pytest
+from ..helpers.torch_calls import CALLS, GENERATORS
 
 import cdropout as cd
 
-from ..helpers.subprocess_runner import run, unix_only
-from ..helpers.torch_calls import CALLS, GENERATORS
+from ..helpers.subprocess_runner import run_with_torch, unix_only
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
@@ -117,7 +117,7 @@ for restore in replay, fail:
 @unix_only
 def test_a_restored_generator_without_a_seed_still_has_none():
     """Check that a forked child seeds it anew, in a process without JAX, which warns of forks."""
-    assert run(RESTORED) == (0, "True True", "")
+    assert run_with_torch(RESTORED) == (0, "True True", "")
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
