@@ -16,7 +16,7 @@ except ImportError as error:
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.generator import next_mask
-from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -138,7 +138,7 @@ def dropout(
         raise ValueError(f"call={call!r} needs seed, since both determine the mask")
     p = p if training else 0
     if seed is not None:
-        mask = Mask(x.shape, p, seed, call, strides=shared_strides(x.shape, broadcast_dims))
+        mask = Mask(x.shape, p, seed, call, strides=broadcast_strides(x.shape, broadcast_dims))
     elif mask is None or not training:
         mask = next_mask(rng, x.shape, p, broadcast_dims)
     y = dropout_backward(x, mask)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdropout._core.dropout import dropout
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides
 
 try:
     import keras
@@ -29,7 +29,7 @@ __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
     seed, call = (int(number) & 0xFFFFFFFF for number in state)  # they are int32 with PyTorch
-    return Mask(shape, p, seed, call, strides=shared_strides(shape, axes))
+    return Mask(shape, p, seed, call, strides=broadcast_strides(shape, axes))
 
 
 def _dropout_numpy(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:

@@ -31,7 +31,7 @@ from libc.string cimport memcpy
 
 from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout._core.dispatch cimport kernels
-from cdropout._core.dtypes import LISTED
+from cdropout._core.dtypes import FLOATS_TEXT
 from cdropout._core.dtypes cimport XLA, ElementType, by_number, types
 from cdropout._core.engine cimport Operation, apply_masks
 from cdropout._core.executor cimport uninterruptible_pool
@@ -141,7 +141,9 @@ cdef struct Call:                     # the checked arguments of one custom call
     Operation operation               # for the first mask, without the mask
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # largest size or stride in bytes
-cdef bytes x_text = f"x has to be {LISTED}, with the shape of the keys and at most {MAX_DIMS} dimensions of a mask".encode()
+cdef bytes x_text = (
+    f"x has to be {FLOATS_TEXT}, with the shape of the keys and at most {MAX_DIMS} dimensions of a mask"
+).encode()
 cdef const char* x_message = x_text
 
 

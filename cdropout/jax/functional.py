@@ -10,7 +10,7 @@ import numpy as np
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 from cdropout.jax._xla import handler
 
 try:
@@ -115,7 +115,7 @@ def dropout(
         check_not_given("key", key)
         check_not_given("broadcast_dims", broadcast_dims)
         return _apply_mask(x, mask, p, bool(inplace))
-    broadcast_axes = _broadcast_axes(shared_strides(x.shape, broadcast_dims))
+    broadcast_axes = _broadcast_axes(broadcast_strides(x.shape, broadcast_dims))
     _is_typed(key)
     if isinstance(p, float):
         if p == 0:
@@ -146,7 +146,7 @@ def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
     if mask.p == 1:
         return jnp.zeros_like(x)
     axes = _broadcast_axes(mask.strides)
-    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=shared_strides(x.shape, axes))
+    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=broadcast_strides(x.shape, axes))
     if mask == whole:
         key = _to_uint32(np.array([mask.seed, mask.call], np.uint64))
         return _apply_key(key, x, _to_uint32(np.array([mask.p])), axes, inplace)

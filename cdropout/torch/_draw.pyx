@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from cdropout cimport cdropout_mask
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.generator cimport Generator
-from cdropout._core.mask cimport Mask, shared_strides
+from cdropout._core.mask cimport Mask, broadcast_strides
 from cdropout._core.mask import alpha_terms
 
 # Only PyTorch's private module reports what is active
@@ -131,7 +131,7 @@ def state_of(generator):
 def set_state(generator, state):
     """Set a generator to what `state_of` returned; one that was never seeded stays unseeded."""
     if isinstance(generator, Generator):
-        (<Generator>generator).go_back(state, (<Generator>generator).born)
+        (<Generator>generator).restore_state(state, (<Generator>generator).forks_at_seeding)
     else:
         (torch.default_generator if generator is None else generator).set_state(state)
 
@@ -209,7 +209,7 @@ cdef class Draw:
     cdef take_back(self):
         """Undo `draw`, unless something was drawn from the generator since."""
         if self.p != 1 and isinstance(self.generator, Generator):
-            (<Generator>self.generator).take_back(&self.id)
+            (<Generator>self.generator).undo_next_id(&self.id)
         elif self.before is not None:
             restore(self.generator, self.before, state_after(self.before))
 
@@ -261,7 +261,7 @@ cdef class Draw:
 
     def numbers(self, tuple shape):
         """Return the arguments of the operator for a known mask, for an input of this shape; 64-bit numbers are signed."""
-        strides = self.strides if self.strides is not None else shared_strides(shape, self.axes)
+        strides = self.strides if self.strides is not None else broadcast_strides(shape, self.axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
         )
@@ -276,7 +276,7 @@ def derivative_of(form):
 def known(Mask mask, str form, bint inplace=False):
     """Return a Draw of a given mask; the form "scale" applies the mask's scale, and "alpha" replaces it."""
     cdef Draw draw = Draw.__new__(Draw)
-    draw.id, draw.start, draw.strides, draw.p = mask.id, mask.first, mask.steps, mask.p
+    draw.id, draw.start, draw.strides, draw.p = mask.id, mask.start_, mask.strides_, mask.p
     draw.axes, draw.inplace, draw.drawn = (), inplace, True
     draw.set_form(form)
     return draw

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uintptr_t
 
 import torch
 
-from cdropout._core.executor cimport Executor, Work, answer_signals, exchange_number, forked, pool, run_serially
+from cdropout._core.executor cimport Executor, Work, check_signals, exchange_thread_limit, forked, pool, run_serially
 
 cdef enum:
     AWAKE = 1 << 17                   # elements from which a second thread pays that need not be woken
@@ -48,7 +48,7 @@ cdef Count thread_num = <Count><uintptr_t>found[1]
 cdef Count num_threads = <Count><uintptr_t>found[2]
 
 
-cdef void take_part(void* turn) noexcept nogil:
+cdef void run_chunks(void* turn) noexcept nogil:
     """Do the chunks of one thread of a team, which are adjacent, as in PyTorch's own operations."""
     cdef Turn all = (<Turn*>turn)[0]
     cdef size_t team = min(<size_t>num_threads(), all.team)
@@ -61,23 +61,23 @@ cdef void take_part(void* turn) noexcept nogil:
 
 
 cdef int run_by_openmp(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
     """Execute a call on at most max_threads of PyTorch's threads, and on no more than `set_num_threads` allows."""
-    cdef size_t team = min(exchange_number(0), max_threads, chunks)
+    cdef size_t team = min(exchange_thread_limit(0), max_threads, chunks)
     cdef Turn turn = Turn(work, call, 0, 0, team)
     cdef int64_t last = 0
     if team < 2:
-        return run_serially(work, call, chunks, 1, answers_signals)
+        return run_serially(work, call, chunks, 1, checks_signals)
     while turn.end < chunks:
         turn.first = turn.end
-        turn.end = min(turn.first + TURN * team, chunks) if answers_signals else chunks
+        turn.end = min(turn.first + TURN * team, chunks) if checks_signals else chunks
         if forked:                    # by a signal's handler
-            take_part(&turn)          # outside of any team: one of one
+            run_chunks(&turn)          # outside of any team: one of one
         else:
-            parallel(take_part, &turn, 0, 0)    # all of its threads: GNU's ends those that a smaller team leaves over
-        if answers_signals:
-            answer_signals(&last)
+            parallel(run_chunks, &turn, 0, 0)    # all of its threads: GNU's ends those that a smaller team leaves over
+        if checks_signals:
+            check_signals(&last)
     return 0
 
 

@@ -10,7 +10,7 @@ from cdropout cimport CDROPOUT_BOOL, CDROPOUT_FLOAT32, cdropout_axis
 from cdropout.torch._draw cimport Draw, raise_unexpected
 from cdropout._core.dtypes cimport ElementType, by_dlpack, types
 from cdropout._core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, stride_along, use_mask, use_shift
-from cdropout._core.mask cimport shared_strides
+from cdropout._core.mask cimport broadcast_strides
 from cdropout.torch._openmp cimport executor_of_pytorch
 from cdropout._core.executor cimport Executor
 from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
@@ -175,7 +175,7 @@ cdef tuple mask_strides(const TensorView* x, Draw draw):
     """Return the mask's strides along the axes of x; None are those of C order."""
     cdef int i
     if draw.axes:
-        return shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
+        return broadcast_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
     return draw.strides
 
 
@@ -210,7 +210,7 @@ cpdef compute(x, Draw draw):
     if draw.shifts:
         use_shift(&operation, draw.shift, draw.constant)
     executor = executor_of_pytorch()
-    max_threads = torch.get_num_threads() if size_of(&source) >= executor.shared else 1
+    max_threads = torch.get_num_threads() if size_of(&source) >= executor.parallel_min else 1
     prepare(&operation, executor, max_threads)
     draw.draw(may_be_interrupted(&operation))
     try:

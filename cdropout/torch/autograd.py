@@ -18,7 +18,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
 from cdropout.torch._draw import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
-from cdropout._core.dtypes import FLOATS, LISTED
+from cdropout._core.dtypes import FLOATS, FLOATS_TEXT
 from cdropout._core.generator import Generator
 from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
@@ -235,7 +235,7 @@ def in_a_graph(
     return then_or_restore(generator, lambda: next_seed(p, generator), apply)
 
 
-def apply_known(way: Way, x: Tensor, mask: Mask, inplace: bool, form: str) -> Tensor:
+def apply_given_mask(way: Way, x: Tensor, mask: Mask, inplace: bool, form: str) -> Tensor:
     """Apply a given mask in the way of `way_for`."""
     if mask.p == 0 and (mask.scale == 1 or form == "alpha"):
         return x
@@ -313,7 +313,7 @@ def masked(
             return masked_in_a_break(peer, x, p, training, inplace, generator, mask, shared, form)
         check_not_given("generator", generator)
         check_mask(mask, tuple(x.shape), shared, p)
-        return apply_known(way, x, mask, inplace, form)
+        return apply_given_mask(way, x, mask, inplace, form)
     if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
         return x
     return way(x, float(p), inplace, generator, shared, form)
@@ -336,7 +336,7 @@ def _check_left(x: Tensor, generator: Source, mask: Mask | None) -> None:
                 "PyTorch's own dropout: it has none"
             )
         raise NotImplementedError(
-            f"{name}= is taken for ordinary CPU tensors of {LISTED}; "
+            f"{name}= is taken for ordinary CPU tensors of {FLOATS_TEXT}; "
             f"PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
             f"on {x.device} is left to it"
         )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdropout.functional import check_copies
+from cdropout.functional import as_copies
 from cdropout.torch._tensors import is_ordinary
 from cdropout.torch.autograd import (
     in_eager_mode,
@@ -276,7 +276,7 @@ def mc_dropout(
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016. p, generator, mask (of
     the shape of the result) and errors are those of `dropout`.
     """
-    check_copies(n)
+    as_copies(n)
     if type(input) is not Tensor and is_symbolic(input):
         return symbolic_call(mc_dropout, input, p, n, generator=generator, mask=mask)
     copies = input.expand(n, *input.shape)

@@ -13,7 +13,8 @@ import pytest
 import cdropout as cd
 from cdropout.jax._xla import handler
 
-from ..helpers.subprocess_runner import FIND_TESTS, linux_only, run, unix_only
+from ..helpers.requirements import linux_only, unix_only
+from ..helpers.subprocess_runner import FIND_TESTS, run
 
 KEY = np.array([0, 7], np.uint32)
 KEYS = np.array([[0, 7], [0, 8], [0, 9]], np.uint32)

@@ -1,9 +1,9 @@
-"""The mutants, by file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
+"""Mutants per file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
 
-Patterns are those of anchors.py. A pattern matches once in its function, or `number` (from 1) says
-which match is meant. A name that ends in @ and an instruction set is a mutant of the kernels for
-that set; the others are mutants of those for avx512. Each mutant has to change a result or an
-error: what only costs time is left out, and so is what no test can bring about.
+anchors.py describes patterns. A pattern must match once in its function, unless `number` (from 1)
+selects a match. A name that ends in @ and an instruction set is a mutant of the kernels for that
+set; other mutants of kernels are those for avx512. Each mutant must change a result or an error
+that a test can observe, not only the time of a call.
 """
 # ruff: noqa: E501
 # fmt: off
@@ -273,7 +273,7 @@ MUTANTS = {
         ],
     },
     "_core/numpy_arrays.pyx": {
-        "is_taken": [
+        "is_plain_array": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
         ],
         "refuse_subclass": [
@@ -308,7 +308,7 @@ MUTANTS = {
         ],
         "destination": [
             ("inplace and out", "if $o is not None:", "if False:"),
-            ("type of out", "if not is_taken($o):", "if False:"),
+            ("type of out", "if not is_plain_array($o):", "if False:"),
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
@@ -316,7 +316,7 @@ MUTANTS = {
             ("other errors", "if not $w and not isinstance($e, (BufferError, RuntimeError)):", "if False:"),
             ("wrappers", 'hasattr(type($x), "__dlpack__")', 'hasattr($x, "__dlpack__")'),
         ],
-        "take": [
+        "as_any_array": [
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
     },
@@ -327,7 +327,7 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
-        "strides_along": [
+        "axes_to_strides": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
             ("twice", "if $s[$a] is not None:", "if False:"),
             ("shared axes", "$s = $s * $l", "$s = $s"),
@@ -335,7 +335,7 @@ MUTANTS = {
         "Mask.__init__": [
             ("strides", "if len($a) != len($b):", "if False:"),
         ],
-        "Mask.become": [
+        "Mask.set_positions": [
             ("lowest", "$low < 0 or", "False or"),
             ("highest", "$high >= 1 << 64", "$high > 1 << 64"),
             ("reach", "max(0, ($l - 1) * $s)", "max(0, $l * $s)"),
@@ -366,31 +366,31 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "full_index": [
+        "expand_index": [
             ("ellipses", "if len($d) > 1:", "if False:"),
         ],
-        "position": [
+        "as_position": [
             ("bound", "-$l <= $p < $l", "-$l <= $p <= $l"),
         ],
         "new_mask": [
-            ("strides", "$m.steps = $s", "pass"),
+            ("strides", "$m.strides_ = $s", "pass"),
         ],
     },
     "_core/generator.pyx": {
-        "ask": [
+        "generator_for": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
         ],
-        "Generator.restart": [
-            ("born", "$f if $s is None else SEEDED", "SEEDED"),
+        "Generator.reseed": [
+            ("forks", "$f if $s is None else SEEDED", "SEEDED"),
         ],
         "Generator.next_id": [
             ("last call", "if $c == LAST_CALL:", "if False:"),
         ],
-        "Generator.take_back": [
+        "Generator.undo_next_id": [
             ("seed", "$a == $m.seed and $c == $m.call + 1", "$c == $m.call + 1"),
         ],
-        "Generator.go_back": [
-            ("born", "$s.born = $b", "pass"),
+        "Generator.restore_state": [
+            ("forks", "$s.forks_at_seeding = $b", "pass"),
         ],
     },
     "_core/dropout.pyx": {
@@ -398,15 +398,15 @@ MUTANTS = {
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
         ],
         "draw_and_apply": [
-            ("take back", "$g.take_back($n)", "pass"),
+            ("undo", "$g.undo_next_id($n)", "pass"),
         ],
-        "apply_given": [
+        "apply_any_mask": [
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
         ],
         "apply_scale": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
         ],
-        "apply_known": [
+        "apply_given_mask": [
             ("p of the mask", "None if isinstance($m, Mask) and $q == 0.5 else $q", "$q"),
         ],
         "dropout_features": [
@@ -414,19 +414,19 @@ MUTANTS = {
         ],
     },
     "_core/executor.pyx": {
-        "from_environment": [
+        "threads_from_environment": [
             ("number", "not $t.isdecimal() or", "False or"),
         ],
-        "enter": [
-            ("maximum", "min(number, $m, $p)", "min($m, $p)"),
+        "submit": [
+            ("maximum", "min(thread_limit, $m, $p)", "min($m, $p)"),
         ],
-        "leave": [
+        "finish": [
             ("busy", "if $p.busy:", "if False:"),
         ],
-        "take_part": [
+        "run_chunks": [
             ("fork", "if $p != $s:", "if False:"),
         ],
-        "answer_signals": [
+        "check_signals": [
             ("handlers", "PyErr_CheckSignals()", "pass"),
         ],
         "set_num_threads": [
@@ -434,7 +434,7 @@ MUTANTS = {
         ],
     },
     "_core/engine.pyx": {
-        "join_dense": [
+        "merge_contiguous": [
             ("x", "or $a.x != $a.y", "or False"),
             ("y", "or $a.y != $s * $i", "or False"),
             ("mask", "$a.mask != $s or", "False or"),
@@ -492,7 +492,7 @@ MUTANTS = {
             ("drawn since", "$n == $a if", "True if"),
             ("state", "set_state($g, $b)", "pass"),
         ],
-        "set_state": [("born", "(<Generator>$g).born)", "-1)")],
+        "set_state": [("forks", "(<Generator>$g).forks_at_seeding)", "-1)")],
         "Draw.draw": [
             ("p = 1", "if $p != 1:", "if True:"),
         ],
@@ -511,12 +511,12 @@ MUTANTS = {
         ],
     },
     "torch/_openmp.pyx": {
-        "take_part": [
+        "run_chunks": [
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
         ],
         "run_by_openmp": [
-            ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
+            ("maximum", "min(exchange_thread_limit(0), $m, $c)", "min($m, $c)"),
         ],
     },
     "jax/_xla.pyx": {
@@ -546,14 +546,14 @@ MUTANTS = {
         ],
         "_alpha_dropout": [
             ("evaluation", "not $t or $p == 1", "$p == 1"),
-            ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
+            ("changed arrays", "generator_for($r, [$s, $t])", "generator_for($r, [])"),
             ("p = 1", "not $t or $p == 1", "not $t"),
             ("p of the mask", "$p = $m.p", "pass"),
         ],
         "feature_alpha_dropout": [
             ("axes", "$x, 2, $p", "$x, 1, $p"),
         ],
-        "check_copies": [
+        "as_copies": [
             ("none", "$n < 0", "$n < 1"),
             ("bool", "isinstance($n, bool) or", "False or"),
         ],
@@ -626,7 +626,7 @@ MUTANTS = {
         "_fits": [
             ("device", '$x.device.type == "cpu" and', "True and"),
         ],
-        "apply_known": [
+        "apply_given_mask": [
             ("identity", '$m.p == 0 and ($m.scale == 1 or $f == "alpha")', "$m.p == 0"),
         ],
     },
@@ -751,10 +751,10 @@ MUTANTS = {
     },
 }
 
-# Why no test can notice a mutant that survives
+# reasons why no test can kill a surviving mutant
 EXPLAINED = {
     "torch/checkpoint.py:_SecondRun.__enter__:outer":
-        "a replay within another draws from its own generators alone: in the first run, it was refused all others",
+        "an inner replay draws from its own generators only; the first run raises an error for all others",
     "_core/select.pxd:bits_at:last-byte":
-        "the byte past the last one does not change the result, and lies within a local buffer or behind it",
+        "the next byte does not change the result, and is in or after a local buffer",
 }
