@@ -521,7 +521,7 @@ MUTANTS = {
     },
     "jax/_xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
-        "is_sound": [
+        "is_valid": [
             ("memory", "$b.data != NULL or $n == 0", "True"),
         ],
         "check_frame": [
@@ -696,13 +696,13 @@ MUTANTS = {
         ],
     },
     "jax/functional.py": {
-        "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
-        "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
+        "_key_data": [("shape", "if $w.shape not in $*e:", "if False:")],
+        "_evaluate_abstractly": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
         "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
         "_batch": [
             ("p of each", "($p, $a) if $k is None else ($l, $b)", "($l, $b)"),
         ],
-        "_window": [("shared", "$s >> $a & 1 for", "0 for")],
+        "_window": [("broadcast axes", "$a in $b for", "0 for")],
         "_lower": [("inplace", "{1: 0} if $i else None", "None")],
     },
     "flax.py": {
@@ -731,14 +731,14 @@ MUTANTS = {
         ],
     },
     "keras.py": {
-        "_draw_jax": [("words", "[1::2]", "[::2]")],
-        "_Drawn.call": [
+        "_dropout_jax": [("state", "[1::2]", "[::2]")],
+        "_Layer.call": [
             ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
         ],
-        "_Spatial._shared_axes": [
+        "_SpatialLayer._broadcast_axes": [
             ("format", '"channels_first"', '"channels_last"'),
         ],
-        "Dropout._shared_axes": [
+        "Dropout._broadcast_axes": [
             ("shape", "$d in (None, 1, $l)", "True"),
         ],
     },
