@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+# Values on Linux: Python names only some of them.
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 READ_WRITE = 0x1 | 0x2
 

@@ -58,7 +58,7 @@ def why_not_runnable(isa):
 
 
 def can_limit_memory():
-    """Return whether a test can limit memory; AddressSanitizer maps terabytes, so it cannot."""
+    """Return whether memory can be limited: on Linux, unless AddressSanitizer maps terabytes."""
     if not sys.platform.startswith("linux"):
         return False
     with open("/proc/self/maps") as maps:
