@@ -23,7 +23,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     char name[100];
     snprintf(name, sizeof name, "cdropout._core._kernels_%s", NAMES[sets]);
     PyObject *module = PyImport_ImportModule(name);
-    PyObject *done = module ? PyObject_CallMethod(module, "set_largest_cached", "n", (Py_ssize_t)16384) : NULL;
+    PyObject *done = module ? PyObject_CallMethod(module, "set_streaming_threshold", "n", (Py_ssize_t)16384) : NULL;
     if (!done) return PyErr_Print(), abort(), 1;
     tables[sets] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
   }
