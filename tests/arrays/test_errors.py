@@ -151,8 +151,8 @@ def ones(dtype):
     return np.ones(SHAPE, dtype)
 
 
-def is_dtype(dtype):
-    """Return the row of a table of x for an array of this dtype, which is not supported."""
+def row_of(dtype):
+    """Return the row of INPUTS for an array of this unsupported dtype."""
     return ones(dtype), TypeError, DTYPE + re.escape(str(np.dtype(dtype))) + "$"
 
 
@@ -168,16 +168,16 @@ INPUTS = {
     "__class__": (FakeArray(), TypeError, NO_X + "FakeArray$"),
     "released": (released_memoryview(), TypeError, NO_X + "memoryview$"),
     "closed": (closed_mmap(), TypeError, NO_X + "mmap$"),
-    "int64": is_dtype(np.int64),
-    "uint8": is_dtype(np.uint8),
-    "bool": is_dtype(bool),
-    "complex64": is_dtype(np.complex64),
-    "object": is_dtype(object),
-    "str array": is_dtype("U3"),
-    "timedelta": is_dtype("m8[s]"),
-    "structured": is_dtype("f4,f4"),
-    "float8": is_dtype(ml_dtypes.float8_e4m3fn),
-    "longdouble": is_dtype(np.longdouble),
+    "int64": row_of(np.int64),
+    "uint8": row_of(np.uint8),
+    "bool": row_of(bool),
+    "complex64": row_of(np.complex64),
+    "object": row_of(object),
+    "str array": row_of("U3"),
+    "timedelta": row_of("m8[s]"),
+    "structured": row_of("f4,f4"),
+    "float8": row_of(ml_dtypes.float8_e4m3fn),
+    "longdouble": row_of(np.longdouble),
     "NumPy int": (np.int32(3), TypeError, DTYPE + "int32$"),
     "bytes": (b"abcd", TypeError, DTYPE + "uint8$"),
     "swapped float32": (ones(SWAPPED + "f4"), TypeError, ORDER + SWAPPED + "f4$"),
@@ -285,30 +285,32 @@ OUT_DTYPE = f"^out has to have the type and byte order of x, {np.dtype('f4').str
 OVERLAP = "^out partly overlaps x; it has to be x itself or must not overlap x$"
 
 
-def overlap_by_one_element(unchanged, out, before):
-    """Return an array like out that begins with the last element of x, or ends with its first."""
-    start = 300 + 1 - out.size if before else 420 - 1
-    return unchanged.memory[start:][: out.size].reshape(out.shape)
+def begin_with_last_element_of_x(u, out):
+    return u.memory[419:][: out.size].reshape(out.shape)
+
+
+def end_with_first_element_of_x(u, out):
+    return u.memory[301 - out.size :][: out.size].reshape(out.shape)
 
 
 OUTS = {
-    "list": (lambda s, out: [[0.0]], TypeError, NO_OUT + "list$"),
-    "memoryview": (lambda s, out: memoryview(out), TypeError, NO_OUT + "memoryview$"),
-    "masked": (lambda s, out: np.ma.masked_array(out), TypeError, NO_OUT + "MaskedArray$"),
-    "transposed": (lambda s, out: out.T, ValueError, OUT_SHAPE),
-    "too short": (lambda s, out: out[:1], ValueError, OUT_SHAPE),
-    "flat": (lambda s, out: out.reshape(-1), ValueError, OUT_SHAPE),
-    "empty": (lambda s, out: out[:0], ValueError, OUT_SHAPE),
-    "float64": (lambda s, out: out.astype("f8"), ValueError, OUT_DTYPE + np.dtype("f8").str),
-    "int32": (lambda s, out: out.view("i4"), ValueError, OUT_DTYPE + np.dtype("i4").str),
-    "swapped": (lambda s, out: out.view(SWAPPED + "f4"), ValueError, OUT_DTYPE + SWAPPED + "f4"),
-    "read-only": (lambda s, out: frozen(out), ValueError, "^out is read-only$"),
-    "broadcast": (lambda s, out: np.broadcast_to(out[0], out.shape), ValueError,
+    "list": (lambda u, out: [[0.0]], TypeError, NO_OUT + "list$"),
+    "memoryview": (lambda u, out: memoryview(out), TypeError, NO_OUT + "memoryview$"),
+    "masked": (lambda u, out: np.ma.masked_array(out), TypeError, NO_OUT + "MaskedArray$"),
+    "transposed": (lambda u, out: out.T, ValueError, OUT_SHAPE),
+    "too short": (lambda u, out: out[:1], ValueError, OUT_SHAPE),
+    "flat": (lambda u, out: out.reshape(-1), ValueError, OUT_SHAPE),
+    "empty": (lambda u, out: out[:0], ValueError, OUT_SHAPE),
+    "float64": (lambda u, out: out.astype("f8"), ValueError, OUT_DTYPE + np.dtype("f8").str),
+    "int32": (lambda u, out: out.view("i4"), ValueError, OUT_DTYPE + np.dtype("i4").str),
+    "swapped": (lambda u, out: out.view(SWAPPED + "f4"), ValueError, OUT_DTYPE + SWAPPED + "f4"),
+    "read-only": (lambda u, out: frozen(out), ValueError, "^out is read-only$"),
+    "broadcast": (lambda u, out: np.broadcast_to(out[0], out.shape), ValueError,
                   "^out is read-only$"),
-    "stride of 0": (lambda s, out: repeated(out), ValueError, TWICE.format("out")),
-    "window": (lambda s, out: window(out), ValueError, TWICE.format("out")),
-    "last element of x": (lambda s, out: overlap_by_one_element(s, out, False), ValueError, OVERLAP),
-    "first element of x": (lambda s, out: overlap_by_one_element(s, out, True), ValueError, OVERLAP),
+    "stride of 0": (lambda u, out: repeated(out), ValueError, TWICE.format("out")),
+    "window": (lambda u, out: window(out), ValueError, TWICE.format("out")),
+    "last element of x": (begin_with_last_element_of_x, ValueError, OVERLAP),
+    "first element of x": (end_with_first_element_of_x, ValueError, OVERLAP),
 }  # fmt: skip
 
 
