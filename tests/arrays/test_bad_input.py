@@ -157,7 +157,7 @@ RNGS = {
     "integers raises": (Rng(fail), ZeroDivisionError, "^not today$"),
     "integers is a str": (Rng(lambda: "1"), TypeError, "^seed has to be an int, but got str$"),
     "empty sequence": (Sequence(1), IndexError, "list index out of range"),
-    "used up": ("used up", OverflowError, r"^this generator has handed out all its 2\*\*64 - 1 "),
+    "used up": ("used up", OverflowError, r"^this generator has used all 2\*\*64 - 1 "),
 }
 
 

@@ -147,7 +147,7 @@ NO_ARRAY = (
     f"x has to be a NumPy array, or have DLPack or the buffer protocol, with elements of {TAKEN}, "
     "but got "
 )
-MASKED = "x is a masked array, which has a mask of its own; pass x.data or x.filled()"
+MASKED = "x is a masked array, and its mask would be lost; pass x.data or x.filled()"
 ORDER = "x has to be in this machine's byte order, but got "
 SWAPPED = ">" if sys.byteorder == "little" else "<"
 INPUTS = [
@@ -197,7 +197,7 @@ def test_x_in_place(world):
             expect(ValueError, words, cd.dropout, x, inplace=True, mask=given)
         for given in (mask, mask.bits(), np.asarray(mask), mask.to_scale()):
             expect(ValueError, words, cd.dropout_backward, x, given, True, p=0.5)
-    both = "inplace=True writes to x: it excludes out"
+    both = "inplace=True and out= exclude each other"
     expect(ValueError, both, cd.dropout, world.x, inplace=True, out=world.out, rng=world.generator)
     expect(ValueError, both, cd.dropout, world.x, 0, inplace=True, out=world.out)
     expect(ValueError, both, cd.dropout_backward, world.x, mask, True, out=world.x)
@@ -342,7 +342,7 @@ def test_mask(world, given, error, words):
 
 def test_a_mask_and_its_p(world):
     w, kept = world, np.ones((2, 3), bool)
-    bools, bits = (f"a mask of {kind} does not say p; pass p=" for kind in ("bools", "packed bits"))
+    bools, bits = (f"a mask of {kind} requires p; pass p=" for kind in ("bools", "packed bits"))
     expect(ValueError, bools, cd.dropout_backward, w.x, kept, out=w.out)
     expect(ValueError, bits, cd.dropout_backward, w.x, np.packbits(kept), True)
     other = "the mask has p=0.5, but p=0.25 was given"
