@@ -32,8 +32,8 @@ class Dropout:
     inplace : bool, default False
         Write the result of `forward` to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of masks. None is the default generator (see `manual_seed`). An int is the seed
-        of a new generator. The others give the seed of a new generator.
+        The source of masks. None is the default generator (see `manual_seed`). From an int, a NumPy
+        generator or a SeedSequence, a new Generator is created.
 
     Attributes
     ----------
@@ -310,5 +310,5 @@ def _all_modules(thing: Any) -> Iterator[Any]:
         yield from thing.modules() if hasattr(thing, "modules") else (thing,)  # as in PyTorch
     else:
         raise TypeError(
-            f"always_on takes modules and containers of them, but got {type(thing).__name__}"
+            f"always_on requires modules and containers of modules, but got {type(thing).__name__}"
         )

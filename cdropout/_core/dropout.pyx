@@ -36,8 +36,8 @@ def dropout(
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         The source of the mask. None is the default generator (see `manual_seed`). An int is a seed: each call with it
-        uses the same mask, that with call number 0. From a NumPy generator one seed is drawn. A SeedSequence gives the
-        same seed each time.
+        uses the same mask, that with call number 0. From a NumPy generator one seed is drawn. A SeedSequence is
+        equivalent to an int.
     broadcast_dims : int or tuple of int, default ()
         Axes along which one draw is shared.
     mask : Mask or ndarray, optional

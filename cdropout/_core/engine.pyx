@@ -11,14 +11,14 @@ from cdropout._core import dispatch
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.dtypes cimport types
 from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_for
-from cdropout._core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
     MIN_TILE = 1 << 15                # elements; smaller tiles cost more than the balance between threads gains
     INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements; smaller operations end before a user notices a delay of Ctrl-C
 
 cdef cdropout_mask drop_all           # the mask of p = 1; its scale is 0
-cdef size_t largest_cached = dispatch.largest_cached
+cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
@@ -48,9 +48,9 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 cdef void choose_lengths(Operation* operation) noexcept nogil:
     """Choose the lengths of work chunks: tiles small enough that all threads get about the same work."""
     cdef View* view = &operation.view
-    cdef size_t largest = TILE
+    cdef size_t largest = MAX_TILE
     cdef size_t threads
-    cdef Drawn drawn
+    cdef BitLayout drawn
     cdef int i
     if operation.size <= MIN_TILE:
         for i in range(view.ndim):
@@ -80,7 +80,7 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
     else:
         choose_lengths(operation)
     operation.flags = 0
-    if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
+    if operation.size * types[<int>operation.dtype].itemsize >= streaming_threshold:
         operation.flags = CDROPOUT_PART_OF_LARGE
 
 
@@ -104,7 +104,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
     """Execute a work chunk of a strided operation: tile `number` of its view."""
     cdef View tile
-    take_tile(&tile, &operation.view, operation.lengths, number)
+    get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
         kernels.apply_bits_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,
@@ -178,7 +178,7 @@ cdef struct Batch:
 
 cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
     """Apply the masks with indices first, ..., last - 1, each to its part of x."""
-    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy takes longer than a small mask
+    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy costs more than a small mask
     cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
     cdef cdropout_mask mask
     cdef size_t i

@@ -2,4 +2,4 @@
 
 from cdropout._core.dtypes import FLOATS_TEXT as FLOATS_TEXT
 
-handler: object  # a capsule
+handler: object  # a PyCapsule
