@@ -266,7 +266,7 @@ def drop_path(
         return x.mul_(factors) if inplace else x * factors
 
     if mask is not None and not scale_by_keep:
-        raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
+        raise ValueError("mask= determines the scale: it excludes scale_by_keep=False")
     broadcast_axes = tuple(range(1, input.dim()))
     form = "scale" if scale_by_keep else "keep"
     return apply_dropout(

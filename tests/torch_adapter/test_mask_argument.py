@@ -289,7 +289,7 @@ ERRORS = {
     "scale_by_keep": (
         lambda x: ct.drop_path(x, scale_by_keep=False, mask=MASKS["mask"]),
         ValueError,
-        "mask= has a scale of its own: it excludes scale_by_keep=False",
+        "mask= determines the scale: it excludes scale_by_keep=False",
     ),
     "meta": (lambda x: ct.dropout(x.to("meta"), mask=MASKS["mask"]), NotImplementedError, OTHERS),
     "type": (

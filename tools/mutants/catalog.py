@@ -429,9 +429,6 @@ MUTANTS = {
         "check_signals": [
             ("handlers", "PyErr_CheckSignals()", "pass"),
         ],
-        "set_num_threads": [
-            ("bool", "isinstance($n, bool) or", "False or"),
-        ],
     },
     "_core/engine.pyx": {
         "merge_contiguous": [
@@ -555,7 +552,6 @@ MUTANTS = {
         ],
         "as_copies": [
             ("none", "$n < 0", "$n < 1"),
-            ("bool", "isinstance($n, bool) or", "False or"),
         ],
         "_check_channels": [
             ("few axes", "if $n < $c:", "if False:"),
@@ -573,7 +569,7 @@ MUTANTS = {
         "Dropout.backward": [("mask", "$s.mask if $m is None else $m", "$s.mask")],
         "Dropout.train": [("mode", "bool($m)", "True")],
         "_Variant.forward": [("training", "$x, $s.p, $s.training, $s.inplace", "$x, $s.p, True, $s.inplace")],
-        "DropPath.function": [("scale", "scale_by_keep=$s.scale_by_keep", "scale_by_keep=True")],
+        "DropPath._function": [("scale", "scale_by_keep=$s.scale_by_keep", "scale_by_keep=True")],
         "always_on": [
             ("on", "$m.train(True)", "pass"),
             ("back", "$m.train($b)", "$m.train(False)", 2),
