@@ -119,7 +119,7 @@ threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   say "the tests with threads: ThreadSanitizer"
   suite "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
-    tests/core/test_kernels.py::test_threads_share_arrays tests/core/test_stress.py \
+    tests/core/test_kernels.py::test_threads_write_adjacent_ranges tests/core/test_stress.py \
     -k "not memory and not leave_the_process and not sharing_begins and not cannot_be_started" # which count threads
 }
 

@@ -37,6 +37,7 @@ KERNELS = (
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",
+    "half.h",
 )
 SETS = ("baseline", "avx2", "avx512")
 NEAREST = {  # the tests that are the likeliest to notice, in the order in which they run
