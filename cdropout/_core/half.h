@@ -84,8 +84,8 @@ static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {   
   cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
   cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                   /* 2^16 becomes infinity below */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* at least 2^-14, the exponent of subnormals */
-  cd_u32 aligner = exponent + (13 << 23);                                          /* adding it rounds to the precision of the result */
-  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(aligner)) - aligner;     /* the sum rounds */
+  cd_u32 rounder = exponent + (13 << 23);                                          /* adding it rounds to the precision of the result */
+  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(rounder)) - rounder;     /* the sum rounds */
   return digits + ((exponent - (113u << 23)) >> 13);
 }
 static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale, uint32_t invalid) {
@@ -109,8 +109,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #if CD_HAS_FAST_F16
 /* Half the instructions, for magnitudes below 2^16 / scale: no product is NaN, and it is infinite only after rounding. */
-static inline cd_u32 cd_scale_one_f16(cd_u32 magnitudes, int widen, cd_f32 factor) {
-  cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor;      /* one element per lane, times 4 */
+static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32 scale) {
+  cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(multiplier)) * scale;  /* one element per lane, times 4 */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as above */
   cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* rounds; the lower 16 bits are the digits */
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* adds the exponent, modulo 64, above the digits */
@@ -129,8 +129,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
   for (int i = 0; i < 4; i++) {
     cd_u32 v = cd_load_u32(from + i), magnitudes = v & 0x7FFF7FFF;
-    cd_u32 low = cd_scale_one_f16(magnitudes, 1 << 13, cd_fill_f32(scale * 0x1p114f));
-    cd_u32 high = cd_scale_one_f16(magnitudes, 1 << 29, cd_fill_f32(scale * 0x1p114f));
+    cd_u32 low = cd_scale_fast_f16(magnitudes, 1 << 13, cd_fill_f32(scale * 0x1p114f));
+    cd_u32 high = cd_scale_fast_f16(magnitudes, 1 << 29, cd_fill_f32(scale * 0x1p114f));
     cd_store_u32((cd_u32 *)y + i, cd_kept_16((low & 0xFFFF) | high << 16 | (v & 0x80008000), keep, i));
   }
 }

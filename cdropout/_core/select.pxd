@@ -104,8 +104,8 @@ cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
 
     A store across two lines takes twice as long.
     """
-    cdef size_t n_before = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
-    return n_before if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
+    cdef size_t head = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
+    return head if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
 
 
 cdef inline void mask_and_scale(

@@ -184,7 +184,8 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
-cdef struct Transform:                # a kept element becomes x * scale, or x * scale + shift; a dropped one 0.0 or constant
+# A kept element becomes x * scale, and a dropped one 0. With a shift, they become x * scale + shift, and the constant.
+cdef struct Transform:
     double scale
     bint large                        # y is part of an array that exceeds the cache: use streaming stores
     bint has_shift                    # shift and constant are used (float32 and float64 only)

@@ -83,7 +83,7 @@ def test_null_pointers_are_refused(table, code):
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_without_elements_pointers_may_be_null(table, code, rows, columns):
-    """The pointer to the axes must not be null, since they have the length 0."""
+    """The axes must not be null, because they contain the length 0."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for index in pointers(table, kernel):
             if tables.KERNELS[kernel][1 + index] is not tables.AXES:

@@ -42,7 +42,7 @@ def layout(header):
 
 
 def breaking_changes(recorded, present):
-    """Yield each change that breaking_changes programs compiled for the recorded layout."""
+    """Yield each change that breaks programs compiled for the recorded layout."""
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"

@@ -15,7 +15,7 @@ MASK64 = 2**64 - 1
 @pytest.mark.parametrize("c", [0, 1, 2])
 @pytest.mark.parametrize("isa", ISAS)
 def test_c_is_never_0(isa, c):
-    """The state of a lane must not be 0, so the call of a seed for which c would be 0 has c = 1."""
+    """c = 0 could make the state of a lane 0, so c = 1 in the call for which it would be 0."""
     table, seed, p, n = tables.tables()[isa], 7, 0.1, 20000
     _, first, _ = reference.mask_constants(seed, 0)
     call = (c - first) & MASK64

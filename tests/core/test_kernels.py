@@ -20,7 +20,7 @@ from ..helpers import kernel_tables as tables
 from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, as_bytes, guarded_copy, new_mask
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
 PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
 LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
            16383, 16384, 16385, 20000]  # fmt: skip
@@ -166,7 +166,7 @@ def test_split_range_equals_the_whole(table, dtype, p):
 
 
 def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
-    """Only numbers below p are dropped. A random p meets this case once in 2**64 elements."""
+    """Only numbers below p are dropped. For a random p, this occurs once in 2**64 elements."""
     seed, call, element = 1, 0, 23_804_840  # the first with 12 drawn bits of 0 and a suitable hash
     _, _, tie = reference.mask_constants(seed, call)
     hashed = reference.mix(tie + reference.GAMMA * (element + 1))
@@ -309,7 +309,7 @@ def test_special_values(table, dtype, p, kernel):
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_every_half_precision_number(table, dtype, p):
-    """A lane holds a pair of elements; each number, including NaNs, is tested as either of them."""
+    """A lane holds a pair of elements; each number is tested as the first and as the second."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):

@@ -20,7 +20,7 @@ PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0*
 
 def every_number(dtype):
     """Return all bit patterns, in an order in which adjacent ones differ much."""
-    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd, so all occur
+    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd: all occur
     return patterns.astype(np.uint16).view(dtype)
 
 

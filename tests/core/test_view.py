@@ -23,7 +23,7 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
 TYPES = [*DTYPES, bool]  # bool: CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
@@ -370,8 +370,8 @@ def test_alpha_dropout(table, real, p):
     terms = 0.7, -1.75
     for name in ("C order", "Fortran order", "steps", "broadcast axes", "windows", "no element"):
         for i, each in enumerate(LAYOUTS[name]):
-            strides = [of.strides(size, each.shape) for of in (each.x, each.y)]
-            arrays = [GuardedArray(real, each.shape, of, rng.randrange(64)) for of in strides]
+            strides = each.x.strides(size, each.shape), each.y.strides(size, each.shape)
+            arrays = [GuardedArray(real, each.shape, s, rng.randrange(64)) for s in strides]
             source, target = (arrays[0],) * 2 if each.x == each.y and i % 2 else arrays
             source.items[...] = values(real, each.shape)
             result = target.bytes_after(expected_alpha(each, real, p, *terms))

@@ -47,8 +47,8 @@ class Axis(ctypes.Structure):
     _fields_ = [("length", c_size_t), ("x", c_ssize_t), ("y", c_ssize_t), ("mask", c_int64)]
 
 
-MASK = POINTER(Mask)  # ctypes also passes a Mask as this type,
-AXES = POINTER(Axis)  # and an array of Axis as this one
+MASK = POINTER(Mask)  # an argument of this type may be a Mask
+AXES = POINTER(Axis)  # an argument of this type may be an array of Axis
 STRIDED = (c_int, c_int, c_uint32, c_void_p, c_void_p, c_int, AXES)
 KERNELS = {
     "mask_init": (c_int, MASK, c_uint64, c_uint64, c_double),

@@ -165,7 +165,7 @@ MUTANTS = {
         "cd_kept_f64": [
             ("bits@baseline", "$i * (CD_BYTES / 8)", "$i * (CD_BYTES / 4)"),
         ],
-        "CD_OWN_64": [
+        "CD_LANE_BITS_64": [
             ("lane@avx2", "{1, 1, 2, 2, 4, 4, 8, 8}", "{1, 1, 2, 2, 4, 4, 8, 4}"),
         ],
         "cd_fill_bit_masks": [
