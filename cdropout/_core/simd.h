@@ -209,50 +209,50 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #endif
 
 /* Copy n elements of 2, 4 or 8 bytes from every second position of x, or to every second position of y; the positions in
- * between are not written. Return how many were copied: fewer than n, or 0 if there are no instructions for it. */
+ * between are not written. Return how many were copied; 0 if there are no instructions for it. */
 #if defined(__AVX512VL__)
-static inline size_t cd_load_alternate(void *to, const void *x, size_t n, size_t size) {
-  size_t i, lanes = 32 / size;
+static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
+  size_t i, lanes = 32 / itemsize;
   for (i = 0; i + lanes <= n; i += lanes) {
-    const char *from = (const char *)x + 2 * i * size;
-    char *here = (char *)to + i * size;
-    if (size == 2)
-      _mm256_storeu_si256((__m256i *)here, _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x55555555, from)));
-    else if (size == 4)
-      _mm256_storeu_si256((__m256i *)here, _mm512_cvtepi64_epi32(_mm512_maskz_loadu_epi32(0x5555, from)));
+    const char *source = (const char *)x + 2 * i * itemsize;
+    char *target = (char *)y + i * itemsize;
+    if (itemsize == 2)
+      _mm256_storeu_si256((__m256i *)target, _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x55555555, source)));
+    else if (itemsize == 4)
+      _mm256_storeu_si256((__m256i *)target, _mm512_cvtepi64_epi32(_mm512_maskz_loadu_epi32(0x5555, source)));
     else
-      _mm512_mask_compressstoreu_epi64(here, 0x55, _mm512_maskz_loadu_epi64(0x55, from));
+      _mm512_mask_compressstoreu_epi64(target, 0x55, _mm512_maskz_loadu_epi64(0x55, source));
   }
   return i;
 }
-static inline size_t cd_store_alternate(void *y, const void *from, size_t n, size_t size) {
-  size_t i, lanes = 32 / size;
+static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t itemsize) {
+  size_t i, lanes = 32 / itemsize;
   for (i = 0; i + lanes <= n; i += lanes) {
-    char *to = (char *)y + 2 * i * size;
-    __m256i v = _mm256_loadu_si256((const __m256i *)((const char *)from + i * size));
-    if (size == 2)
-      _mm512_mask_storeu_epi16(to, 0x55555555, _mm512_cvtepu16_epi32(v));
-    else if (size == 4)
-      _mm512_mask_storeu_epi32(to, 0x5555, _mm512_cvtepu32_epi64(v));
+    char *target = (char *)y + 2 * i * itemsize;
+    __m256i v = _mm256_loadu_si256((const __m256i *)((const char *)x + i * itemsize));
+    if (itemsize == 2)
+      _mm512_mask_storeu_epi16(target, 0x55555555, _mm512_cvtepu16_epi32(v));
+    else if (itemsize == 4)
+      _mm512_mask_storeu_epi32(target, 0x5555, _mm512_cvtepu32_epi64(v));
     else
-      _mm512_mask_storeu_epi64(to, 0x55, _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(v)));
+      _mm512_mask_storeu_epi64(target, 0x55, _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(v)));
   }
   return i;
 }
 #else
-static inline size_t cd_load_alternate(void *to, const void *x, size_t n, size_t size) {
+static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i = 0;
 #if CD_HAS_VECTORS && defined(__SSE2__)
-  for (; size == 4 && i + 4 < n; i += 4) { /* the element after each one is read, which does not exist for the last one */
-    const float *from = (const float *)x + 2 * i;
-    _mm_storeu_ps((float *)to + i, _mm_shuffle_ps(_mm_loadu_ps(from), _mm_loadu_ps(from + 4), 0x88));
+  for (; itemsize == 4 && i + 4 < n; i += 4) { /* not the last element, since the one after it would be read */
+    const float *source = (const float *)x + 2 * i;
+    _mm_storeu_ps((float *)y + i, _mm_shuffle_ps(_mm_loadu_ps(source), _mm_loadu_ps(source + 4), 0x88));
   }
 #endif
-  (void)to, (void)x, (void)n, (void)size;
+  (void)y, (void)x, (void)n, (void)itemsize;
   return i;
 }
-static inline size_t cd_store_alternate(void *y, const void *from, size_t n, size_t size) {
-  (void)y, (void)from, (void)n, (void)size;
+static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t itemsize) {
+  (void)y, (void)x, (void)n, (void)itemsize;
   return 0;
 }
 #endif

@@ -21,8 +21,8 @@ from cdropout._core.view cimport (
 )
 
 cdef extern from "simd.h" nogil:
-    size_t load_alternate "cd_load_alternate"(void* to, const void* x, size_t n, size_t size)
-    size_t store_alternate "cd_store_alternate"(void* y, const void* elements, size_t n, size_t size)
+    size_t load_alternate "cd_load_alternate"(void* y, const void* x, size_t n, size_t itemsize)
+    size_t store_alternate "cd_store_alternate"(void* y, const void* x, size_t n, size_t itemsize)
 
 cdef enum:
     SMALL_BYTES = 1 << 15             # bytes of packed bits per SMALL_TILE

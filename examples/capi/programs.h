@@ -1,4 +1,6 @@
-/* Programs that use the table without Python. The extension bridge.c calls them. Functions that take p return 0, or -1 if p is not valid. */
+/* Programs that use the table without Python; the extension bridge.c calls them.
+ *
+ * Functions that take p return 0, or -1 if p is not valid. */
 #ifndef PROGRAMS_H
 #define PROGRAMS_H
 #include "cdropout.h"

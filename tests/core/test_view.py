@@ -142,7 +142,7 @@ def given_bools(case, p):
 
 def check(table, case, dtype, p, rng, flags=0):
     """Call all strided kernels out of place, and one in place; only y may change."""
-    size, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
+    itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     want, mask = expected(case, dtype, p), new_mask(table, p)
     if case.shape and 0 not in case.shape:
         bits, bit_start = given_bits(case, p, rng.randrange(20))
@@ -156,7 +156,8 @@ def check(table, case, dtype, p, rng, flags=0):
         (table.apply_bits_strided, bits.address, bit_start, mask.scale),
         (table.apply_bools_strided, first_bool, mask.scale),
     ]
-    x_strides, y_strides = case.x.strides(size, case.shape), case.y.strides(size, case.shape)
+    x_strides = case.x.strides(itemsize, case.shape)
+    y_strides = case.y.strides(itemsize, case.shape)
     source = GuardedArray(dtype, case.shape, x_strides, rng.randrange(64))
     targets = [GuardedArray(dtype, case.shape, y_strides, rng.randrange(64)) for _ in kernels]
     if dtype is not bool:
@@ -366,11 +367,11 @@ def expected_alpha(case, dtype, p, shift, constant):
 @REALS
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 def test_alpha_dropout(table, real, p):
-    size, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
+    itemsize, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
     terms = 0.7, -1.75
     for name in ("C order", "Fortran order", "steps", "broadcast axes", "windows", "no element"):
         for i, each in enumerate(LAYOUTS[name]):
-            strides = each.x.strides(size, each.shape), each.y.strides(size, each.shape)
+            strides = each.x.strides(itemsize, each.shape), each.y.strides(itemsize, each.shape)
             arrays = [GuardedArray(real, each.shape, s, rng.randrange(64)) for s in strides]
             source, target = (arrays[0],) * 2 if each.x == each.y and i % 2 else arrays
             source.items[...] = values(real, each.shape)
@@ -409,11 +410,11 @@ def test_random_layouts(table, dtype, count):
 
 def test_64_axes_are_supported_and_65_refused(table, dtype):
     """16 axes have length 2; the others have length 1, so that their strides are ignored."""
-    size = 1 if dtype is bool else np.dtype(dtype).itemsize
+    itemsize = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
     many = case((2,) * 16, rng.sample(range(16), 16), rng.sample(range(16), 16))
-    source = GuardedArray(dtype, many.shape, many.x.strides(size, many.shape))
-    target = GuardedArray(dtype, many.shape, many.y.strides(size, many.shape), 5)
+    source = GuardedArray(dtype, many.shape, many.x.strides(itemsize, many.shape))
+    target = GuardedArray(dtype, many.shape, many.y.strides(itemsize, many.shape), 5)
     if dtype is not bool:
         source.items[...] = values(dtype, many.shape)
     _, some = axes_of(many.shape, source.strides, target.strides, many.mask)
@@ -439,10 +440,10 @@ def test_64_axes_are_supported_and_65_refused(table, dtype):
 def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
     """Positions wrap around."""
     shape = 5, 70
-    size, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
+    itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
     want = rows if dtype is bool else reference.apply(values(dtype, shape), rows, 0.1)
-    array = GuardedArray(dtype, shape, layout(2, order).strides(size, shape), 1)
+    array = GuardedArray(dtype, shape, layout(2, order).strides(itemsize, shape), 1)
     if dtype is not bool:
         array.items[...] = values(dtype, shape)
     result = array.bytes_after(want)
