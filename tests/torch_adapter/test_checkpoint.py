@@ -3,11 +3,12 @@
 import functools
 
 import pytest
-from ..helpers.torch_calls import CALLS, GENERATORS
 
 import cdropout as cd
 
-from ..helpers.subprocess_runner import run_with_torch, unix_only
+from ..helpers.requirements import unix_only
+from ..helpers.subprocess_runner import run_with_torch
+from ..helpers.torch_calls import CALLS, GENERATORS
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")

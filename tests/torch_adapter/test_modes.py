@@ -3,11 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ..helpers.torch_calls import FUNCTIONS, Untouched
 
 import cdropout as cd
 
-from ..helpers.subprocess_runner import run, unix_only
+from ..helpers.requirements import unix_only
+from ..helpers.subprocess_runner import run
+from ..helpers.torch_calls import FUNCTIONS, Untouched
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
