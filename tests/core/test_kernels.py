@@ -119,11 +119,8 @@ def test_scale_of_the_mask_is_used(table, dtype):
 def test_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
-    source, target, bits = (
-        guarded_copy(x),
-        GuardedBuffer(x.nbytes, offset),
-        GuardedBuffer(packed.nbytes, offset),
-    )
+    source, target = guarded_copy(x), GuardedBuffer(x.nbytes, offset)
+    bits = GuardedBuffer(packed.nbytes, offset)
     table.bits(bits.address, LONG, mask, start)
     assert bits.holds(packed)
     table.apply(code, 0, source.address, target.address, LONG, mask, start)
@@ -342,12 +339,8 @@ def test_mask_init_refuses_a_bad_p(table, p):
 @pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
 def test_unknown_dtype_is_refused(table, code, p):
-    mask, x, y, keep = (
-        new_mask(table, p),
-        guarded_copy(np.ones(100)),
-        GuardedBuffer(800),
-        GuardedBuffer(100),
-    )
+    mask, x = new_mask(table, p), guarded_copy(np.ones(100))
+    y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
     assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
     for real in (code, DTYPES[np.float16]):  # bias_dropout_add takes only float32 and float64

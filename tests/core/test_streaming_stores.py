@@ -56,11 +56,8 @@ def test_output_is_the_same(table, dtype, n):
 def test_flag_for_a_part_of_a_large_array(isa, dtype):
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
-    mask, bits, y = (
-        new_mask(table, P),
-        np.packbits(keep, bitorder="little"),
-        GuardedBuffer(x.nbytes, 4),
-    )
+    mask, y = new_mask(table, P), GuardedBuffer(x.nbytes, 4)
+    bits = np.packbits(keep, bitorder="little")
     where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
     assert table.apply(*where, mask, START) == 0
     assert y.holds(reference.apply(x, keep, P))

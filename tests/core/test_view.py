@@ -485,12 +485,8 @@ def test_x_with_a_stride_of_0(table):
      (0, 0, -1), (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
 )  # fmt: skip
 def test_bad_arguments_are_refused(table, code, flags, ndim, p):
-    mask, x, y, given = (
-        new_mask(table, p),
-        GuardedBuffer(400),
-        GuardedBuffer(400),
-        GuardedBuffer(100),
-    )
+    mask, x = new_mask(table, p), GuardedBuffer(400)
+    y, given = GuardedBuffer(400), GuardedBuffer(100)
     before = y.inside.copy()
     _, axes = axes_of((10, 10), (40, 4), (40, 4), (10, 1))
     where = code, flags, x.address, y.address, ndim, axes
