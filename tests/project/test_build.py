@@ -224,7 +224,8 @@ def test_recorded_hashes(isa):
     for case in records:
         n, start, p = case["n"], case["start"], float.fromhex(case["p"])
         mask = tables.new_mask(table, p, case["seed"] % 2**64, case["call"])
-        bits, bools, y = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n), tables.guarded_copy(np.ones(n))
+        bits, bools = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n)
+        y = tables.guarded_copy(np.ones(n))
         table.bits(bits.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
         table.apply(tables.DTYPES[np.float64], 0, y.address, y.address, n, mask, start)
@@ -257,7 +258,8 @@ def test_the_rate_of_drops(isa, p):
 def test_package_data():
     records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
     assert len(records) == 220
-    for name in ("__init__.pxd", "_core/stream.pxd", "_core/dispatch.pxd", "_core/simd.h"):
+    kernels = ["_core/stream.pxd", "_core/dispatch.pxd", "_core/simd.h", "_core/half.h"]
+    for name in ["__init__.pxd", *kernels]:
         assert files("cdropout").joinpath(name).is_file(), name
     assert (Path(cdropout.get_include()) / "cdropout.h").is_file()
 

@@ -37,6 +37,7 @@ KERNELS = (
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",
+    "half.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
 NEAREST = {  # per file: the tests that are most likely to fail, in the order in which they run
