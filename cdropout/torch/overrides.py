@@ -162,8 +162,8 @@ def _register_kernels() -> torch.library.Library:
         native = torch.library.get_kernel("aten::native_dropout", key).call_boxed
         with warnings.catch_warnings():  # about the replacement of a kernel, which is intended
             warnings.simplefilter("ignore")
-            kernel = functools.partial(_native_dropout_kernel, native)
-            library.impl("native_dropout", kernel, key, with_keyset=True)
+            native_kernel = functools.partial(_native_dropout_kernel, native)
+            library.impl("native_dropout", native_kernel, key, with_keyset=True)
     return library
 
 
