@@ -100,7 +100,7 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     ),
     "torch/checkpoint.py": "torch_adapter/checkpoint",
     "torch/overrides.py": (
-        "torch_adapter/modules torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
+        "torch_adapter/overrides torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
     ),
     "torch/fx.py": "torch_adapter/fx torch_adapter/mask_argument",
     "jax/functional.py": (
