@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from cdropout cimport cdropout_mask
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.generator cimport Generator
-from cdropout._core.mask cimport Mask, shared_strides
+from cdropout._core.mask cimport Mask, broadcast_strides
 from cdropout._core.mask import alpha_terms
 
 # Only private functions of PyTorch report what is active
@@ -141,7 +141,7 @@ def state_of(generator):
 def set_state(generator, state):
     """Set a generator to a state from `state_of`. A generator that was never seeded remains unseeded."""
     if isinstance(generator, Generator):
-        (<Generator>generator).go_back(state, (<Generator>generator).born)
+        (<Generator>generator).restore_state(state, (<Generator>generator).forks_at_seeding)
     else:
         (torch.default_generator if generator is None else generator).set_state(state)
 
@@ -220,7 +220,7 @@ cdef class LazyMask:
     cdef undo_draw(self):
         """Undo `draw`, unless the generator was used since."""
         if self.p != 1 and isinstance(self.generator, Generator):
-            (<Generator>self.generator).take_back(&self.id)
+            (<Generator>self.generator).undo_next_id(&self.id)
         elif self.before is not None:
             restore(self.generator, self.before, state_after(self.before))
 
@@ -273,7 +273,7 @@ cdef class LazyMask:
 
     def apply_mask_arguments(self, tuple shape):
         """Return the arguments of cdropout::apply_mask after an input of this shape; 64-bit numbers are signed."""
-        strides = self.strides if self.strides is not None else shared_strides(shape, self.broadcast_axes)
+        strides = self.strides if self.strides is not None else broadcast_strides(shape, self.broadcast_axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
         )
@@ -288,7 +288,7 @@ def derivative_of(form):
 def given_mask(Mask given, str form, bint inplace=False):
     """Return the LazyMask of a Mask. The form "scale" uses the scale of the Mask; "alpha" replaces it."""
     cdef LazyMask mask = LazyMask.__new__(LazyMask)
-    mask.id, mask.start, mask.strides, mask.p = given.id, given.first, given.steps, given.p
+    mask.id, mask.start, mask.strides, mask.p = given.id, given.start_, given.strides_, given.p
     mask.broadcast_axes, mask.inplace, mask.drawn = (), inplace, True
     mask.set_form(form)
     return mask

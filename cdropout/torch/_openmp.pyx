@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uintptr_t
 
 import torch
 
-from cdropout._core.executor cimport Executor, Work, answer_signals, exchange_number, forked, pool, run_serially
+from cdropout._core.executor cimport Executor, Work, check_signals, exchange_thread_limit, forked, pool, run_serially
 
 cdef enum:
     MIN_PARALLEL_SIZE = 1 << 17       # elements; for fewer, a second thread costs more time than it saves
@@ -64,24 +64,24 @@ cdef void run_thread(void* range_) noexcept nogil:
 
 
 cdef int run_in_openmp(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
     """Execute all work chunks on PyTorch's threads, at most max_threads and at most the limit of `set_num_threads`."""
-    cdef size_t team_size = min(exchange_number(0), max_threads, chunks)
+    cdef size_t team_size = min(exchange_thread_limit(0), max_threads, chunks)
     cdef ChunkRange range_ = ChunkRange(work, call, 0, 0, team_size)
     cdef int64_t last = 0
     if team_size < 2:
-        return run_serially(work, call, chunks, 1, answers_signals)
+        return run_serially(work, call, chunks, 1, checks_signals)
     while range_.end < chunks:
         range_.first = range_.end
-        range_.end = min(range_.first + CHUNKS_PER_CHECK * team_size, chunks) if answers_signals else chunks
+        range_.end = min(range_.first + CHUNKS_PER_CHECK * team_size, chunks) if checks_signals else chunks
         if forked:                    # by a signal's handler
             run_thread(&range_)       # outside of a parallel region OpenMP reports one thread
         else:
             # 0 requests all threads: for a smaller team, GNU's OpenMP would end the others
             parallel(run_thread, &range_, 0, 0)
-        if answers_signals:
-            answer_signals(&last)
+        if checks_signals:
+            check_signals(&last)
     return 0
 
 

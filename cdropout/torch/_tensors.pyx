@@ -10,7 +10,7 @@ from cdropout cimport CDROPOUT_BOOL, CDROPOUT_FLOAT32, cdropout_axis
 from cdropout.torch._draw cimport LazyMask, raise_unexpected
 from cdropout._core.dtypes cimport ElementType, by_dlpack, types
 from cdropout._core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, stride_along, use_mask, use_shift
-from cdropout._core.mask cimport shared_strides
+from cdropout._core.mask cimport broadcast_strides
 from cdropout.torch._openmp cimport executor_of_pytorch
 from cdropout._core.executor cimport Executor
 from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
@@ -175,7 +175,7 @@ cdef tuple mask_strides(const TensorView* x, LazyMask mask):
     """Return the strides of the mask along the axes of x; None means C order."""
     cdef int i
     if mask.broadcast_axes:
-        return shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), mask.broadcast_axes)
+        return broadcast_strides(tuple([x.shape[i] for i in range(x.ndim)]), mask.broadcast_axes)
     return mask.strides
 
 
@@ -210,7 +210,7 @@ cpdef apply_mask(x, LazyMask mask):
     if mask.shifts:
         use_shift(&operation, mask.shift, mask.constant)
     executor = executor_of_pytorch()
-    max_threads = torch.get_num_threads() if size_of(&source) >= executor.shared else 1
+    max_threads = torch.get_num_threads() if size_of(&source) >= executor.parallel_min else 1
     prepare(&operation, executor, max_threads)
     mask.draw(may_be_interrupted(&operation))
     try:

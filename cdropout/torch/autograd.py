@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
-from cdropout._core.dtypes import FLOATS, LISTED
+from cdropout._core.dtypes import FLOATS, FLOATS_TEXT
 from cdropout._core.generator import Generator
 from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._draw import (
@@ -71,7 +71,7 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
                 "PyTorch's default generator can"
             )
         return draw_from(generator)
-    # The compiler would replace a call without the argument generator by its own generator
+    # Without the argument generator, the compiler would use its own generator
     return torch.randint(SEED_LIMIT, (), generator=None, device="cpu"), 0
 
 
@@ -382,7 +382,7 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
                 f"PyTorch's own dropout, without {name}="
             )
         raise NotImplementedError(
-            f"{name}= is supported for plain CPU tensors of {LISTED}, but got a {type(x).__name__} "
+            f"{name}= is supported for plain CPU tensors of {FLOATS_TEXT}, but got a {type(x).__name__} "
             f"of {x.dtype} on {x.device}, which is passed to PyTorch's own dropout"
         )
 

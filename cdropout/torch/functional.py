@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdropout.functional import check_copies
+from cdropout.functional import as_copies
 from cdropout.torch._tensors import runs_eagerly
 from cdropout.torch.autograd import (
     apply_dropout,
@@ -285,7 +285,7 @@ def mc_dropout(
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
-    check_copies(n)
+    as_copies(n)
     if type(input) is not Tensor and is_proxy(input):
         return record_call(mc_dropout, input, p, n, generator=generator, mask=mask)
     copies = input.expand(n, *input.shape)

@@ -7,8 +7,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import import_or_skip
-from ..helpers.subprocess_runner import run_with_torch, unix_only
+from ..helpers.requirements import import_or_skip, unix_only
+from ..helpers.subprocess_runner import run_with_torch
 from ..helpers.torch_calls import CALLS, GENERATORS, assert_equal, ramp, with_seed
 
 torch = import_or_skip("torch")

@@ -6,9 +6,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.aliased_array import limits_hold
-from ..helpers.requirements import import_or_skip
-from ..helpers.subprocess_runner import linux_only, run, unix_only
+from ..helpers.requirements import import_or_skip, needs_memory_limit, unix_only
+from ..helpers.subprocess_runner import run
 from ..helpers.torch_calls import DTYPES, FUNCTIONS, GENERATORS, OPERATORS, NothingDrawn
 
 torch = import_or_skip("torch")
@@ -107,8 +106,7 @@ print("done")
 """
 
 
-@linux_only
-@pytest.mark.skipif(not limits_hold(), reason="memory limits do not work under AddressSanitizer")
+@needs_memory_limit
 def test_memory_limit_changes_nothing():
     status, out, errors = run(MEMORY_LIMIT, MALLOC_MMAP_THRESHOLD_="65536")
     assert (status, out) == (0, "done"), errors

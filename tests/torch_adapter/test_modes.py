@@ -6,8 +6,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import import_or_skip
-from ..helpers.subprocess_runner import run, unix_only
+from ..helpers.requirements import import_or_skip, unix_only
+from ..helpers.subprocess_runner import run
 from ..helpers.torch_calls import FUNCTIONS, NothingDrawn
 
 torch = import_or_skip("torch")

@@ -7,8 +7,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import import_or_skip
-from ..helpers.subprocess_runner import linux_only, run_with_torch, unix_only
+from ..helpers.requirements import import_or_skip, linux_only, unix_only
+from ..helpers.subprocess_runner import run_with_torch
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
