@@ -172,7 +172,7 @@ def _(info: Any, in_dims: tuple[int | None], seed: Tensor) -> tuple[Tensor, int 
 
 @saved_seed.register_torch_dispatch(ProxyTorchDispatchMode)
 def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> object:
-    """Record the operator, and prevent that the partitioner repeats it in the backward pass.
+    """Record the operator so that the partitioner cannot repeat it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
     A budget of 0 saves nothing, so it is replaced by the smallest positive number.

@@ -1,4 +1,4 @@
-"""Functions of cdropout.torch, PyTorch's operators, generators and tensors for tests in loops."""
+"""Functions, operators, generators and tensors that tests of cdropout.torch share."""
 
 import cdropout as cd
 
@@ -65,6 +65,12 @@ LAYOUTS = {  # views of 4-D tensors
 def ramp(*shape, dtype=torch.float64):
     """Return a tensor with values that increase from -1 to 2."""
     return torch.linspace(-1, 2, torch.Size(shape).numel(), dtype=dtype).reshape(shape)
+
+
+def next_seed():
+    """Return the seed that the next call draws from PyTorch's default generator."""
+    with torch.random.fork_rng():  # restores the state of the generator
+        return torch.randint(2**63 - 1, ()).item()
 
 
 def with_seed(function, *args):

@@ -128,8 +128,7 @@ def test_checkpoint_restores_the_default_generator(default, name, reentrant):
     function = block(FUNCTIONS[name], generator)
     results = []
     for call in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
-        torch.manual_seed(3)
-        y = call(x)
+        y = with_seed(call, x)
         torch.rand(7)  # changes the state of the generator
         results.append((y, *torch.autograd.grad(y.sum(), x)) if not reentrant else (y, grad(y, x)))
     assert_equal(*results)
@@ -266,7 +265,7 @@ def flop_counter():
 @pytest.mark.parametrize("mode", [PassThroughMode, flop_counter])
 @pytest.mark.parametrize("grad", ["grad", "no_grad", "inference_mode"])
 @pytest.mark.parametrize("name", ACCELERATED)
-def test_dispatch_mode_does_not_change_a_accelerated_mask(name, grad, mode):
+def test_dispatch_mode_does_not_change_the_accelerated_mask(name, grad, mode):
     function, results = ACCELERATED[name], []
     with torch.enable_grad() if grad == "grad" else getattr(torch, grad)(), ct.accelerate():
         x = torch.linspace(-1, 1, 2520).reshape(4, 5, 6, 21).requires_grad_(grad == "grad")
@@ -284,18 +283,13 @@ def test_selective_checkpoint_of_accelerated_function_repeats_the_mask(name):
         torch.utils.checkpoint.create_selective_checkpoint_contexts, [torch.ops.aten.sin.default]
     )
     x, results = leaf(), []
+    function = block(lambda x, _: ACCELERATED[name](x), None)
     with ct.accelerate():
         for run in (
-            block(lambda x, _: ACCELERATED[name](x), None),
-            functools.partial(
-                checkpoint,
-                block(lambda x, _: ACCELERATED[name](x), None),
-                use_reentrant=False,
-                context_fn=selective,
-            ),
+            function,
+            lambda x: checkpoint(function, x, use_reentrant=False, context_fn=selective),
         ):
-            torch.manual_seed(3)
-            y = run(x)
+            y = with_seed(run, x)
             torch.rand(7)  # changes the state of the generator
             results.append((y, *torch.autograd.grad(y.sum(), x)))
     assert_equal(*results)

@@ -10,7 +10,7 @@ import cdropout as cd
 
 from .. import reference
 from ..helpers.requirements import import_or_skip
-from ..helpers.torch_calls import DTYPES, LAYOUTS
+from ..helpers.torch_calls import DTYPES, LAYOUTS, next_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -22,15 +22,8 @@ LAYOUTS = {
     "empty": lambda x: x[:, :, :0],
     "scalar": lambda x: x[0, 0, 0, 0],
 }
+SELU = 1.7580993408473766  # minus the limit of SELU at -infinity
 CHANNELS = {"dropout1d": (4, 600, 3), "dropout2d": (4, 600, 3, 2), "dropout3d": (4, 600, 2, 1, 3)}
-
-
-def seed_of(state):
-    """Return the seed that PyTorch's generator draws in this state; its state is unchanged."""
-    torch.set_rng_state(state)
-    seed = torch.randint(2**63 - 1, ()).item()
-    torch.set_rng_state(state)
-    return seed
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -39,7 +32,7 @@ def seed_of(state):
 def test_mask_is_independent_of_layout(dtype, layout, p):
     torch.manual_seed(3)
     x = LAYOUTS[layout](torch.randn(6, 5, 8, 7, dtype=dtype))
-    seed = seed_of(torch.get_rng_state())
+    seed = next_seed()
     y = ct.dropout(x, p)
     keep = torch.tensor(reference.broadcast_keep(tuple(x.shape), p, seed, 0))
     wide = x.double() if dtype == torch.float64 else x.float()
@@ -86,7 +79,7 @@ def test_channels_without_batch_axis(name, shape):
 def test_alpha_dropout_preserves_mean_and_variance(name, dtype):
     half = dtype.itemsize == 2
     tolerance = 0.02 if half else 8e-6 if dtype == torch.float32 else 1e-12
-    a = (0.8 * (1 + 0.2 * 1.7580993408473766**2)) ** -0.5
+    a = (0.8 * (1 + 0.2 * SELU**2)) ** -0.5
     for function in (getattr(ct, name), getattr(F, name)):
         torch.manual_seed(5)
         x = torch.randn(1000, 200, dtype=dtype)
@@ -94,11 +87,9 @@ def test_alpha_dropout_preserves_mean_and_variance(name, dtype):
         assert abs(y.mean()) < 0.02 and abs(y.var() - 1) < 0.03
         dropped = y == y.flatten().mode().values
         assert half or abs(dropped.double().mean() - 0.2) < 5 * math.sqrt(0.16 / 200_000)
-        kept = a * (x.double()[~dropped] + 0.2 * 1.7580993408473766)
+        kept = a * (x.double()[~dropped] + 0.2 * SELU)
         assert torch.allclose(y[~dropped], kept, rtol=tolerance, atol=tolerance)
-        assert torch.allclose(
-            y[dropped], torch.tensor(-0.8 * a * 1.7580993408473766).double(), 0.01
-        )
+        assert torch.allclose(y[dropped], torch.tensor(-0.8 * a * SELU).double(), 0.01)
 
 
 def test_drop_path_mc_dropout_and_bias_dropout_add():

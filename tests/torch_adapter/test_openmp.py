@@ -51,7 +51,7 @@ import os
 import numpy as np
 import torch
 
-def drop(native, torch_threads, cdropout_threads, apply):
+def run_case(native, torch_threads, cdropout_threads, in_place):
     if native:
         torch.__config__.parallel_info = lambda: "ATen parallel backend: native thread pool"
     import cdropout.torch as ct
@@ -60,7 +60,7 @@ def drop(native, torch_threads, cdropout_threads, apply):
     cd.set_num_threads(cdropout_threads)
     x = torch.from_numpy(np.ones(1 << 21, np.float32))
 
-    def started(call, *arguments):
+    def count_started(call, *arguments):
         before = set(os.listdir("/proc/self/task"))
         call(*arguments)
         return len(set(os.listdir("/proc/self/task")) - before)
@@ -69,25 +69,25 @@ def drop(native, torch_threads, cdropout_threads, apply):
         x.mul_(2)
 
     def drop(x):
-        if apply:
+        if in_place:
             ct.dropout(x, 0.3, inplace=True, generator=cd.Generator(5))
         else:
             with ct.accelerate():
                 torch.native_dropout(x, 0.3, True)
 
-    print(started(drop, x), end=" ")
-    same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).to_scale()).all()
-    print(started(multiply, x), end=" ")
-    print(started(drop, x[: 1 << 17]), started(multiply, x), same, flush=True)
+    print(count_started(drop, x), end=" ")
+    dropped = (x.numpy() == cd.Mask(x.shape, 0.3, 5).to_scale()).all()
+    print(count_started(multiply, x), end=" ")
+    print(count_started(drop, x[: 1 << 17]), count_started(multiply, x), dropped, flush=True)
     os._exit(0)
 
 for case in CASES:
     if os.fork() == 0:  # before any thread is started
-        drop(*case)
+        run_case(*case)
     os.wait()
 """
-# (no OpenMP, limit of PyTorch, limit of cdropout, apply a mask or only draw it), and the output:
-# threads that dropout and PyTorch's own operation start, twice, and whether x was dropped
+# (no OpenMP, limit of PyTorch, limit of cdropout, in place or by native_dropout), and the output:
+# threads that dropout and PyTorch's own operation start, twice, and whether x is the result
 CASES = {
     "PyTorch": ((False, 3, 3, True), "2 0 0 0 True"),
     "PyTorch, limited by cdropout": ((False, 4, 2, True), "3 0 0 0 True"),
@@ -95,7 +95,7 @@ CASES = {
     "only the caller, limited by PyTorch": ((False, 1, 3, True), "0 0 0 0 True"),
     "pool": ((True, 3, 3, True), "2 2 0 0 True"),
     "pool, limited by PyTorch": ((True, 2, 3, True), "1 1 0 0 True"),
-    "PyTorch, drawing a mask": ((False, 3, 3, False), "2 0 0 0 False"),
+    "PyTorch, native_dropout": ((False, 3, 3, False), "2 0 0 0 False"),
 }
 
 

@@ -36,7 +36,7 @@ CHAINS = {
 PARTITION = "aot_eager_decomp_partition"
 
 
-def assert_compiled_is_eager(function, backend, dynamic=None):
+def assert_compiled_equals_eager(function, backend, dynamic=None):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
     x = torch.randn(8, 6, 5, 5, requires_grad=True)
@@ -57,20 +57,20 @@ def assert_compiled_is_eager(function, backend, dynamic=None):
 )
 def test_memory_budget_keeps_the_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert_compiled_is_eager(CHAINS[name], PARTITION)
+        assert_compiled_equals_eager(CHAINS[name], PARTITION)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_aggressive_recomputation_keeps_the_mask(dynamic):
     with torch._functorch.config.patch(aggressive_recomputation=True):
-        assert_compiled_is_eager(CHAINS["two layers"], PARTITION, dynamic)
+        assert_compiled_equals_eager(CHAINS["two layers"], PARTITION, dynamic)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
 @pytest.mark.parametrize("budget", [0.5, 0])
 def test_memory_budget_with_inductor_keeps_the_mask(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert_compiled_is_eager(CHAINS["two layers"], "inductor")
+        assert_compiled_equals_eager(CHAINS["two layers"], "inductor")
 
 
 def test_memory_budget_of_a_region():
