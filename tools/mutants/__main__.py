@@ -101,7 +101,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     ),
     "torch/checkpoint.py": "torch_adapter/checkpoint",
     "torch/overrides.py": (
-        "torch_adapter/modules torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
+        "torch_adapter/overrides torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
     ),
     "torch/fx.py": "torch_adapter/fx torch_adapter/mask_argument",
     "jax/functional.py": (

@@ -587,7 +587,7 @@ MUTANTS = {
             ("scale", '"scale" if $s else "keep"', '"scale"'),
             ("scale elsewhere", "$f if $s or $p == 1 else $f * (1 - $p)", "$f"),
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
-            ("symbolic", "is_proxy($x)", "False"),
+            ("symbolic", "has_proxy($x)", "False"),
         ],
         "mc_dropout": [
             ("copies", "$y.clone() if $y is $c else $y", "$y"),
