@@ -63,22 +63,20 @@ def test_mask(name, dtype):
 
 
 def test_empty_broadcast_dims():
-    mask, x = MASKS["mask"], X
-    assert_same_bits(dropout(None, x, broadcast_dims=[], mask=mask), mask.apply(np.asarray(x)))
+    mask = MASKS["mask"]
+    assert_same_bits(dropout(None, X, broadcast_dims=[], mask=mask), mask.apply(np.asarray(X)))
 
 
 def test_mask_of_p_0_returns_x():
-    x = X
-    assert dropout(None, x, mask=cd.Mask(SHAPE, 0)) is x
+    assert dropout(None, X, mask=cd.Mask(SHAPE, 0)) is X
 
 
 @every_mask
 def test_derivatives(mask):
-    x = X
-    gradient = jax.grad(lambda x: (dropout(None, x, mask=mask) ** 2).sum())(x)
-    y = mask.apply(np.asarray(x))
+    gradient = jax.grad(lambda x: (dropout(None, x, mask=mask) ** 2).sum())(X)
+    y = mask.apply(np.asarray(X))
     np.testing.assert_allclose(gradient, 2 * mask.apply(y), rtol=1e-6)
-    check_grads(partial(dropout, None, mask=mask), (x,), order=2, eps=1)
+    check_grads(partial(dropout, None, mask=mask), (X,), order=2, eps=1)
 
 
 @every_mask
