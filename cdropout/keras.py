@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 
-# ---- dropout per backend; `state` is the pair of a seed and a call number ------------------------
+# ---- dropout per backend; `state` is the pair of a seed and a call number -----------------------
 
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:

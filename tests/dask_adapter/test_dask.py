@@ -87,7 +87,7 @@ def test_mask_to_dask():
     kept = mask.to_dask((7, 2, 1))
     assert kept.shape == mask.shape and kept.chunks[0] == (7,) * 6 + (3,)
     np.testing.assert_array_equal(kept.compute(), np.asarray(mask))
-    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # nothing is drawn
+    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # without drawing it
 
 
 def test_backward_with_other_chunks():

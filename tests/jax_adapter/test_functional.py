@@ -22,7 +22,7 @@ from ..helpers.jax_arrays import KEY, eager_and_jit, normal_jax, numpy_dropout  
 SHAPES = [(), (1,), (0,), (3, 0, 2), (64,), (8191,), (3, 5, 7, 11), (1 << 17,)]
 
 
-# ---- the mask ---------------------------------------------------------------------------------
+# ---- the mask -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)

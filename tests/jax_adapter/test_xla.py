@@ -116,10 +116,10 @@ def test_valid_call():
     np.testing.assert_array_equal(call.y, cd.Mask((3, 4), 0.5, 7).apply(X))
 
 
-# Each of the functions below is or returns a function that makes a call invalid.
+# Each function below makes a call invalid, or returns a function that does.
 
 
-def smaller(*names):
+def shrink(*names):
     """Reduce the size of the struct at this path of attributes and indices by a byte."""
 
     def change(call):
@@ -131,7 +131,7 @@ def smaller(*names):
     return change
 
 
-def changed(buffer, **fields):
+def set_fields(buffer, **fields):
     """Change fields of one of the buffers."""
 
     def change(call):
@@ -141,7 +141,7 @@ def changed(buffer, **fields):
     return change
 
 
-def without(names):
+def set_null(names):
     """Set the pointer at this path of attributes to NULL."""
 
     def change(call):
@@ -154,7 +154,7 @@ def without(names):
     return change
 
 
-def dims(buffer, *lengths):
+def set_dims(buffer, *lengths):
     """Change the dimensions of one of the buffers."""
 
     def change(call):
@@ -164,21 +164,21 @@ def dims(buffer, *lengths):
     return change
 
 
-def null_buffer(call):
+def set_null_buffer(call):
     call.frame.operands.buffers[1] = ctypes.POINTER(Buffer)()
 
 
-def other_type_of_operand(call):
+def set_other_type(call):
     call.frame.operands.types[2] = 2
 
 
-def other_stage(call):
+def set_other_stage(call):
     call.frame.stage = 2
 
 
-def too_many_dimensions(call):
-    dims(1, *[1] * 65)(call)
-    dims(4, *[1] * 65)(call)
+def set_65_dims(call):
+    set_dims(1, *[1] * 65)(call)
+    set_dims(4, *[1] * 65)(call)
 
 
 SMALL_STRUCTS = "cdropout does not support this version of XLA: its structs are too small"
@@ -188,26 +188,26 @@ INVALID_BUFFERS = "operands and results have to be buffers with memory for their
 @pytest.mark.parametrize(
     "change, message",
     [
-        (smaller("frame"), SMALL_STRUCTS),
-        (smaller("frame", "operands"), SMALL_STRUCTS),
-        (smaller("frame", "results"), SMALL_STRUCTS),
-        (smaller("frame", "attributes"), SMALL_STRUCTS),
-        (other_stage, "registered for the execute stage only"),
-        (other_type_of_operand, INVALID_BUFFERS),
-        (null_buffer, INVALID_BUFFERS),
-        (without("operands.types"), INVALID_BUFFERS),
-        (without("operands.buffers"), INVALID_BUFFERS),
-        (without("results.types"), INVALID_BUFFERS),
-        (without("results.buffers"), INVALID_BUFFERS),
-        *[(smaller("buffers", i), INVALID_BUFFERS) for i in range(5)],
-        *[(changed(i, data=None), INVALID_BUFFERS) for i in range(5)],
-        *[(changed(i, dims=None), INVALID_BUFFERS) for i in range(5)],
-        *[(changed(i, rank=-1), INVALID_BUFFERS) for i in range(5)],
-        *[(dims(i, -1, 4), INVALID_BUFFERS) for i in range(5)],
-        *[(dims(i, 0, -1), INVALID_BUFFERS) for i in range(5)],
-        *[(dims(i, 1 << 62, 4), INVALID_BUFFERS) for i in range(5)],
-        (dims(1, 1 << 32, 1 << 32), INVALID_BUFFERS),
-        (too_many_dimensions, "x has to be float16, .* and at most 64 dimensions of a mask"),
+        (shrink("frame"), SMALL_STRUCTS),
+        (shrink("frame", "operands"), SMALL_STRUCTS),
+        (shrink("frame", "results"), SMALL_STRUCTS),
+        (shrink("frame", "attributes"), SMALL_STRUCTS),
+        (set_other_stage, "registered for the execute stage only"),
+        (set_other_type, INVALID_BUFFERS),
+        (set_null_buffer, INVALID_BUFFERS),
+        (set_null("operands.types"), INVALID_BUFFERS),
+        (set_null("operands.buffers"), INVALID_BUFFERS),
+        (set_null("results.types"), INVALID_BUFFERS),
+        (set_null("results.buffers"), INVALID_BUFFERS),
+        *[(shrink("buffers", i), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, data=None), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, dims=None), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, rank=-1), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, -1, 4), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, 0, -1), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, 1 << 62, 4), INVALID_BUFFERS) for i in range(5)],
+        (set_dims(1, 1 << 32, 1 << 32), INVALID_BUFFERS),
+        (set_65_dims, "x has to be float16, .* and at most 64 dimensions of a mask"),
     ],
 )
 def test_invalid_frame_is_error(change, message):
@@ -229,7 +229,7 @@ def test_error_leaves_aliased_array_unchanged():
     assert call.run() is None and not x[2].any() and x[:2].any()
 
 
-# ---- threads ----
+# ---- threads ------------------------------------------------------------------------------------
 
 LARGE = (1 << 19) + 4321  # elements; calls of 2**19 or more elements use the pool
 KEYS_1000 = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
