@@ -541,7 +541,7 @@ def test_noise_shape_with_too_many_axes(wrap):
 
 
 def test_too_many_dimensions():
-    with pytest.raises(InvalidArgumentError, match="at most 64 dimensions, but has 65"):
+    with pytest.raises(InvalidArgumentError, match="at most 64 dimensions, but got 65"):
         stateless_dropout(tf.ones([1] * 65), 0.5, [1, 2])
     assert stateless_dropout(tf.ones([1] * 64), 0.5, [1, 2]).shape.rank == 64
 
