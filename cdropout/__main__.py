@@ -65,7 +65,7 @@ def probability(text: str) -> float:
 
 
 def stream_probability(text: str) -> float:
-    """Return p of `cdropout stream`; close to 0 and 1 the extractor finds too few bits."""
+    """Return p of `cdropout stream`; near 0 and 1 the extractor finds too few bits."""
     low, high = stream_command.MIN_P, 1 - stream_command.MIN_P
     return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
 
@@ -166,7 +166,7 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
 
 
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
-    """Run the benchmark; another instruction set needs a new process, which chooses at import."""
+    """Run the benchmark, in a new process for another instruction set, which is set at import."""
     check_bench(options, error)
     try:
         isa = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())

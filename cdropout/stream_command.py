@@ -87,7 +87,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
     """
     first, second = bits[: len(bits) // 2 * 2].reshape(-1, 2).T
     differ = first != second
-    found = first.compress(differ)  # four times as fast as an index of bools
+    found = first.compress(differ)  # boolean indexing takes four times as long
     if depth == 1 or len(bits) < 4:
         return found
     equal = first.compress(~differ)

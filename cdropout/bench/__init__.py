@@ -15,13 +15,13 @@ def load(name, dtype, options):
     try:
         implementation = factory(options.threads, dtype)
         error = check.find_error(implementation, dtype, options.p)
-    except Exception as problem:  # whichever a library raises: the others can still be timed
+    except Exception as problem:  # of any type; the other implementations can still be timed
         implementation, error = None, f"{type(problem).__name__}: {problem}"
     return (None, " ".join(error.split())) if error else (implementation, None)
 
 
 def load_all(dtype, results, options):
-    """Return the right implementations for one element type, and list all in `results`."""
+    """Return the implementations that pass for one element type, and record all in `results`."""
     loaded = []
     for name in [*peers.OURS, *peers.adapters_of(options.peers), *options.peers]:
         implementation, error = load(name, dtype, options)

@@ -345,7 +345,7 @@ def keras_layer(threads, dtype):
 
 
 def import_jax(threads, dtype):
-    # JAX reads these when it creates the CPU client; older releases know the first name only.
+    # JAX reads these when it creates the CPU client; older releases read the first name only.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if threads == 1:

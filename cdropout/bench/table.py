@@ -13,7 +13,7 @@ Medians of paired rounds. GB/s: bytes read and written. /memcpy: time divided by
 of the same bytes (np.copyto, 1 thread); /peer: by that of the fastest peer. memcpy-threads: a
 part per thread; memcpy-stream: the same with stores that bypass the cache."""
 
-# In the chart, libraries differ in color (in lightness too) and dashes, their variants in markers.
+# In the chart, libraries differ in color, lightness and dashes, and their variants in markers.
 LIBRARY_STYLES = {
     "cdropout": {"color": "black", "linestyle": "-"},
     "numpy": {"color": "#0d0887", "linestyle": "--"},

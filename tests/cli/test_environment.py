@@ -43,7 +43,7 @@ def test_each_form_of_the_option_m_prints_one_line(options):
 
 @pytest.mark.parametrize("program", ["import cdropout", "import sys; import cdropout.__main__"])
 def test_other_programs_get_an_exception(program):
-    """They can handle it, even if one of their arguments is `cdropout`."""
+    """An argument `cdropout` does not make a program the command line."""
     code, _, error = run([sys.executable, "-P", "-c", program], "cdropout", CDROPOUT_ISA="sse9")
     assert code == 1 and "Traceback" in error
     assert error.splitlines()[-1].startswith(f"ValueError: {ISA_ERROR}")
