@@ -90,10 +90,7 @@ def test_other_programs_are_included_from_where_they_are_tested():
 
 @blocks("sh")
 def test_commands_are_right(block):
-    """They are not run here: the first two are steps of CI, and the others take minutes.
-
-    What the options do is tested with small sizes in test_cli.py, test_compare.py, test_growth.py.
-    """
+    """They are not run here: they are steps of CI, or take minutes; tests/cli runs the commands."""
     for line in block.splitlines():
         program, *arguments = shlex.split(line, comments=True)
         if program == "cdropout":
