@@ -223,7 +223,7 @@ def bias_shapes(shape):
 
 def reference_sum(x, bias, residual, keep, p):
     """Return residual + dropout(x + bias), computed in float32 or float64 and rounded once."""
-    real, dtype = reference.computed_in(x.dtype), x.dtype
+    real, dtype = reference.computation_dtype(x.dtype), x.dtype
     total = np.asarray(x.astype(real) + bias.astype(real))
     y = np.asarray(residual.astype(real) + reference.apply(total, keep, p))
     if dtype.name in reference.HALVES:

@@ -180,8 +180,8 @@ def too_many_dimensions(call):
     dims(4, *[1] * 65)(call)
 
 
-SMALL = "cdropout does not know this version of XLA: its structs are too small"
-UNSOUND = "cdropout takes buffers only, with memory for their dimensions"
+SMALL = "cdropout does not support this version of XLA: its structs are too small"
+UNSOUND = "operands and results have to be buffers with memory for their dimensions"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ UNSOUND = "cdropout takes buffers only, with memory for their dimensions"
         *[(dims(i, 0, -1), UNSOUND) for i in range(5)],
         *[(dims(i, 1 << 62, 4), UNSOUND) for i in range(5)],
         (dims(1, 1 << 32, 1 << 32), UNSOUND),
-        (too_many_dimensions, "x has to be float16, .* and at most 64 of a mask"),
+        (too_many_dimensions, "x has to be float16, .* and at most 64 dimensions of a mask"),
     ],
 )
 def test_a_wrong_frame_is_an_error(change, message):

@@ -188,7 +188,7 @@ def test_a_seed_may_have_64_bits():
 def test_a_tensor_on_another_device_is_left_to_pytorch():
     x, generator = torch.ones(2, 3, device="meta"), cd.Generator(1)
     assert torch.vmap(ct.dropout, randomness="same")(x).device.type == "meta"
-    with pytest.raises(NotImplementedError, match="of torch.float32 on meta is left to it"):
+    with pytest.raises(NotImplementedError, match="of torch.float32 on meta, which is passed"):
         torch.vmap(lambda x: ct.dropout(x, generator=generator), randomness="same")(x)
 
 
