@@ -16,7 +16,7 @@ from ..helpers.requirements import import_or_skip
 
 SHAPE = (5, 7, 4, 3, 2, 2)
 SEED = 0xFEDCBA9876543210
-# {function: broadcast axes for each number of dimensions; None if an error is raised}
+# broadcast axes for 0 to 6 dimensions; None if an error is raised
 BROADCAST_AXES = {
     "dropout1d": [None, None, (1,), (2,), None, None, None],
     "dropout2d": [None, None, (), (2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)],
@@ -74,7 +74,7 @@ def messages(name, ndim):
 @every_dtype
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", ["dropout1d", "dropout2d", "dropout3d"])
-def test_channels_with_any_number_of_dimensions(name, ndim, dtype):
+def test_dropout_of_channels_equals_reference(name, ndim, dtype):
     function, x, dims = getattr(cd, name), normal(SHAPE[:ndim], dtype), BROADCAST_AXES[name][ndim]
     before, generator = x.copy(), cd.Generator(SEED)
     result, *raised = outcome(function, x, 0.4, rng=generator, return_mask=True)
@@ -128,9 +128,9 @@ def test_dimensions_are_checked_in_every_mode(name, ndim):
     "name, shape",
     [("dropout1d", (4, 9, 33)), ("dropout2d", (3, 6, 7, 11)), ("dropout3d", (2, 8, 3, 4, 5))],
 )
-def test_channels_last_and_strides(name, shape, dtype):
+def test_dropout_of_channels_accepts_any_memory_order(name, shape, dtype):
     p, function, dims = 0.3, getattr(cd, name), tuple(range(2, len(shape)))
-    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # N...C
+    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # channels last
     wide = np.zeros((2 * shape[0], *shape[1:]), dtype)
     for x in (np.moveaxis(packed, -1, 1), wide[::-2]):
         x[...] = normal(shape, dtype)
@@ -163,7 +163,7 @@ def test_drop_path_equals_reference(shape, p, dtype):
     assert_same_bits(x, expected)
 
 
-def test_drop_path_without_a_draw():
+def test_drop_path_without_a_draw_keeps_the_generator():
     x, kwargs = normal(SHAPE), {"scale_by_keep": False, "rng": cd.Generator(1)}
     for args in ((0,), (0.5, False), (1, False)):
         assert cd.drop_path(x, *args, **kwargs) is x
@@ -176,7 +176,7 @@ SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916
 
 
 def alpha_of(p):
-    """Return (a, b) of Klambauer et al.: a * x + b, x or SATURATION, has mean 0 and variance 1."""
+    """Return a and b of Klambauer et al., with which the result has mean 0 and variance 1."""
     q = 1 - p
     a = (q + SATURATION**2 * p * q) ** -0.5
     return a, -a * p * SATURATION
@@ -208,7 +208,7 @@ def test_alpha_dropout_follows_its_formula(name, dims, p, dtype):
     a, b = alpha_of(p)
     assert mask.scale == pytest.approx(a, rel=1e-15) and y.dtype == x.dtype
     exact = np.where(keep, a * x.astype(np.float64) + b, a * SATURATION + b)
-    # a, b, the product and the sum are rounded, with a relative error of eps / 2 each
+    # a, b, the product and the sum have a relative rounding error of eps / 2 each
     size = np.where(keep, 1.5 * abs(a * x.astype(np.float64)) + b, 0) + abs(exact) / 2
     eps = float(ml_dtypes.finfo(dtype).eps)
     assert (abs(y.astype(np.float64) - exact) <= 1.01 * eps * size).all()
@@ -275,7 +275,7 @@ every_module = pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__
 
 
 @every_module
-def test_modules_forward_and_backward_in_lifo_order(kind):
+def test_modules_accept_masks_of_earlier_calls(kind):
     function, shape = MODULES[kind]
     x, m, generator, masks = normal(shape), kind(0.3, rng=-1), cd.Generator(-1), []
     for _ in range(3):
@@ -302,7 +302,7 @@ def test_modules_in_evaluation_and_in_place(kind):
     assert_same_bits(m.backward(x), x)
     assert m.train() is m and m.training and m(x) is x and generator.calls == 1
     assert_same_bits(x, expected)
-    assert other(x) is not x and other.mask.call == 1  # modules may share a generator
+    assert other(x) is not x and other.mask.call == 1  # m used call 0 of the same generator
 
 
 @every_module

@@ -311,7 +311,7 @@ def test_read_only_memory_is_read_but_not_written(make):
     try:
         x = make(source.copy())
         y = cd.dropout(x, 0.3, rng=SEED)
-    except BufferError:  # NumPy 1 does not export read-only arrays
+    except BufferError:  # NumPy before 2.1 does not export read-only arrays
         assert np.lib.NumpyVersion(np.__version__) < "2.1.0"
         return
     np.testing.assert_array_equal(y, reference.dropout(source, 0.3, SEED, 0))
@@ -330,7 +330,7 @@ def read_only(x):
 
 
 @every_dtype
-def test_the_largest_number_of_dimensions_of_numpy(dtype):
+def test_arrays_can_have_the_largest_number_of_dimensions(dtype):
     max_ndim = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
     for shape in (
         (1,) * max_ndim,
@@ -351,7 +351,7 @@ def test_the_largest_number_of_dimensions_of_numpy(dtype):
 
 
 @pytest.mark.parametrize("offset", [1, 3, 6])
-def test_unaligned_buffers(offset):
+def test_buffers_can_be_unaligned(offset):
     memory = bytearray(offset + 4 * 600)
     x = np.frombuffer(memory, np.float32, 600, offset)
     x[:] = normal(600, np.float32)

@@ -59,7 +59,7 @@ def test_dropout_equals_reference(shape, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("p", [0.1, *slow(0.5)])
-def test_lengths_up_to_two_groups(p, dtype):
+def test_any_length_equals_reference(p, dtype):
     x = with_special_values((1100,), dtype)
     for n in [*range(140), *range(500, 530), 1023, 1024, 1025, 1100]:
         y, mask = cd.dropout(x[:n], p, rng=n, return_mask=True)
@@ -278,7 +278,7 @@ def test_masks_of_every_form_equal_reference(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
 def test_mask_can_overlap_the_result(dtype):
-    n = 1 << 19  # more than one tile
+    n = 1 << 19  # several work chunks
     x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
     for inplace in (False, True):
         memory = np.zeros(n, np.float32)

@@ -15,7 +15,7 @@ from ..helpers.arrays import assert_same_bits, every_dtype, with_special_values
 from ..helpers.hypothesis_settings import given_examples
 from ..helpers.requirements import slow
 
-FILL = -7  # elements around a view; they must not be written
+FILL = -7  # value of the elements around a view
 SEED = -12345
 assert_equal = partial(assert_same_bits, equal_nan=True)
 
@@ -201,7 +201,7 @@ def test_large_arrays_can_have_any_strides(name, dtype):
 
 
 @pytest.mark.parametrize("n", [16383, 16384, 16385, 32767, 32768, 32769, 65535, 65536, 65537])
-def test_lengths_next_to_multiples_of_work_chunks(n):
+def test_lengths_close_to_whole_work_chunks_equal_reference(n):
     x = view_in(with_special_values((n,), np.float32), np.s_[::2], (2 * n,))
     assert_equal(cd.dropout(x, 0.3, rng=SEED), reference.dropout(x, 0.3, SEED, 0))
     keep = reference.keep(SEED, 0, 0.3, 0, 3 * n)[::3]
@@ -288,7 +288,7 @@ def test_masks_can_have_any_strides(strides):
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2, (0, 1), (1, 2), (0, 2), (0, 1, 2)])
-def test_broadcast_dims_of_large_arrays(dims):
+def test_broadcast_dims_of_large_arrays_equal_reference(dims):
     plain = with_special_values((20, 90, 70), np.float32)
     for x in (plain, np.array(plain, order="F"), plain.transpose(2, 0, 1)[::-1]):
         y, mask = cd.dropout(x, 0.3, rng=SEED, broadcast_dims=dims, return_mask=True)

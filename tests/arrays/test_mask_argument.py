@@ -50,7 +50,7 @@ def test_mask_gives_the_result_of_its_generator(function, axes, p, dtype):
     assert_same_bits(x, expected)
 
 
-def test_mc_dropout_by_mask():
+def test_mask_gives_the_result_of_mc_dropout():
     x = input_of(cd.dropout)
     mask = cd.Generator(5).next_mask((2, *x.shape), 0.3)
     assert_same_bits(cd.mc_dropout(x, n=2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
@@ -59,7 +59,7 @@ def test_mc_dropout_by_mask():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_bias_dropout_add_by_mask(p, dtype):
+def test_mask_gives_the_result_of_bias_dropout_add(p, dtype):
     x, bias = input_of(cd.dropout, dtype), np.arange(6, dtype=dtype)
     expected = cd.bias_dropout_add(x, bias, x[::-1], p, rng=5)
     mask = cd.Generator(5).next_mask(x.shape, p)
@@ -70,7 +70,7 @@ def test_bias_dropout_add_by_mask(p, dtype):
 
 
 @pytest.mark.parametrize("window", [np.s_[1:, ::-1], np.s_[2:, :], np.s_[:, :, 3:4]], ids=str)
-def test_bias_dropout_add_by_window_of_a_mask(window):
+def test_mask_of_bias_dropout_add_can_be_a_window(window):
     mask = cd.Generator(5).next_mask((6, 8, 10), 0.3)[window]
     x = normal(mask.shape)
     bias = np.arange(x.shape[-1], dtype=np.float32)
@@ -102,7 +102,7 @@ ERRORS = {
 @pytest.mark.filterwarnings("ignore:dropout3d")
 @pytest.mark.parametrize("function, axes", VARIANTS)
 @pytest.mark.parametrize("case", ERRORS)
-def test_wrong_arguments_with_mask(function, axes, case):
+def test_mask_excludes_other_arguments(function, axes, case):
     x = input_of(function)
     changed, error, message = ERRORS[case]
     mask = cd.Generator(5).next_mask(x.shape, 0.3, broadcast_dims=axes)
@@ -124,7 +124,7 @@ def test_mask_has_to_have_the_broadcast_axes_of_the_function(function, axes):
         function(x, mask=mask, training=True)
 
 
-def test_mask_of_an_empty_array():
+def test_mask_can_be_empty():
     x = np.ones((0, 3, 4, 5), np.float32)
     mask = cd.Generator(1).next_mask(x.shape, 0.5, broadcast_dims=(2, 3))
     assert cd.dropout2d(x, mask=mask).shape == x.shape
@@ -145,7 +145,7 @@ def test_mask_does_not_exclude_empty_arguments(empty):
     assert_same_bits(cd.dropout(x, mask=mask, **options), mask.apply(x))
 
 
-def test_wrong_arguments_with_mask_of_other_functions():
+def test_mask_excludes_arguments_of_single_functions():
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     for dims in (1, [0]):

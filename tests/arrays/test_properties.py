@@ -24,7 +24,7 @@ probabilities = st.sampled_from(EDGES) | binary_fractions | st.floats(0, 1)
 inner_probabilities = probabilities.filter(lambda p: 0 < p < 1)
 seeds = st.sampled_from([0, 2**63, 2**64 - 1, -1, -(2**63)]) | st.integers(-(2**63), 2**64 - 1)
 calls = st.sampled_from([0, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
-generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # a generator has no more
+generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # the last of a generator
 dtypes = st.sampled_from(DTYPES)
 small_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
 long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))  # more elements than a group
@@ -49,7 +49,7 @@ def views(draw, array):
 def arrays(draw, shape, dtype=None):
     """Draw an array of this shape with any strides and any elements, also NaN and subnormals."""
     dtype = dtype or draw(dtypes)
-    if math.prod(shape) > 100:  # Hypothesis would be slow
+    if math.prod(shape) > 100:  # drawing each element would be slow
         random_bytes = np.random.default_rng(draw(st.integers(0, 99))).bytes(
             math.prod(shape) * np.dtype(dtype).itemsize
         )
@@ -146,7 +146,7 @@ def test_splitting_a_call_never_changes_the_result(data, p, seed, call, start):
 )
 def test_dropout_of_channels_equals_reference(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
-    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # which warns if there is no batch
+    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # dropout2d warns without a batch
     x = data.draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, min_side=0, max_side=5)
                   .flatmap(arrays))  # fmt: skip
     p, seed, call = data.draw(probabilities), data.draw(seeds), data.draw(generator_calls)
@@ -191,7 +191,7 @@ def test_alpha_dropout_equals_reference(data, dtype, p, seed, call):
     a = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     b = -a * p * saturation
     exact = np.where(keep, a * x.astype(float) + b, a * saturation + b)
-    # a, b, the product and the sum are rounded
+    # rounding errors of a, b, the product and the sum
     size = np.where(keep, abs(a * x.astype(float)) + abs(b), a)
     assert (abs(y - exact) <= 2 * np.finfo(dtype).eps * (size + abs(exact))).all()
     function(x, p, True, True, rng=generator_at(seed, call))

@@ -288,7 +288,7 @@ NO_ARRAY = "x has to be a NumPy array, or have DLPack or the buffer protocol, wi
 @pytest.mark.parametrize("package, advice", ADVICE.items())
 def test_message_for_an_array_type_gives_advice(package, advice):
     kind = of_package(package)
-    for x in (kind(), of_package("mine", kind)()):  # and of a derived class
+    for x in (kind(), of_package("mine", kind)()):  # the second is of a derived class
         with pytest.raises(TypeError) as raised:
             cd.dropout(x)
         assert str(raised.value).startswith(NO_ARRAY)

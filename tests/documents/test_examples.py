@@ -43,7 +43,7 @@ def digits():
 
 
 def test_output_has_the_errors_with_and_without_dropout(tmp_path):
-    find_or_skip("sklearn")  # which has the data
+    find_or_skip("sklearn")  # for the data
     result = run(*SMALL, "--p", "0.25", folder=tmp_path, missing="matplotlib")
     assert result.returncode == 0, result.stderr
     assert "%" not in result.stderr  # no progress bar without a terminal
@@ -52,7 +52,7 @@ def test_output_has_the_errors_with_and_without_dropout(tmp_path):
     without, with_dropout, difference = np.array(rows, dtype=float).T
     assert len(without) == 2
     assert np.all((without > 0) & (without < 95) & (with_dropout > 0) & (with_dropout < 95))
-    atol = 0.016  # of three rounded numbers
+    atol = 0.016  # three numbers are rounded to 0.01
     np.testing.assert_allclose(with_dropout - without, difference, atol=atol)
     mean_and_spread = NUMBER + r" \+- \d+\.\d\d"
     means = re.search(f"^mean{mean_and_spread * 3} ", result.stdout, re.MULTILINE)
@@ -64,14 +64,14 @@ def test_output_has_the_errors_with_and_without_dropout(tmp_path):
 
 @pytest.mark.slow
 def test_runs_with_one_seed_are_equal_without_dropout(tmp_path):
-    find_or_skip("sklearn")  # which has the data
+    find_or_skip("sklearn")  # for the data
     result = run(*SMALL, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
 
 
 @pytest.mark.slow
 def test_plot_is_a_png_file(tmp_path):
-    find_or_skip("sklearn")  # which has the data
+    find_or_skip("sklearn")  # for the data
     find_or_skip("matplotlib")
     result = run(*SMALL, "--plot", "curves.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -113,7 +113,7 @@ def test_cdropout_isa_chooses_the_instruction_set(isa):
         ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2"),
     ],
 )
-def test_wrong_choice_of_the_instruction_set(wanted, built, message):
+def test_wrong_instruction_set_is_refused(wanted, built, message):
     with pytest.raises(ValueError, match=f"^CDROPOUT_ISA{message}$"):
         dispatch.choose(wanted, built, ("baseline", "avx2"))
 
