@@ -1,5 +1,6 @@
 """Tests of errors: the type and message of each, and that a call that fails changes nothing."""
 
+import ctypes
 import math
 import mmap
 import os
@@ -7,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from array import array
 from decimal import Decimal
 
 import ml_dtypes
@@ -88,7 +90,11 @@ NO_X = (
 )
 DTYPE = f"^x has to be an array of {FLOATS}, but got "
 MASKED = r"^x is a masked array, which has a mask of its own; pass x.data or x.filled\(\)$"
-SWAPPED = ">" if sys.byteorder == "little" else "<"
+SWAPPED, SWAPPED_FLOAT = (
+    (">", ctypes.c_float.__ctype_be__)
+    if sys.byteorder == "little"
+    else ("<", ctypes.c_float.__ctype_le__)
+)
 ORDER = "^x has to be in this machine's byte order, but got "
 
 
@@ -147,6 +153,17 @@ def exporter_of_used_capsule():
     return Exporter(lambda: capsule)
 
 
+def exporter_of(dtype):
+    return Exporter(lambda: ones(dtype).__dlpack__())
+
+
+def exporter_that_raises(error):
+    def export():
+        raise error
+
+    return Exporter(export)
+
+
 def ones(dtype):
     return np.ones(SHAPE, dtype)
 
@@ -158,6 +175,7 @@ def row_of(dtype):
 
 INPUTS = {
     "list": ([1.0, 2.0], TypeError, NO_X + "list$"),
+    "tuple": ((1.0,), TypeError, NO_X + "tuple$"),
     "float": (1.0, TypeError, NO_X + "float$"),
     "None": (None, TypeError, NO_X + "NoneType$"),
     "str": ("x", TypeError, NO_X + "str$"),
@@ -180,12 +198,24 @@ INPUTS = {
     "longdouble": row_of(np.longdouble),
     "NumPy int": (np.int32(3), TypeError, DTYPE + "int32$"),
     "bytes": (b"abcd", TypeError, DTYPE + "uint8$"),
+    "bytearray": (bytearray(8), TypeError, DTYPE + "uint8$"),
+    "memory of int32": (memoryview(bytes(8)).cast("i"), TypeError, DTYPE + "int32$"),
+    "memory of bool": (memoryview(bytes(8)).cast("?"), TypeError, DTYPE + "bool$"),
+    "memory of char": (memoryview(bytes(8)).cast("c"), TypeError, DTYPE + r"\|S1$"),
+    "array.array": (array("q", [1]), TypeError, DTYPE + "int64$"),
+    "ctypes": ((ctypes.c_int * 3)(1, 2, 3), TypeError, DTYPE + "int32$"),
+    "DLPack of complex64": (exporter_of(np.complex64), TypeError, DTYPE + "complex64$"),
+    "DLPack of bool": (exporter_of(bool), TypeError, DTYPE + "bool$"),
     "swapped float32": (ones(SWAPPED + "f4"), TypeError, ORDER + SWAPPED + "f4$"),
     "swapped float64": (ones(SWAPPED + "f8"), TypeError, ORDER + SWAPPED + "f8$"),
     "swapped memory": (memoryview(ones(SWAPPED + "f8")), TypeError, ORDER + SWAPPED + "f8$"),
+    "swapped ctypes": ((SWAPPED_FLOAT * 3)(1, 2, 3), TypeError, ORDER + SWAPPED + "f4$"),
     "masked array": (np.ma.masked_array([1.0], [True]), TypeError, MASKED),
     "masked array, no mask": (np.ma.masked_array([1.0]), TypeError, MASKED),
     "__dlpack__ raises": (Exporter(fail), ZeroDivisionError, "^not today$"),
+    "BufferError": (exporter_that_raises(BufferError("no")), BufferError, "no$"),
+    "ValueError": (exporter_that_raises(ValueError("not so")), ValueError, "^not so$"),
+    "__dlpack__ is an int": (Exporter(lambda: 5), ValueError, "PyCapsule"),
     "__dlpack__ is None": (Exporter(lambda: None), ValueError, "PyCapsule"),
     "used capsule": (exporter_of_used_capsule(), ValueError, "PyCapsule"),
     "__dlpack_device__ raises": (Exporter(fail, fail), ZeroDivisionError, "^not today$"),

@@ -119,9 +119,9 @@ def test_subnormals_are_kept_and_overflow_raises_no_error(dtype):
     mask = cd.Mask(x.shape, 0.5, SEED)
     with np.errstate(all="raise"):
         assert_equal(mask.apply(x), expected)
-        for given in (mask, mask.bits(), np.asarray(mask), mask.to_scale(dtype)):
-            assert_equal(cd.dropout(x, 0.5, mask=given), expected)
-            assert_equal(cd.dropout_backward(x, given, p=0.5), expected)
+        for form in (mask, mask.bits(), np.asarray(mask), mask.to_scale(dtype)):
+            assert_equal(cd.dropout(x, 0.5, mask=form), expected)
+            assert_equal(cd.dropout_backward(x, form, p=0.5), expected)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 2.0**-10])
@@ -263,16 +263,16 @@ def test_masks_of_every_form_equal_reference(shape, dtype):
         forms = [mask, mask.bits(), np.asarray(mask)]
         if p == 0.5 or dtype in (np.float32, np.float64):  # float16 and bfloat16 round this scale
             forms.append(mask.to_scale(dtype))
-        for given, order in itertools.product(forms, "CF"):
+        for form, order in itertools.product(forms, "CF"):
             ordered = np.array(x, order=order)
-            y, returned = cd.dropout(ordered, p, mask=given, return_mask=True)
+            y, returned = cd.dropout(ordered, p, mask=form, return_mask=True)
             assert_equal(y, expected)
-            assert returned is given
-            assert_equal(cd.dropout_backward(ordered, given, p=p), expected)
+            assert returned is form
+            assert_equal(cd.dropout_backward(ordered, form, p=p), expected)
             out = np.ones_like(x)
-            assert cd.dropout_backward(ordered, given, p=p, out=out) is out
+            assert cd.dropout_backward(ordered, form, p=p, out=out) is out
             assert_equal(out, expected)
-            assert cd.dropout_backward(ordered, given, True, p=p) is ordered
+            assert cd.dropout_backward(ordered, form, True, p=p) is ordered
             assert_equal(ordered, expected)
 
 
@@ -282,14 +282,14 @@ def test_mask_can_overlap_the_result(dtype):
     x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
     for inplace in (False, True):
         memory = np.zeros(n, np.float32)
-        given = memory.view(dtype)[: n // 8 if dtype == np.uint8 else n]
-        given[:] = mask.bits() if dtype == np.uint8 else np.asarray(mask)
+        form = memory.view(dtype)[: n // 8 if dtype == np.uint8 else n]
+        form[:] = mask.bits() if dtype == np.uint8 else np.asarray(mask)
         if inplace:
-            expected = cd.dropout(memory.copy(), 0.3, mask=given.copy())
-            cd.dropout(memory, 0.3, mask=given, inplace=True)
+            expected = cd.dropout(memory.copy(), 0.3, mask=form.copy())
+            cd.dropout(memory, 0.3, mask=form, inplace=True)
         else:
             expected = mask.apply(x)
-            cd.dropout(x, 0.3, mask=given, out=memory)
+            cd.dropout(x, 0.3, mask=form, out=memory)
         assert_equal(memory, expected)
 
 
@@ -301,8 +301,8 @@ def test_mask_can_have_any_strides():
     spread[::2] = np.packbits(keep, bitorder="little")
     flipped = np.asarray(keep)[::-1].copy()
     scale = np.where(keep, np.float32(4 / 3), np.float32(0))
-    for given in (spread[::2], flipped[::-1], np.asfortranarray(keep), np.asfortranarray(scale)):
-        assert_equal(cd.dropout(x, 0.25, mask=given), expected)
+    for form in (spread[::2], flipped[::-1], np.asfortranarray(keep), np.asfortranarray(scale)):
+        assert_equal(cd.dropout(x, 0.25, mask=form), expected)
     row = np.broadcast_to(keep[0], x.shape)
     assert_equal(cd.dropout(x, 0.25, mask=row), reference.apply(x, row, 0.25))
 
@@ -317,13 +317,13 @@ def test_nonzero_bytes_are_true_bools():
 def test_scale_array_as_out_gives_the_result_or_an_error():
     x = with_special_values((300,), np.float32)
     mask = cd.Mask(300, 0.5, SEED)
-    given = mask.to_scale(np.float32)
+    form = mask.to_scale(np.float32)
     try:
-        cd.dropout(x, 0.5, mask=given, out=given)
+        cd.dropout(x, 0.5, mask=form, out=form)
     except ValueError:
-        assert_equal(given, mask.to_scale(np.float32))
+        assert_equal(form, mask.to_scale(np.float32))
     else:
-        assert_equal(given, mask.apply(x))
+        assert_equal(form, mask.apply(x))
 
 
 # ---- broadcast_dims ---------------------------------------------------------------------------

@@ -43,10 +43,10 @@ def return_mask_adds_a_mask() -> None:
     same = assert_type(cd.dropout(row, mask=mask, return_mask=True), tuple[Row, cd.Mask])
     assert same[1] is mask
     kept = np.asarray(mask)
-    given = cd.dropout(row, mask=kept, return_mask=True)
-    assert assert_type(given, tuple[Row, NDArray[np.bool_] | cd.Mask])[1] is kept
-    wanted = bool(len(given))
-    either = cd.dropout(row, return_mask=wanted)
+    pair = cd.dropout(row, mask=kept, return_mask=True)
+    assert assert_type(pair, tuple[Row, NDArray[np.bool_] | cd.Mask])[1] is kept
+    flag = bool(len(pair))
+    either = cd.dropout(row, return_mask=flag)
     assert isinstance(either, tuple)
 
 
