@@ -1,6 +1,6 @@
 """The C interface as it was recorded: its end may grow, and nothing else may change.
 
-    python tests/capi/test_layout.py --record
+    python -m tests.capi.test_layout --record
 
 adds what is new to capi_layout.json. Do that when a version is released.
 """
