@@ -1,7 +1,7 @@
 /* Fuzz the kernels of every instruction set with libFuzzer; see tools/sanitize.sh fuzz-table.
  *
  * All calls are allowed by cdropout.h. Each buffer is a separate allocation of the exact size with any alignment, so that
- * AddressSanitizer detects every access outside. All instruction isas must write the same bytes, and so must the kernels that
+ * AddressSanitizer detects every access outside. All instruction sets must write the same bytes, and so must the kernels that
  * draw a mask and those that read bits or bools. */
 #include <Python.h>
 
@@ -28,7 +28,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     if (!result) return PyErr_Print(), abort(), 1;
     tables[isas] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
   }
-  printf("%d instruction isas\n", isas);
+  printf("%d instruction sets\n", isas);
   return 0;
 }
 
@@ -74,7 +74,7 @@ static cdropout_mask read_mask(void) {
 }
 
 static void require_agreement(const Buffer *outputs, int isa) {
-  require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction isas differ");
+  require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction sets differ");
 }
 
 static void fuzz_contiguous(int dtype) { /* apply, apply_bits, bits, bools */
