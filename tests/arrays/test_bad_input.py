@@ -8,7 +8,7 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.bad_calls import NO_P, OVERLAP, SHAPE, Number, Rng, fail, make_world, refuses  # noqa: F401
+from ..helpers.bad_calls import NO_P, OVERLAP, SHAPE, Number, Rng, assert_raises, fail
 
 BAD_P = "^dropout probability has to be between 0 and 1, but got "
 BAD_RNG = "^rng has to be None, a cdropout.Generator, a numpy.random.Generator .* but got "
@@ -198,16 +198,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("name, argument, value, error, words", CASES)
-def test_a_wrong_argument(world, name, argument, value, error, words):
+def test_a_wrong_argument(unchanged, name, argument, value, error, words):
     if argument == "out":
         shape = (2, *SHAPE) if name == "mc_dropout" else SHAPE
-        value = value(world, 240 if name == "mc_dropout" else 120)
+        value = value(unchanged, 240 if name == "mc_dropout" else 120)
         if getattr(value, "size", 0) in (120, 240):
             value = value.reshape(shape)
     if argument == "rng" and value == "used up":
         value = cd.Generator(1)
         value.state = {"seed": 1, "calls": 2**64 - 1, "spawned": 0}
-    refuses(error, words, FUNCTIONS[name], world, **{argument: value})
+    assert_raises(error, words, FUNCTIONS[name], unchanged, **{argument: value})
     if isinstance(value, cd.Generator):
         assert value.calls == 2**64 - 1
 

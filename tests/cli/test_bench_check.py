@@ -14,7 +14,7 @@ from cdropout._core import dispatch, streaming_copy
 from cdropout._core.dtypes import FLOATS
 from cdropout.bench import contestant, kernels, peers, race
 
-from ..helpers.requirements import reason
+from ..helpers.requirements import skip_reason
 
 QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 FRAMEWORKS = [name for name in peers.PEERS if not name.startswith("numpy")]
@@ -158,7 +158,7 @@ def test_an_adapter_takes_part_beside_its_framework_only():
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_installed_frameworks_pass_their_check(name):
     if package := peers.missing(name.removeprefix("cdropout-")):
-        pytest.skip(reason(package))
+        pytest.skip(skip_reason(package))
     # In a process of its own: they start threads, set environment variables and print warnings.
     statement = (
         "from cdropout.bench import contestant, peers; "

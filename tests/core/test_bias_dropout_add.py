@@ -54,7 +54,7 @@ def rounded(y, dtype):
 
 def one_by_one(x, bias, residual, keep, p):
     """Return residual + dropout(x + bias), each operation in the type that x is computed in."""
-    real = reference.computed_in(x.dtype)
+    real = reference.computation_dtype(x.dtype)
     x, bias, residual, dtype = x.astype(real), bias.astype(real), residual.astype(real), x.dtype
     with np.errstate(all="ignore"):
         dropped = reference.apply(np.asarray(x + bias), keep, p)

@@ -14,9 +14,8 @@ import pytest
 import cdropout as cd
 
 from .. import reference
-from ..helpers.aliased_array import limits_hold
-from ..helpers.requirements import slow
-from ..helpers.subprocess_runner import linux_only, run, unix_only
+from ..helpers.requirements import linux_only, needs_memory_limit, slow, unix_only
+from ..helpers.subprocess_runner import run
 
 SHARED = 1 << 19  # elements from which a call is shared among threads; a test below checks it
 SEED = 31
@@ -240,8 +239,7 @@ print(none, same, started(lambda: mask.apply(x, y)), (y == expected).all())
 )
 
 
-@linux_only
-@pytest.mark.skipif(sys.platform == "linux" and not limits_hold(), reason="AddressSanitizer")
+@needs_memory_limit
 def test_a_thread_that_cannot_be_started_is_done_without():
     assert run(FEW) == (0, "0 True 2 True", "")
 

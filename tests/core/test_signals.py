@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ import pytest
 import cdropout as cd
 
 from .. import reference
-from ..helpers.aliased_array import limits_hold, linux_only, quilt
-from ..helpers.requirements import slow
+from ..helpers.aliased_array import aliased_array
+from ..helpers.requirements import linux_only, needs_memory_limit, slow
 from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SEED = 31
@@ -27,7 +26,7 @@ END = HUGE - (1 << 14)  # where the last 64 KiB begin
 @pytest.fixture(scope="module")
 def huge():
     """Return an array of 1, with memory of its own at both ends."""
-    array = quilt(np.float32, HUGE, [0, END])
+    array = aliased_array(np.float32, HUGE, [0, END])
     array[: 1 << 23] = array[END:] = 1  # the first 32 MiB show everywhere
     return array
 
@@ -35,7 +34,7 @@ def huge():
 @pytest.fixture(scope="module")
 def other():
     """Return a second array like it, to read from."""
-    return quilt(np.float32, HUGE)
+    return aliased_array(np.float32, HUGE)
 
 
 @pytest.fixture
@@ -131,8 +130,8 @@ def test_a_real_ctrl_c():
     script = (
         f"{FIND_TESTS}import numpy as np, cdropout as cd, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's jobs ignore it
-        "from tests.helpers.aliased_array import quilt\n"
-        f"x, g = quilt(np.float32, {HUGE}), cd.Generator(1)\n"
+        "from tests.helpers.aliased_array import aliased_array\n"
+        f"x, g = aliased_array(np.float32, {HUGE}), cd.Generator(1)\n"
         "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n    cd.dropout(x, 0.1, rng=g, inplace=True)\n"
         "except KeyboardInterrupt:\n    print(g.calls)\n"
@@ -161,7 +160,7 @@ def test_an_interrupted_call_has_written_some_parts_and_left_others(huge, alarm,
 def test_a_handler_that_returns_lets_the_call_go_on(alarm):
     cd.set_num_threads(1)
     n, generator, during = 1 << 30, cd.Generator(SEED), []
-    x = quilt(np.float32, n, [0, n - 1000])
+    x = aliased_array(np.float32, n, [0, n - 1000])
     x[:1000] = x[-1000:] = 1
 
     def draw(*_):  # in the middle of the call, with its generator
@@ -205,7 +204,7 @@ def test_another_state_is_kept_after_an_interrupt(huge, alarm):
 @linux_only
 def test_buffers_cannot_be_taken_away_in_the_middle_of_a_call(alarm):
     cd.set_num_threads(1)
-    x, memory = quilt(np.float32, 1 << 30), bytearray(4 << 20)
+    x, memory = aliased_array(np.float32, 1 << 30), bytearray(4 << 20)
     table, bias, answers = x.reshape(-1, 1 << 20), memoryview(memory).cast("f"), []
 
     def take_away(*_):
@@ -238,8 +237,8 @@ def islands(array):
 
 
 def filled(dtype):
-    """Return a quilt with the same values on every island, and these."""
-    x, values = quilt(dtype, LARGE, PLACES), island_values(dtype)
+    """Return a aliased_array with the same values on every island, and these."""
+    x, values = aliased_array(dtype, LARGE, PLACES), island_values(dtype)
     for here in islands(x):
         here[:] = values
     return x, values
@@ -247,7 +246,7 @@ def filled(dtype):
 
 @linux_only
 def test_elements_that_lie_gigabytes_apart():
-    x, values = quilt(np.float16, LARGE)[:: LARGE >> 12], island_values(np.float16)
+    x, values = aliased_array(np.float16, LARGE)[:: LARGE >> 12], island_values(np.float16)
     values = np.resize(values, x.size)
     mask, bias = cd.Mask(x.size, 0.5, SEED), np.zeros(x.size, np.float16)
     for call in [
@@ -278,7 +277,7 @@ def test_a_mask_of_more_than_2_to_the_32_elements():
 @pytest.mark.parametrize("dtype, start", [(np.float16, 2**63 - 2**31), (np.float32, 2**64 - LARGE)])
 def test_more_than_2_to_the_32_elements(dtype, start):
     x, values = filled(dtype)
-    y = quilt(dtype, LARGE, PLACES) if dtype is np.float16 else x
+    y = aliased_array(dtype, LARGE, PLACES) if dtype is np.float16 else x
     assert cd.Mask(LARGE, 0.3, SEED, start=start).apply(x, y) is y
     for place, here in zip(PLACES, islands(y), strict=True):
         keep = reference.keep(SEED, 0, 0.3, start + place, 1000)
@@ -311,7 +310,7 @@ def test_one_draw_for_each_row_of_more_than_2_to_the_32_elements():
 @linux_only
 def test_bits_of_more_than_2_to_the_32_elements():
     x, values = filled(np.float16)
-    bits = quilt(np.uint8, LARGE // 8, [place // 8 for place in PLACES])
+    bits = aliased_array(np.uint8, LARGE // 8, [place // 8 for place in PLACES])
     keeps = [reference.keep(SEED, 0, 0.5, place // 8 * 8, 1008) for place in PLACES]
     for place, keep in zip(PLACES, keeps, strict=True):
         bits[place // 8 : place // 8 + 126] = np.packbits(keep, bitorder="little")[: bits.size]
@@ -369,8 +368,7 @@ print("done")
 """
 
 
-@linux_only
-@pytest.mark.skipif(sys.platform == "linux" and not limits_hold(), reason="AddressSanitizer")
+@needs_memory_limit
 def test_too_little_memory_for_variants_and_threads():
     assert run(LIMIT) == (0, "done", "")
 

@@ -1,5 +1,6 @@
-"""What the tests of bad calls share: all that an error might change, and objects that lie."""
+"""Objects that misbehave, arguments for calls that fail, and assertions about such calls."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,63 +13,70 @@ NO_P = "^p has to be a number between 0 and 1, but got "
 OVERLAP = "^out partly overlaps x; it has to be x itself or must not overlap x$"
 
 
-@pytest.fixture(name="world")
-def make_world():
-    """Return everything that an error might change; afterwards assert that none of it has."""
+@contextmanager
+def unchanged_objects(shape=SHAPE):
+    """Provide arrays, generators, a mask and a module; assert at the end that none has changed."""
+    size = int(np.prod(shape))
     memory = np.arange(1000, dtype=np.float32)
-    w = SimpleNamespace(
-        memory=memory,  # of which the others are parts, with room on both sides
-        x=memory[300:420].reshape(SHAPE),
-        out=memory[500:620].reshape(SHAPE),
-        copies=memory[700:940].reshape(2, *SHAPE),
-        bias=np.ones(5, np.float32),
+    objects = SimpleNamespace(
+        memory=memory,  # of x, out and copies, with other elements before and after each
+        x=memory[300:][:size].reshape(shape),
+        out=memory[500:][:size].reshape(shape),
+        copies=memory[700:][: 2 * size].reshape(2, *shape),
+        bias=np.ones(shape[-1], np.float32),
         generator=cd.Generator(5),
         numpy_rng=np.random.default_rng(5),
-        mask=cd.Mask(SHAPE, 0.5, 1),
+        mask=cd.Mask(shape, 0.5, 1),
         module=cd.Dropout(0.5, rng=7),
     )
-    w.module(w.x)
-    before = snapshot(w)
-    yield w
-    assert snapshot(w) == before
+    objects.module(objects.x)
+    before = snapshot(objects)
+    yield objects
+    assert snapshot(objects) == before
 
 
-def snapshot(w):
-    arrays = [(a.tobytes(), a.flags.writeable) for a in (w.memory, w.bias)]
-    generators = w.generator.state, cd.default_generator.state, w.numpy_rng.bit_generator.state
-    module = {**vars(w.module), "_rng": w.module._rng.state}
-    return arrays, generators, module, repr(w.mask), cd.get_num_threads()
+def snapshot(objects):
+    """Return the state of all objects in a form that can be compared."""
+    memory, x, out = objects.memory, objects.x, objects.out
+    arrays = [(a.tobytes(), a.flags.writeable) for a in (memory, objects.bias)]
+    layouts = [(a.shape, a.strides, a.flags.writeable) for a in (x, out)]
+    states = objects.generator.state, cd.default_generator.state
+    numpy_state = objects.numpy_rng.bit_generator.state
+    module = {**vars(objects.module), "_rng": objects.module._rng.state}
+    mask = repr(objects.mask)
+    return arrays, layouts, states, numpy_state, module, mask, cd.get_num_threads()
 
 
-def refuses(error, words, call, /, *args, **kwargs):
-    """Assert that the call raises exactly this type, with words that match."""
-    with pytest.raises(error, match=words) as caught:
+def assert_raises(error, pattern, call, /, *args, **kwargs):
+    """Assert that the call raises exactly this type, with a message that matches the pattern."""
+    with pytest.raises(error, match=pattern) as raised:
         call(*args, **kwargs)
-    assert caught.type is error
+    assert raised.type is error
 
 
 class Number:
-    """Has a __float__ and an __index__ that do what they are told."""
+    """A number whose `__float__` and `__index__` call a function."""
 
-    def __init__(self, act):
-        self.act = act
+    def __init__(self, function):
+        self.function = function
 
     def __float__(self):
-        return self.act()
+        return self.function()
 
     __index__ = __float__
 
 
 def fail():
+    """Raise an exception that no other code raises."""
     raise ZeroDivisionError("not today")
 
 
 class Rng(np.random.Generator):
-    """One of NumPy's, whose seed is what it is told."""
+    """A NumPy generator whose `integers`, which gives the seed, calls a function."""
 
-    def __init__(self, act):
+    def __init__(self, function):
         super().__init__(np.random.PCG64(1))
-        self.act = act
+        self.function = function
 
     def integers(self, *_, **__):
-        return self.act()
+        return self.function()
