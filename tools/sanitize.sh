@@ -113,7 +113,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
 for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Generator(n)))"
   # CPython and NumPy leak constants at exit. Only a leak with a module of this package among its callers is an error; pytest's
   # exit status counts the others too.
-  run_tests "cdropout/_core/.*\.so|[0-9] (failed|error)" tests/arrays/test_errors.py tests/arrays/test_bad_input.py tests/core/test_generator.py \
+  run_tests "cdropout/_core/.*\.so|[0-9] (failed|error)" tests/arrays/test_errors.py tests/core/test_generator.py \
     tests/core/test_mask.py tests/arrays/test_modules.py -k "not forked_child" || true
   grep -qE '[0-9]+ passed' "$work/report.tests"
 }

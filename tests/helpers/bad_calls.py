@@ -1,4 +1,4 @@
-"""Objects that misbehave, arguments for calls that fail, and assertions about such calls."""
+"""Calls of all functions, assertions about calls that fail, and objects that misbehave."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,13 +9,19 @@ import pytest
 import cdropout as cd
 
 SHAPE = (2, 3, 4, 5)
-NO_P = "^p has to be a number between 0 and 1, but got "
-OVERLAP = "^out partly overlaps x; it has to be x itself or must not overlap x$"
+MODULES = {  # and the shape of their input
+    cd.Dropout: SHAPE,
+    cd.Dropout1d: (6, 4, 5),
+    cd.Dropout2d: SHAPE,
+    cd.Dropout3d: SHAPE,
+    cd.AlphaDropout: SHAPE,
+    cd.FeatureAlphaDropout: SHAPE,
+    cd.DropPath: SHAPE,
+}
 
 
-@contextmanager
-def unchanged_objects(shape=SHAPE):
-    """Provide arrays, generators, a mask and a module; assert at the end that none has changed."""
+def new_objects(shape=SHAPE):
+    """Return arrays, generators, a mask and a module."""
     size = int(np.prod(shape))
     memory = np.arange(1000, dtype=np.float32)
     objects = SimpleNamespace(
@@ -30,6 +36,13 @@ def unchanged_objects(shape=SHAPE):
         module=cd.Dropout(0.5, rng=7),
     )
     objects.module(objects.x)
+    return objects
+
+
+@contextmanager
+def unchanged_objects(shape=SHAPE):
+    """Provide new objects; assert at the end that none has changed."""
+    objects = new_objects(shape)
     before = snapshot(objects)
     yield objects
     assert snapshot(objects) == before
@@ -45,6 +58,107 @@ def snapshot(objects):
     module = {**vars(objects.module), "_rng": objects.module._rng.state}
     mask = repr(objects.mask)
     return arrays, layouts, states, numpy_state, module, mask, cd.get_num_threads()
+
+
+class ValidCall:
+    """A function and valid arguments, some of which a call can replace."""
+
+    def __init__(self, name, function, arguments):
+        self.name, self.function, self.arguments = name, function, arguments
+
+    def __call__(self, **changed):
+        return self.function(**{**self.arguments, **changed})
+
+    def __repr__(self):
+        return self.name
+
+    def has(self, *names):
+        """Return whether the call has all of these arguments."""
+        return self.arguments.keys() >= set(names)
+
+
+def valid_calls(objects):
+    """Return a ValidCall of each function, with the arrays and generators of `objects`."""
+    calls = {**function_calls(objects), **mask_calls(objects)}
+    for kind, shape in MODULES.items():
+        calls.update(module_calls(objects, kind, shape))
+    return [ValidCall(name, *call) for name, call in calls.items()]
+
+
+def function_calls(objects):
+    """Return {name: (function, arguments)} of the functions that draw masks."""
+    flags = {"training": True, "inplace": False, "return_mask": False}
+    new = {"x": objects.x, "p": 0.5, "rng": objects.generator, **flags}
+    usual = {**new, "out": objects.out}
+    dropout = {**usual, "broadcast_dims": ()}
+    three_axes = {"x": objects.x.reshape(6, 4, 5), "out": objects.out.reshape(6, 4, 5)}
+    copies = {"x": objects.x, "p": 0.5, "n": 2, "rng": objects.generator, "return_mask": False}
+    operands = {"x": objects.x, "bias": objects.bias, "residual": objects.x, "p": 0.5}
+    last = {"training": True, "rng": objects.generator, "return_mask": False, "out": objects.out}
+    return {
+        "dropout": (cd.dropout, dropout),
+        "dropout to a new array": (cd.dropout, new),
+        "dropout in place": (cd.dropout, {**new, "inplace": True, "broadcast_dims": ()}),
+        "dropout in evaluation": (cd.dropout, {**dropout, "training": False}),
+        "dropout with p = 0": (cd.dropout, {**dropout, "p": 0}),
+        "dropout with p = 1": (cd.dropout, {**dropout, "p": 1}),
+        "dropout by the default generator": (cd.dropout, {**dropout, "rng": None}),
+        "dropout by a NumPy generator": (cd.dropout, {**dropout, "rng": objects.numpy_rng}),
+        "dropout1d": (cd.dropout1d, {**usual, **three_axes}),
+        "dropout2d": (cd.dropout2d, usual),
+        "dropout3d": (cd.dropout3d, usual),
+        "drop_path": (cd.drop_path, {**usual, "scale_by_keep": True}),
+        "alpha_dropout": (cd.alpha_dropout, usual),
+        "feature_alpha_dropout": (cd.feature_alpha_dropout, usual),
+        "mc_dropout": (cd.mc_dropout, {**copies, "out": objects.copies}),
+        "bias_dropout_add": (cd.bias_dropout_add, {**operands, **last}),
+    }
+
+
+def forms_of(mask):
+    """Return {name: the mask in a form that `mask=` accepts}."""
+    bools, bits, scale = np.asarray(mask), mask.bits(), mask.to_scale()
+    return {"Mask": mask, "bools": bools, "bits": bits, "scale": scale}
+
+
+def mask_calls(objects):
+    """Return {name: (function, arguments)} of masks and of the functions that apply them."""
+
+    def backward(x, mask, **arguments):
+        return cd.dropout_backward(x, mask, **arguments)
+
+    calls = {
+        "Mask": (cd.Mask, {"shape": SHAPE, "p": 0.5, "seed": 1}),
+        "Mask.apply": (objects.mask.apply, {"x": objects.x, "out": objects.out}),
+    }
+    for form, mask in forms_of(objects.mask).items():
+        arguments = {"x": objects.x, "mask": mask, "p": 0.5, "inplace": False, "out": objects.out}
+        flags = {"training": True, "return_mask": False}
+        calls[f"dropout by {form}"] = cd.dropout, {**arguments, **flags}
+        calls[f"dropout_backward by {form}"] = backward, arguments
+    return calls
+
+
+def module_calls(objects, kind, shape):
+    """Return {name: (function, arguments)} of a class of modules."""
+    name, x, out = kind.__name__, objects.x.reshape(shape), objects.out.reshape(shape)
+    module = kind(0.5, rng=objects.generator)
+    module.mask = cd.Mask(shape, 0.5)
+
+    def forward(x, **attributes):
+        vars(module).update(attributes)
+        return module(x)
+
+    def backward(x, out):
+        return module.backward(x, out=out)
+
+    options = {"scale_by_keep": True} if kind is cd.DropPath else {}
+    arguments = {"p": 0.5, "inplace": False}
+    return {
+        name: (kind, {**arguments, "rng": objects.generator, **options}),
+        f"{name}.forward": (forward, {"x": x, "training": True, **arguments}),
+        f"{name}.backward": (backward, {"x": x, "out": out}),
+    }
 
 
 def assert_raises(error, pattern, call, /, *args, **kwargs):
@@ -66,7 +180,7 @@ class Number:
     __index__ = __float__
 
 
-def fail():
+def fail(*_, **__):
     """Raise an exception that no other code raises."""
     raise ZeroDivisionError("not today")
 
@@ -79,4 +193,15 @@ class Rng(np.random.Generator):
         self.function = function
 
     def integers(self, *_, **__):
+        return self.function()
+
+
+class Seeds(np.random.SeedSequence):
+    """A NumPy seed sequence whose `generate_state` calls a function."""
+
+    def __init__(self, function):
+        super().__init__(1)
+        self.function = function
+
+    def generate_state(self, *_):
         return self.function()

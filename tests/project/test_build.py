@@ -108,14 +108,14 @@ def test_the_environment_chooses(isa):
 @pytest.mark.parametrize(
     "wanted, built, message",
     [
-        ("sse9", SETS, "has to be one of baseline, avx2, avx512, but got 'sse9'"),
-        ("AVX3", SETS, "has to be one of baseline, avx2, avx512, but got 'AVX3'"),
-        ("avx2", ("baseline",), "=avx2: cdropout was built without avx2; it has baseline$"),
-        ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2$"),
+        ("sse9", SETS, " has to be one of baseline, avx2, avx512, but got 'sse9'"),
+        ("AVX3", SETS, " has to be one of baseline, avx2, avx512, but got 'AVX3'"),
+        ("avx2", ("baseline",), "=avx2: cdropout was built without avx2; it has baseline"),
+        ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2"),
     ],
 )
 def test_what_cannot_be_chosen(wanted, built, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^CDROPOUT_ISA{message}$"):
         dispatch.choose(wanted, built, ("baseline", "avx2"))
 
 

@@ -47,14 +47,14 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     ),
     "dispatch.pyx": "project/build",
     "numpy_arrays.pyx": (
-        "arrays/errors arrays/bad_input arrays/exporters arrays/layouts arrays/result_types "
+        "arrays/errors arrays/exporters arrays/layouts arrays/result_types "
         "arrays/functional arrays/misbehaving_objects"
     ),
     "mask.pyx": (
         "core/mask arrays/mask_argument core/generator core/mask_operators arrays/errors "
         "arrays/dropout_variants"
     ),
-    "arguments.pyx": "core/generator arrays/errors arrays/bad_input arrays/bool_arguments",
+    "arguments.pyx": "core/generator arrays/errors arrays/bool_arguments",
     "generator.pyx": (
         "core/generator arrays/errors core/numpy_random arrays/misbehaving_objects core/signals"
     ),
@@ -62,14 +62,14 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
         "arrays/mask_argument arrays/functional arrays/errors arrays/exporters "
         "arrays/misbehaving_objects arrays/bool_arguments arrays/modules core/signals"
     ),
-    "executor.pyx": "core/executor arrays/errors core/signals arrays/misbehaving_objects",
+    "executor.pyx": "core/executor arrays/errors core/signals",
     "engine.pyx": (
         "arrays/layouts core/mask core/executor arrays/functional arrays/dropout_variants"
     ),
-    "dtypes.pyx": (
-        "arrays/errors arrays/bad_input core/select torch_adapter/functional jax_adapter/functional"
+    "dtypes.pyx": "arrays/errors core/select torch_adapter/functional jax_adapter/functional",
+    "bias_dropout_add.pyx": (
+        "core/bias_dropout_add arrays/errors arrays/misbehaving_objects core/signals"
     ),
-    "bias_dropout_add.pyx": "core/bias_dropout_add arrays/misbehaving_objects core/signals",
     "_tensors.pyx": (
         "torch_adapter/functional torch_adapter/modes torch_adapter/autograd "
         "torch_adapter/alpha_dropout torch_adapter/errors torch_adapter/dropped_elements"
