@@ -1,7 +1,7 @@
 """Tests of the binary compatibility of the C interface with its recorded layout.
 
 Fields may be added at the end of the table; nothing else may change. Before a release, record the
-additions in capi_layout.json with `python tests/capi/test_layout.py --record`.
+additions in capi_layout.json with `python -m tests.capi.test_layout --record`.
 """
 
 import json
