@@ -24,7 +24,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     char name[100];
     snprintf(name, sizeof name, "cdropout._core._kernels_%s", NAMES[isas]);
     PyObject *module = PyImport_ImportModule(name);
-    PyObject *result = module ? PyObject_CallMethod(module, "set_largest_cached", "n", (Py_ssize_t)16384) : NULL;
+    PyObject *result = module ? PyObject_CallMethod(module, "set_streaming_threshold", "n", (Py_ssize_t)16384) : NULL;
     if (!result) return PyErr_Print(), abort(), 1;
     tables[isas] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
   }

@@ -11,14 +11,14 @@ from cdropout._core import dispatch
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.dtypes cimport types
 from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_for
-from cdropout._core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
     SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
-    INTERRUPTIBLE_MIN = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
+    INTERRUPTIBLE_MIN = 1 << 22          # contiguous elements that take less time than a user waits for Ctrl-C
 
-cdef cdropout_mask drop_all            # of p = 1, whose scale is 0
-cdef size_t largest_cached = dispatch.largest_cached
+cdef cdropout_mask drop_all           # of p = 1, whose scale is 0
+cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
@@ -48,9 +48,9 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 cdef void choose_lengths(Operation* operation) noexcept nogil:
     """Choose the lengths of work chunks: tiles that the threads can share evenly."""
     cdef View* view = &operation.view
-    cdef size_t largest = TILE
+    cdef size_t largest = MAX_TILE
     cdef size_t threads
-    cdef Drawn drawn
+    cdef BitLayout drawn
     cdef int i
     if operation.size <= SMALLEST_TILE:
         for i in range(view.ndim):
@@ -80,7 +80,7 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
     else:
         choose_lengths(operation)
     operation.flags = 0
-    if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
+    if operation.size * types[<int>operation.dtype].itemsize >= streaming_threshold:
         operation.flags = CDROPOUT_PART_OF_LARGE
 
 
@@ -104,7 +104,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
     """Execute a work chunk of any other operation: tile `number` of its view."""
     cdef View tile
-    take_tile(&tile, &operation.view, operation.lengths, number)
+    get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
         kernels.apply_bits_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,

@@ -1,4 +1,4 @@
-"""Tests of bias_dropout_add and its backward: they are compared with three separate operations."""
+"""Tests of bias_dropout_add and its backward: comparison with three separate operations."""
 
 import ml_dtypes
 import numpy as np
@@ -16,13 +16,13 @@ N, T, C = 5, 9, 70
 BIASES = [(C,), (T, C), (1, C), (), (1,), (T, 1), (N, 1, C), (N, T, C), (N, 1, 1), (1, T, C),
           (1, 1, 1)]  # fmt: skip
 # Shapes of x and bias; rows are shorter than, as long as, and longer than a group of the stream.
-LONG = [((3000,), (3000,)), ((40, 511), (511,)), ((40, 512), (512,)), ((33, 513), (513,)),
+ROWS = [((3000,), (3000,)), ((40, 511), (511,)), ((40, 512), (512,)), ((33, 513), (513,)),
         ((9001, 1), (1,)), ((2, 8192), (8192,)), ((2, 65_539), (65_539,)),
         ((700, 13), (700, 1)), ((1, 6), (6,)), ((1, 1), (1, 1)), ((), ()),
         ((4,), (1,))]  # fmt: skip
 EMPTY = [((0,), (0,)), ((3, 0), (0,)), ((0, 4), (4,)), ((0, 4), (0, 1)), ((3, 0), (3, 1)),
          ((2, 0, 3), (1, 3)), ((0,), ())]  # fmt: skip
-CASES = [*(((N, T, C), bias) for bias in BIASES), *LONG, *EMPTY]
+CASES = [*(((N, T, C), bias) for bias in BIASES), *ROWS, *EMPTY]
 every_case = pytest.mark.parametrize("shape, bias_shape", CASES, ids=str)
 
 
@@ -169,7 +169,7 @@ def test_exporters_are_accepted():
 
 X = normal((4, 6), np.float32, 1)
 ROW = X[0].copy()
-SWAPPED = X.dtype.newbyteorder().str  # ">f4", on a big-endian machine "<f4"
+SWAPPED = X.dtype.newbyteorder().str  # ">f4" on little-endian machines
 READ_ONLY = X.copy()
 READ_ONLY.flags.writeable = False
 MEMORY = np.zeros((3, 4, 6), np.float32)

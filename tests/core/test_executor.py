@@ -61,7 +61,7 @@ cd.set_num_threads(3)
 """
 COUNT_FOR_ALL_CALLS = f"""
 for name, call in {CALLS!r}.items():
-    if os.fork():  # the child, which has no threads yet, counts
+    if os.fork():  # the child has no threads yet
         os.wait()
         continue
     counts = []

@@ -20,7 +20,7 @@ from ..helpers.requirements import unix_only
 from ..helpers.subprocess_runner import run
 from ..helpers.threads import run_in_threads
 
-SIGMAS = 5.6  # two-sided tail of 2e-8; 36 pairs together fail by chance with less than 1e-6
+SIGMAS = 5.6  # two-sided tail probability 2e-8: below 1e-6 for all 36 pairs
 X = np.ones(300, np.float32)
 LAST = 2**64 - 1
 SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
@@ -202,7 +202,7 @@ def test_each_child_is_spawned_in_one_thread():
 
 
 def test_each_child_is_spawned_in_one_thread_if_spawn_runs_python_code(monkeypatch):
-    """Python code can release the GIL and a critical section."""
+    """Other threads may run during Python code, despite the GIL or a critical section."""
     generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
     children = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))

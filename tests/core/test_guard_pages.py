@@ -103,5 +103,5 @@ def main(library, isa, every, sparse):
     loops = ctypes.CDLL(library).run
     loops.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
     loops.restype = ctypes.c_longlong
-    tables.store_past_cache(isa, 1 << 40 if every else 0)
+    tables.set_streaming_threshold(isa, 1 << 40 if every else 0)
     print(loops(ctypes.addressof(tables.tables()[isa]), every, sparse))

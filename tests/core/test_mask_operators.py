@@ -1,4 +1,4 @@
-"""Tests of operators and ufuncs of masks, which raise errors: the product would lack the scale."""
+"""Tests that operators and ufuncs reject masks: the products would not be scaled."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""Tests of memory: calls that run out of it, the peak of its use, and leaks."""
+"""Tests of memory: calls with too little memory, peak use, and leaks."""
 
 import gc
 import sys
@@ -155,12 +155,12 @@ def peak():  # KiB, without pages of libraries
     return kib["VmHWM:"] - kib["RssFile:"]
 
 cd.dropout(x[:1000], rng=1, out=y[:1000])
-before = peak()  # with both arrays, so that no earlier peak is higher
+before = peak()  # both arrays are in memory, so that no earlier use was higher
 for source, target in zip(views(x), views(y)):
     cd.dropout(source, 0.1, rng=1, out=target)
     assert 0 < np.count_nonzero(target[-1]) < target[-1].size
     growth = peak() - before
-    assert growth < 1024, (growth, target.shape, target.strides)  # all packed bits take 2048
+    assert growth < 1024, (growth, target.shape, target.strides)  # the packed bits take 2048
 print("done")
 """
 
@@ -214,7 +214,7 @@ def run_all(calls, rounds):
     return failed
 
 
-# Free-threaded CPython frees some hundred objects of the last calls later.
+# Free-threaded CPython frees a few hundred objects late; more rounds reduce their share.
 ROUNDS = 4000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 400
 
 
@@ -244,7 +244,7 @@ def test_calls_leak_no_memory_and_no_references():
         # uses for str(dtype). It fills up once, but a leak grows in each measurement.
         for _ in range(3):
             growth = measure_growth(calls)
-            if growth < 20 * ROUNDS:  # bytes; a small object that one call leaks has 24
+            if growth < 20 * ROUNDS:  # bytes; one leaked object per round takes 24
                 break
     finally:
         tracemalloc.stop()

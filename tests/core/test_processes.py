@@ -1,4 +1,4 @@
-"""Tests of spawned and forked processes, of subinterpreters, and of the end of an interpreter."""
+"""Tests of spawned and forked processes, subinterpreters, and the exit of an interpreter."""
 
 import multiprocessing
 import os
@@ -73,7 +73,7 @@ print("done")
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_subinterpreter_cannot_import_cdropout_and_the_main_one_can(before):
+def test_a_subinterpreter_cannot_import_cdropout(before):
     status, output, errors = run(SUBINTERPRETER.replace("BEFORE", str(before)))
     assert (status, output.split()) == (0, ["refused", "refused", "done"]), errors
 
@@ -93,7 +93,7 @@ def fork(*_):
 
 signal.signal(signal.SIGALRM, fork)
 status = 3
-while status == 3:  # the fork was before or after the call
+while status == 3:  # repeat if the fork was before or after the call
     child = None
     signal.setitimer(signal.ITIMER_REAL, 0.03)
     try:
@@ -114,7 +114,7 @@ print(status, x.min(), x.max() > 1)
 
 @unix_only
 def test_a_fork_during_a_call_ends_the_call_of_the_child_with_an_error():
-    """The child has no threads for the rest of the call. The parent completes its own."""
+    """The child lacks the threads that run the call. The call of the parent completes."""
     assert run(FORK_DURING_CALL) == (0, "0 0.0 True", "")
 
 
@@ -134,14 +134,14 @@ def keep_calling():
 threads = [threading.Thread(target=keep_calling) for _ in range(2)]
 for thread in threads:
     thread.start()
-children = []
+process_ids = []
 for _ in range(5):
     child = os.fork()
     if child == 0:
         same = all((cd.dropout(x, 0.3, rng=1) == expected).all() for _ in range(2))
         os._exit(0 if same and cd.get_num_threads() == 3 else 1)
-    children.append(child)
-statuses = [os.waitpid(child, 0)[1] for child in children]
+    process_ids.append(child)
+statuses = [os.waitpid(child, 0)[1] for child in process_ids]
 stop.set()
 for thread in threads:
     thread.join()
@@ -156,7 +156,7 @@ def test_forks_while_other_threads_call():
     assert (status, output) == (0, "[0, 0, 0, 0, 0]"), errors
 
 
-def test_an_interpreter_with_threads_ends():
+def test_an_interpreter_with_threads_exits():
     script = (
         "import atexit, numpy as np, cdropout as cd\n"
         "cd.set_num_threads(3)\n"

@@ -14,7 +14,7 @@ from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SEED = 31
 SIZE = 1 << 36  # float32 elements: 256 GiB, for which a call takes at least ten seconds
-END = SIZE - (1 << 14)  # start of the last 64 KiB
+END = SIZE - (1 << 14)  # first element of the last 64 KiB
 ROW = 1 << 18
 DELAY = 0.1  # seconds until the signal, in the middle of the call
 
@@ -23,7 +23,7 @@ DELAY = 0.1  # seconds until the signal, in the middle of the call
 def huge():
     """Return an array of ones; the first and the last 64 KiB have their own memory."""
     array = aliased_array(np.float32, SIZE, [0, END])
-    array[: 1 << 23] = array[END:] = 1  # the first 32 MiB contain all memory but the end
+    array[: 1 << 23] = array[END:] = 1  # the first 32 MiB include all memory except the end
     return array
 
 

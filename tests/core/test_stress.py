@@ -39,8 +39,8 @@ def test_a_shared_generator(n, calls):
     assert sorted(drawn) == list(range(THREADS * calls)) and generator.calls == THREADS * calls
     for call in range(0, THREADS * calls, 97):
         assert drawn[call] == expected(x, call).tobytes()
-    again = cd.Generator(SEED)
-    assert all(drawn[i] == cd.dropout(x, P, rng=again).tobytes() for i in range(len(drawn)))
+    other = cd.Generator(SEED)
+    assert all(drawn[i] == cd.dropout(x, P, rng=other).tobytes() for i in range(len(drawn)))
 
 
 def test_a_shared_module(calls):

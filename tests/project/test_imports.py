@@ -9,9 +9,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # each imports only from those above it in this list
     "include environment",  # the C interface, and errors of the command line
-    "_core.stream _core.bits _core.view",
-    "_core.rows",
+    "_core.stream _core.view",
+    "_core.bits",
     "_core.select",
+    "_core.rows",
     "_core.tiles",
     "_core.kernels",
     "_core.dispatch",

@@ -22,7 +22,7 @@ MUTANTS = {
         ],
         "seed_block": [
             ("first lane", "LANES * $block + 1", "LANES * $block"),
-            ("order of lanes@avx2", "STEPS + $v * (LANES // WORDS)", "STEPS + (WORDS - 1 - $v) * (LANES // WORDS)"),
+            ("order of lanes@avx2", "LANE_OFFSETS + $v * (LANES // VECTORS)", "LANE_OFFSETS + (VECTORS - 1 - $v) * (LANES // VECTORS)"),
             ("second seed", "$s[$v] + $c", "$s[$v]"),
         ],
         "open_stream": [
@@ -78,12 +78,12 @@ MUTANTS = {
         "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
         "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
         "append_bits": [("next", "$first + $done", "$first")],
-        "bits64_down_from": [
+        "reversed_bits64_at": [
             ("first bits", "63 - $f", "62 - $f"),
             ("other bits", "$f - 63", "$f - 62"),
         ],
-        "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
-        "append_spaced": [
+        "append_repeated": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
+        "append_strided": [
             ("rest", "if $n % 64:", "if False:"),
         ],
         "append_rows": [("carry", "$first -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass")],
@@ -97,7 +97,7 @@ MUTANTS = {
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
         ],
         "bits_at": [
-            ("last byte", "$b[($s + WORD - 1) // 8]", "$b[4]"),
+            ("last byte", "$b[($s + STEP - 1) // 8]", "$b[4]"),
             ("shift", "<< 32) >> $s", "<< 32) >> ($s & 6)"),
         ],
         "few_bits_at": [
@@ -105,24 +105,24 @@ MUTANTS = {
             ("shift", "$bits >> $first % 8", "$bits"),
         ],
         "step_few": [
-            ("read", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, WORD * sizeof(element))", 1),
-            ("written", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, WORD * sizeof(element))", 2),
+            ("read", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, STEP * sizeof(element))", 1),
+            ("written", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, STEP * sizeof(element))", 2),
         ],
-        "up_to_line": [
-            ("elements", "% LINE // sizeof(element)", "% LINE"),
+        "elements_to_line": [
+            ("elements", "% LINE_BYTES // sizeof(element)", "% LINE_BYTES"),
         ],
         "mask_and_scale": [
             ("bits after the line", "$first += $head", "pass", 3),
             ("whole bytes", "$first % 8 == 0", "$first % 4 == 0"),
-            ("shifted bits", "bits_at($keep, $first + WORD * $i)", "bits_at($keep, $first + $i)"),
-            ("bits of the tail", "$first += $n // WORD * WORD", "pass", 3),
+            ("shifted bits", "bits_at($keep, $first + STEP * $i)", "bits_at($keep, $first + $i)"),
+            ("bits of the tail", "$first += $n // STEP * STEP", "pass", 3),
         ],
-        "step_bias": [
+        "step_bias_dropout_add": [
             ("residual of floats", "load_f32(<f32*>$r + $i) + kept_f32", "kept_f32"),
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
         ],
-        "add_masked": [
-            ("bias", "$a += WORD", "pass", 2),
+        "apply_bias_dropout_add": [
+            ("bias", "$a += STEP", "pass", 2),
             ("bits of the tail", "few_bits_at($keep, $first, $rest)", "0"),
             ("bias of the tail", "memcpy($buffer[1], $*e)", "pass"),
         ],
@@ -140,7 +140,7 @@ MUTANTS = {
         "CD_OWN_64": [
             ("lane@avx2", "{1, 1, 2, 2, 4, 4, 8, 8}", "{1, 1, 2, 2, 4, 4, 8, 4}"),
         ],
-        "cd_fill_rows": [
+        "cd_fill_bit_masks": [
             ("order@avx2", "$bits >> $lane & 1", "$bits >> (7 - $lane) & 1"),
         ],
         "cd_kept_16": [
@@ -177,12 +177,12 @@ MUTANTS = {
         "cd_too_large_f16": [
             ("exponent@baseline", "- 126", "- 127"),
         ],
-        "cd_stream": [
+        "cd_store_streaming": [
             ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
     "_core/view.pxd": {
-        "lay_out": [
+        "compute_layout": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
     },
@@ -196,7 +196,7 @@ MUTANTS = {
         "append_stream": [
             ("group", "$start - $first", "$start"),
         ],
-        "has_runs": [
+        "rows_are_runs": [
             ("mask", "if $r.mask != 1:", "if False:"),
         ],
     },
@@ -208,16 +208,16 @@ MUTANTS = {
         "apply_stream": [
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
             ("first part", "min(GROUP - $first, $n)", "min(GROUP, $n)"),
-            ("short part", "if $n > $part and $part >= WORD:", "if $n > $part:"),
+            ("short part", "if $n > $part and $part >= STEP:", "if $n > $part:"),
             ("held count", "$part -= $w.count", "pass"),
-            ("aligned lines", "$p and <uintptr_t>$y % LINE == 0", "$p"),
+            ("aligned lines", "$p and <uintptr_t>$y % LINE_BYTES == 0", "$p"),
         ],
         "mask_init": [
             ("NaN", "not 0 <= $p <= 1", "($p < 0 or $p > 1)"),
             ("threshold", "($p * 18446744073709551616.0)", "(<float>$p * 18446744073709551616.0)"),
             ("scale", "1 / (1 - $p)", "1 / (1 - <float>$p)"),
         ],
-        "size_of": [
+        "itemsize_of": [
             ("bfloat16", "$d in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16)", "$d == CDROPOUT_FLOAT16"),
         ],
         "apply": [
@@ -231,7 +231,7 @@ MUTANTS = {
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
         ],
-        "draw_unless_none": [
+        "draw_or_clear_group": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
         ],
         "add_rows": [
