@@ -223,7 +223,8 @@ def test_masks_have_the_recorded_hashes(isa):
     for case in records:
         n, start, p = case["n"], case["start"], float.fromhex(case["p"])
         mask = tables.new_mask(table, p, case["seed"] % 2**64, case["call"])
-        bits, bools, y = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n), tables.guarded_copy(np.ones(n))
+        bits, bools = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n)
+        y = tables.guarded_copy(np.ones(n))
         table.bits(bits.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
         table.apply(tables.DTYPES[np.float64], 0, y.address, y.address, n, mask, start)
