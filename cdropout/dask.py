@@ -1,4 +1,4 @@
-"""Dropout of Dask arrays: every chunk draws its own window of the one mask, whatever the chunks."""
+"""Dropout for Dask arrays. Each chunk draws its own window of the mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError as error:
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.generator import next_mask
-from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -79,49 +79,49 @@ def dropout(
     mask: Mask | None = None,
     return_mask: bool = False,
 ) -> da.Array | tuple[da.Array, Mask]:
-    """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``, later.
+    """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
 
-    Nothing is drawn until the result is computed. It equals that of `cdropout.dropout` with the
-    same mask to the bit, for every chunking, scheduler and number of workers.
+    The mask is drawn when the result is computed. The result is bit-identical to that of
+    `cdropout.dropout` with the same mask, for all chunks, schedulers and numbers of workers.
 
     Parameters
     ----------
     x : dask.array.Array
-        Of chunks that `cdropout.dropout` takes, all of known size.
+        An array with chunks of known size that `cdropout.dropout` supports.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
-        When false, `x` is returned as it is.
+        If false, `x` is returned unchanged.
     seed, call : int, optional
-        Which mask: ``Mask(x.shape, p, seed, call)``.
+        The seed and the call number of the mask: ``Mask(x.shape, p, seed, call)``.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        Where the mask comes from if no seed is given, as in `cdropout.dropout`. Its call number is
-        used up at once.
+        The source of the mask if no seed is given, as in `cdropout.dropout`. It provides a call
+        number when this function is called, not when the result is computed.
     broadcast_dims : int or tuple of int
-        Axes along which one draw is shared, across chunks too.
+        Axes along which one draw is shared, also between chunks.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
         and `broadcast_dims`. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
     return_mask : bool, default False
-        Return ``(y, mask)``: the `Mask` is what `dropout_backward` needs.
+        If true, return ``(y, mask)`` with the `Mask` for `dropout_backward`.
 
     Returns
     -------
     dask.array.Array
-        Of the shape, type and chunks of `x`; with p = 0 or without training, `x` itself.
+        An array of the shape, type and chunks of `x`. If p is 0 or training is false, `x` itself.
 
     Raises
     ------
     TypeError
-        If an argument, or what the chunks of `x` are, is of a type that is not taken.
+        If the type of an argument, or of the chunks of `x`, is not supported.
     ValueError
         If p is not in [0, 1], `x` has chunks of unknown size, the mask has another shape, an
         argument excludes another one, or call is given without seed.
 
     Notes
     -----
-    A chunk's task reads that chunk and holds it, and the result, in memory. MemoryError is raised
-    where the result is computed.
+    The task of a chunk needs memory for the chunk and its result. A MemoryError is raised when the
+    result is computed.
     """
     check_flag(training, "training")
     check_flag(return_mask, "return_mask")
@@ -133,12 +133,12 @@ def dropout(
             check_not_given(name, value)
         check_mask(mask, x.shape, (), p)
     if seed is not None and rng is not None:
-        raise ValueError(f"seed={seed!r} says which mask it is: it excludes rng")
+        raise ValueError(f"seed={seed!r} determines the mask: it excludes rng")
     if seed is None and call != 0:
-        raise ValueError(f"call={call!r} tells the masks of one seed apart: it needs seed")
+        raise ValueError(f"call={call!r} needs seed, since both determine the mask")
     p = p if training else 0
     if seed is not None:
-        mask = Mask(x.shape, p, seed, call, strides=shared_strides(x.shape, broadcast_dims))
+        mask = Mask(x.shape, p, seed, call, strides=broadcast_strides(x.shape, broadcast_dims))
     elif mask is None or not training:
         mask = next_mask(rng, x.shape, p, broadcast_dims)
     y = dropout_backward(x, mask)
@@ -146,21 +146,26 @@ def dropout(
 
 
 def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
-    """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
+    """Return the gradient of dropout: `gy` scaled where `mask` keeps elements, otherwise +0.0.
 
     Parameters
     ----------
     gy : dask.array.Array
-        The gradient of the output; its chunks need not be those of x.
+        The gradient of the output. Its chunks may differ from those of x.
     mask : Mask
-        What ``dropout(..., return_mask=True)`` returned.
+        The mask that ``dropout(..., return_mask=True)`` returned.
+
+    Returns
+    -------
+    dask.array.Array
+        An array of the shape, type and chunks of `gy`.
 
     Raises
     ------
     TypeError
-        If gy is no Dask array of a type that is taken, or mask no `Mask`.
+        If gy is not a Dask array of a supported type, or mask is not a `Mask`.
     ValueError
-        If the mask has another shape, or gy chunks of unknown size.
+        If the mask has another shape, or gy has chunks of unknown size.
     """
     meta = _checked_meta(gy)
     if not isinstance(mask, Mask):
@@ -173,13 +178,17 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
 
 
 def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
-    """Return which elements `mask` keeps, as a lazy bool array; `Mask.to_dask` calls this.
+    """Return a mask as a lazy array of bools, True where it keeps elements; see `Mask.to_dask`.
 
     Parameters
     ----------
     mask : Mask
     chunks : int, tuple, dict or str, default "auto"
         As in `dask.array.from_array`.
+
+    Returns
+    -------
+    dask.array.Array
     """
     chunks = normalize_chunks(chunks, mask.shape, dtype=np.bool_)
     meta = np.empty((0,) * mask.ndim, np.bool_)
@@ -187,27 +196,28 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
 
 
 def _checked_meta(x: Any) -> Any:
-    """Return an empty chunk of x; refuse what cannot be dropped, before anything is computed."""
+    """Return an empty chunk of x; raise if x is not supported, before a result is computed."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
     if any(math.isnan(length) for length in x.shape):
         raise ValueError(
             f"x has chunks of unknown size, its shape is {x.shape}: call x.compute_chunk_sizes() "
-            "first, since the place of a chunk decides what is dropped"
+            "first, since the position of a chunk determines its part of the mask"
         )
     meta = meta_from_array(x)
-    return Mask(meta.shape, 0.5).apply(meta)  # raises what it would raise for each chunk
+    return Mask(meta.shape, 0.5).apply(meta)  # raises the error that each chunk would raise
 
 
 def dropout_chunk(chunk: Any, mask: Mask, block_info: Any) -> NDArray[Any]:
-    """The task of one chunk; dask.array.map_blocks, which says where it lies, names it so."""
+    """Run the task of one chunk of x. Dask's task names contain the name of this function."""
     return _window(mask, block_info).apply(chunk)
 
 
 def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
-    """The task of one chunk of a mask."""
+    """Run the task of one chunk of a mask."""
     return np.asarray(_window(mask, block_info))
 
 
 def _window(mask: Mask, block_info: Any) -> Mask:
+    """Return the window of one chunk, whose position map_blocks passes as block_info."""
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

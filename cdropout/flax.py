@@ -1,11 +1,11 @@
-"""Dropout modules for Flax, with its argument names: Dropout for nnx, LinenDropout for linen."""
+"""Dropout modules for Flax: `Dropout` for nnx and `LinenDropout` for linen."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cdropout._core.arguments import check_flag
-from cdropout.jax import dropout  # first: it says how to install JAX
+from cdropout.jax import dropout  # before jax: its ImportError names the extra to install
 
 try:
     import jax
@@ -17,23 +17,23 @@ __all__ = ["Dropout", "LinenDropout"]
 
 
 def _is_identity(rate: Any, deterministic: bool) -> bool:
-    """Return whether a module returns its inputs. A traced rate draws a mask even if it is 0."""
+    """Return whether a module returns its inputs; with a traced rate of 0 it draws a mask."""
     return deterministic or (not isinstance(rate, jax.core.Tracer) and bool(rate == 0))
 
 
 def _key_of(rngs: Any, collection: str) -> Any:
-    """The next key of a source of keys, or the key itself."""
+    """Return the next key of an Rngs or RngStream, or `rngs` itself if it is a key."""
     if isinstance(rngs, nnx.Rngs):
         rngs = rngs[collection]
     if rngs is None:
         raise ValueError(
-            "Dropout needs a key: pass rngs= to it when it is made or called, or deterministic=True"
+            "Dropout needs a key: pass rngs= to the constructor or the call, or deterministic=True"
         )
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
 
 class Dropout(nnx.Dropout):
-    """`flax.nnx.Dropout`, drawn by cdropout.
+    """Replacement for `flax.nnx.Dropout` with the same arguments.
 
     Parameters
     ----------
@@ -43,28 +43,29 @@ class Dropout(nnx.Dropout):
     broadcast_dims : sequence of int
         Axes along which one draw is shared.
     deterministic : bool
-        When true, as after ``model.eval()``, the input comes back as it is.
+        If true, for example after ``model.eval()``, the input is returned unchanged.
     rng_collection : str
-        The stream of `rngs` that keys come from.
+        The name of the stream of `rngs` that provides keys.
     rngs : flax.nnx.Rngs or RngStream, optional
-        Where keys come from; can also be given in a call, then also as a key.
+        The source of keys. A call also takes `rngs`, as a source or as a key.
 
     Raises
     ------
     ValueError
-        If a key is needed and there is none, or deterministic is None both here and in the call.
+        In the call: if a key is required but not given, or deterministic is None both in the
+        constructor and in the call.
     TypeError, ValueError
-        As `cdropout.jax.dropout`, in the call.
+        In the call: as `cdropout.jax.dropout`.
     """
 
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
     ) -> jax.Array:
-        """Return the inputs masked and scaled; arguments given here go before the module's own."""
+        """Return the inputs masked and scaled. Arguments of the call override the module's."""
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic is None:
-            raise ValueError("Dropout needs deterministic=, when it is made or when it is called")
+            raise ValueError("Dropout needs deterministic=, in the constructor or in the call")
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):
             return inputs
@@ -73,24 +74,26 @@ class Dropout(nnx.Dropout):
 
 
 class LinenDropout(linen.Dropout):
-    """`flax.linen.Dropout`, drawn by cdropout.
+    """Replacement for `flax.linen.Dropout` with the same arguments.
 
     Parameters
     ----------
-    rate, broadcast_dims, deterministic, rng_collection
-        As in `Dropout`; keys come from the stream of that name in ``apply(..., rngs=)``.
+    rate, broadcast_dims, deterministic
+        As in `Dropout`.
+    rng_collection : str
+        The name of the stream in ``apply(..., rngs=)`` that provides keys.
 
     Raises
     ------
     TypeError, ValueError
-        As `cdropout.jax.dropout`, in the call.
+        In the call: as `cdropout.jax.dropout`.
     """
 
     @linen.compact
     def __call__(
         self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None
     ) -> jax.Array:
-        """Return the inputs masked and scaled; `rng` is a key that goes before the stream's."""
+        """Return the inputs masked and scaled. A key `rng` overrides the stream's."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):

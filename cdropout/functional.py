@@ -8,9 +8,9 @@ import numpy as np
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.bias_dropout_add import bias_dropout_add, bias_dropout_add_backward
 from cdropout._core.dropout import dropout, dropout_backward, dropout_features
-from cdropout._core.generator import as_rng, ask
+from cdropout._core.generator import as_rng, generator_for
 from cdropout._core.mask import alpha_terms, check_mask
-from cdropout._core.numpy_arrays import place, take
+from cdropout._core.numpy_arrays import as_any_array, destination
 
 __all__ = [
     "alpha_dropout",
@@ -67,7 +67,7 @@ def dropout1d(
     TypeError, ValueError
         As `dropout`.
     """
-    p, x = check_probability(p), take(x)
+    p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
     if ndim not in (2, 3):
         raise RuntimeError(
@@ -103,7 +103,7 @@ def dropout2d(
     TypeError, ValueError
         As `dropout`.
     """
-    p, x = check_probability(p), take(x)
+    p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
     if ndim not in (3, 4):
         _deprecated_dimensions("dropout2d", ndim, 2)
@@ -142,7 +142,7 @@ def dropout3d(
     TypeError, ValueError
         As `dropout`.
     """
-    p, x = check_probability(p), take(x)
+    p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
     if ndim not in (4, 5):
         _deprecated_dimensions("dropout3d", ndim, 3)
@@ -188,7 +188,7 @@ def drop_path(
     Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
     """
     check_flag(scale_by_keep, "scale_by_keep")
-    x = take(x)
+    x = as_any_array(x)
     if mask is not None and not scale_by_keep:
         raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
     scale = None if scale_by_keep else 1.0
@@ -211,13 +211,13 @@ def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out
     a, b, c = alpha_terms(p)
     rng = as_rng(rng)  # before the arrays are read: its code may change them
     options |= {"rng": rng, "scale": a, "shift": (b, c)}
-    source = take(x)
+    source = as_any_array(x)
     if source.dtype.itemsize > 2:
         return dropout_features(x, leading, p, True, inplace, **options)
-    target = place(x, inplace, out)
+    target = destination(x, inplace, out)
     y = source.astype(np.float32)  # the half types are computed in float32 and rounded once
     if y.size and mask is None:
-        options["rng"] = ask(rng, [source, target])
+        options["rng"] = generator_for(rng, [source, target])
     options |= {"return_mask": True, "out": None}
     _, mask = dropout_features(y, leading, p, True, True, **options)
     with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
@@ -256,7 +256,7 @@ def alpha_dropout(
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
     PyTorch.
     """
-    p, x = check_probability(p), take(x)
+    p, x = check_probability(p), as_any_array(x)
     return _alpha_dropout(x, x.ndim, p, training, inplace, rng, mask, return_mask, out)
 
 
@@ -279,12 +279,12 @@ def feature_alpha_dropout(
     TypeError, ValueError
         As `dropout`.
     """
-    p, x = check_probability(p), take(x)
+    p, x = check_probability(p), as_any_array(x)
     _check_channels(x.ndim, 2)
     return _alpha_dropout(x, 2, p, training, inplace, rng, mask, return_mask, out)
 
 
-def check_copies(n):
+def as_copies(n):
     """Return the number of copies as an int; TypeError or ValueError if n is none."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
@@ -325,8 +325,8 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
-    p, n = check_probability(p), check_copies(n)
-    array = take(x)
+    p, n = check_probability(p), as_copies(n)
+    array = as_any_array(x)
     copies = np.broadcast_to(array, (n, *array.shape))
     out = np.empty(copies.shape, array.dtype) if out is None else out
     if mask is not None:

@@ -196,7 +196,7 @@ drop_path: _DropPath
 alpha_dropout: _Variant
 feature_alpha_dropout: _Variant
 
-def check_copies(n: object) -> None: ...
+def as_copies(n: object) -> None: ...
 @overload
 def mc_dropout(
     x: NDArray[Scalar],

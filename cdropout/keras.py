@@ -1,4 +1,4 @@
-"""Dropout layers for Keras 3, drawn by cdropout on each of its backends."""
+"""Dropout layers for Keras 3, with kernels for each of its backends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdropout._core.dropout import dropout
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides
 
 try:
     import keras
@@ -24,51 +24,51 @@ if TYPE_CHECKING:
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 
-# ---- the backends: a function of two words, the seed and the call number, that drops x -----------
+# ---- dropout per backend; `state` is the pair of a seed and a call number ------------------------
 
 
-def _mask(words: Any, shape: tuple[int, ...], p: float, shared: tuple[int, ...]) -> Mask:
-    seed, call = (int(word) & 0xFFFFFFFF for word in words)  # torch has them as int32
-    return Mask(shape, p, seed, call, strides=shared_strides(shape, shared))
+def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
+    seed, call = (int(number) & 0xFFFFFFFF for number in state)  # they are int32 with PyTorch
+    return Mask(shape, p, seed, call, strides=broadcast_strides(shape, axes))
 
 
-def _draw_numpy(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
-    return dropout(x, mask=_mask(words, x.shape, p, shared))
+def _dropout_numpy(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
+    return dropout(x, mask=_make_mask(state, x.shape, p, axes))
 
 
-def _draw_torch(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
+def _dropout_torch(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
     from cdropout.torch import dropout
 
-    return dropout(x, mask=_mask(words.tolist(), tuple(x.shape), p, shared))
+    return dropout(x, mask=_make_mask(state.tolist(), tuple(x.shape), p, axes))
 
 
-def _draw_jax(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
+def _dropout_jax(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
     from jax import numpy as jnp
 
-    from cdropout.jax import dropout as draw
+    from cdropout.jax import dropout
 
-    return draw(jnp.zeros(4, "uint32").at[1::2].set(words), x, p, shared)
+    return dropout(jnp.zeros(4, "uint32").at[1::2].set(state), x, p, axes)
 
 
-def _draw_tensorflow(words: Any, x: Any, p: float, shared: tuple[int, ...]) -> Any:
+def _dropout_tensorflow(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
     import tensorflow as tf
 
-    from cdropout.tensorflow.functional import apply
+    from cdropout.tensorflow.functional import apply_mask
 
-    noise_shape = [1 if axis in shared else None for axis in range(len(x.shape))]
-    return apply(x, tf.cast(words, tf.int64), p, noise_shape if shared else None)
+    noise_shape = [1 if axis in axes else None for axis in range(len(x.shape))]
+    return apply_mask(x, tf.cast(state, tf.int64), p, noise_shape if axes else None)
 
 
-DRAW = {
-    "numpy": _draw_numpy,
-    "torch": _draw_torch,
-    "jax": _draw_jax,
-    "tensorflow": _draw_tensorflow,
+DROPOUT_OF_BACKEND = {
+    "numpy": _dropout_numpy,
+    "torch": _dropout_torch,
+    "jax": _dropout_jax,
+    "tensorflow": _dropout_tensorflow,
 }
 
 
-def _draw_for(x: Any) -> Callable[..., Any] | None:
-    """Return the function for x; None for other devices and types, which are left to Keras."""
+def _dropout_for(x: Any) -> Callable[..., Any] | None:
+    """Return the dropout function for x, or None if its device or type is not supported."""
     backend = keras.backend.backend()
     if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
         return None
@@ -84,18 +84,18 @@ def _draw_for(x: Any) -> Callable[..., Any] | None:
 
         if x.shape.rank is None or not is_supported(x):
             return None
-    return DRAW.get(backend)
+    return DROPOUT_OF_BACKEND.get(backend)
 
 
 # ---- the layers ---------------------------------------------------------------------------------
 
 
-class _Drawn:
-    """What the layers share: `_shared_axes` says along which axes one draw is shared."""
+class _Layer:
+    """Base of the layers, which define `_broadcast_axes`."""
 
     @property
     def supports_jit(self) -> bool:
-        """Return False on TensorFlow, where XLA cannot call the kernels."""
+        """False on TensorFlow, where XLA cannot call the kernels."""
         return keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter
@@ -103,38 +103,38 @@ class _Drawn:
         """Ignore the True that Keras's constructor assigns."""
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
-        """Return the inputs masked and scaled; as they are unless training."""
-        draw = _draw_for(inputs) if training and 0 < self.rate < 1 else None
-        if draw is None:
+        """Return the inputs masked and scaled if training, otherwise unchanged."""
+        apply_dropout = _dropout_for(inputs) if training and 0 < self.rate < 1 else None
+        if apply_dropout is None:
             return super().call(inputs, training=training)  # type: ignore[misc]
-        shared = self._shared_axes(tuple(inputs.shape))
-        return draw(self.seed_generator.next(), inputs, self.rate, shared)
+        axes = self._broadcast_axes(tuple(inputs.shape))
+        return apply_dropout(self.seed_generator.next(), inputs, self.rate, axes)
 
 
-class _Spatial(_Drawn):
-    """Whole channels: one draw for each sample and channel."""
+class _SpatialLayer(_Layer):
+    """Base of the layers with one draw per sample and channel."""
 
-    def _shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        first = getattr(self, "data_format", None) == "channels_first"
-        return tuple(range(2, len(shape))) if first else tuple(range(1, len(shape) - 1))
+    def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels_first = getattr(self, "data_format", None) == "channels_first"
+        return tuple(range(2, len(shape)) if channels_first else range(1, len(shape) - 1))
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
-class Dropout(_Drawn, keras.layers.Dropout):
-    """`keras.layers.Dropout`, drawn by cdropout.
+class Dropout(_Layer, keras.layers.Dropout):
+    """Replacement for `keras.layers.Dropout` with the same arguments.
 
-    In training, call number i (from 0) of a layer with `seed` draws the mask
-    ``cdropout.Mask(shape, rate, seed, i)``, on each backend. On other devices than the CPU, for
-    other types, and in TensorFlow functions that XLA compiles (``jit_compile=True``) it is Keras's
-    own. On TensorFlow, Keras does not let XLA compile a model with this layer.
+    In training, call number i (from 0) of a layer with `seed` applies the mask
+    ``cdropout.Mask(shape, rate, seed, i)``, on each backend. Keras's own implementation is used on
+    devices other than the CPU, for unsupported types, and in TensorFlow functions that XLA compiles
+    (``jit_compile=True``). With TensorFlow, Keras does not compile models with this layer by XLA.
 
     Parameters
     ----------
     rate : float
         The probability that an element is dropped, in [0, 1].
     noise_shape : tuple of int or None, optional
-        The shape of the mask: 1 where one draw is shared along an axis, elsewhere the length of the
-        axis, or None for it. On TensorFlow an axis of unknown length takes any number.
+        The shape of the mask. Each entry is 1 for one draw along the axis, or the length of the
+        axis, or None for that length. With TensorFlow, an axis of unknown length permits any entry.
     seed : int, optional
         In [0, 2**32).
 
@@ -144,31 +144,31 @@ class Dropout(_Drawn, keras.layers.Dropout):
         If rate is not in [0, 1]; in the call, if noise_shape does not fit the inputs.
     """
 
-    def _shared_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        noise = tuple(self.noise_shape or shape)
-        full = (1,) * (len(shape) - len(noise)) + noise  # aligned as in NumPy's broadcasting
+    def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        given = tuple(self.noise_shape or shape)
+        noise_shape = (1,) * (len(shape) - len(given)) + given  # aligned as in NumPy broadcasting
         fits = [
-            length is None or drawn in (None, 1, length)
-            for drawn, length in zip(full, shape, strict=False)
+            length is None or noise_length in (None, 1, length)
+            for noise_length, length in zip(noise_shape, shape, strict=False)
         ]
-        if len(full) != len(shape) or not all(fits):
+        if len(noise_shape) != len(shape) or not all(fits):
             raise ValueError(
                 "noise_shape has to hold 1, None or the length of each axis of the inputs, "
-                f"{shape}, but got {noise}"
+                f"{shape}, but got {given}"
             )
-        return tuple(axis for axis, drawn in enumerate(full) if drawn == 1)
+        return tuple(axis for axis, length in enumerate(noise_shape) if length == 1)
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
-class SpatialDropout1D(_Spatial, keras.layers.SpatialDropout1D):
-    """`keras.layers.SpatialDropout1D`: whole channels of sequences; see `Dropout`."""
+class SpatialDropout1D(_SpatialLayer, keras.layers.SpatialDropout1D):
+    """Replacement for `keras.layers.SpatialDropout1D`; it drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
-class SpatialDropout2D(_Spatial, keras.layers.SpatialDropout2D):
-    """`keras.layers.SpatialDropout2D`: whole channels of images; see `Dropout`."""
+class SpatialDropout2D(_SpatialLayer, keras.layers.SpatialDropout2D):
+    """Replacement for `keras.layers.SpatialDropout2D`; it drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
-class SpatialDropout3D(_Spatial, keras.layers.SpatialDropout3D):
-    """`keras.layers.SpatialDropout3D`: whole channels of volumes; see `Dropout`."""
+class SpatialDropout3D(_SpatialLayer, keras.layers.SpatialDropout3D):
+    """Replacement for `keras.layers.SpatialDropout3D`; it drops whole channels."""

@@ -1,4 +1,4 @@
-"""An Ops for thinc and spaCy whose dropout masks this package draws."""
+"""Dropout for thinc and spaCy: an Ops class that overrides the dropout masks."""
 
 from __future__ import annotations
 
@@ -22,40 +22,45 @@ __all__ = ["CdropoutOps", "use_cdropout"]
 
 
 class CdropoutOps(NumpyOps):
-    """thinc's `NumpyOps`, but for the dropout masks.
+    """thinc's `NumpyOps` with the dropout masks of cdropout.
 
-    thinc finds it by its entry point: ``use_ops("cdropout")`` in Python, ``@ops = "CdropoutOps"``
-    in a config. Every layer that asks its ops for a mask draws from it: `Dropout`, those with a
-    ``dropout=`` of their own, the embeddings and the LSTM.
+    It is registered with thinc by an entry point: ``use_ops("cdropout")`` in Python, or
+    ``@ops = "CdropoutOps"`` in a config. It affects all layers that get masks from their ops:
+    `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
 
     Notes
     -----
-    A layer, or a copy of one, keeps the ops that were current when it was made. The few masks that
-    spaCy's transition parser asks thinc's `NumpyOps` for by name stay with it.
+    A layer, or a copy of one, keeps the ops that were current when it was created. spaCy's
+    transition parser draws a few masks from `NumpyOps` directly; these are not affected.
     """
 
     name = "cdropout"
 
     def get_dropout_mask(self, shape: tuple[int, ...], drop: float | None) -> NDArray[np.float32]:
-        """Return 0 with probability `drop`, else ``1 / (1 - drop)``: a float32 array of `shape`.
+        """Return a float32 array of 0, with probability `drop`, and otherwise ``1 / (1 - drop)``.
 
         Parameters
         ----------
         shape : tuple of int
         drop : float or None
-            None and what is not above 0 give ones, 1 and more zeros and nothing is drawn, as thinc
-            has it.
+            The probability that an element is dropped. As in thinc, None and numbers up to 0 give
+            ones, and numbers from 1 on give zeros. These masks are not drawn.
+
+        Returns
+        -------
+        ndarray of float32
 
         Raises
         ------
-        TypeError, ValueError
-            If drop is no number, or NaN.
+        TypeError
+            If `drop` is neither a number nor None.
+        ValueError
+            If `drop` is NaN.
 
         Notes
         -----
-        The seed of each mask is drawn from NumPy's global generator, which thinc's own masks come
-        from too: whatever makes those repeatable, `thinc.api.fix_random_seed` or
-        ``numpy.random.seed``, does so for these.
+        The seed of each mask is drawn from NumPy's global generator, as thinc's own masks are.
+        `thinc.api.fix_random_seed` and ``numpy.random.seed`` therefore make them reproducible.
         """
         if drop is None or drop <= 0 or drop >= 1:
             return super().get_dropout_mask(shape, drop)
@@ -66,8 +71,8 @@ class CdropoutOps(NumpyOps):
 def use_cdropout() -> Callable[[Any], Any]:
     """Return a callback for spaCy that makes `CdropoutOps` the current ops.
 
-    In ``[nlp.before_creation]`` of a config it is ``@callbacks = "cdropout.use_cdropout.v1"``. The
-    trained pipeline keeps that name: whoever loads it needs this package too.
+    To use it, write ``@callbacks = "cdropout.use_cdropout.v1"`` in ``[nlp.before_creation]`` of a
+    config. The trained pipeline contains this line, so cdropout is also required to load it.
     """
 
     def before_creation(language: Any) -> Any:

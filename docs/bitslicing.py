@@ -1,11 +1,12 @@
-"""Draws docs/bitslicing.svg, of bits that tests/reference.py draws; run it to write that anew."""
+"""Write docs/bitslicing.svg with bits of the reference implementation, tests/reference.py."""
 
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "tests"))
-import reference  # noqa: E402
+sys.path.append(str(HERE.parent))  # last, so that an installed cdropout comes first
+
+from tests import reference  # noqa: E402
 
 SEED, CALL, P = 42, 7, 0.1  # the example of docs/stream.md
 FIRST, SHOWN = 12, 16  # elements of lane 0 in block 0
@@ -14,26 +15,26 @@ COLOURS = {"open": "#ffffff", "kept": "#bbd7f0", "dropped": "#f4b183", "done": "
 
 
 def rows():
-    """Yield, for each word, the bit of T, and each element's own bit with what it comes to."""
+    """Yield the bit of T for each word, and (bit, outcome) for each element."""
     K, c, _ = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
     s0, s1 = reference.lane_state(K, c, block=0, lane=0)
     decided = set()
     for j in range(reference.rounds(T)):
         word, s0, s1 = reference.xoroshiro128pp(s0, s1)
-        wanted = (T >> (63 - j)) & 1
+        threshold_bit = (T >> (63 - j)) & 1
         cells = []
         for element in range(FIRST, FIRST + SHOWN):
             drawn = (word >> element) & 1
             if element in decided:
                 outcome = "done"
-            elif drawn == wanted:
+            elif drawn == threshold_bit:
                 outcome = "open"
             else:
-                outcome = "kept" if drawn > wanted else "dropped"
+                outcome = "kept" if drawn > threshold_bit else "dropped"
                 decided.add(element)
             cells.append((drawn, outcome))
-        yield wanted, cells
+        yield threshold_bit, cells
 
 
 def text(x, y, content, anchor="middle", size=14, colour="#222222"):
@@ -55,9 +56,9 @@ def picture():
     for column in range(SHOWN):
         x = LEFT + CELL * column + CELL / 2
         parts.append(text(x, TOP - 12, FIRST + column, colour="#777777", size=12))
-    for j, (wanted, cells) in enumerate(rows()):
+    for j, (threshold_bit, cells) in enumerate(rows()):
         y = TOP + CELL * j
-        parts += [text(12, y + 20, f"r{j}", "start"), text(LEFT - 30, y + 20, wanted)]
+        parts += [text(12, y + 20, f"r{j}", "start"), text(LEFT - 30, y + 20, threshold_bit)]
         for column, (drawn, outcome) in enumerate(cells):
             x = LEFT + CELL * column
             colour = "#bbbbbb" if outcome == "done" else "#222222"
@@ -73,12 +74,12 @@ def picture():
     width, height = LEFT + CELL * SHOWN + 16, y + CELL + 62
     shape = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {shape} font-family="sans-serif">'
-    ground = f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>'
-    return "\n".join([head, ground, *parts, "</svg>", ""])
+    background = f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>'
+    return "\n".join([head, background, *parts, "</svg>", ""])
 
 
 def legend(y):
-    """Return what says what the colours mean."""
+    """Return the legend of the colours."""
     meanings = {
         "open": "as in p: goes on",
         "kept": "above p: kept",

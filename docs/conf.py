@@ -1,4 +1,4 @@
-"""How Sphinx builds these documents: `sphinx-build -W docs build/docs`, with cdropout installed."""
+"""Configuration of Sphinx: `sphinx-build -W docs build/docs`, with cdropout installed."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from docutils.parsers.rst import Directive
 import cdropout
 from cdropout.__main__ import main
 
-os.environ.setdefault("KERAS_BACKEND", "numpy")  # else Keras imports TensorFlow
+os.environ.setdefault("KERAS_BACKEND", "numpy")  # otherwise Keras imports TensorFlow
 
 project = "cdropout"
 release = version = cdropout.__version__
@@ -22,12 +22,12 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "py:obj"  # docstrings name functions in single backticks
 napoleon_google_docstring = False
-napoleon_use_param = False  # several names may share a line
+napoleon_use_param = False  # one line may describe several parameters
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# An adapter's page needs its framework: without that, `api/*` in index.md has no such page.
+# The page of an adapter needs its framework. Without it, the pattern `api/*` of index.md omits the page.
 ADAPTERS = ("dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch")
 exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
 
@@ -39,7 +39,7 @@ html_css_files = ["wide.css"]
 
 
 class HelpOf(Directive):
-    """What a command says of itself: ``help-of:: bench``."""
+    """Insert the help of a command: ``help-of:: bench``."""
 
     required_arguments = 1
 

@@ -1,16 +1,15 @@
-"""Show how the time of a dropout of a Dask array grows with its size and the number of workers.
+"""Measure the time of dropout of a Dask array for several sizes and numbers of workers.
 
-Run `python examples/dask_scaling.py`; it needs `pip install 'dask[array,distributed]'`. Workers are
-processes of this machine, so more of them than it has cores gain nothing. Each result has to be the
-same: the number of kept elements is compared with that of a mask drawn here, without Dask.
+Run `python examples/dask_scaling.py`. It requires `pip install 'dask[array,distributed]'`. Workers
+are processes on this machine, so more workers than cores are not faster. The program checks that
+each result has as many kept elements as the mask, drawn without Dask.
 
-What 1,000 machines would do: a chunk needs the numbers that name the mask and its own place, which
-come with its task, and nothing from any other chunk, so that no bytes travel between machines,
-however many there are, and one that dies costs the chunks that it held. What bounds them is the
-scheduler, which hands out chunks one by one: on two cores that it shared with two workers it took
-2.4 ms for each, from 100 chunks to 8,000. A worker takes 0.1 s for a chunk of 128 MiB, so that this
-scheduler keeps some 40 busy, or with chunks of 1 GiB some 300. Beyond that nobody has to be asked:
-each machine applies its own window of the mask, `mask[rows]`, and the result is the same.
+Many machines: the task of a chunk contains the mask and the position of the chunk. It needs no data
+from other chunks, so machines exchange none, and a machine that fails loses only its own chunks.
+The limit is the scheduler, which took 2.4 ms per chunk for 100 to 8,000 chunks, on two cores shared
+with two workers. A worker takes 0.1 s for a chunk of 128 MiB, so one scheduler can supply about 40
+workers, or about 300 with chunks of 1 GiB. Without a scheduler each machine can apply its own
+window of the mask, `mask[rows]`; the result is the same.
 """
 
 import os
@@ -23,53 +22,54 @@ import numpy as np
 
 import cdropout
 
-CHUNK, MEBI = 2**24, 2**20  # elements, of float32: 64 MiB a chunk
+MEBI = 2**20
+CHUNK = 16 * MEBI  # elements per chunk, 64 MiB of float32
 P, SEED = 0.1, 42
 
 
-def kept_here(elements):
-    """Return how many elements the mask keeps, counted a chunk at a time without Dask."""
-    mask = cdropout.Mask(elements, P, SEED)
-    return sum(np.count_nonzero(mask[start : start + CHUNK]) for start in range(0, elements, CHUNK))
+def count_kept(size):
+    """Return the number of elements that the mask keeps, counted without Dask."""
+    mask = cdropout.Mask(size, P, SEED)
+    return sum(np.count_nonzero(mask[start : start + CHUNK]) for start in range(0, size, CHUNK))
 
 
-def kept_by_workers(elements):
-    """Return how many elements of a dropout on the cluster are not zero."""
-    x = da.ones(elements, dtype=np.float32, chunks=CHUNK)
+def count_kept_on_cluster(size):
+    """Apply dropout to an array of ones on the cluster and return the number of kept elements."""
+    x = da.ones(size, dtype=np.float32, chunks=CHUNK)
     return int(da.count_nonzero(dask_dropout(x, P, seed=SEED)).compute())
 
 
-def measure(workers, sizes, repeats):
-    """Yield the seconds that each size takes on so many workers: the least, median and most."""
-    # A worker has one thread, so what it calls should not start others: as Dask does for BLAS.
+def measure(workers, kept_by_size, repeats):
+    """Yield the minimum, median and maximum of the seconds per size on this number of workers."""
+    # Each worker has one thread. cdropout should not start more, as Dask ensures for BLAS.
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(env={"CDROPOUT_NUM_THREADS": "1"}, **options) as cluster, Client(cluster):
-        kept_by_workers(CHUNK * workers)  # imports and first pages do not count
-        for elements, expected in sizes.items():
+        count_kept_on_cluster(CHUNK * workers)  # exclude the time of imports and first allocations
+        for size, expected in kept_by_size.items():
             seconds = []
             for _ in range(repeats):
                 start = time.perf_counter()
-                kept = kept_by_workers(elements)
+                kept = count_kept_on_cluster(size)
                 seconds.append(time.perf_counter() - start)
                 if kept != expected:
-                    raise AssertionError(f"{workers} workers kept {kept}, but it is {expected}")
+                    raise AssertionError(f"the mask keeps {expected}, but {workers} workers {kept}")
             yield min(seconds), statistics.median(seconds), max(seconds)
 
 
 def main():
-    """Print the table."""
+    """Measure and print a table."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="processes")
+    add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of processes")
     add("--sizes", type=int, nargs="+", default=[64, 256, 1024], metavar="N", help="Mi elements")
-    add("--repeats", type=int, default=3, metavar="N", help="runs of each")
+    add("--repeats", type=int, default=3, metavar="N", help="runs per size")
     options = parser.parse_args()
-    sizes = {size * MEBI: kept_here(size * MEBI) for size in options.sizes}
+    kept_by_size = {size * MEBI: count_kept(size * MEBI) for size in options.sizes}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"Seconds for dropout and a count, float32, p = {P}, in chunks of {CHUNK // MEBI} Mi")
-    print(f"elements, on {cores} cores: median (least - most), and ns an element\n")
+    print(f"elements, on {cores} cores: median (minimum - maximum), and ns per element\n")
     print("Mi elements" + "".join(f"{f'{workers} workers':>32}" for workers in options.workers))
-    columns = [list(measure(workers, sizes, options.repeats)) for workers in options.workers]
+    columns = [list(measure(workers, kept_by_size, options.repeats)) for workers in options.workers]
     for size, row in zip(options.sizes, zip(*columns, strict=True), strict=True):
         cells = [
             f"{median:.2f} ({low:.2f} - {high:.2f}) {1e9 * median / (size * MEBI):.2f}"
@@ -86,5 +86,5 @@ if __name__ == "__main__":
 
         from cdropout.dask import dropout as dask_dropout
     except ImportError as error:
-        sys.exit(f"It needs more, pip install 'dask[array,distributed]': {error}")
+        sys.exit(f"a package is missing, run pip install 'dask[array,distributed]': {error}")
     main()

@@ -1,4 +1,7 @@
-"""Trains a network in JAX, with JAX's own dropout and with cdropout's: `python jax_digits.py`."""
+"""Train a JAX network with `jax.random.bernoulli` and with cdropout.
+
+Run `python examples/jax_digits.py`. It requires `pip install scikit-learn`.
+"""
 
 import argparse
 import statistics
@@ -14,14 +17,14 @@ import cdropout.jax
 try:
     from sklearn.datasets import load_digits
 except ImportError:
-    sys.exit("The digits come with scikit-learn: pip install scikit-learn")
+    sys.exit("scikit-learn, which has the images, is missing: pip install scikit-learn")
 
 P = 0.5
-BATCH, RATE = 128, 0.1
+BATCH, LEARNING_RATE = 128, 0.1
 
 
 def jax_dropout(key, x, p):
-    """Dropout as JAX's users write it."""
+    """Apply dropout with JAX's own functions."""
     return jnp.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)
 
 
@@ -29,7 +32,7 @@ DROPOUTS = {"jax": jax_dropout, "cdropout": cdropout.jax.dropout}
 
 
 def new_network(key, widths):
-    """Weights and biases, by He's rule."""
+    """Return the weights and biases of each layer, with the initialization of He et al. (2015)."""
     keys = jax.random.split(key, len(widths) - 1)
     return [
         (jax.random.normal(key, (n, m)) * (2 / n) ** 0.5, jnp.zeros(m))
@@ -38,7 +41,7 @@ def new_network(key, widths):
 
 
 def logits(network, x, dropout=None, key=None):
-    """The network's output; dropout after each hidden layer if there is one."""
+    """Return the logits of the network, with dropout after each hidden layer if it is not None."""
     *hidden, (weights, biases) = network
     for layer, (w, b) in enumerate(hidden):
         x = jax.nn.relu(x @ w + b)
@@ -48,31 +51,31 @@ def logits(network, x, dropout=None, key=None):
 
 
 def loss(network, x, labels, dropout, key):
-    """The mean cross-entropy."""
-    scores = jax.nn.log_softmax(logits(network, x, dropout, key))
-    return -scores[jnp.arange(len(labels)), labels].mean()
+    """Return the mean cross-entropy."""
+    log_probabilities = jax.nn.log_softmax(logits(network, x, dropout, key))
+    return -log_probabilities[jnp.arange(len(labels)), labels].mean()
 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def step(network, x, labels, dropout, key):
-    """One step of gradient descent, on a batch that the key picks."""
+    """Return the network after one step of gradient descent on a random batch."""
     batch_key, key = jax.random.split(key)
-    picked = jax.random.choice(batch_key, len(x), (BATCH,))
-    gradients = jax.grad(loss)(network, x[picked], labels[picked], dropout, key)
-    return jax.tree.map(lambda w, g: w - RATE * g, network, gradients)
+    batch = jax.random.choice(batch_key, len(x), (BATCH,))
+    gradients = jax.grad(loss)(network, x[batch], labels[batch], dropout, key)
+    return jax.tree.map(lambda w, g: w - LEARNING_RATE * g, network, gradients)
 
 
 def train(steps, hidden, data):
-    """Train a network with each dropout, in turn; return them and the times of a step in ms."""
+    """Train one network per dropout with alternating steps; return them and their times in ms."""
     x, labels = data
     networks = {name: new_network(jax.random.key(0), [64, hidden, hidden, 10]) for name in DROPOUTS}
     times = {name: [] for name in DROPOUTS}
     for number in range(steps):
         key = jax.random.fold_in(jax.random.key(1), number)
         for name, dropout in DROPOUTS.items():
-            before = time.perf_counter()
+            start = time.perf_counter()
             networks[name] = jax.block_until_ready(step(networks[name], x, labels, dropout, key))
-            times[name].append(1000 * (time.perf_counter() - before))
+            times[name].append(1000 * (time.perf_counter() - start))
     return networks, times
 
 
@@ -84,8 +87,8 @@ def main():
     x, labels = (jnp.asarray(array) for array in load_digits(return_X_y=True))
     x = x.astype(jnp.float32) / 16
     networks, times = train(options.steps, options.hidden, (x[:1000], labels[:1000]))
-    print(f"{options.steps} steps of {BATCH} digits; dropout of {options.hidden} units, p={P}")
-    print("            test error    a step")
+    print(f"{options.steps} steps with batches of {BATCH}, {options.hidden} hidden units, p = {P}")
+    print("            test error    per step")
     for name, network in networks.items():
         wrong = jnp.argmax(logits(network, x[1000:]), 1) != labels[1000:]
         error, median = 100 * wrong.mean(), statistics.median(times[name])

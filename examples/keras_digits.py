@@ -1,7 +1,7 @@
-"""Trains a network in Keras, with its own dropout and with cdropout's: `python keras_digits.py`.
+"""Train a Keras network with `keras.layers.Dropout` and with cdropout.
 
-It runs on the backend that KERAS_BACKEND names, jax if it names none. Needs scikit-learn, which
-brings the digits.
+Run `python examples/keras_digits.py`. It requires `pip install scikit-learn`. The environment
+variable KERAS_BACKEND chooses the backend; the default is jax.
 """
 
 import argparse
@@ -19,27 +19,27 @@ import cdropout.keras
 try:
     from sklearn.datasets import load_digits
 except ImportError:
-    sys.exit("The digits come with scikit-learn: pip install scikit-learn")
+    sys.exit("scikit-learn, which has the images, is missing: pip install scikit-learn")
 
 RATE = 0.5
 DROPOUTS = {"keras": keras.layers.Dropout, "cdropout": cdropout.keras.Dropout}
 
 
-class Clock(keras.callbacks.Callback):
-    """The time of each epoch, in seconds."""
+class EpochTimer(keras.callbacks.Callback):
+    """Callback that measures the seconds of each epoch."""
 
     def on_train_begin(self, logs=None):
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(time.perf_counter() - self.start)
 
 
 def new_network(dropout, hidden):
-    """Two hidden layers, the same for each kind of dropout."""
+    """Return a new network with two hidden layers and the same initial weights in each call."""
     keras.utils.set_random_seed(0)
     return keras.Sequential(
         [
@@ -54,13 +54,14 @@ def new_network(dropout, hidden):
 
 
 def train(dropout, hidden, epochs, x, labels):
-    """The test error in %, and the median time of an epoch, without the first, in seconds."""
+    """Train a network and return its test error (%) and the median of the seconds per epoch."""
     network = new_network(dropout, hidden)
     network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    clock = Clock()
-    network.fit(x[:1000], labels[:1000], batch_size=50, epochs=epochs, verbose=0, callbacks=[clock])
+    timer = EpochTimer()
+    network.fit(x[:1000], labels[:1000], batch_size=50, epochs=epochs, verbose=0, callbacks=[timer])
     guesses = np.argmax(network.predict(x[1000:], verbose=0), axis=1)
-    return 100 * np.mean(guesses != labels[1000:]), np.median(clock.seconds[1:])
+    seconds = timer.seconds[1:]  # without the epoch that compiles the model
+    return 100 * np.mean(guesses != labels[1000:]), np.median(seconds)
 
 
 def main():
@@ -70,8 +71,9 @@ def main():
     options = parser.parse_args()
     x, labels = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
-    print(f"{options.epochs} epochs on {keras.backend.backend()}, {options.hidden} units, p={RATE}")
-    print("            test error    an epoch")
+    backend = keras.backend.backend()
+    print(f"{options.epochs} epochs with {backend}, {options.hidden} hidden units, p = {RATE}")
+    print("            test error    per epoch")
     for name, dropout in DROPOUTS.items():
         error, seconds = train(dropout, options.hidden, options.epochs, x, labels)
         print(f"{name:10}{error:10.2f} %{seconds:10.2f} s")

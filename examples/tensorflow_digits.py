@@ -1,4 +1,7 @@
-"""Trains a network with TensorFlow's dropout and with cdropout's: `python tensorflow_digits.py`."""
+"""Train a TensorFlow network with `tf.nn.dropout` and with cdropout.
+
+Run `python examples/tensorflow_digits.py`. It requires `pip install scikit-learn`.
+"""
 
 import argparse
 import os
@@ -14,15 +17,15 @@ import cdropout.tensorflow
 try:
     from sklearn.datasets import load_digits
 except ImportError:
-    sys.exit("The digits come with scikit-learn: pip install scikit-learn")
+    sys.exit("scikit-learn, which has the images, is missing: pip install scikit-learn")
 
 P = 0.5
-BATCH, RATE = 128, 0.1
+BATCH, LEARNING_RATE = 128, 0.1
 DROPOUTS = {"tensorflow": tf.nn.dropout, "cdropout": cdropout.tensorflow.dropout}
 
 
 def new_network(widths):
-    """Weights and biases, by He's rule."""
+    """Return the weights and biases of each layer, with the initialization of He et al. (2015)."""
     tf.random.set_seed(0)
     return [
         (tf.Variable(tf.random.normal([n, m]) * (2 / n) ** 0.5), tf.Variable(tf.zeros(m)))
@@ -31,7 +34,7 @@ def new_network(widths):
 
 
 def logits(network, x, dropout=None):
-    """The network's output; dropout after each hidden layer if there is one."""
+    """Return the logits of the network, with dropout after each hidden layer if it is not None."""
     *hidden, (weights, biases) = network
     for w, b in hidden:
         x = tf.nn.relu(x @ w + b)
@@ -41,7 +44,7 @@ def logits(network, x, dropout=None):
 
 
 def new_step(network, dropout):
-    """Return a graph that makes one step of gradient descent on a batch."""
+    """Return a compiled function that performs one step of gradient descent on a batch."""
     variables = [variable for layer in network for variable in layer]
 
     @tf.function
@@ -51,23 +54,23 @@ def new_step(network, dropout):
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
             loss = tf.reduce_mean(losses)
         for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
-            variable.assign_sub(RATE * gradient)
+            variable.assign_sub(LEARNING_RATE * gradient)
 
     return step
 
 
 def train(steps, hidden, x, labels):
-    """Train a network with each dropout, in turn; return them and the times of a step in ms."""
+    """Train one network per dropout with alternating steps; return them and their times in ms."""
     networks = {name: new_network([64, hidden, hidden, 10]) for name in DROPOUTS}
-    run = {name: new_step(networks[name], dropout) for name, dropout in DROPOUTS.items()}
+    step = {name: new_step(networks[name], dropout) for name, dropout in DROPOUTS.items()}
     times = {name: [] for name in DROPOUTS}
     for number in range(steps):
-        picked = tf.random.stateless_uniform([BATCH], [1, number], 0, len(x), tf.int32)
-        batch = tf.gather(x, picked), tf.gather(labels, picked)
+        indices = tf.random.stateless_uniform([BATCH], [1, number], 0, len(x), tf.int32)
+        batch = tf.gather(x, indices), tf.gather(labels, indices)
         for name in DROPOUTS:
-            before = time.perf_counter()
-            run[name](*batch)
-            times[name].append(1000 * (time.perf_counter() - before))
+            start = time.perf_counter()
+            step[name](*batch)
+            times[name].append(1000 * (time.perf_counter() - start))
     return networks, times
 
 
@@ -79,8 +82,8 @@ def main():
     x, labels = load_digits(return_X_y=True)
     x, labels = tf.constant(x / 16, tf.float32), tf.constant(labels)
     networks, times = train(options.steps, options.hidden, x[:1000], labels[:1000])
-    print(f"{options.steps} steps of {BATCH} digits; dropout of {options.hidden} units, p={P}")
-    print("            test error    a step")
+    print(f"{options.steps} steps with batches of {BATCH}, {options.hidden} hidden units, p = {P}")
+    print("            test error    per step")
     for name, network in networks.items():
         wrong = tf.argmax(logits(network, x[1000:]), 1) != labels[1000:]
         error = 100 * tf.reduce_mean(tf.cast(wrong, tf.float32))

@@ -1,8 +1,8 @@
-"""Train a thinc network with thinc's own dropout masks, and with cdropout's: what it costs.
+"""Measure the time of dropout in a thinc network, with the masks of thinc and of cdropout.
 
-Run `python examples/thinc_digits.py`; it needs `pip install thinc scikit-learn`. The three networks
-of a seed have the same images, first weights and batches. They are trained a batch each in turn, so
-that whatever else the machine does befalls all of them alike.
+Run `python examples/thinc_digits.py`. It requires `pip install thinc scikit-learn`. The three
+networks of a seed have the same images, initial weights and batches. Their training steps
+alternate, so that changes in the speed of the machine affect all of them equally.
 """
 
 import statistics
@@ -16,7 +16,7 @@ LEARNING_RATE = 0.001
 
 
 class Run:
-    """A network of one ops, its optimizer, and the seconds that its steps took."""
+    """A network with one Ops, its optimizer, and the seconds of each step."""
 
     def __init__(self, ops, p, seed, images, labels, hidden):
         with use_ops(ops):
@@ -26,7 +26,7 @@ class Run:
         self.optimizer, self.seconds = Adam(LEARNING_RATE), []
 
     def step(self, images, labels):
-        """Learn from one batch."""
+        """Train on one batch."""
         start = time.perf_counter()
         guesses, backprop = self.model.begin_update(images)
         backprop((guesses - labels) / len(images))
@@ -34,19 +34,19 @@ class Run:
         self.seconds.append(time.perf_counter() - start)
 
     def error(self, images, labels):
-        """Return the percentage of the images that the network takes for another digit."""
+        """Return the percentage of images that the network classifies incorrectly."""
         return 100 * np.mean(self.model.predict(images).argmax(1) != labels.argmax(1))
 
 
 def compare(digits, seed, options):
-    """Train the three networks of a seed, and return them with their test errors."""
+    """Train the three networks of a seed and return each with its test error."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(digits.data))
     images = (digits.data[order] / 16).astype(np.float32)
     labels = np.eye(10, dtype=np.float32)[digits.target[order]]
-    learn, test = slice(options.train), slice(options.train, None)
+    train, test = slice(options.train), slice(options.train, None)
     runs = [
-        Run(ops, p, seed, images[learn], labels[learn], options.hidden)
+        Run(ops, p, seed, images[train], labels[train], options.hidden)
         for ops, p in [("numpy", 0.0), ("numpy", options.p), ("cdropout", options.p)]
     ]
     for _ in range(options.epochs):
@@ -58,14 +58,14 @@ def compare(digits, seed, options):
 
 
 def main():
-    """Print what each of the three costs, and what it learns."""
+    """Train all networks and print their times and test errors."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--seeds", type=int, default=5, metavar="N", help="runs of each, at least 2")
+    add("--seeds", type=int, default=5, metavar="N", help="number of seeds, at least 2")
     add("--epochs", type=int, default=30, metavar="N", help="passes over the training images")
     add("--p", type=float, default=0.3, help="probability that a hidden unit is dropped")
     add("--hidden", type=int, default=512, metavar="N", help="units in each hidden layer")
-    add("--batch", type=int, default=256, metavar="N", help="images in a step")
+    add("--batch", type=int, default=256, metavar="N", help="images per step")
     add("--train", type=int, default=1024, metavar="N", help="training images, of 1797")
     options = parser.parse_args()
     digits = load_digits()
@@ -81,9 +81,10 @@ def main():
         spread = f"{min(steps):.2f} - {max(steps):.2f}"
         print(f"{name:16} {medians[-1]:6.2f} ({spread})", end="")
         print(f"{np.mean(errors):9.2f} +- {np.std(errors, ddof=1):.2f}")
-    none, thinc, ours = medians
-    print(f"\nDropout adds {100 * (thinc / none - 1):.0f} % to a step with thinc's masks,", end=" ")
-    print(f"{100 * (ours / none - 1):.0f} % with cdropout's.")
+    without, thinc, cdropout = medians
+    slower = [100 * (median / without - 1) for median in (thinc, cdropout)]
+    print(f"\nDropout makes a step {slower[0]:.0f} % slower with thinc's masks", end=" ")
+    print(f"and {slower[1]:.0f} % slower with cdropout's.")
 
 
 if __name__ == "__main__":
@@ -91,5 +92,5 @@ if __name__ == "__main__":
         from sklearn.datasets import load_digits
         from thinc.api import Adam, Relu, Softmax, chain, fix_random_seed, use_ops
     except ImportError as error:
-        sys.exit(f"It needs more, pip install thinc scikit-learn: {error}")
+        sys.exit(f"a package is missing, run pip install thinc scikit-learn: {error}")
     main()

@@ -1,7 +1,8 @@
-"""Drop values of an xarray of Dask chunks: run `python examples/xarray_dropout.py`.
+"""Apply dropout to an xarray.DataArray with Dask chunks.
 
-It needs `pip install xarray 'dask[array]'`. Names, coordinates and chunks stay; the values are
-those of the same dropout in memory, to the bit; whole days can be dropped by naming what they span.
+Run `python examples/xarray_dropout.py`. It requires `pip install xarray 'dask[array]'`. The result
+has the same names, coordinates and chunks, and is bit-identical to dropout of the NumPy array. The
+last result drops whole days: it has one draw along latitude and longitude.
 """
 
 import sys
@@ -11,9 +12,9 @@ import numpy as np
 import cdropout
 
 
-def drop(x, p, seed, shared=()):
-    """Return x with dropout; along the dimensions named in `shared` one draw is made."""
-    axes = tuple(x.get_axis_num(name) for name in shared)
+def dropout(x, p, seed, broadcast_dims=()):
+    """Apply dropout with one draw along each of the named dimensions in `broadcast_dims`."""
+    axes = tuple(x.get_axis_num(name) for name in broadcast_dims)
     return xarray.apply_ufunc(
         dask_dropout,
         x,
@@ -24,7 +25,7 @@ def drop(x, p, seed, shared=()):
 
 
 def main():
-    """Print what is dropped, and check it against the result in memory."""
+    """Apply dropout with several chunk sizes and compare the results with NumPy's."""
     values = np.random.default_rng(0).normal(288, 5, (365, 60, 120)).astype(np.float32)
     dates = np.arange("2025-01-01", "2026-01-01", dtype="datetime64[D]")
     temperature = xarray.DataArray(
@@ -35,16 +36,17 @@ def main():
     )
     expected = cdropout.dropout(values, 0.1, rng=7)
     for days in (365, 31, 7):
-        y = drop(temperature.chunk(time=days), 0.1, seed=7)
+        y = dropout(temperature.chunk(time=days), 0.1, seed=7)
         same = np.array_equal(y.values, expected)
         print(
             f"chunks of {days:3} days: {y.data.npartitions:2} chunks, {y.attrs['units']},", end=" "
         )
-        print(f"{100 * float((y == 0).mean()):.3f} % dropped, as in memory to the bit: {same}")
-    y = drop(temperature.chunk(time=31), 0.1, seed=7, shared=("latitude", "longitude"))
-    gone = (y == 0).all(("latitude", "longitude")).compute()
-    print(f"whole days: {int(gone.sum())} of {gone.size} dropped, the first of them", end=" ")
-    print(str(y.time[gone].values[0])[:10])
+        print(f"{100 * float((y == 0).mean()):.3f} % dropped, identical to NumPy's result: {same}")
+    spatial = ("latitude", "longitude")
+    y = dropout(temperature.chunk(time=31), 0.1, seed=7, broadcast_dims=spatial)
+    dropped = (y == 0).all(spatial).compute()
+    print(f"whole days: {int(dropped.sum())} of {dropped.size} dropped, the first on", end=" ")
+    print(str(y.time[dropped].values[0])[:10])
 
 
 if __name__ == "__main__":
@@ -53,5 +55,5 @@ if __name__ == "__main__":
 
         from cdropout.dask import dropout as dask_dropout
     except ImportError as error:
-        sys.exit(f"It needs more, pip install xarray 'dask[array]': {error}")
+        sys.exit(f"a package is missing, run pip install xarray 'dask[array]': {error}")
     main()

@@ -1,11 +1,12 @@
-"""Check that there is a built package, and run slow tests that are named one by one."""
+"""A check of the build, the selection of slow tests by name, and shared fixtures."""
 
 import os
+import signal
 
 import pytest
 
-# The tests multiply small matrices only. In each of their processes, OpenBLAS would start threads
-# when NumPy is imported, which takes as long as the import itself.
+# OpenBLAS would otherwise start threads in each test process when NumPy is imported, which takes
+# as long as the import itself. The tests multiply only small matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -15,7 +16,7 @@ def pytest_configure(config):
 
 
 def check_package():
-    """Say once, before any test is collected, what to do if there is no built package to test."""
+    """Raise a usage error with instructions if cdropout cannot be imported."""
     try:
         import cdropout  # noqa: F401
     except ImportError as error:
@@ -27,7 +28,40 @@ def check_package():
 
 
 def select_named_tests(config):
-    """Select tests that are named on the command line, `file::test`, also if they are slow."""
+    """Run slow tests too if all arguments on the command line name single tests, `file::test`."""
     named = config.args and all("::" in argument for argument in config.args)
     if named and config.option.markexpr == "not slow":  # as in pyproject.toml
         config.option.markexpr = ""
+
+
+@pytest.fixture(autouse=True)
+def restore_num_threads():
+    """Restore cdropout's number of threads after each test."""
+    from cdropout import get_num_threads, set_num_threads
+
+    number = get_num_threads()
+    yield
+    set_num_threads(number)
+
+
+@pytest.fixture
+def unchanged():
+    """Provide arrays, generators, a mask and a module; fail the test if it changes one of them."""
+    from .helpers.bad_calls import unchanged_objects
+
+    with unchanged_objects() as objects:
+        yield objects
+
+
+@pytest.fixture
+def alarm():
+    """Return a function that installs a handler of SIGALRM and sends it after some seconds."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def set_alarm(handler, seconds):
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    yield set_alarm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

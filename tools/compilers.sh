@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The package by each compiler of Debian's that is named: built, with all instruction sets, and `cdropout selftest`.
+# Build the package with compilers of Debian and all instruction sets, and run `cdropout selftest`.
 #
-#     tools/compilers.sh                    those that are named at the end of this file
-#     tools/compilers.sh gcc-12 clang-22    these, which are installed
-#     tools/compilers.sh sid:gcc-16         this one of another release of Debian, in a root of its own (which needs root)
+#     tools/compilers.sh                    the compilers listed at the end of this file
+#     tools/compilers.sh gcc-12 clang-22    these compilers; missing ones are installed
+#     tools/compilers.sh sid:gcc-16         a compiler of another release of Debian, in a separate root directory (as root)
 #
-# It needs Debian. build/compilers keeps what was downloaded for the next time.
+# It needs Debian. Downloads are kept in build/compilers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=$PWD/build/compilers
 python=$work/env/bin/python
-version=3.13 # of Python in another release
+version=3.13 # of Python in other releases
 
 install_compiler() {
   command -v "$1" >/dev/null && return
@@ -19,7 +19,7 @@ install_compiler() {
   apt-get -qq install -y --no-install-recommends "$1" >/dev/null
 }
 
-# build PYTHON COMPILER FOLDER: build there and run
+# build PYTHON COMPILER FOLDER: build in FOLDER and run the self-test.
 build() {
   rm -rf "$3" && mkdir -p "$3"
   CC=$2 LDSHARED="$2 -shared" CFLAGS=-w "$1" -W ignore setup.py -q egg_info --egg-base "$3" build --build-base "$3" --build-lib "$3/lib" \
@@ -28,7 +28,7 @@ build() {
   PYTHONPATH=$3/lib${PYTHONPATH:+:$PYTHONPATH} "$1" -P -m cdropout selftest
 }
 
-# Debian's packages of release $1 for the compiler $2, which are only unpacked, and run in that root.
+# unpack_root RELEASE COMPILER: unpack the packages that build with COMPILER, to be run by chroot.
 unpack_root() {
   local root=$work/$1-$2 package
   local apt=$root.apt
@@ -38,7 +38,7 @@ unpack_root() {
   local options=(-qq -o "Dir::Etc=$apt/etc" -o "Dir::State=$apt" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
   apt-get "${options[@]}" update
   apt-get "${options[@]}" install -y --no-install-recommends --download-only "$2" libc6-dev bash dash coreutils grep "python$version" "libpython$version-dev"
-  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # of which /bin and the like are links
+  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # /bin and others are links to these
   for package in bin lib lib64 sbin; do ln -sfn "usr/$package" "$root/$package"; done
   for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
   "$python" -m pip install -q --only-binary :all: --python-version "$version" --target "$root/packages" setuptools cython 'numpy>=2.0'
@@ -50,7 +50,7 @@ build_in_root() {
   mkdir -p "$root"/{dev,tmp,src}
   [ -e "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
   cp -r setup.py pyproject.toml README.md LICENSE MANIFEST.in cdropout "$root/src"
-  rm -f "$root"/src/cdropout/_core/*.so
+  find "$root/src/cdropout" -name "*.so" -delete
   {
     declare -f build
     echo "set -e; cd /src; build python$version $2 /src/build.$2"

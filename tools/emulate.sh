@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The package on a machine that is not here: cross-compiled, and run by a foreign Python under QEMU.
+# Cross-compile the package for another architecture, and run it with a Python of that architecture under QEMU.
 #
-#     tools/emulate.sh aarch64     NEON
-#     tools/emulate.sh s390x       big-endian
+#     tools/emulate.sh aarch64          NEON
+#     tools/emulate.sh s390x            big-endian
+#     tools/emulate.sh aarch64 TEST...  these tests
 #
-# checks the recorded hashes and runs the tests of the kernels and of the half types, or the tests named after the machine.
-# It needs Debian, or what has its packages, and installs QEMU and the cross compiler; the foreign Python and NumPy are only
-# unpacked, into build/emulate, and stay there for the next time.
+# It checks the recorded hashes and runs the tests of the kernels, of memory layouts and of the half types. It needs Debian or
+# a derivative, and installs QEMU and a cross compiler. Python and NumPy of the architecture are unpacked to build/emulate and
+# kept there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +20,7 @@ esac
 target=$machine-linux-gnu
 work=$PWD/build/emulate/$machine
 root=$work/root
-foreign=$root/usr/bin/python # what this script writes: QEMU with the Python of that machine
+foreign=$root/usr/bin/python # a script that runs the Python of that architecture under QEMU
 native=$work/env/bin/python
 modules=$work/modules
 
@@ -29,7 +30,7 @@ install_tools() {
   apt-get -qq install -y qemu-user "g++-$target"
 }
 
-# Debian's packages for that machine, from where this system takes its own, which does not hear of it.
+# Unpack Debian's packages for that architecture. The package database of this system is not changed.
 unpack_root() {
   mkdir -p "$work"/{lists,cache/archives}/partial "$root"
   : >"$work/status" # nothing is installed
@@ -41,21 +42,22 @@ unpack_root() {
   "${apt[@]}" install -y --no-install-recommends --download-only python3 libpython3-dev \
     python3-numpy python3-pytest libstdc++6
   for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-  rm -f "$root"/usr/include/python3.*/numpy # old headers: those of the native NumPy serve
+  rm -f "$root"/usr/include/python3.*/numpy # old headers; those of the native NumPy are used
 }
 
-# It calls itself by this file's name, so that the processes that it starts are emulated too.
+# sys.executable is the path of the script, so that the processes that tests start are emulated too.
+# PYTHONPATH ends with this folder, in which tests is a package; its cdropout is not built.
 write_foreign_python() {
   local libraries=/usr/lib/$target
   cat >"$foreign" <<END
 #!/bin/sh
 exec qemu-$machine -L "$root" -E LD_LIBRARY_PATH=$libraries/blas:$libraries/lapack -E PYTHONHOME="$root/usr" \\
-  -E PYTHONPATH="$modules" -0 "\$0" "$root/usr/bin/python3" "\$@"
+  -E PYTHONPATH="$modules:$PWD" -0 "\$0" "$root/usr/bin/python3" "\$@"
 END
   chmod +x "$foreign"
 }
 
-# Run the setup.py of folder $1 for that machine: its compiler, and its Python's headers before those of the native one.
+# cross_build FOLDER: run setup.py with the cross compiler. The headers of that Python come before those of the native one.
 cross_build() {
   local headers=$root/usr/include
   local flags="-I$(echo "$headers"/python3.*) -idirafter $headers"
@@ -64,16 +66,16 @@ cross_build() {
     cd "$1"
     export CC=$target-gcc CXX=$target-g++ LDSHARED="$target-gcc -shared" LDCXXSHARED="$target-g++ -shared"
     export CFLAGS=$flags CXXFLAGS=$flags
-    export _PYTHON_HOST_PLATFORM=linux-$machine # what it is built for
+    export _PYTHON_HOST_PLATFORM=linux-$machine # the target platform
     "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
       install_egg_info --install-dir "$modules"
   )
-  for library in "$modules"/*/*.cpython-*.so; do # a name that every Python takes
+  for library in "$modules"/*/*.cpython-*.so; do # a suffix that every Python accepts
     [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"
   done
 }
 
-# NumPy's bfloat16, from its last release that is built with setuptools: there is no wheel for s390x.
+# There is no wheel of ml_dtypes for s390x. This is its last release that is built with setuptools.
 build_ml_dtypes() {
   "$native" -m pip download -q --no-deps --no-binary :all: --no-build-isolation -d "$work" ml_dtypes==0.5.1
   tar -xzf "$work"/ml_dtypes-0.5.1.tar.gz -C "$work"

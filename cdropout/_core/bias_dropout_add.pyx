@@ -10,27 +10,27 @@ from cdropout._core.dispatch cimport kernels
 from cdropout._core.arguments cimport as_flag, as_index, as_probability
 from cdropout._core.dtypes cimport by_array
 from cdropout._core.engine cimport CHUNK
-from cdropout._core.generator cimport Generator, as_rng, ask
-from cdropout._core.mask cimport Mask, check_mask, check_not_given, check_shape, draws, undrawn_mask
+from cdropout._core.generator cimport Generator, as_rng, generator_for
+from cdropout._core.mask cimport Mask, check_mask, check_not_given, check_shape, unseeded_mask, uses_call_number
 from cdropout._core.executor cimport pool, run_serially, threads_for
 
 cnp.import_array()
 
 
-cdef cnp.ndarray as_real(cnp.ndarray array):
+cdef cnp.ndarray as_kernel_input(cnp.ndarray array):
     """In C order, as float32 or float64: what the kernels compute in."""
     return np.asarray(array, order="C", dtype=np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
 
 
-cdef Py_ssize_t columns_of(tuple shape, tuple bias):
+cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
     """How many elements of x share none of bias: bias repeats after them. 0 if it does not repeat so."""
-    bias = trimmed(bias)
+    bias = strip_leading_ones(bias)
     if bias == shape[len(shape) - len(bias):] and bias:
         return np.prod(bias, dtype=np.intp)
     return 0
 
 
-cdef tuple trimmed(tuple shape):
+cdef tuple strip_leading_ones(tuple shape):
     """Without leading axes of length 1."""
     while shape and shape[0] == 1:
         shape = shape[1:]
@@ -92,18 +92,18 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
         drawn = mask
     else:
         mask = None
-        drawn = undrawn_mask(shape, probability, (), None)
-    sources = as_real(array), as_real(as_row(bias_array, shape)), as_real(residual_array)
+        drawn = unseeded_mask(shape, probability, (), None)
+    sources = as_kernel_input(array), as_kernel_input(as_repeating(bias_array, shape)), as_kernel_input(residual_array)
     direct = target.flags.c_contiguous and target.dtype == sources[0].dtype
     result = target if direct else np.empty(shape, sources[0].dtype)
-    if mask is None and draws(drawn.p, array.size == 0):
-        generator = ask(rng, [array, bias_array, residual_array, target])
+    if mask is None and uses_call_number(drawn.p, array.size == 0):
+        generator = generator_for(rng, [array, bias_array, residual_array, target])
         generator.next_id(&drawn.id)
     try:
         run_forward(sources[0], sources[1], sources[2], result, drawn)
     except BaseException:             # a signal handler has raised
         if generator is not None:
-            generator.take_back(&drawn.id)
+            generator.undo_next_id(&drawn.id)
         raise
     if not direct:
         round_to(target, result)
@@ -116,7 +116,7 @@ cdef round_to(cnp.ndarray y, cnp.ndarray values):
         np.copyto(y, values, casting="same_kind")
 
 
-cdef cnp.ndarray rounded(cnp.ndarray values, cnp.ndarray like):
+cdef cnp.ndarray round_like(cnp.ndarray values, cnp.ndarray like):
     """values in the type of `like`."""
     if values.dtype == like.dtype:
         return values
@@ -141,9 +141,9 @@ cdef check_broadcast(tuple bias, tuple shape):
         raise ValueError(f"bias has to broadcast to the shape of x, {shape}, but got {bias}")
 
 
-cdef cnp.ndarray as_row(cnp.ndarray bias, tuple shape):
+cdef cnp.ndarray as_repeating(cnp.ndarray bias, tuple shape):
     """bias in a form that repeats along x: itself if it has the last axes of x, else at x's full shape."""
-    return bias if columns_of(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
+    return bias if repeat_length(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
 cdef struct Tiles:                    # of rows x columns: a tile is some whole rows or, where they are long, part of one
@@ -158,23 +158,23 @@ cdef struct Tiles:                    # of rows x columns: a tile is some whole 
     uint64_t start
 
 
-cdef size_t height_of(const Tiles* tiles) noexcept nogil:
+cdef size_t rows_per_tile(const Tiles* tiles) noexcept nogil:
     return max(<size_t>CHUNK // tiles.columns, <size_t>1)
 
 
-cdef size_t across(const Tiles* tiles) noexcept nogil:
+cdef size_t tiles_per_row(const Tiles* tiles) noexcept nogil:
     return (tiles.columns - 1) // CHUNK + 1
 
 
 cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
-    return ((tiles.rows - 1) // height_of(tiles) + 1) * across(tiles) if tiles.rows and tiles.columns else 0
+    return ((tiles.rows - 1) // rows_per_tile(tiles) + 1) * tiles_per_row(tiles) if tiles.rows and tiles.columns else 0
 
 
 cdef void run_tile(const void* call, size_t number) noexcept nogil:
     cdef const Tiles* tiles = <const Tiles*>call
-    cdef size_t row = number // across(tiles) * height_of(tiles)
-    cdef size_t column = number % across(tiles) * CHUNK
-    cdef size_t rows = min(tiles.rows - row, height_of(tiles))
+    cdef size_t row = number // tiles_per_row(tiles) * rows_per_tile(tiles)
+    cdef size_t column = number % tiles_per_row(tiles) * CHUNK
+    cdef size_t rows = min(tiles.rows - row, rows_per_tile(tiles))
     cdef size_t columns = min(tiles.columns - column, <size_t>CHUNK)
     cdef size_t first = row * tiles.columns + column
     cdef size_t at = first * tiles.size
@@ -196,9 +196,9 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
     cdef Tiles tiles = Tiles(
         n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), by_array(x).code, <const char*>cnp.PyArray_DATA(x),
         <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual), <char*>cnp.PyArray_DATA(y), NULL,
-        &mask.id, mask.first,
+        &mask.id, mask.start_,
     )
-    if mask.steps is not None:
+    if mask.strides_ is not None:
         run_strided(x, bias, residual, y, mask)
         return
     with nogil:
@@ -249,18 +249,18 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     if bias_shape is None:
         bias_shape = shape[-1:]
     check_broadcast(bias_shape, shape)
-    columns = columns_of(shape, bias_shape)
-    if given.steps is not None or not columns:
-        gx = given.apply(as_real(array))
+    columns = repeat_length(shape, bias_shape)
+    if given.strides_ is not None or not columns:
+        gx = given.apply(as_kernel_input(array))
         axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
         with np.errstate(all="ignore"):
             sums = np.asarray(gx.astype(np.float64).sum(axis=axes)).reshape(bias_shape)
-        return rounded(gx, array), rounded(sums, array), gresidual
-    source = as_real(array)
+        return round_like(gx, array), round_like(sums, array), gresidual
+    source = as_kernel_input(array)
     gx = np.empty_like(source)
     sums = np.zeros(columns)
     run_backward(source, gx, sums, given)
-    return rounded(gx, array), rounded(sums.reshape(bias_shape), array), gresidual
+    return round_like(gx, array), round_like(sums.reshape(bias_shape), array), gresidual
 
 
 cdef as_lengths(bias_shape):
@@ -283,7 +283,7 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
     cdef Tiles tiles = Tiles(
         cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), by_array(gy).code,
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
-        &mask.id, mask.first,
+        &mask.id, mask.start_,
     )
     with nogil:                       # serially, so that the order of the sums never changes
         run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)

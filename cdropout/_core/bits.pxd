@@ -1,38 +1,40 @@
-"""Packed bits, least significant first: appended to others, and turned into bytes and back."""
+"""Packed bits, least significant first: append them, convert them to bytes and back, and reorder them."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
+
+from cdropout._core.view cimport MAX_DIMS
 
 cdef extern from "simd.h" nogil:
     uint64_t load_bits64 "cd_load_bits64"(const void*)
     uint64_t reverse_bytes64 "cd_reverse_bytes64"(uint64_t)
     void store_bits64 "cd_store_bits64"(void*, uint64_t)
 
-cdef struct Writer:                               # packed bits on their way to memory
+cdef struct Writer:                               # appends packed bits to memory
     uint8_t* to
-    uint64_t held                                 # those that do not fill a word yet
-    uint64_t count                                # how many, under 64
+    uint64_t held                                 # bits that are not written yet
+    uint64_t count                                # number of held bits, less than 64
 
 
-cdef inline void write_bits(Writer* writer, uint64_t word, uint64_t count) noexcept nogil:
-    """Append the lowest `count` bits of word, 1 to 64."""
-    word &= ~<uint64_t>0 >> (64 - count)
-    writer.held |= word << writer.count
+cdef inline void write_bits(Writer* writer, uint64_t value, uint64_t count) noexcept nogil:
+    """Append the lowest `count` bits of value; count is 1 to 64."""
+    value &= ~<uint64_t>0 >> (64 - count)
+    writer.held |= value << writer.count
     if writer.count + count < 64:
         writer.count += count
         return
     store_bits64(writer.to, writer.held)
     writer.to += 8
-    writer.held = word >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
+    writer.held = value >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
     writer.count += count - 64
 
 
-cdef inline void write_row(Writer* writer, uint64_t word, uint64_t count) noexcept nogil:
-    """write_bits without a branch, which may use 8 bytes after what it has written."""
+cdef inline void write_bits_branchless(Writer* writer, uint64_t value, uint64_t count) noexcept nogil:
+    """Append bits as write_bits does, without a branch; up to 8 bytes after the written ones may be overwritten."""
     cdef uint64_t total = writer.count + count
     cdef uint64_t rest
-    word &= ~<uint64_t>0 >> (64 - count)
-    rest = word >> 1 >> (63 - writer.count)
-    writer.held |= word << writer.count
+    value &= ~<uint64_t>0 >> (64 - count)
+    rest = value >> 1 >> (63 - writer.count)
+    writer.held |= value << writer.count
     store_bits64(writer.to, writer.held)
     writer.held = rest if total >= 64 else writer.held
     writer.to += total // 64 * 8
@@ -42,66 +44,65 @@ cdef inline void write_row(Writer* writer, uint64_t word, uint64_t count) noexce
 cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil:
     """Append the 512 bits of a group."""
     cdef uint64_t held = writer.held
-    cdef uint64_t word
+    cdef uint64_t value
     cdef int i
     if writer.count == 0:
         memcpy(writer.to, bits, 64)
     else:
         for i in range(8):
-            word = load_bits64(bits + 8 * i)
-            store_bits64(writer.to + 8 * i, held | word << writer.count)
-            held = word >> (64 - writer.count)
+            value = load_bits64(bits + 8 * i)
+            store_bits64(writer.to + 8 * i, held | value << writer.count)
+            held = value >> (64 - writer.count)
         writer.held = held
     writer.to += 64
 
 
 cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:
-    """A byte of 0 or 1 for each of n bits, n a multiple of 8."""
+    """Write a byte of 0 or 1 for each of n bits; n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # each byte selects its own bit; adding 127 carries any to the top
+    for i in range(n // 8):                       # each byte selects its own bit; adding 127 carries it to the highest bit
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 
 
 cdef inline void pack_bools(uint8_t* bits, const uint8_t* bools, size_t n) noexcept nogil:
-    """The bits of n bytes, 0 where they are 0; n a multiple of 8."""
+    """Write a bit for each of n bytes, 0 if the byte is 0; n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # adding 127 carries any bit of a byte to its highest, ...
-        lanes = load_bits64(bools + 8 * i)
+    for i in range(n // 8):
+        lanes = load_bits64(bools + 8 * i)        # adding 127 to a byte carries any bit to its highest
         lanes = (lanes | (lanes & <uint64_t>0x7F7F7F7F7F7F7F7F) + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7
-        lanes &= <uint64_t>0x0101010101010101     # ... and the product gathers the 8 in one byte
-        bits[i] = <uint8_t>(lanes * <uint64_t>0x0102040810204080 >> 56)
+        lanes &= <uint64_t>0x0101010101010101
+        bits[i] = <uint8_t>(lanes * <uint64_t>0x0102040810204080 >> 56)    # the product gathers the 8 bits in one byte
 
 
 # ---- packed bits in another order -------------------------------------------------------------------
 
 cdef extern from "simd.h" nogil:
-    ctypedef unsigned long long word "cd_word"    # a vector
-    word load "cd_load"(const void*)
-    void store "cd_store"(void*, word)
-    word zero "cd_zero"()
-    word part_per_lane "cd_part_per_lane"(uint64_t a, uint64_t b, uint64_t bits)
+    ctypedef unsigned long long vector "cd_u64"   # a vector of 64-bit lanes
+    vector load "cd_load"(const void*)
+    void store "cd_store"(void*, vector)
+    vector zero "cd_zero"()
+    vector spread_parts "cd_spread_parts"(uint64_t a, uint64_t b, uint64_t bits)
 
 cdef extern from *:
     """
-    enum { CD_VECTOR_WORDS = sizeof(cd_word) / 8, CD_VECTORS = 64 / CD_VECTOR_WORDS };
+    enum { CD_VECTOR_LANES = sizeof(cd_u64) / 8, CD_ROW_VECTORS = 64 / CD_VECTOR_LANES };
     """
-    const int VECTOR_WORDS "CD_VECTOR_WORDS"      # 64-bit integers per vector
-    const int VECTORS "CD_VECTORS"                # vectors that hold 64 of them
+    const int VECTOR_LANES "CD_VECTOR_LANES"      # 64-bit lanes per vector
+    const int ROW_VECTORS "CD_ROW_VECTORS"        # vectors per 64 rows of 64 bits
 
 cdef enum:
-    MOST_AXES = 64
-    MARGIN = 16                                   # bytes after packed bits that may be used, too: `interleave` reads so far
+    PADDING = 16                                  # bytes after packed bits that may be read and overwritten
 
 cdef struct BitAxis:
     size_t length
-    int64_t stride                                # bits from one index to the next in the source
+    int64_t stride                                # bits of the source per index
 
 
 cdef inline uint64_t bits64_at(const uint8_t* bits, uint64_t first) noexcept nogil:
-    """Return 64 bits from bit `first` on; reads up to 8 bytes past the byte of the first."""
+    """Return 64 bits from bit `first` on; 9 bytes are read."""
     cdef const uint8_t* byte = bits + first // 8
     cdef uint64_t shift = first % 8
     return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # a shift by 64 is undefined
@@ -114,56 +115,56 @@ cdef inline uint64_t reversed_bits(uint64_t bits) noexcept nogil:
     return reverse_bytes64(bits)
 
 
-cdef inline void exchange(word* a, word* b, int shift, uint64_t low) noexcept nogil:
-    """Exchange the higher bits of a with the lower ones of b."""
-    cdef word t = ((a[0] >> shift) ^ b[0]) & low
+cdef inline void exchange(vector* a, vector* b, int shift, uint64_t low) noexcept nogil:
+    """Exchange the bits `low << shift` of a with the bits `low` of b."""
+    cdef vector t = ((a[0] >> shift) ^ b[0]) & low
     b[0] ^= t
     a[0] ^= t << shift
 
 
-cdef inline void exchange_rows(word* rows, int shift, int apart, uint64_t low) noexcept nogil:
-    """One step of a transpose: exchange blocks of `shift` bits between rows that are `apart` of 64 places apart."""
-    cdef int distance = apart // VECTOR_WORDS
+cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low) noexcept nogil:
+    """Exchange blocks of `shift` bits between rows i and i + offset: one of the steps of a transpose."""
+    cdef int distance = offset // VECTOR_LANES
     cdef int i
-    for i in range(VECTORS):
+    for i in range(ROW_VECTORS):
         if i & distance == 0:
             exchange(&rows[i], &rows[i + distance], shift, low)
 
 
 cdef inline void transpose(uint64_t* rows) noexcept nogil:
-    """Transpose 64 x 64 bits; row i of the result is at place_of(i).
+    """Transpose 64 x 64 bits; row i of the result is at transposed_index(i).
 
-    Hacker's Delight, section 7-3. Rows 32, 16 and 8 apart are in different vectors; rows 4, 2 and 1 apart are so after the
-    rows themselves have been transposed as 8 x 8.
+    The algorithm is that of Hacker's Delight, section 7-3. Each step needs the two rows in different vectors. Rows that
+    are 32, 16 or 8 apart are; rows that are 4, 2 or 1 apart are once the rows have been transposed as an 8 x 8 matrix.
     """
-    cdef word vectors[64]
+    cdef vector vectors[64]
     cdef uint64_t moved[64]
     cdef int i, j
-    for i in range(VECTORS):
-        vectors[i] = load(rows + i * VECTOR_WORDS)
+    for i in range(ROW_VECTORS):
+        vectors[i] = load(rows + i * VECTOR_LANES)
     exchange_rows(vectors, 32, 32, <uint64_t>0x00000000FFFFFFFF)
     exchange_rows(vectors, 16, 16, <uint64_t>0x0000FFFF0000FFFF)
     exchange_rows(vectors, 8, 8, <uint64_t>0x00FF00FF00FF00FF)
-    for i in range(VECTORS):
-        store(rows + i * VECTOR_WORDS, vectors[i])
+    for i in range(ROW_VECTORS):
+        store(rows + i * VECTOR_LANES, vectors[i])
     for i in range(8):
         for j in range(8):
             moved[8 * j + i] = rows[8 * i + j]
-    for i in range(VECTORS):
-        vectors[i] = load(moved + i * VECTOR_WORDS)
+    for i in range(ROW_VECTORS):
+        vectors[i] = load(moved + i * VECTOR_LANES)
     exchange_rows(vectors, 4, 32, <uint64_t>0x0F0F0F0F0F0F0F0F)
     exchange_rows(vectors, 2, 16, <uint64_t>0x3333333333333333)
     exchange_rows(vectors, 1, 8, <uint64_t>0x5555555555555555)
-    for i in range(VECTORS):
-        store(rows + i * VECTOR_WORDS, vectors[i])
+    for i in range(ROW_VECTORS):
+        store(rows + i * VECTOR_LANES, vectors[i])
 
 
-cdef inline int place_of(int row) noexcept nogil:
+cdef inline int transposed_index(int row) noexcept nogil:
     return (row & 7) << 3 | row >> 3
 
 
-cdef inline uint64_t bits64_down_from(const uint8_t* source, uint64_t first) noexcept nogil:
-    """Return 64 bits from bit `first` down."""
+cdef inline uint64_t reversed_bits64_at(const uint8_t* source, uint64_t first) noexcept nogil:
+    """Return the 64 bits that end at bit `first`, in reverse order."""
     if first >= 63:
         return reversed_bits(bits64_at(source, first - 63))
     return reversed_bits(load_bits64(source) << (63 - first))
@@ -172,12 +173,12 @@ cdef inline uint64_t bits64_down_from(const uint8_t* source, uint64_t first) noe
 cdef inline void load_rows(
     uint64_t* rows, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row, size_t begin, size_t n
 ) noexcept nogil:
-    """Load up to 64 bits along `outer`, whose stride is 1 or -1, of n rows."""
+    """Load up to 64 bits along axis `outer`, whose stride is 1 or -1, for each of n indices of axis `row`."""
     cdef size_t i
     first += <uint64_t>row.stride * begin
     if outer.stride < 0:
         for i in range(n):
-            rows[i] = bits64_down_from(source, first + <uint64_t>row.stride * i)
+            rows[i] = reversed_bits64_at(source, first + <uint64_t>row.stride * i)
     else:
         for i in range(n):
             rows[i] = bits64_at(source, first + <uint64_t>row.stride * i)
@@ -191,35 +192,35 @@ cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first
 
 
 cdef inline void append_reversed(Writer* writer, const uint8_t* bits, uint64_t last, size_t n) noexcept nogil:
-    """Append n bits down from bit `last`."""
-    cdef uint64_t words[8]
+    """Append the n bits that end at bit `last`, in reverse order."""
+    cdef uint64_t values[8]
     cdef uint8_t group[64]
     cdef size_t done = 0
     cdef size_t i
-    while n - done >= 512:                        # compilers vectorize the second loop
+    while n - done >= 512:                        # three loops, because compilers vectorize the second one
         for i in range(8):
-            words[i] = bits64_at(bits, last - done - 63 - 64 * i)
+            values[i] = bits64_at(bits, last - done - 63 - 64 * i)
         for i in range(8):
-            words[i] = reversed_bits(words[i])
+            values[i] = reversed_bits(values[i])
         for i in range(8):
-            store_bits64(group + 8 * i, words[i])
+            store_bits64(group + 8 * i, values[i])
         write_group(writer, group)
         done += 512
     for done in range(done, n, 64):
-        write_bits(writer, bits64_down_from(bits, last - done), min(n - done, <size_t>64))
+        write_bits(writer, reversed_bits64_at(bits, last - done), min(n - done, <size_t>64))
 
 
-cdef inline void append_equal(Writer* writer, bint bit, size_t n) noexcept nogil:
-    """Append n times the same bit."""
+cdef inline void append_repeated(Writer* writer, bint bit, size_t n) noexcept nogil:
+    """Append n copies of a bit."""
     cdef size_t done
     for done in range(0, n, 64):
         write_bits(writer, 0 - <uint64_t>bit, min(n - done, <size_t>64))
 
 
-cdef inline void append_spaced(
+cdef inline void append_strided(
     Writer* writer, const uint8_t* bits, uint64_t first, int64_t stride, size_t n
 ) noexcept nogil:
-    """Append n bits that are `stride` apart."""
+    """Append n bits at positions first, first + stride, and so on."""
     cdef uint64_t taken = 0
     cdef size_t i
     for i in range(n):
@@ -235,20 +236,20 @@ cdef inline void append_spaced(
 cdef inline void append_rows(
     Writer* writer, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Append the bits of all rows; rows are the last axis."""
-    cdef size_t index[MOST_AXES]
+    """Append the bits of all rows. The last axis is the row."""
+    cdef size_t index[MAX_DIMS]
     cdef const BitAxis* row = &axes[ndim - 1]
-    cdef Writer local = writer[0]                 # in registers: what is stored may be a part of *writer
+    cdef Writer local = writer[0]                 # stays in registers, since the stores cannot alias it
     cdef size_t i
     cdef int axis
     cdef bint short_rows = row.stride == 1 and row.length <= 64 and ndim > 1
     for axis in range(ndim):
         index[axis] = 0
     while True:
-        if short_rows:                            # all of axis ndim - 2
+        if short_rows:                            # all rows of axis ndim - 2
             axis = ndim - 2
             for i in range(axes[axis].length):
-                write_row(&local, bits64_at(source, first + i * <uint64_t>axes[axis].stride), row.length)
+                write_bits_branchless(&local, bits64_at(source, first + i * <uint64_t>axes[axis].stride), row.length)
         else:
             axis = ndim - 1
             if row.stride == 1:
@@ -256,9 +257,9 @@ cdef inline void append_rows(
             elif row.stride == -1:
                 append_reversed(&local, source, first, row.length)
             elif row.stride == 0:
-                append_equal(&local, source[first // 8] >> first % 8 & 1, row.length)
+                append_repeated(&local, source[first // 8] >> first % 8 & 1, row.length)
             else:
-                append_spaced(&local, source, first, row.stride, row.length)
+                append_strided(&local, source, first, row.stride, row.length)
         axis -= 1
         while axis >= 0:
             first += <uint64_t>axes[axis].stride
@@ -274,7 +275,7 @@ cdef inline void append_rows(
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
-    """Set n bits from bit `at` on, of zeroed memory."""
+    """Write n bits from bit `at` on, where memory is zero."""
     cdef uint8_t* byte = out + at // 8
     cdef uint64_t shift = at % 8
     bits &= ~<uint64_t>0 >> (64 - n)
@@ -286,58 +287,59 @@ cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) no
 cdef inline void interleave(
     uint8_t* out, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row
 ) noexcept nogil:
-    """Write the bits of up to 8 rows in turn, from a whole byte on: a bit of each row, then the next bit of each row.
+    """Interleave the bits of up to 8 rows: bit 0 of each row, then bit 1 of each row, and so on.
 
-    A lane of a vector holds 16 bits of a row (8, if there are more than 4 rows), which are moved apart by halves.
+    A lane of a vector holds 16 bits of a row, or 8 if there are more than 4 rows. Each step halves the groups of adjacent
+    bits and moves the upper halves up.
     """
     cdef uint64_t n = row.length
     cdef uint64_t bits = 16 if n <= 4 else 8
     cdef uint64_t masks[4]
     cdef uint64_t lanes[8]
-    cdef uint64_t group, place
+    cdef uint64_t group, bit, position
     cdef size_t j, count
-    cdef word v, merged
+    cdef vector v, merged
     cdef int steps = 0
     cdef int i, k
     group = bits // 2
     while group:
         masks[steps] = 0
-        for place in range(bits):
-            masks[steps] |= <uint64_t>1 << (place // group * group * n + place % group)
+        for bit in range(bits):
+            masks[steps] |= <uint64_t>1 << (bit // group * group * n + bit % group)
         steps += 1
         group //= 2
     j = 0
     while j < outer.length:
-        count = min(outer.length - j, <size_t>(bits * VECTOR_WORDS))
+        count = min(outer.length - j, <size_t>(bits * VECTOR_LANES))
         merged = zero()
         for i in range(<int>n):
-            place = first + j + <uint64_t>(i * row.stride)
-            v = part_per_lane(bits64_at(source, place), bits64_at(source, place + 4 * bits), bits)
+            position = first + j + <uint64_t>(i * row.stride)
+            v = spread_parts(bits64_at(source, position), bits64_at(source, position + 4 * bits), bits)
             group = bits // 2
             for k in range(steps):
                 v = (v | (v << <int>(group * (n - 1)))) & masks[k]
                 group //= 2
             merged |= v << i
         store(lanes, merged)
-        for k in range(VECTOR_WORDS):
+        for k in range(VECTOR_LANES):
             if k * bits >= count:
                 break
             store_bits64(out + k * (bits * n // 8), lanes[k])
         j += count
-        out += VECTOR_WORDS * bits * n // 8
+        out += VECTOR_LANES * bits * n // 8
 
 
-cdef inline void transpose_pair(
+cdef inline void transpose_two_axes(
     uint8_t* out, uint64_t at, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row
 ) noexcept nogil:
-    """Write the transpose of up to 64 rows, whose stride is 1 or -1 along `outer`, from bit `at` of out on.
+    """Write the transpose of up to 64 rows from bit `at` of out on. Axis `outer` has a stride of 1 or -1.
 
-    Where there are few rows, one transpose takes several pieces of them.
+    If the rows are few, one 64 x 64 transpose processes several parts of them at once.
     """
     cdef uint64_t rows[64]
     cdef size_t n = row.length
     cdef size_t width = 64
-    cdef size_t j, k, q, place
+    cdef size_t j, k, part, begin, shift
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
@@ -347,14 +349,14 @@ cdef inline void transpose_pair(
     memset(rows, 0, sizeof(rows))
     for j in range(0, outer.length, 64):
         if j // 64 % (64 // width) == 0:
-            for q in range(64 // width):
-                place = j + 64 * q
-                if place < outer.length:
-                    load_rows(rows + q * width, source, first + <uint64_t>outer.stride * place, outer, row, 0, n)
+            for part in range(64 // width):
+                begin = j + 64 * part
+                if begin < outer.length:
+                    load_rows(rows + part * width, source, first + <uint64_t>outer.stride * begin, outer, row, 0, n)
             transpose(rows)
-        q = j // 64 % (64 // width) * width
+        shift = j // 64 % (64 // width) * width
         for k in range(min(outer.length - j, <size_t>64)):
-            write_row(&writer, rows[place_of(<int>k)] >> q, n)
+            write_bits_branchless(&writer, rows[transposed_index(<int>k)] >> shift, n)
     if writer.count:
         store_bits64(writer.to, writer.held)
 
@@ -362,14 +364,14 @@ cdef inline void transpose_pair(
 cdef inline void transpose_axes(
     uint8_t* out, uint64_t at, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits of axis 0, whose stride is 1 or -1, and of the axes within it, from bit `at` of out on."""
+    """Write the bits in the order of the axes from bit `at` of out on. Axis 0 has a stride of 1 or -1."""
     cdef const BitAxis* outer = &axes[0]
     cdef const BitAxis* row = &axes[ndim - 1]
     cdef uint64_t rows[64]
-    cdef uint64_t pitch = 1                       # bits of out from one index of axis 0 to the next
-    cdef size_t index[MOST_AXES]
+    cdef uint64_t pitch = 1                       # bits of out per index of axis 0
+    cdef size_t index[MAX_DIMS]
     cdef size_t i, j, k, n, count
-    cdef uint64_t place, here
+    cdef uint64_t out_bit, source_bit
     cdef int axis
     memset(rows, 0, sizeof(rows))
     for axis in range(1, ndim):
@@ -379,31 +381,31 @@ cdef inline void transpose_axes(
         interleave(out + at // 8, source, first, outer, row)
         return
     if ndim == 2 and pitch <= 64:
-        transpose_pair(out, at, source, first, outer, row)
+        transpose_two_axes(out, at, source, first, outer, row)
         return
     for j in range(0, outer.length, 64):
         count = min(outer.length - j, <size_t>64)
-        place = at + j * pitch
-        here = first + <uint64_t>outer.stride * j
+        out_bit = at + j * pitch
+        source_bit = first + <uint64_t>outer.stride * j
         while True:
             for i in range(0, row.length, 64):
                 n = min(row.length - i, <size_t>64)
-                load_rows(rows, source, here, outer, row, i, n)
+                load_rows(rows, source, source_bit, outer, row, i, n)
                 transpose(rows)
-                if n == 64 and place % 64 == 0 and pitch % 64 == 0:
+                if n == 64 and out_bit % 64 == 0 and pitch % 64 == 0:
                     for k in range(count):
-                        store_bits64(out + (place + i + k * pitch) // 8, rows[place_of(<int>k)])
+                        store_bits64(out + (out_bit + i + k * pitch) // 8, rows[transposed_index(<int>k)])
                 else:
                     for k in range(count):
-                        put_bits(out, place + i + k * pitch, rows[place_of(<int>k)], n)
+                        put_bits(out, out_bit + i + k * pitch, rows[transposed_index(<int>k)], n)
             axis = ndim - 2
-            place += row.length
+            out_bit += row.length
             while axis > 0:
-                here += <uint64_t>axes[axis].stride
+                source_bit += <uint64_t>axes[axis].stride
                 index[axis] += 1
                 if index[axis] < axes[axis].length:
                     break
-                here -= <uint64_t>axes[axis].stride * <uint64_t>axes[axis].length
+                source_bit -= <uint64_t>axes[axis].stride * <uint64_t>axes[axis].length
                 index[axis] = 0
                 axis -= 1
             if axis <= 0:
@@ -413,12 +415,12 @@ cdef inline void transpose_axes(
 cdef inline void reorder_bits(
     uint8_t* out, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits of the source in the order of these axes, the last fastest. out is MARGIN bytes longer."""
+    """Write the bits of the source in the order of the axes, the last fastest. out has PADDING bytes after its bits."""
     cdef size_t n = 1
     cdef size_t i, outer
     cdef size_t index
     cdef int axis
-    cdef int unit = -1                            # the axis along which the source is contiguous
+    cdef int unit = -1                            # axis along which the source is contiguous
     cdef Writer writer
     cdef uint64_t skip
     for axis in range(ndim):
@@ -430,7 +432,7 @@ cdef inline void reorder_bits(
         append_rows(&writer, source, first, ndim, axes)
         store_bits64(writer.to, writer.held)
         return
-    memset(out, 0, n // 8 + MARGIN)
+    memset(out, 0, n // 8 + PADDING)
     outer = 1
     for axis in range(unit):
         outer *= axes[axis].length

@@ -8,7 +8,7 @@ INSTRUCTION_SETS: tuple[str, ...]
 vectors: bool
 compiler: str
 isa: str
-largest_cached: int
+streaming_threshold: int
 module: ModuleType
 table: object  # a capsule
 

@@ -92,8 +92,8 @@ def last_level_cache():
 
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
 module = importlib.import_module(module_of(isa))
-largest_cached = last_level_cache() // 2             # bytes of an output: the input takes the other half
-module.set_largest_cached(largest_cached)
+streaming_threshold = last_level_cache() // 2             # bytes of an output: the input takes the other half
+module.set_streaming_threshold(streaming_threshold)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.table")
 

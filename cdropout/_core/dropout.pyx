@@ -4,12 +4,12 @@ cimport numpy as cnp
 import numpy as np
 
 from cdropout cimport cdropout_mask
-from cdropout._core.numpy_arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, is_taken, shape_of
+from cdropout._core.numpy_arrays cimport apply_bits, apply_bools, apply_mask, as_array, destination, is_plain_array, shape_of
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.arguments cimport as_flag, as_probability
-from cdropout._core.generator cimport Generator, as_generator, as_rng, ask
+from cdropout._core.generator cimport Generator, as_generator, as_rng, generator_for
 from cdropout._core.mask cimport (
-    Mask, as_axes, check_mask, check_not_given, check_shape, draws, new_mask, scale_of, strides_along, with_scale,
+    Mask, as_axes, axes_to_strides, check_mask, check_not_given, check_shape, new_mask, scale_of, uses_call_number, with_scale,
 )
 
 cnp.import_array()
@@ -69,13 +69,13 @@ def dropout(
     inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
     """
     if mask is None or not as_flag(training, "training"):
-        return apply_next(
+        return apply_new_mask(
             x, p, training, inplace, rng=rng, broadcast_dims=broadcast_dims, return_mask=return_mask, out=out,
             scale=None, shift=None,
         )
     check_not_given("rng", rng)
     check_not_given("broadcast_dims", broadcast_dims)
-    return apply_known(x, p, inplace, mask, return_mask, out, None)
+    return apply_given_mask(x, p, inplace, mask, return_mask, out, None)
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
@@ -100,16 +100,16 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     TypeError, ValueError
         As `dropout`; ValueError if the mask has another shape, or needs p.
     """
-    return apply_given(gy, mask, p, inplace, out)
+    return apply_any_mask(gy, mask, p, inplace, out)
 
 
 def dropout_features(
     x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
-    """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_next`."""
+    """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_new_mask`."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
     if mask is None or not as_flag(training, "training"):
-        return apply_next(
+        return apply_new_mask(
             x, p, training, inplace, rng=rng, broadcast_dims=axes, return_mask=return_mask, out=out,
             scale=scale, shift=shift,
         )
@@ -117,14 +117,14 @@ def dropout_features(
     check_not_given("rng", rng)
     check_mask(mask, shape_of(as_array(x)), axes, p)
     given = mask if scale is None else with_scale(mask, scale)
-    return apply_known(x, p, inplace, given, return_mask, out, shift)
+    return apply_given_mask(x, p, inplace, given, return_mask, out, shift)
 
 
 cdef bint is_empty(broadcast_dims):
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
-cdef apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
+cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
     """Apply the next mask of rng, which is drawn after the memory of the result is there.
 
     `scale` replaces 1 / (1 - p). The numbers of `shift`, for float32 and float64 only, are added to kept elements and
@@ -145,7 +145,7 @@ cdef apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, 
         broadcast_dims = as_axes(broadcast_dims)
     array = as_array(x)
     if shares:
-        strides = strides_along(shape_of(array), broadcast_dims)
+        strides = axes_to_strides(shape_of(array), broadcast_dims)
     if not trains:
         probability = 0
     kernels.mask_init(&id, 0, 0, probability)
@@ -154,7 +154,7 @@ cdef apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, 
     target = array
     if probability or out is not None:
         target = destination(array, writes_x, out)
-        if draws(probability, cnp.PyArray_SIZE(array) == 0):
+        if uses_call_number(probability, cnp.PyArray_SIZE(array) == 0):
             draw_and_apply(array, target, &id, rng, strides, shift)
         elif probability:
             apply_mask(array, target, &id, 0, strides)
@@ -167,25 +167,25 @@ cdef apply_next(x, p, training, inplace, rng, broadcast_dims, return_mask, out, 
 cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple strides, tuple shift):
     """Fill in the seed and the call number of the next mask of rng, and apply it."""
     own = rng is None or isinstance(rng, Generator)
-    cdef Generator generator = as_generator(rng) if own else ask(rng, [x, y])
+    cdef Generator generator = as_generator(rng) if own else generator_for(rng, [x, y])
     generator.next_id(id)
     try:
         apply_mask(x, y, id, 0, strides, shift)
     except BaseException:             # a signal handler has raised
-        generator.take_back(id)
+        generator.undo_next_id(id)
         raise
 
 
-cdef apply_known(x, p, inplace, mask, return_mask, out, tuple shift):
+cdef apply_given_mask(x, p, inplace, mask, return_mask, out, tuple shift):
     """Apply the mask that a call was given."""
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)  # once: a number's own code might answer otherwise the second time
     p = None if isinstance(mask, Mask) and probability == 0.5 else probability
-    y = apply_given(x, mask, p, inplace, out, shift)
+    y = apply_any_mask(x, mask, p, inplace, out, shift)
     return (y, mask) if returns_mask else y
 
 
-cdef apply_given(x, mask, p, inplace, out, tuple shift=None):
+cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
     """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef cnp.ndarray array
@@ -199,9 +199,9 @@ cdef apply_given(x, mask, p, inplace, out, tuple shift=None):
         if p is not None and p != (<Mask>mask).p:
             raise ValueError(f"the mask has p={(<Mask>mask).p}, but p={p} was given")
         target = destination(array, writes_x, out)
-        apply_mask(array, target, &(<Mask>mask).id, (<Mask>mask).first, (<Mask>mask).steps, shift)
+        apply_mask(array, target, &(<Mask>mask).id, (<Mask>mask).start_, (<Mask>mask).strides_, shift)
         return same if writes_x else target
-    if not is_taken(mask):
+    if not is_plain_array(mask):
         raise TypeError(f"mask has to be a Mask or a NumPy array, but got {type(mask).__name__}")
     given = mask
     check_given(array, given, p)

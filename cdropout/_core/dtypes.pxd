@@ -15,7 +15,7 @@ cdef struct ElementType:
     const char* name                  # of NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
     uint8_t dlpack                    # DLPack's code; its bits are 8 * itemsize
-    int numbers[FRAMEWORKS]           # NONE is NumPy's for a type of ml_dtypes until an array of it comes
+    int numbers[FRAMEWORKS]           # UNKNOWN is NumPy's for a type of ml_dtypes until an array of it comes
 
 cdef ElementType* types
 

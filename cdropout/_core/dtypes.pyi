@@ -5,6 +5,6 @@ from typing import Any
 import numpy as np
 
 FLOATS: tuple[str, ...]
-LISTED: str
+FLOATS_TEXT: str
 
 def element_type(name: str) -> np.dtype[Any]: ...

@@ -9,29 +9,29 @@ from cdropout cimport (
 cnp.import_array()
 
 cdef enum:
-    NONE = -1000                      # no framework's number; -1 is that of many of NumPy's types
-    COUNT = 5                         # rows of the table
+    UNKNOWN = -1000                      # no framework's number; -1 is that of many of NumPy's types
+    ROWS = 5                         # rows of the table
     IEEE_FLOAT = 2                    # DLPack's codes
     BRAIN_FLOAT = 4
     BOOL = 6
 
-cdef ElementType table[COUNT]
+cdef ElementType table[ROWS]
 types = table
 types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, IEEE_FLOAT, [cnp.NPY_FLOAT, 11, 1])
 types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, IEEE_FLOAT, [cnp.NPY_DOUBLE, 12, 2])
 types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, IEEE_FLOAT, [cnp.NPY_FLOAT16, 10, 19])
-types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [NONE, 16, 14])
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [NONE, NONE, NONE])    # of masks, never of x
+types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [UNKNOWN, 16, 14])
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # of masks, never of x
 
-cdef list rows = [(types[code].itemsize, code) for code in range(COUNT) if code != <int>CDROPOUT_BOOL]
+cdef list rows = [(types[code].itemsize, code) for code in range(ROWS) if code != <int>CDROPOUT_BOOL]
 FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types that x may have
-LISTED = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
+FLOATS_TEXT = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
 
 
 cdef const ElementType* by_number(Framework framework, int number) noexcept nogil:
     """Return the type of a framework's number, or NULL if dropout does not take it."""
     cdef int i
-    for i in range(COUNT):
+    for i in range(ROWS):
         if types[i].numbers[<int>framework] == number:
             return &types[i]
     return NULL
@@ -44,8 +44,8 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
     cdef int i
     if known == NULL and cnp.PyTypeNum_ISUSERDEF(number):
         name = array.dtype.name
-        for i in range(COUNT):
-            if types[i].numbers[<int>NUMPY] == NONE and i != <int>CDROPOUT_BOOL and types[i].name.decode() == name:
+        for i in range(ROWS):
+            if types[i].numbers[<int>NUMPY] == UNKNOWN and i != <int>CDROPOUT_BOOL and types[i].name.decode() == name:
                 types[i].numbers[<int>NUMPY] = number
                 return &types[i]
     return known
@@ -54,7 +54,7 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
     """Return the type of a DLPack tensor's elements, bool included, or NULL."""
     cdef int i
-    for i in range(COUNT):
+    for i in range(ROWS):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:
             return &types[i]
     return NULL

@@ -6,7 +6,7 @@ from cdropout._core.executor cimport Executor
 from cdropout._core.view cimport MAX_DIMS, View
 
 cdef enum:
-    SHORT = 1 << 14                   # below this many elements, releasing the GIL costs more than it saves
+    RELEASE_GIL_MIN = 1 << 14                   # below this many elements, releasing the GIL costs more than it saves
     CHUNK = 1 << 16                   # elements of a work chunk
 
 cdef struct Operation:                # the caller fills in:
@@ -42,7 +42,7 @@ cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexc
     operation.packs = operation.shifts = False
 
 
-cdef inline void use_bytes(
+cdef inline void use_stored_mask(
     Operation* operation, const uint8_t* bits, const uint8_t* bools, double scale
 ) noexcept nogil:
     """Let packed bits, or bools, determine which elements are kept."""

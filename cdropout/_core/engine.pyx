@@ -10,18 +10,18 @@ from cdropout cimport CDROPOUT_BOOL, CDROPOUT_PART_OF_LARGE, cdropout_axis, cdro
 from cdropout._core import dispatch
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.dtypes cimport types
-from cdropout._core.executor cimport Executor, exchange_number, threads_for
-from cdropout._core.view cimport TILE, Drawn, View, arrange, choose_tile, count_elements, count_tiles, take_tile
+from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_for
+from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
     SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
-    LONG = 1 << 22                    # contiguous elements that take less time than a user waits for Ctrl-C
+    INTERRUPTIBLE_MIN = 1 << 22          # contiguous elements that take less time than a user waits for Ctrl-C
 
-cdef cdropout_mask nothing            # of p = 1, whose scale is 0
-cdef size_t largest_cached = dispatch.largest_cached
+cdef cdropout_mask drop_all           # of p = 1, whose scale is 0
+cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
-cdef bint join_dense(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
+cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
     """Replace the axes by one and return True if they are in C order without gaps. That is most of what `arrange` does."""
     cdef int64_t step = 1
     cdef cdropout_axis* axis
@@ -48,16 +48,16 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 cdef void choose_lengths(Operation* operation) noexcept nogil:
     """Choose the lengths of work chunks: tiles that the threads can share evenly."""
     cdef View* view = &operation.view
-    cdef size_t largest = TILE
+    cdef size_t largest = MAX_TILE
     cdef size_t threads
-    cdef Drawn drawn
+    cdef BitLayout drawn
     cdef int i
     if operation.size <= SMALLEST_TILE:
         for i in range(view.ndim):
             operation.lengths[i] = view.axes[i].length
         return
     if operation.threads > 1:
-        threads = min(operation.threads, exchange_number(0))
+        threads = min(operation.threads, exchange_thread_limit(0))
         largest = max(min(largest, operation.size // threads), <size_t>SMALLEST_TILE)
     choose_tile(operation.lengths, &drawn, view, largest)
 
@@ -69,8 +69,8 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
     if operation.size == 0:
         return
     if operation.mask == NULL and operation.scale == 0:    # p = 1 keeps nothing, whatever the bits or bools are
-        use_mask(operation, &nothing)
-    if not join_dense(view, operation.size, types[<int>operation.dtype].itemsize):
+        use_mask(operation, &drop_all)
+    if not merge_contiguous(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.executor = executor
     operation.threads = threads_for(executor, operation.size, max_threads)
@@ -80,7 +80,7 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
     else:
         choose_lengths(operation)
     operation.flags = 0
-    if operation.size * types[<int>operation.dtype].itemsize >= largest_cached:
+    if operation.size * types[<int>operation.dtype].itemsize >= streaming_threshold:
         operation.flags = CDROPOUT_PART_OF_LARGE
 
 
@@ -104,7 +104,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
     """Execute a work chunk of any other operation: tile `number` of its view."""
     cdef View tile
-    take_tile(&tile, &operation.view, operation.lengths, number)
+    get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
         kernels.apply_bits_strided(
             operation.dtype, operation.flags, tile.x, tile.y, tile.ndim, tile.axes, operation.bits, tile.start,
@@ -136,7 +136,7 @@ cdef void run_chunk(const void* call, size_t number) noexcept nogil:
 
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
     """Return whether `run` may check for signals: short operations end before that."""
-    return operation.size > <size_t>(LONG if operation.contiguous else CHUNK)
+    return operation.size > <size_t>(INTERRUPTIBLE_MIN if operation.contiguous else CHUNK)
 
 
 cdef int run(const Operation* operation) except -1 nogil:
@@ -148,13 +148,13 @@ cdef int run(const Operation* operation) except -1 nogil:
         return 0
     return operation.executor.run(
         run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.threads,
-        operation.executor.answers_signals and may_be_interrupted(operation),
+        operation.executor.checks_signals and may_be_interrupted(operation),
     )
 
 
 cdef int run_prepared(const Operation* operation) except -1:
     """Do what `run` does, and release the GIL where that pays."""
-    if operation.size < SHORT:
+    if operation.size < RELEASE_GIL_MIN:
         return run(operation)
     with nogil:
         return run(operation)
@@ -171,7 +171,7 @@ cdef int apply(Operation* operation, const Executor* executor) except -1:
 cdef struct Batch:
     const Operation* operation        # prepared
     size_t masks
-    size_t each                       # masks of a work chunk
+    size_t masks_per_chunk                       # masks of a work chunk
     InitMask init_mask
     const void* call                  # for init_mask
 
@@ -195,7 +195,7 @@ cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept no
 cdef void apply_chunk(const void* work, size_t number) noexcept nogil:
     """Apply the masks of a work chunk of the whole batch."""
     cdef const Batch* batch = <const Batch*>work
-    apply_range(batch, number * batch.each, min((number + 1) * batch.each, batch.masks))
+    apply_range(batch, number * batch.masks_per_chunk, min((number + 1) * batch.masks_per_chunk, batch.masks))
 
 
 cdef void apply_masks(
@@ -211,12 +211,12 @@ cdef void apply_masks(
     cdef bint together = masks > 1 and size < CHUNK
     if masks == 0 or size == 0:
         return
-    use_mask(operation, &nothing)     # each mask takes its place
+    use_mask(operation, &drop_all)     # each mask takes its place
     prepare(operation, executor, 1 if together else SIZE_MAX)
     batch = Batch(operation, masks, CHUNK // size + 1, init_mask, call)
     if together:
         executor.run(
-            apply_chunk, &batch, (masks - 1) // batch.each + 1, threads_for(executor, size * masks, SIZE_MAX), False,
+            apply_chunk, &batch, (masks - 1) // batch.masks_per_chunk + 1, threads_for(executor, size * masks, SIZE_MAX), False,
         )
     else:
         apply_range(&batch, 0, masks)

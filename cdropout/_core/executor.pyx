@@ -30,9 +30,9 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    SHARED = 1 << 19                  # elements from which waking a second thread pays
-    LOOKS = 2000                      # before going to sleep: the others need about as long as the caller's last chunk
-    PATIENCE = 20_000_000             # ns between two checks for signals: another thread may hold the GIL for 5 ms each time
+    PARALLEL_MIN = 1 << 19                  # elements from which waking a second thread pays
+    SPINS = 2000                      # before going to sleep: the others need about as long as the caller's last chunk
+    SIGNAL_INTERVAL = 20_000_000             # ns between two checks for signals: another thread may hold the GIL for 5 ms each time
 
 cdef struct Pool:
     Lock lock                         # of all that follows
@@ -49,14 +49,14 @@ cdef struct Pool:
     const void* call
 
 cdef Pool* current = NULL
-cdef size_t number = 1                # of threads that may share a call; read and written with the pool's lock held
+cdef size_t thread_limit = 1                # of threads that may share a call; read and written with the pool's lock held
 cdef unsigned long main_thread = 0    # the one in which signals' handlers run
 
 
 # ---- the number of threads ----------------------------------------------------------------------
 
 
-def available():
+def available_cpus():
     """The CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -75,31 +75,31 @@ def set_num_threads(n):
     n = operator.index(n)
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
-    exchange_number(min(n, sys.maxsize))
+    exchange_thread_limit(min(n, sys.maxsize))
 
 
 def get_num_threads():
     """Return the number of threads that may share one call: CDROPOUT_NUM_THREADS, or the CPUs this process may use."""
-    return exchange_number(0)
+    return exchange_thread_limit(0)
 
 
-cdef size_t exchange_number(size_t new) noexcept nogil:
+cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
     """The number so far; new from now on, unless that is 0."""
-    global number
+    global thread_limit
     cdef size_t old
     if current != NULL:
         PyThread_acquire_lock(current.lock, WAIT)
-    old = number
+    old = thread_limit
     if new:
-        number = new
+        thread_limit = new
     if current != NULL:
         PyThread_release_lock(current.lock)
     return old
 
 
-def from_environment(text):
+def threads_from_environment(text):
     if not text:
-        return available()
+        return available_cpus()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"CDROPOUT_NUM_THREADS has to be an int of at least 1, but got {text!r}")
     return int(text)
@@ -121,7 +121,7 @@ cdef Pool* new_pool() noexcept:
     return new
 
 
-def start_anew():
+def reset_pool():
     """Make a new pool: at import, and in a forked child, which has none of its parent's threads."""
     global current, main_thread, forked
     forked = current != NULL
@@ -136,7 +136,7 @@ cdef void open_gate(Pool* pool) noexcept nogil:
         PyThread_release_lock(pool.gate)
 
 
-cdef bint take_chunk(Pool* pool) noexcept nogil:
+cdef bint run_next_chunk(Pool* pool) noexcept nogil:
     """Do the next chunk, if there is one. The lock is held before and after, but not meanwhile."""
     cdef size_t chunk = pool.next
     if chunk == pool.chunks:
@@ -150,7 +150,7 @@ cdef bint take_chunk(Pool* pool) noexcept nogil:
     return True
 
 
-cdef void serve(void* argument) noexcept nogil:
+cdef void run_thread(void* argument) noexcept nogil:
     """The life of a thread."""
     cdef Pool* pool = <Pool*>argument
     while True:
@@ -160,7 +160,7 @@ cdef void serve(void* argument) noexcept nogil:
         if pool.wanted:               # not too late
             pool.wanted -= 1
             open_gate(pool)
-            while take_chunk(pool):
+            while run_next_chunk(pool):
                 continue
             if pool.waiting and pool.busy == 0:
                 pool.waiting = False
@@ -171,17 +171,17 @@ cdef void serve(void* argument) noexcept nogil:
 # ---- the caller ---------------------------------------------------------------------------------
 
 
-cdef bint enter(Pool* pool, Work work, const void* call, size_t chunks, size_t max_threads) noexcept nogil:
+cdef bint submit(Pool* pool, Work work, const void* call, size_t chunks, size_t max_threads) noexcept nogil:
     """Put a call into the pool; return False if another call is in it (its threads are busy), or one thread is enough."""
     cdef size_t helpers
     if pool == NULL or min(chunks, max_threads) < 2:
         return False
     PyThread_acquire_lock(pool.lock, WAIT)
-    helpers = min(number, max_threads, chunks) - 1
+    helpers = min(thread_limit, max_threads, chunks) - 1
     if pool.taken or helpers == 0:
         PyThread_release_lock(pool.lock)
         return False
-    while pool.threads < helpers and PyThread_start_new_thread(serve, pool) != NOT_STARTED:
+    while pool.threads < helpers and PyThread_start_new_thread(run_thread, pool) != NOT_STARTED:
         pool.threads += 1             # where none can be started, the others do what is left
     pool.taken = True
     pool.work, pool.call, pool.next, pool.chunks, pool.wanted = work, call, 0, chunks, helpers
@@ -190,16 +190,16 @@ cdef bint enter(Pool* pool, Work work, const void* call, size_t chunks, size_t m
     return True
 
 
-cdef void leave(Pool* pool) noexcept nogil:
+cdef void finish(Pool* pool) noexcept nogil:
     """Let no thread begin another chunk, and wait for those at work, since they use the caller's memory."""
-    cdef int _look
+    cdef int _spin
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.wanted = 0
     pool.chunks = pool.next
     if pool.busy:
         pool.waiting = True
         PyThread_release_lock(pool.lock)
-        for _look in range(LOOKS):
+        for _spin in range(SPINS):
             if PyThread_acquire_lock(pool.done, 0):
                 break
         else:
@@ -209,15 +209,15 @@ cdef void leave(Pool* pool) noexcept nogil:
     PyThread_release_lock(pool.lock)
 
 
-cdef int take_part(Pool* pool, bint answers_signals) except -1 nogil:
+cdef int run_chunks(Pool* pool, bint checks_signals) except -1 nogil:
     cdef int64_t last = 0
     cdef bint more = True
     while more:
         PyThread_acquire_lock(pool.lock, WAIT)
-        more = take_chunk(pool)
+        more = run_next_chunk(pool)
         PyThread_release_lock(pool.lock)
-        if answers_signals:
-            answer_signals(&last)
+        if checks_signals:
+            check_signals(&last)
             if current != pool:
                 with gil:
                     raise RuntimeError(
@@ -227,36 +227,36 @@ cdef int take_part(Pool* pool, bint answers_signals) except -1 nogil:
 
 
 cdef int run_serially(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
     """Execute a call on the calling thread, one chunk after the other."""
     cdef int64_t last = 0
     cdef size_t chunk
     for chunk in range(chunks):
         work(call, chunk)
-        if answers_signals:
-            answer_signals(&last)
+        if checks_signals:
+            check_signals(&last)
     return 0
 
 
 cdef int run_in_pool(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint answers_signals
+    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
     """Execute a call on at most max_threads threads, and on no more than `set_num_threads` allows.
 
     If a signal's handler raises, some chunks are not done.
     """
     cdef Pool* pool = current
-    if not enter(pool, work, call, chunks, max_threads):
-        return run_serially(work, call, chunks, 1, answers_signals)
+    if not submit(pool, work, call, chunks, max_threads):
+        return run_serially(work, call, chunks, 1, checks_signals)
     try:
-        return take_part(pool, answers_signals)
+        return run_chunks(pool, checks_signals)
     finally:
         if current == pool:
-            leave(pool)
+            finish(pool)
 
 
-cdef int answer_signals(int64_t* last) except -1 nogil:
+cdef int check_signals(int64_t* last) except -1 nogil:
     """Let signals' handlers run if the last check was long ago; -1 if one raised. `last` is 0 at the beginning."""
     cdef timespec time
     cdef int64_t now
@@ -266,18 +266,18 @@ cdef int answer_signals(int64_t* last) except -1 nogil:
     now = time.tv_sec * 1_000_000_000 + time.tv_nsec
     if last[0] == 0:
         last[0] = now
-    elif not 0 <= now - last[0] < PATIENCE:
+    elif not 0 <= now - last[0] < SIGNAL_INTERVAL:
         last[0] = now
         with gil:
             PyErr_CheckSignals()
     return 0
 
 
-cdef Executor POOL = Executor(run_in_pool, SHARED, True)
-cdef Executor UNINTERRUPTIBLE = Executor(run_in_pool, SHARED, False)
+cdef Executor POOL = Executor(run_in_pool, PARALLEL_MIN, True)
+cdef Executor UNINTERRUPTIBLE = Executor(run_in_pool, PARALLEL_MIN, False)
 pool = &POOL
 uninterruptible_pool = &UNINTERRUPTIBLE
-start_anew()
-set_num_threads(from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
+reset_pool()
+set_num_threads(threads_from_environment(os.environ.get("CDROPOUT_NUM_THREADS")))
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=start_anew)
+    os.register_at_fork(after_in_child=reset_pool)

@@ -7,14 +7,14 @@ cdef class Generator:
     cdef uint64_t seed_
     cdef uint64_t calls_
     cdef uint64_t spawned
-    cdef int born                     # the number of forks at the time of seeding; SEEDED once a seed was given
+    cdef int forks_at_seeding                     # the number of forks at the time of seeding; SEEDED once a seed was given
 
-    cdef restart(self, seed)
-    cdef refresh(self)
+    cdef reseed(self, seed)
+    cdef reseed_after_fork(self)
     cdef next_id(self, cdropout_mask* mask)
-    cdef go_back(self, state, int born)
-    cdef take_back(self, const cdropout_mask* mask)
+    cdef restore_state(self, state, int forks_at_seeding)
+    cdef undo_next_id(self, const cdropout_mask* mask)
 
 cpdef as_rng(rng)
 cdef Generator as_generator(rng)
-cpdef Generator ask(rng, list arrays)
+cpdef Generator generator_for(rng, list arrays)

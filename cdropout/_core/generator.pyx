@@ -8,7 +8,7 @@ import numpy as np
 
 from cdropout cimport cdropout_mask
 from cdropout._core.arguments cimport as_count, as_seed
-from cdropout._core.mask cimport Mask, draws, undrawn_mask
+from cdropout._core.mask cimport Mask, unseeded_mask, uses_call_number
 from cdropout._core.stream cimport GAMMA, mix
 
 cdef uint64_t LAST_CALL = <uint64_t>-1
@@ -54,32 +54,32 @@ cdef class Generator:
     __module__ = "cdropout"
 
     def __init__(self, seed=None):
-        self.restart(seed)
+        self.reseed(seed)
 
-    cdef restart(self, seed):
+    cdef reseed(self, seed):
         cdef uint64_t value = entropy() if seed is None else as_seed(seed)
         with cython.critical_section(self):
             self.seed_ = value
             self.calls_ = 0
             self.spawned = 0
-            self.born = forks if seed is None else SEEDED
+            self.forks_at_seeding = forks if seed is None else SEEDED
 
-    cdef refresh(self):
+    cdef reseed_after_fork(self):
         """After a fork, an unseeded generator must not repeat its parent's masks."""
-        if self.born != forks and self.born != SEEDED:
-            self.restart(None)
+        if self.forks_at_seeding != forks and self.forks_at_seeding != SEEDED:
+            self.reseed(None)
 
     cdef next_id(self, cdropout_mask* mask):
         """Write the seed and the next call number into mask, and use the number up."""
         with cython.critical_section(self):
-            self.refresh()
+            self.reseed_after_fork()
             if self.calls_ == LAST_CALL:
                 raise OverflowError("this generator has handed out all its 2**64 - 1 call numbers; give it another seed")
             mask.seed = self.seed_
             mask.call = self.calls_
             self.calls_ += 1
 
-    cdef take_back(self, const cdropout_mask* mask):
+    cdef undo_next_id(self, const cdropout_mask* mask):
         """Undo next_id after a call was interrupted, unless the next number has been handed out since."""
         with cython.critical_section(self):
             if self.seed_ == mask.seed and self.calls_ == mask.call + 1:
@@ -124,8 +124,8 @@ cdef class Generator:
         >>> bool((mask.apply(x) == cd.dropout(x, 0.5, rng=7)).all())
         True
         """
-        cdef Mask mask = undrawn_mask(shape, p, broadcast_dims, scale)
-        if draws(mask.p, 0 in mask.shape):
+        cdef Mask mask = unseeded_mask(shape, p, broadcast_dims, scale)
+        if uses_call_number(mask.p, 0 in mask.shape):
             self.next_id(&mask.id)
         return mask
 
@@ -143,17 +143,17 @@ cdef class Generator:
     def state(self):
         """Everything that decides what comes next, as a dict; assign it to go back there."""
         with cython.critical_section(self):
-            self.refresh()
+            self.reseed_after_fork()
             return {"seed": self.seed_, "calls": self.calls_, "spawned": self.spawned}
 
     @state.setter
     def state(self, state):
         if not isinstance(state, dict) or state.keys() != {"seed", "calls", "spawned"}:
             raise ValueError(f"state has to be a dict with the keys seed, calls and spawned, but got {state!r}")
-        self.go_back(state, SEEDED)
+        self.restore_state(state, SEEDED)
 
-    cdef go_back(self, state, int born):
-        """Set `state`. With the present `born`, a generator without a seed still seeds itself anew in a forked child."""
+    cdef restore_state(self, state, int forks_at_seeding):
+        """Set `state`. With the present `forks_at_seeding`, a generator without a seed still seeds itself anew in a forked child."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -162,7 +162,7 @@ cdef class Generator:
             self.seed_ = seed
             self.calls_ = calls
             self.spawned = spawned
-            self.born = born
+            self.forks_at_seeding = forks_at_seeding
 
     def spawn(self, n):
         """Return a list of `n` new generators, each with a seed of its own that follows from this one's.
@@ -172,7 +172,7 @@ cdef class Generator:
         cdef uint64_t first, seed, count
         count = as_count(n, "n")
         with cython.critical_section(self):
-            self.refresh()
+            self.reseed_after_fork()
             first = self.spawned
             seed = self.seed_
             if count > LAST_CALL - first:
@@ -202,7 +202,7 @@ default_generator = default
 
 def manual_seed(seed):
     """Seed the default generator, which every call without `rng` draws from; return it."""
-    default.restart(as_seed(seed))
+    default.reseed(as_seed(seed))
     return default
 
 
@@ -232,7 +232,7 @@ cdef Generator as_generator(rng):
     return Generator(rng.generate_state(1, np.uint64)[0])
 
 
-cpdef Generator ask(rng, list arrays):
+cpdef Generator generator_for(rng, list arrays):
     """as_generator for a call on these arrays; ValueError if the code of a NumPy generator has changed one of them."""
     if rng is None or isinstance(rng, Generator):
         return as_generator(rng)
@@ -247,8 +247,8 @@ def next_mask(rng, shape, p, broadcast_dims=()):
     """Return the next mask of what may be given as rng; NumPy's generators give a seed only if something is drawn."""
     cdef Mask mask
     rng = as_rng(rng)
-    mask = undrawn_mask(shape, p, broadcast_dims, None)
-    if draws(mask.p, 0 in mask.shape):
+    mask = unseeded_mask(shape, p, broadcast_dims, None)
+    if uses_call_number(mask.p, 0 in mask.shape):
         as_generator(rng).next_id(&mask.id)
     return mask
 

@@ -1,7 +1,7 @@
-"""THE KERNELS: draw, mask and scale, fused; built once for each instruction set (see setup.py).
+"""The kernels: draw, mask and scale in one pass. This file is built once per instruction set (see setup.py).
 
-The capsule `table` holds them. They touch no Python object and keep no state but for one setting: any number of threads
-may run any of them. Only large tiles (see tiles.pxd) allocate memory, which is freed before the kernel returns.
+The capsule `table` holds them. They use no Python objects, and their only state is one setting, so any number of threads
+may run them at the same time. Only large tiles (see tiles.pxd) allocate memory; it is freed before the kernel returns.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
@@ -14,55 +14,56 @@ from cdropout cimport (
 )
 from cdropout._core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_group
 from cdropout._core.select cimport (
-    LINE, ROOM, WORD, add_masked, add_to, aligned_within, bfloat, boolean, end_streaming, floating, half, mask_and_scale,
-    mask_and_scale_large, may_stream, real, step, store_streaming, up_to_line,
+    GROUP_BUFFER_BYTES, LINE_BYTES, STEP, add_to, aligned_buffer, apply_bias_dropout_add, bfloat, boolean, elements_to_line,
+    end_streaming, floating, half, mask_and_scale, mask_and_scale_large, may_stream, real, step, store_streaming,
 )
 from cdropout._core.rows cimport Rows, begin_rows, next_row
-from cdropout._core.tiles cimport Source, Terms, append_stream, apply_view
+from cdropout._core.tiles cimport Source, Transform, append_stream, apply_view
 from cdropout._core.view cimport MAX_DIMS, View, arrange
 from cdropout._core.stream cimport (
-    BLOCK, GROUP, GROUP_BYTES, PARTS, Rounds, Stream, begin_part, draw_group, draw_round, end_part, next_group,
+    BLOCK, GROUP, GROUP_BYTES, PARTS, PartState, Stream, begin_part, draw_group, draw_round, end_part, next_group,
     open_stream,
 )
 
 cdef enum:
-    BLOCK_BYTES = 1024                            # of a block's packed keep bits
+    BLOCK_BYTES = 1024                            # bytes of packed keep bits per block
 
 cdef extern from "simd.h" nogil:
-    void fill_rows "cd_fill_rows"()
+    void fill_bit_masks "cd_fill_bit_masks"()
 
-cdef size_t largest_cached = SIZE_MAX             # bytes from which an output is written with streaming stores
+cdef size_t streaming_threshold = SIZE_MAX        # bytes from which an output is written with streaming stores
 
 
-def set_largest_cached(size_t bytes):
+def set_streaming_threshold(size_t bytes):
     """Set the number of bytes from which an output is written with streaming stores."""
-    global largest_cached
-    largest_cached = bytes
+    global streaming_threshold
+    streaming_threshold = bytes
 
 
 cdef inline void apply_and_draw(
     const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
 ) noexcept nogil:
-    """mask_and_scale for a GROUP of elements, and meanwhile the next group is drawn: a round, a step, a round, ...
+    """Mask and scale a GROUP of elements and draw the next group, alternating between steps and rounds.
 
-    In turn they take 1.40 times as long as memcpy, woven 1.07: a core does not look far enough ahead to weave them.
+    Interleaved like this, they take 1.07 times as long as memcpy; one after the other, 1.40 times, because the reorder
+    buffer of a CPU is too small to overlap them.
     """
-    cdef Rounds rounds
+    cdef PartState state
     cdef int done = 0
     cdef int part, together, _round
     for part in range(PARTS):
-        begin_part(&rounds, stream, part)
-        together = min(stream.rounds, GROUP // WORD - done)
+        begin_part(&state, stream, part)
+        together = min(stream.rounds, GROUP // STEP - done)
         for _round in range(together):
-            draw_round(&rounds)
-            step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
+            draw_round(&state)
+            step(x + STEP * done, y + STEP * done, keep + STEP // 8 * done, scale)
             done += 1
         for _round in range(together, stream.rounds):
-            draw_round(&rounds)
-        end_part(&rounds, stream, part, next_keep)
+            draw_round(&state)
+        end_part(&state, stream, part, next_keep)
     next_group(stream)
-    for done in range(done, GROUP // WORD):
-        step(x + WORD * done, y + WORD * done, keep + WORD // 8 * done, scale)
+    for done in range(done, GROUP // STEP):
+        step(x + STEP * done, y + STEP * done, keep + STEP // 8 * done, scale)
 
 
 cdef void apply_stream(
@@ -70,29 +71,29 @@ cdef void apply_stream(
 ) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
-    cdef uint8_t keep[GROUP_BYTES]                # the bits of the next GROUP elements, as y's lines divide them
+    cdef uint8_t keep[GROUP_BYTES]                # bits of the next GROUP elements, which begin at a cache line of y
     cdef uint64_t first = start % GROUP
-    cdef size_t part = min(GROUP - first, n)
-    cdef Writer writer                            # what it holds is drawn, but not yet in keep
-    cdef uint8_t room[ROOM]
-    cdef floating* lines = aligned_within(room, x)
+    cdef size_t head = min(GROUP - first, n)
+    cdef Writer writer                            # holds bits that are drawn, but not yet in keep
+    cdef uint8_t buffer[GROUP_BUFFER_BYTES]
+    cdef floating* lines = aligned_buffer(buffer, x)
     cdef bint streaming = may_stream(x, y, large)
     writer.to, writer.held, writer.count = keep, 0, 0
     open_stream(&stream, mask, start - first)
     draw_group(&stream, drawn)
-    if n > part and part >= WORD:                 # let steps end where the lines of y do, not where groups do
-        writer.count = (part - up_to_line(y, n)) % WORD
+    if n > head and head >= STEP:                 # align steps with the cache lines of y, not with groups
+        writer.count = (head - elements_to_line(y, n)) % STEP
         writer.held = load_bits64(drawn + GROUP_BYTES - 8) >> 32 >> (32 - writer.count)
-        part -= writer.count
-    mask_and_scale(x, y, drawn, first, part, mask.scale)
-    if part == n:
+        head -= writer.count
+    mask_and_scale(x, y, drawn, first, head, mask.scale)
+    if head == n:
         return
     draw_group(&stream, drawn)
     write_group(&writer, drawn)
-    x += part
-    y += part
-    n -= part
-    streaming = streaming and <uintptr_t>y % LINE == 0
+    x += head
+    y += head
+    n -= head
+    streaming = streaming and <uintptr_t>y % LINE_BYTES == 0
     while n > GROUP:
         apply_and_draw(x, lines if streaming else y, keep, mask.scale, &stream, drawn)
         if streaming:
@@ -113,24 +114,24 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
     mask.seed = seed
     mask.call = call
     mask.threshold = <uint64_t>(p * 18446744073709551616.0) if p < 1 else 0
-    mask.scale = 1 / (1 - p) if p < 1 else 0      # nothing is kept: every kernel looks at scale first
+    mask.scale = 1 / (1 - p) if p < 1 else 0      # a scale of 0 means p = 1: kernels test it before the threshold
     return 0
 
 
-cdef size_t size_of(cdropout_dtype dtype) noexcept nogil:
-    """Return the bytes per element, or 0 for an unknown code."""
+cdef size_t itemsize_of(cdropout_dtype dtype) noexcept nogil:
+    """Return the bytes per element, or 0 if the code is unknown."""
     if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16):
         return 2
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
 
 
-cdef inline bint are_known(uint32_t flags) noexcept nogil:
+cdef inline bint are_known_flags(uint32_t flags) noexcept nogil:
     return flags & ~<uint32_t>CDROPOUT_PART_OF_LARGE == 0
 
 
 cdef inline bint is_large(uint32_t flags, size_t bytes) noexcept nogil:
-    """Return whether an output of so many bytes is to be written with streaming stores."""
-    return flags & <uint32_t>CDROPOUT_PART_OF_LARGE or bytes >= largest_cached
+    """Return whether to write an output of this many bytes with streaming stores."""
+    return flags & <uint32_t>CDROPOUT_PART_OF_LARGE or bytes >= streaming_threshold
 
 
 cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept nogil:
@@ -140,13 +141,13 @@ cdef inline bint any_null(const void* a, const void* b, const void* c) noexcept 
 cdef int apply(
     cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    cdef bint large = is_large(flags, n * size_of(dtype))
-    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, mask):
+    cdef bint large = is_large(flags, n * itemsize_of(dtype))
+    if itemsize_of(dtype) == 0 or not are_known_flags(flags) or n and any_null(x, y, mask):
         return -1
     if n == 0:
         return 0
     if mask.scale == 0:
-        memset(y, 0, n * size_of(dtype))
+        memset(y, 0, n * itemsize_of(dtype))
     elif dtype == CDROPOUT_FLOAT32:
         apply_stream(<const float*>x, <float*>y, n, mask, start, large)
     elif dtype == CDROPOUT_FLOAT64:
@@ -162,8 +163,8 @@ cdef int apply_bits(
     cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const uint8_t* bits, uint64_t bit_start,
     double scale
 ) noexcept nogil:
-    cdef bint large = is_large(flags, n * size_of(dtype))
-    if size_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, bits):
+    cdef bint large = is_large(flags, n * itemsize_of(dtype))
+    if itemsize_of(dtype) == 0 or not are_known_flags(flags) or n and any_null(x, y, bits):
         return -1
     if dtype == CDROPOUT_FLOAT32:
         mask_and_scale_large(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
@@ -210,13 +211,13 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
 # ---- views ------------------------------------------------------------------------------------------
 
 cdef enum:
-    FUSED_ROW = 4096                              # elements from which entering the stream for each row costs little
+    LONG_ROW = 4096                               # elements per row from which entering the stream in each row costs little
 
 
 cdef inline void apply_long_rows(
     const View* view, const cdropout_mask* mask, bint large, floating* typed
 ) noexcept nogil:
-    """Draw, mask and scale each row by itself; `typed`: its type only."""
+    """Draw, mask and scale row by row. Only the type of `typed` is used."""
     cdef Rows rows
     cdef size_t n = view.axes[view.ndim - 1].length
     begin_rows(&rows, view)
@@ -229,24 +230,28 @@ cdef inline void apply_long_rows(
             return
 
 
-cdef inline void apply_typed(const View* view, const Source* source, const Terms* terms, floating* typed) noexcept nogil:
+cdef inline void apply_typed(
+    const View* view, const Source* source, const Transform* transform, floating* typed
+) noexcept nogil:
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
-    cdef bint fused = source.mask != NULL and terms.scale != 0 and not terms.shifts
+    cdef bint draws = source.mask != NULL and transform.scale != 0 and not transform.has_shift
     cdef bint contiguous = row.x == sizeof(floating) and row.y == sizeof(floating) and row.mask == 1
-    if fused and contiguous and (row.length >= FUSED_ROW or view.ndim == 1):
-        apply_long_rows(view, source.mask, terms.large, typed)
+    if draws and contiguous and (row.length >= LONG_ROW or view.ndim == 1):
+        apply_long_rows(view, source.mask, transform.large, typed)
     else:
-        apply_view(view, source, terms, typed)
+        apply_view(view, source, transform, typed)
 
 
 cdef int apply_source(
     cdropout_dtype dtype, uint32_t flags, const void* x, void* y, int ndim, const cdropout_axis* axes, const Source* source,
-    uint64_t start, Terms* terms,
+    uint64_t start, Transform* transform,
 ) noexcept nogil:
     cdef View view
-    cdef size_t bytes = size_of(dtype)
+    cdef size_t bytes = itemsize_of(dtype)
     cdef int i
-    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known(flags) or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
+    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known_flags(flags):
+        return -1
+    if not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
         return -1
     for i in range(ndim):
         if axes[i].length == 0:
@@ -256,21 +261,21 @@ cdef int apply_source(
         return -1
     if source.mask == NULL and source.bits == NULL and source.bools == NULL:
         return -1
-    terms.large = is_large(flags, bytes)
+    transform.large = is_large(flags, bytes)
     view.x = <const char*>x if dtype != CDROPOUT_BOOL else NULL
     view.y = <char*>y
     view.start = start
     arrange(&view, ndim, axes)
     if dtype == CDROPOUT_FLOAT32:
-        apply_typed(&view, source, terms, <float*>y)
+        apply_typed(&view, source, transform, <float*>y)
     elif dtype == CDROPOUT_FLOAT64:
-        apply_typed(&view, source, terms, <double*>y)
+        apply_typed(&view, source, transform, <double*>y)
     elif dtype == CDROPOUT_FLOAT16:
-        apply_typed(&view, source, terms, <half*>y)
+        apply_typed(&view, source, transform, <half*>y)
     elif dtype == CDROPOUT_BFLOAT16:
-        apply_typed(&view, source, terms, <bfloat*>y)
+        apply_typed(&view, source, transform, <bfloat*>y)
     else:
-        apply_view(&view, source, terms, <boolean*>y)
+        apply_view(&view, source, transform, <boolean*>y)
     return 0
 
 
@@ -279,8 +284,8 @@ cdef int apply_strided(
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
-    cdef Terms terms = Terms(mask.scale if mask != NULL else 0, False, False, 0, 0)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
+    cdef Transform transform = Transform(mask.scale if mask != NULL else 0, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &transform)
 
 
 cdef int apply_alpha_strided(
@@ -289,10 +294,10 @@ cdef int apply_alpha_strided(
 ) noexcept nogil:
     cdef Source source = Source(mask, NULL, NULL)
     cdef double scale = mask.scale if mask != NULL else 0
-    cdef Terms terms = Terms(scale, False, scale != 0, shift, constant)
+    cdef Transform transform = Transform(scale, False, scale != 0, shift, constant)
     if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64):
         return -1
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &terms)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, start, &transform)
 
 
 cdef int apply_bits_strided(
@@ -300,8 +305,8 @@ cdef int apply_bits_strided(
     const uint8_t* bits, uint64_t bit_start, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, bits, NULL)
-    cdef Terms terms = Terms(scale, False, False, 0, 0)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, &terms)
+    cdef Transform transform = Transform(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, bit_start, &transform)
 
 
 cdef int apply_bools_strided(
@@ -309,15 +314,15 @@ cdef int apply_bools_strided(
     const uint8_t* bools, double scale,
 ) noexcept nogil:
     cdef Source source = Source(NULL, NULL, bools)
-    cdef Terms terms = Terms(scale, False, False, 0, 0)
-    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, &terms)
+    cdef Transform transform = Transform(scale, False, False, 0, 0)
+    return apply_source(dtype, flags, x, y, ndim, axes, &source, 0, &transform)
 
 
 # ---- bias, dropout and residual in one pass -----------------------------------------------------------
 
 
-cdef inline void draw_unless_none(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
-    """The bits of the next group; p = 1, whose threshold cannot be written, keeps none."""
+cdef inline void draw_or_clear_group(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
+    """Draw the bits of the next group. If p = 1, whose threshold 2^64 does not fit 64 bits, they are 0."""
     if mask.scale == 0:
         memset(keep, 0, GROUP_BYTES)
     else:
@@ -333,15 +338,15 @@ cdef void add_rows(
     cdef uint64_t first = start % GROUP
     cdef size_t _row, part, done
     open_stream(&stream, mask, start - first)
-    draw_unless_none(&stream, mask, keep)
+    draw_or_clear_group(&stream, mask, keep)
     for _row in range(rows):
         done = 0
         while done < columns:
             if first == GROUP:
-                draw_unless_none(&stream, mask, keep)
+                draw_or_clear_group(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
-            add_masked(x, bias + done, residual, y, keep, first, part, mask.scale)
+            apply_bias_dropout_add(x, bias + done, residual, y, keep, first, part, mask.scale)
             x += part
             residual += part
             y += part
@@ -371,12 +376,12 @@ cdef void sum_rows(
     cdef uint64_t first = start % GROUP
     cdef size_t _row, part, done
     open_stream(&stream, mask, start - first)
-    draw_unless_none(&stream, mask, keep)
+    draw_or_clear_group(&stream, mask, keep)
     for _row in range(rows):
         done = 0
         while done < columns:
             if first == GROUP:
-                draw_unless_none(&stream, mask, keep)
+                draw_or_clear_group(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
             mask_and_scale(gy, gx, keep, first, part, mask.scale)
@@ -401,7 +406,7 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
-fill_rows()                                       # before any kernel can be called
+fill_bit_masks()                                       # before the first call of a kernel
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

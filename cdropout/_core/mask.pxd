@@ -6,27 +6,27 @@ from cdropout cimport cdropout_mask
 
 cdef class Mask:
     cdef cdropout_mask id             # seed, call, threshold; and the scale
-    cdef uint64_t first               # position of the element with index 0, ..., 0
+    cdef uint64_t start_              # position of the element with index 0, ..., 0
     cdef readonly tuple shape
     cdef readonly double p
-    cdef tuple steps                  # strides, or None for C order
+    cdef tuple strides_               # strides, or None for C order
 
-    cdef become(self, tuple shape, start, strides)
-    cdef tuple numbers(self)
+    cdef set_positions(self, tuple shape, start, strides)
+    cdef tuple fields(self)
 
 
-cdef inline bint draws(double p, bint empty) noexcept:
+cdef inline bint uses_call_number(double p, bint empty) noexcept:
     """Return whether a mask has anything to draw, and so uses up a call number."""
     return 0 < p < 1 and not empty
 
 
 cdef double scale_of(double p) noexcept
 cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides)
-cdef Mask undrawn_mask(shape, p, broadcast_dims, scale)
+cdef Mask unseeded_mask(shape, p, broadcast_dims, scale)
 cpdef Mask with_scale(Mask mask, double scale)
 cpdef check_mask(mask, tuple shape, tuple axes, p, default=*)
 cpdef check_not_given(name, value)
 cdef tuple as_axes(broadcast_dims)
-cpdef tuple shared_strides(tuple shape, broadcast_dims)
-cdef tuple strides_along(tuple shape, tuple dims)
+cpdef tuple broadcast_strides(tuple shape, broadcast_dims)
+cdef tuple axes_to_strides(tuple shape, tuple dims)
 cdef check_shape(tuple shape, cnp.ndarray array)

@@ -50,13 +50,13 @@ cdef tuple as_axes(broadcast_dims):
     return tuple([as_index(dim, "each of broadcast_dims") for dim in dims])
 
 
-cpdef tuple shared_strides(tuple shape, broadcast_dims):
+cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
     """Return the strides of a mask with one draw along each of broadcast_dims: it is drawn as if these had length 1."""
-    return strides_along(shape, as_axes(broadcast_dims))
+    return axes_to_strides(shape, as_axes(broadcast_dims))
 
 
-cdef tuple strides_along(tuple shape, tuple dims):
-    """Do the part of `shared_strides` that runs no code of the caller's."""
+cdef tuple axes_to_strides(tuple shape, tuple dims):
+    """Do the part of `broadcast_strides` that runs no code of the caller's."""
     cdef Py_ssize_t ndim = len(shape)
     cdef Py_ssize_t i
     cdef bint in_c_order = True
@@ -142,11 +142,11 @@ cdef class Mask:
         probability = as_probability(p)
         kernels.mask_init(&mask, mask.seed, mask.call, probability)
         set_scale(&mask, probability, scale)
-        self.become(shape, as_count(start, "start"), strides)
+        self.set_positions(shape, as_count(start, "start"), strides)
         self.id = mask                # only now: a second call of __init__ that fails leaves the mask as it was
         self.p = probability
 
-    cdef become(self, tuple shape, start, strides):
+    cdef set_positions(self, tuple shape, start, strides):
         """Set what says where the elements lie in the stream."""
         full = c_strides(shape) if strides is None else strides
         if 0 not in shape:
@@ -155,8 +155,8 @@ cdef class Mask:
             if low < 0 or high >= 1 << 64:
                 raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would reach from {low} to {high}")
         self.shape = shape
-        self.first = 0 if 0 in shape else start
-        self.steps = None if strides is None else normal_strides(shape, strides)
+        self.start_ = 0 if 0 in shape else start
+        self.strides_ = None if strides is None else normal_strides(shape, strides)
 
     @property
     def seed(self):
@@ -171,12 +171,12 @@ cdef class Mask:
     @property
     def start(self):
         """The position of the element with index 0, ..., 0."""
-        return self.first
+        return self.start_
 
     @property
     def strides(self):
         """How far the position moves from one index to the next along each axis."""
-        return c_strides(self.shape) if self.steps is None else self.steps
+        return c_strides(self.shape) if self.strides_ is None else self.strides_
 
     @property
     def scale(self):
@@ -198,24 +198,24 @@ cdef class Mask:
 
     # -- a value --
 
-    cdef tuple numbers(self):
-        return self.shape, self.p, self.id.seed, self.id.call, self.first, self.steps, self.id.scale
+    cdef tuple fields(self):
+        return self.shape, self.p, self.id.seed, self.id.call, self.start_, self.strides_, self.id.scale
 
     def __reduce__(self):
-        return Mask, self.numbers()
+        return Mask, self.fields()
 
     def __eq__(self, other):
-        return self.numbers() == (<Mask>other).numbers() if isinstance(other, Mask) else NotImplemented
+        return self.fields() == (<Mask>other).fields() if isinstance(other, Mask) else NotImplemented
 
     def __hash__(self):
-        return hash(self.numbers())
+        return hash(self.fields())
 
     def __repr__(self):
         text = f"Mask({self.shape}, p={self.p!r}, seed={self.id.seed}, call={self.id.call}"
-        if self.first or self.steps is not None:
-            text += f", start={self.first}"
-        if self.steps is not None:
-            text += f", strides={self.steps}"
+        if self.start_ or self.strides_ is not None:
+            text += f", start={self.start_}"
+        if self.strides_ is not None:
+            text += f", strides={self.strides_}"
         if self.id.scale != scale_of(self.p):
             text += f", scale={self.id.scale}"
         return text + ")"
@@ -237,11 +237,11 @@ cdef class Mask:
     def __getitem__(self, index):
         """A window, as a mask of its own: integers, slices, ... and None."""
         cdef Mask window = Mask.__new__(Mask)
-        start = self.first
+        start = self.start_
         shape = []
         strides = []
         axes = iter(zip(self.shape, self.strides))
-        for item in full_index(index, len(self.shape)):
+        for item in expand_index(index, len(self.shape)):
             if item is None:
                 shape.append(1)
                 strides.append(0)
@@ -253,10 +253,10 @@ cdef class Mask:
                 strides.append(stride * picked.step)
                 start += picked.start * stride if picked else 0
             else:
-                start += position(item, length) * stride
+                start += as_position(item, length) * stride
         window.id = self.id
         window.p = self.p
-        window.become(tuple(shape), start, strides)
+        window.set_positions(tuple(shape), start, strides)
         return window
 
     # -- what it says --
@@ -278,10 +278,10 @@ cdef class Mask:
 
     def bits(self):
         """Kept as packed bits in C order: uint8 of length ceil(size / 8), least significant bit first."""
-        if self.steps is not None:
+        if self.strides_ is not None:
             return np.packbits(self.__array__().reshape(-1), bitorder="little")
         out = np.empty((self.size + 7) // 8, np.uint8)
-        draw_bits(out, self.size, &self.id, self.first)
+        draw_bits(out, self.size, &self.id, self.start_)
         return out
 
     def to_dask(self, chunks="auto"):
@@ -311,13 +311,13 @@ cdef class Mask:
         cdef cnp.ndarray array = as_array(x)
         check_shape(self.shape, array)
         target = destination(array, False, out)
-        apply_mask(array, target, &self.id, self.first, self.steps)
+        apply_mask(array, target, &self.id, self.start_, self.strides_)
         return target
 
 
 def draw_into(cnp.ndarray out, Mask mask):
     """Fill out, bools of the mask's shape in C order, with what the mask keeps."""
-    draw_bools(out, &mask.id, mask.first, mask.steps)
+    draw_bools(out, &mask.id, mask.start_, mask.strides_)
 
 
 cdef double scale_of(double p) noexcept:
@@ -351,7 +351,7 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
     mask.scale = value
 
 
-cdef list full_index(index, int ndim):
+cdef list expand_index(index, int ndim):
     """One item an axis, and None where a new axis comes in."""
     items = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, item in enumerate(items) if item is ...]
@@ -365,7 +365,7 @@ cdef list full_index(index, int ndim):
     return items
 
 
-cdef object position(item, length):
+cdef object as_position(item, length):
     """The place that an integer index names."""
     if isinstance(item, bool) or not hasattr(item, "__index__") or getattr(item, "ndim", 0):
         raise IndexError(f"a mask takes integers, slices, ... and None as indices, but got {type(item).__name__}")
@@ -391,11 +391,11 @@ cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
     mask.id = id
     mask.shape = shape
     mask.p = p
-    mask.steps = strides
+    mask.strides_ = strides
     return mask
 
 
-cdef Mask undrawn_mask(shape, p, broadcast_dims, scale):
+cdef Mask unseeded_mask(shape, p, broadcast_dims, scale):
     """Return a mask of seed 0 and call 0, of which a generator replaces the seed and the call number."""
     cdef cdropout_mask id
     cdef double probability = as_probability(p)
@@ -405,14 +405,14 @@ cdef Mask undrawn_mask(shape, p, broadcast_dims, scale):
     set_scale(&id, probability, scale)
     shape = as_shape(shape)
     mask = new_mask(id, shape, probability, None)
-    mask.become(shape, 0, strides_along(shape, axes))
+    mask.set_positions(shape, 0, axes_to_strides(shape, axes))
     return mask
 
 
 cpdef Mask with_scale(Mask mask, double scale):
     """Return the mask with another scale, which has to be good."""
-    cdef Mask other = new_mask(mask.id, mask.shape, mask.p, mask.steps)
-    other.first = mask.first
+    cdef Mask other = new_mask(mask.id, mask.shape, mask.p, mask.strides_)
+    other.start_ = mask.start_
     other.id.scale = scale
     return other
 

@@ -10,10 +10,10 @@ cdef extern from "numpy/arrayobject.h":
 cdef inline tuple shape_of(cnp.ndarray array):
     return PyArray_IntTupleFromIntp(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array))
 
-cdef bint is_taken(object x)
+cdef bint is_plain_array(object x)
 cdef cnp.ndarray as_array(object x, name=*)
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b)
-cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
+cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out)
 cdef apply_mask(
     cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=*,
 )

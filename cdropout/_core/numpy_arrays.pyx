@@ -5,9 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 import numpy as np
 
 from cdropout cimport CDROPOUT_BOOL, cdropout_axis, cdropout_mask
-from cdropout._core.dtypes import LISTED
+from cdropout._core.dtypes import FLOATS_TEXT
 from cdropout._core.dtypes cimport by_array
-from cdropout._core.engine cimport Operation, apply, stride_along, use_bytes, use_mask, use_shift
+from cdropout._core.engine cimport Operation, apply, stride_along, use_stored_mask, use_mask, use_shift
 from cdropout._core.executor cimport pool
 from cdropout._core.view cimport View, arrange, overlaps_itself
 
@@ -38,7 +38,7 @@ cdef dict ADVICE = {
 # ---- what comes in ----------------------------------------------------------------------------
 
 
-cdef bint is_taken(object x):
+cdef bint is_plain_array(object x):
     """Return whether x is an array whose type adds no meaning to its elements, as masks and units do."""
     return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
 
@@ -64,7 +64,7 @@ cdef cnp.ndarray as_array(object x, name="x"):
     if type(x) is cnp.ndarray:
         array = x
     elif isinstance(x, cnp.ndarray):
-        if not is_taken(x):
+        if not is_plain_array(x):
             refuse_subclass(x, name)
         array = np.asarray(x)
     elif isinstance(x, np.generic):
@@ -73,7 +73,7 @@ cdef cnp.ndarray as_array(object x, name="x"):
     else:
         array = from_exporter(x, name)
     if by_array(array) == NULL:
-        raise TypeError(f"{name} has to be an array of {LISTED}, but got {array.dtype}")
+        raise TypeError(f"{name} has to be an array of {FLOATS_TEXT}, but got {array.dtype}")
     if not cnp.PyArray_ISNOTSWAPPED(array):
         raise TypeError(f"{name} has to be in this machine's byte order, but got {array.dtype.str}")
     return array
@@ -96,19 +96,14 @@ def from_exporter(x, name):
     except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
-            f"with elements of {LISTED}, but got {type(x).__name__}{advice(x, name)}"
+            f"with elements of {FLOATS_TEXT}, but got {type(x).__name__}{advice(x, name)}"
         ) from None
 
 
-def take(x):
+def as_any_array(x):
     """Return x, or for an exporter an array over its memory, which is read once; TypeError if dropout does not take it."""
     array = as_array(x)
     return x if isinstance(x, cnp.ndarray) else array
-
-
-def place(x, inplace, out):
-    """The array that a result for x is written to: x, out, or a new one."""
-    return destination(as_array(x), inplace, out)
 
 
 cdef check_writable(cnp.ndarray array, name):
@@ -157,7 +152,7 @@ cdef check_out(cnp.ndarray x, cnp.ndarray out):
         raise ValueError("out partly overlaps x; it has to be x itself or must not overlap x")
 
 
-cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
+cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
     """The array that the result is written to: x, out, or a new one in the memory order of x."""
     if inplace:
         if out is not None:
@@ -166,7 +161,7 @@ cdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
         return x
     if out is None:
         return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    if not is_taken(out):
+    if not is_plain_array(out):
         raise TypeError(f"out has to be a NumPy array, but got {type(out).__name__}")
     if out is not x:
         check_out(x, out)
@@ -217,7 +212,7 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, (<object>keep).strides)
     operation.dtype = by_array(x).code
-    use_bytes(&operation, NULL, <const uint8_t*>cnp.PyArray_DATA(keep), scale)
+    use_stored_mask(&operation, NULL, <const uint8_t*>cnp.PyArray_DATA(keep), scale)
     apply(&operation, pool)
 
 
@@ -226,7 +221,7 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, None)
     operation.dtype = by_array(x).code
-    use_bytes(&operation, <const uint8_t*>cnp.PyArray_DATA(bits), NULL, scale)
+    use_stored_mask(&operation, <const uint8_t*>cnp.PyArray_DATA(bits), NULL, scale)
     apply(&operation, pool)
 
 

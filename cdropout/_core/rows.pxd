@@ -1,28 +1,26 @@
-"""The rows of a view, one after the other, and memory that is fetched before its elements are needed."""
+"""Iteration over the rows of a view, and prefetching of their memory."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_axis
+from cdropout._core.select cimport LINE_BYTES
 from cdropout._core.view cimport MAX_DIMS, View, copy_view, distance, simplify
 
 cdef extern from "simd.h" nogil:
     void prefetch "cd_prefetch"(const void*)
 
-cdef enum:
-    LINE_BYTES = 64
-
 cdef struct Rows:
-    const View* view                  # whose last axis holds the elements of a row
+    const View* view                  # its last axis is the row
     size_t index[MAX_DIMS]
-    size_t x, y                       # bytes from the first element; unsigned, since the step past the last row may overflow
-    uint64_t mask                     # elements of the mask from the first one
+    size_t x, y                       # offsets in bytes; unsigned, since the step after the last row may overflow
+    uint64_t mask                     # offset in elements
 
-cdef struct Ahead:                    # the lines of x and y that are fetched next
-    View memory                       # whose axes are joined wherever they are one in x and y
+cdef struct Prefetcher:
+    View memory                       # axes are joined if they can be joined in x and y
     Rows rows
-    size_t at                         # element of the row
-    size_t step                       # elements per line
-    size_t left                       # lines that may be fetched
+    size_t element                    # next element of the row
+    size_t elements_per_line
+    size_t left                       # lines that may still be prefetched
 
 
 cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:
@@ -35,7 +33,7 @@ cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:
 
 
 cdef inline bint next_row(Rows* rows) noexcept nogil:
-    """Go to the next row; return whether there is one."""
+    """Advance to the next row; return False after the last one."""
     cdef const cdropout_axis* axis
     cdef int i
     for i in range(rows.view.ndim - 2, -1, -1):
@@ -53,41 +51,41 @@ cdef inline bint next_row(Rows* rows) noexcept nogil:
     return False
 
 
-cdef inline void begin_ahead(Ahead* ahead, const View* view, size_t lines) noexcept nogil:
-    """Begin with the first of up to so many lines."""
+cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t lines) noexcept nogil:
+    """Start prefetching at the first row of the view, for at most `lines` lines."""
     cdef const cdropout_axis* row
     cdef uint64_t stride
     cdef int axis
-    copy_view(&ahead.memory, view)
+    copy_view(&prefetcher.memory, view)
     for axis in range(view.ndim):
-        ahead.memory.axes[axis].mask = 0
-    simplify(&ahead.memory)
-    begin_rows(&ahead.rows, &ahead.memory)
-    row = &ahead.memory.axes[ahead.memory.ndim - 1]
+        prefetcher.memory.axes[axis].mask = 0
+    simplify(&prefetcher.memory)
+    begin_rows(&prefetcher.rows, &prefetcher.memory)
+    row = &prefetcher.memory.axes[prefetcher.memory.ndim - 1]
     stride = max(distance(row.x), distance(row.y))
-    ahead.step = LINE_BYTES // stride if 0 < stride < LINE_BYTES else 1
-    ahead.at = 0
-    ahead.left = lines
+    prefetcher.elements_per_line = LINE_BYTES // stride if 0 < stride < LINE_BYTES else 1
+    prefetcher.element = 0
+    prefetcher.left = lines
 
 
-cdef inline void fetch(Ahead* ahead, size_t lines) noexcept nogil:
-    """Fetch so many lines of x, and of y, to the second level of the cache, as far as they may be fetched."""
-    cdef const View* view = &ahead.memory
+cdef inline void prefetch_lines(Prefetcher* prefetcher, size_t lines) noexcept nogil:
+    """Prefetch the next lines of x and of y, up to `lines` of each, into the L2 cache."""
+    cdef const View* view = &prefetcher.memory
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
     cdef const char* x
     cdef const char* y
-    lines = min(lines, ahead.left)
-    ahead.left -= lines
+    lines = min(lines, prefetcher.left)
+    prefetcher.left -= lines
     while lines:
-        x = view.x + <ptrdiff_t>ahead.rows.x + <ptrdiff_t>ahead.at * row.x
-        y = view.y + <ptrdiff_t>ahead.rows.y + <ptrdiff_t>ahead.at * row.y
+        x = view.x + <ptrdiff_t>prefetcher.rows.x + <ptrdiff_t>prefetcher.element * row.x
+        y = view.y + <ptrdiff_t>prefetcher.rows.y + <ptrdiff_t>prefetcher.element * row.y
         prefetch(y)
         if x != y:
             prefetch(x)
         lines -= 1
-        ahead.at += ahead.step
-        if ahead.at >= row.length:
-            ahead.at = 0
-            if not next_row(&ahead.rows):
-                ahead.left = 0
+        prefetcher.element += prefetcher.elements_per_line
+        if prefetcher.element >= row.length:
+            prefetcher.element = 0
+            if not next_row(&prefetcher.rows):
+                prefetcher.left = 0
                 return

@@ -1,9 +1,9 @@
-"""What is done to the elements of each type: mask and scale, 32 of them at a time, in vectors as wide as a register."""
+"""Mask and scale: the operation on a step of 32 elements of each type, and on ranges of any length."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from cdropout._core.bits cimport spread_bits
-from cdropout._core.stream cimport GROUP, WORDS
+from cdropout._core.stream cimport GROUP, VECTORS
 
 cdef extern from "simd.h" nogil:
     uint32_t load_bits32 "cd_load_bits32"(const void*)
@@ -20,16 +20,16 @@ cdef extern from "simd.h" nogil:
     void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
     f32 kept_f32 "cd_kept_f32"(f32, const uint8_t*, size_t)
     f64 kept_f64 "cd_kept_f64"(f64, const uint8_t*, size_t)
-    void store_streaming "cd_stream"(void*, const void*, size_t)
-    void end_streaming "cd_end_stream"()
+    void store_streaming "cd_store_streaming"(void*, const void*, size_t)
+    void end_streaming "cd_end_streaming"()
 
-cdef struct half:                                 # structs, since Cython would take two ctypedefs of one type for one
+cdef struct half:                                 # structs, because Cython would treat two ctypedefs of uint16_t as one type
     uint16_t bits
 
 cdef struct bfloat:
     uint16_t bits
 
-cdef struct boolean:                              # of y only: 1 where an element is kept
+cdef struct boolean:                              # for y only: 1 where the element is kept
     uint8_t byte
 
 ctypedef fused floating:
@@ -46,39 +46,39 @@ ctypedef fused element:
     boolean
 
 cdef enum:
-    WORD = 32                                     # elements that one step takes
-    LINE = 64                                     # bytes of a cache line, and of the widest register
-    ROOM = 4160                                   # bytes that hold the lines of a GROUP, wherever the first one begins
+    STEP = 32                                     # elements per step
+    LINE_BYTES = 64                               # bytes per cache line; also those of the widest vector
+    GROUP_BUFFER_BYTES = 4160                     # bytes that hold a GROUP of doubles, aligned to a cache line
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
-    """y = x * scale where the bit of keep (4 bytes) is set, else +0.0, for WORD elements; y is x, or does not overlap it."""
+    """Set STEP elements of y to x * scale if their bit of keep (4 bytes) is set, else to +0.0. y may be x."""
     cdef size_t i
-    cdef f32 factor = fill_f32(<float>scale)
-    cdef f64 factor_f64 = fill_f64(scale)
+    cdef f32 scale_f32 = fill_f32(<float>scale)
+    cdef f64 scale_f64 = fill_f64(scale)
     if element is double:
-        for i in range(WORD * sizeof(double) // sizeof(f64)):
-            store_f64(<f64*>y + i, kept_f64(load_f64(<f64*>x + i) * factor_f64, keep, i))
+        for i in range(STEP * sizeof(double) // sizeof(f64)):
+            store_f64(<f64*>y + i, kept_f64(load_f64(<f64*>x + i) * scale_f64, keep, i))
     elif element is float:
-        for i in range(WORD * sizeof(float) // sizeof(f32)):
-            store_f32(<f32*>y + i, kept_f32(load_f32(<f32*>x + i) * factor, keep, i))
+        for i in range(STEP * sizeof(float) // sizeof(f32)):
+            store_f32(<f32*>y + i, kept_f32(load_f32(<f32*>x + i) * scale_f32, keep, i))
     elif element is half:
         step_f16(x, y, keep, <float>scale)
     elif element is bfloat:
         step_bf16(x, y, keep, <float>scale)
     else:
-        spread_bits(<uint8_t*>y, keep, WORD)
+        spread_bits(<uint8_t*>y, keep, STEP)
 
 
 cdef inline uint32_t bits_at(const uint8_t* keep, uint64_t first) noexcept nogil:
-    """WORD bits from bit `first` on; reads no byte that holds none of them."""
+    """Return STEP bits from bit `first` on. Only bytes that hold some of them are read."""
     cdef const uint8_t* byte = keep + first // 8
     cdef uint64_t shift = first % 8
-    return <uint32_t>((load_bits32(byte) | <uint64_t>byte[(shift + WORD - 1) // 8] << 32) >> shift)
+    return <uint32_t>((load_bits32(byte) | <uint64_t>byte[(shift + STEP - 1) // 8] << 32) >> shift)
 
 
 cdef inline uint32_t few_bits_at(const uint8_t* keep, uint64_t first, size_t n) noexcept nogil:
-    """n < WORD bits from bit `first` on, and others above them; reads no byte that holds none of them."""
+    """Return n < STEP bits from bit `first` on; higher bits are undefined. Only bytes that hold some of them are read."""
     cdef uint64_t bits = 0
     cdef size_t i
     for i in range((first % 8 + n + 7) // 8):
@@ -87,8 +87,8 @@ cdef inline uint32_t few_bits_at(const uint8_t* keep, uint64_t first, size_t n) 
 
 
 cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n, double scale) noexcept nogil:
-    """step for n < WORD elements, in a buffer that holds a whole step."""
-    cdef element buffer[WORD]
+    """Apply `step` to n < STEP elements, by way of a buffer."""
+    cdef element buffer[STEP]
     cdef uint8_t bits[4]
     store_bits32(bits, keep)
     memset(buffer, 0, sizeof(buffer))
@@ -97,17 +97,20 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
     memcpy(y, buffer, n * sizeof(element))
 
 
-cdef inline size_t up_to_line(const element* y, size_t n) noexcept nogil:
-    """How many elements lie before the next cache line: stores across lines cost double. 0 where it does not pay."""
-    cdef size_t before = <size_t>(-<uintptr_t>y) % LINE // sizeof(element) % WORD
-    return before if n > 32 * WORD and <uintptr_t>y % sizeof(element) == 0 else 0
+cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
+    """Return the number of elements up to the next cache line, or 0 if alignment does not pay.
+
+    A store across two lines takes twice as long.
+    """
+    cdef size_t n_before = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
+    return n_before if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
 
 
 cdef inline void mask_and_scale(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale
 ) noexcept nogil:
-    """y = x * scale where the bit of keep, from bit `first` on, is set, else +0.0."""
-    cdef size_t head = up_to_line(y, n)
+    """Set n elements of y to x * scale if their bit of keep, from bit `first` on, is set, else to +0.0. y may be x."""
+    cdef size_t head = elements_to_line(y, n)
     cdef uint8_t bits[4]
     cdef size_t i
     if head:
@@ -117,37 +120,37 @@ cdef inline void mask_and_scale(
         n -= head
         first += head
     if first % 8 == 0:
-        for i in range(n // WORD):
-            step(x + WORD * i, y + WORD * i, keep + first // 8 + 4 * i, scale)
+        for i in range(n // STEP):
+            step(x + STEP * i, y + STEP * i, keep + first // 8 + 4 * i, scale)
     else:
-        for i in range(n // WORD):
-            store_bits32(bits, bits_at(keep, first + WORD * i))
-            step(x + WORD * i, y + WORD * i, bits, scale)
-    if n % WORD:
-        x += n // WORD * WORD
-        y += n // WORD * WORD
-        first += n // WORD * WORD
-        step_few(x, y, few_bits_at(keep, first, n % WORD), n % WORD, scale)
+        for i in range(n // STEP):
+            store_bits32(bits, bits_at(keep, first + STEP * i))
+            step(x + STEP * i, y + STEP * i, bits, scale)
+    if n % STEP:
+        x += n // STEP * STEP
+        y += n // STEP * STEP
+        first += n // STEP * STEP
+        step_few(x, y, few_bits_at(keep, first, n % STEP), n % STEP, scale)
 
 
 cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
-    """Return whether streaming stores pay: they save reading the lines of y, if memory is slower than the core."""
-    return large and WORDS <= 2 and sizeof(element) >= 4 and x != y
+    """Return whether streaming stores pay. They save reading the lines of y, which matters if memory is the bottleneck."""
+    return large and VECTORS <= 2 and sizeof(element) >= 4 and x != y
 
 
-cdef inline element* aligned_within(uint8_t* room, const element* typed) noexcept nogil:
-    """Return the first line of ROOM bytes; `typed`: its type only."""
-    return <element*>(room + <size_t>(-<uintptr_t>room) % LINE)
+cdef inline element* aligned_buffer(uint8_t* buffer, const element* typed) noexcept nogil:
+    """Return the first aligned address in the buffer. Only the type of `typed` is used."""
+    return <element*>(buffer + <size_t>(-<uintptr_t>buffer) % LINE_BYTES)
 
 
 cdef inline void mask_and_scale_large(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
-    """mask_and_scale, with streaming stores if y is part of a large array."""
-    cdef uint8_t room[ROOM]
-    cdef element* lines = aligned_within(room, x)
-    cdef size_t done = up_to_line(y, n)
-    if not may_stream(x, y, large) or <uintptr_t>(y + done) % LINE:
+    """Apply `mask_and_scale`, with streaming stores if y is part of a large array and they pay."""
+    cdef uint8_t buffer[GROUP_BUFFER_BYTES]
+    cdef element* lines = aligned_buffer(buffer, x)
+    cdef size_t done = elements_to_line(y, n)
+    if not may_stream(x, y, large) or <uintptr_t>(y + done) % LINE_BYTES:
         mask_and_scale(x, y, keep, first, n, scale)
         return
     mask_and_scale(x, y, keep, first, done, scale)
@@ -166,54 +169,54 @@ ctypedef fused real:
     double
 
 
-cdef inline void step_bias(
+cdef inline void step_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, double scale
 ) noexcept nogil:
-    """y = residual + ((x + bias) * scale where the bit of keep is set, else +0.0), for WORD elements."""
+    """Set STEP elements of y to residual + ((x + bias) * scale if their bit of keep is set, else +0.0)."""
     cdef size_t i
-    cdef f32 factor
-    cdef f64 factor_f64
+    cdef f32 scale_f32
+    cdef f64 scale_f64
     if real is double:
-        factor_f64 = fill_f64(scale)
-        for i in range(WORD * sizeof(double) // sizeof(f64)):
+        scale_f64 = fill_f64(scale)
+        for i in range(STEP * sizeof(double) // sizeof(f64)):
             store_f64(<f64*>y + i, load_f64(<f64*>residual + i) + kept_f64(
-                (load_f64(<f64*>x + i) + load_f64(<f64*>bias + i)) * factor_f64, keep, i))
+                (load_f64(<f64*>x + i) + load_f64(<f64*>bias + i)) * scale_f64, keep, i))
     else:
-        factor = fill_f32(<float>scale)
-        for i in range(WORD * sizeof(float) // sizeof(f32)):
+        scale_f32 = fill_f32(<float>scale)
+        for i in range(STEP * sizeof(float) // sizeof(f32)):
             store_f32(<f32*>y + i, load_f32(<f32*>residual + i) + kept_f32(
-                (load_f32(<f32*>x + i) + load_f32(<f32*>bias + i)) * factor, keep, i))
+                (load_f32(<f32*>x + i) + load_f32(<f32*>bias + i)) * scale_f32, keep, i))
 
 
-cdef inline void add_masked(
+cdef inline void apply_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y,
     const uint8_t* keep, uint64_t first, size_t n, double scale,
 ) noexcept nogil:
-    """step_bias for any n, with keep bits from bit `first` on."""
-    cdef real buffer[4][WORD]
+    """Apply `step_bias_dropout_add` to n elements, with keep bits from bit `first` on."""
+    cdef real buffer[4][STEP]
     cdef uint8_t bits[4]
     cdef size_t _step
-    cdef size_t rest = n % WORD
-    for _step in range(n // WORD):
+    cdef size_t rest = n % STEP
+    for _step in range(n // STEP):
         store_bits32(bits, bits_at(keep, first))
-        step_bias(x, bias, residual, y, bits, scale)
-        x += WORD
-        bias += WORD
-        residual += WORD
-        y += WORD
-        first += WORD
+        step_bias_dropout_add(x, bias, residual, y, bits, scale)
+        x += STEP
+        bias += STEP
+        residual += STEP
+        y += STEP
+        first += STEP
     if rest:
         memset(buffer, 0, sizeof(buffer))
         memcpy(buffer[0], x, rest * sizeof(real))
         memcpy(buffer[1], bias, rest * sizeof(real))
         memcpy(buffer[2], residual, rest * sizeof(real))
         store_bits32(bits, few_bits_at(keep, first, rest))
-        step_bias(<const real*>buffer[0], <const real*>buffer[1], <const real*>buffer[2], buffer[3], bits, scale)
+        step_bias_dropout_add(<const real*>buffer[0], <const real*>buffer[1], <const real*>buffer[2], buffer[3], bits, scale)
         memcpy(y, buffer[3], rest * sizeof(real))
 
 
 cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
-    """sums += x; by copies, since neither needs an alignment, which C asks of what it reads by a pointer of its type."""
+    """Add x to the sums. Neither pointer needs to be aligned, so elements are copied with memcpy."""
     cdef double total
     cdef real value
     cdef size_t i

@@ -65,32 +65,32 @@ static inline void cd_store_bits64(void *p, uint64_t v) {
 #if CD_HAS_VECTORS
 
 #define CD_VECTOR(type, name) typedef type name __attribute__((vector_size(CD_BYTES)))
-CD_VECTOR(uint64_t, cd_word);
+CD_VECTOR(uint64_t, cd_u64);
 CD_VECTOR(uint32_t, cd_u32);
 CD_VECTOR(uint16_t, cd_u16);
 CD_VECTOR(int16_t, cd_i16);
 CD_VECTOR(float, cd_f32);
 CD_VECTOR(double, cd_f64);
-typedef cd_word cd_memory __attribute__((aligned(1), may_alias));
+typedef cd_u64 cd_memory __attribute__((aligned(1), may_alias));
 
 #define CD_LANES(comparison) ((cd_u32)(comparison)) /* all ones where it holds */
 #define CD_FILL(type, value) ((type){0} + (value))
-static inline cd_word cd_load(const void *p) { return *(const cd_memory *)p; }
-static inline void cd_store(void *p, cd_word v) { *(cd_memory *)p = v; }
+static inline cd_u64 cd_load(const void *p) { return *(const cd_memory *)p; }
+static inline void cd_store(void *p, cd_u64 v) { *(cd_memory *)p = v; }
 static inline cd_u32 cd_load_u32(const void *p) { return (cd_u32)cd_load(p); }
 static inline cd_f32 cd_load_f32(const void *p) { return (cd_f32)cd_load(p); }
 static inline cd_f64 cd_load_f64(const void *p) { return (cd_f64)cd_load(p); }
-static inline void cd_store_u32(void *p, cd_u32 v) { cd_store(p, (cd_word)v); }
-static inline void cd_store_f32(void *p, cd_f32 v) { cd_store(p, (cd_word)v); }
-static inline void cd_store_f64(void *p, cd_f64 v) { cd_store(p, (cd_word)v); }
-static inline cd_f32 cd_pick_f32(cd_u32 lanes, cd_f32 v, float other) {
+static inline void cd_store_u32(void *p, cd_u32 v) { cd_store(p, (cd_u64)v); }
+static inline void cd_store_f32(void *p, cd_f32 v) { cd_store(p, (cd_u64)v); }
+static inline void cd_store_f64(void *p, cd_f64 v) { cd_store(p, (cd_u64)v); }
+static inline cd_f32 cd_select_f32(cd_u32 lanes, cd_f32 v, float other) {
   return (cd_f32)(((cd_u32)v & lanes) | ((cd_u32)CD_FILL(cd_f32, other) & ~lanes));
 }
 static inline cd_u32 cd_at_least_16(cd_u32 v, int16_t bound) { return (cd_u32)((cd_i16)v > (int16_t)(bound - 1)); }
 static inline cd_u32 cd_bits_of(cd_f32 v) { return (cd_u32)v; }
 static inline cd_f32 cd_float_of(cd_u32 v) { return (cd_f32)v; }
 static inline int cd_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
-static inline void cd_store_bits(void *p, cd_word v) {
+static inline void cd_store_bits(void *p, cd_u64 v) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
   for (int i = 0; i < CD_BYTES / 8; i++) cd_store_bits64((char *)p + 8 * i, v[i]);
 #else
@@ -98,7 +98,7 @@ static inline void cd_store_bits(void *p, cd_word v) {
 #endif
 }
 
-static inline int cd_any(cd_word v) {
+static inline int cd_any(cd_u64 v) {
 #if defined(__AVX512VL__)
   return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) != 0;
 #elif defined(__AVX2__)
@@ -118,7 +118,7 @@ static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
   return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
 }
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
-static inline void cd_fill_rows(void) {}
+static inline void cd_fill_bit_masks(void) {}
 #else
 /* Every lane holds the same keep bits, selects its own bit, and is all ones where that is set. */
 #if CD_BYTES == 32
@@ -137,39 +137,39 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & own) == own));
 }
 /* Two-byte lanes look theirs up, 8 at a time: one instruction, where the above would take three and, on SSE2, seven. */
-typedef uint16_t cd_row __attribute__((vector_size(16)));
-static cd_row cd_rows_16[256];
-static inline void cd_fill_rows(void) {
+typedef uint16_t cd_bit_masks __attribute__((vector_size(16)));
+static cd_bit_masks cd_bit_masks_16[256];
+static inline void cd_fill_bit_masks(void) {
   for (int bits = 0; bits < 256; bits++)
-    for (int lane = 0; lane < 8; lane++) cd_rows_16[bits][lane] = (uint16_t)-(bits >> lane & 1);
+    for (int lane = 0; lane < 8; lane++) cd_bit_masks_16[bits][lane] = (uint16_t)-(bits >> lane & 1);
 }
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #if CD_BYTES == 32
-  return v & (cd_u32)_mm256_set_m128i((__m128i)cd_rows_16[keep[2 * i + 1]], (__m128i)cd_rows_16[keep[2 * i]]);
+  return v & (cd_u32)_mm256_set_m128i((__m128i)cd_bit_masks_16[keep[2 * i + 1]], (__m128i)cd_bit_masks_16[keep[2 * i]]);
 #else
-  return v & (cd_u32)cd_rows_16[keep[i]];
+  return v & (cd_u32)cd_bit_masks_16[keep[i]];
 #endif
 }
 #endif
 
 #else /* no vector types: one word, one element, two halves */
 
-typedef uint64_t cd_word;
+typedef uint64_t cd_u64;
 typedef uint32_t cd_u32;
 typedef float cd_f32;
 typedef double cd_f64;
 
 #define CD_LANES(comparison) (0 - (uint32_t)(comparison))
 #define CD_FILL(type, value) ((type)(value))
-static inline cd_word cd_load(const void *p) { return *(const cd_word *)p; }
-static inline void cd_store(void *p, cd_word v) { *(cd_word *)p = v; }
+static inline cd_u64 cd_load(const void *p) { return *(const cd_u64 *)p; }
+static inline void cd_store(void *p, cd_u64 v) { *(cd_u64 *)p = v; }
 static inline cd_u32 cd_load_u32(const void *p) { return *(const cd_u32 *)p; }
 static inline cd_f32 cd_load_f32(const void *p) { return *(const cd_f32 *)p; }
 static inline cd_f64 cd_load_f64(const void *p) { return *(const cd_f64 *)p; }
 static inline void cd_store_u32(void *p, cd_u32 v) { *(cd_u32 *)p = v; }
 static inline void cd_store_f32(void *p, cd_f32 v) { *(cd_f32 *)p = v; }
 static inline void cd_store_f64(void *p, cd_f64 v) { *(cd_f64 *)p = v; }
-static inline cd_f32 cd_pick_f32(cd_u32 lanes, cd_f32 v, float other) { return lanes ? v : other; }
+static inline cd_f32 cd_select_f32(cd_u32 lanes, cd_f32 v, float other) { return lanes ? v : other; }
 static inline cd_u32 cd_at_least_16(cd_u32 v, uint32_t bound) {
   return ((v & 0xFFFF) >= bound ? 0xFFFF : 0) | (v >> 16 >= bound ? 0xFFFF0000 : 0);
 }
@@ -188,8 +188,8 @@ static inline int cd_lowest_bit(uint64_t v) {
   for (; !(v & 1); v >>= 1) i++;
   return i;
 }
-static inline void cd_store_bits(void *p, cd_word v) { cd_store_bits64(p, v); }
-static inline int cd_any(cd_word v) { return v != 0; }
+static inline void cd_store_bits(void *p, cd_u64 v) { cd_store_bits64(p, v); }
+static inline int cd_any(cd_u64 v) { return v != 0; }
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
   return cd_float_of(cd_bits_of(v) & (0 - (cd_load_bits32(keep) >> i & 1)));
 }
@@ -200,7 +200,7 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   memcpy(&v, &u, 8);
   return v;
 }
-static inline void cd_fill_rows(void) {}
+static inline void cd_fill_bit_masks(void) {}
 static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
   uint32_t bits = cd_load_bits32(keep) >> 2 * i;
   return v & ((0 - (bits & 1) & 0xFFFF) | (0 - (bits >> 1 & 1)) << 16);
@@ -210,7 +210,7 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 /* Copy elements of `size` bytes, 2, 4 or 8, from every other place, or to every other place without touching those between.
  * Return how many were copied: none, unless there are instructions for it. */
 #if defined(__AVX512VL__)
-static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
+static inline size_t cd_load_alternate(void *to, const void *x, size_t n, size_t size) {
   size_t i, lanes = 32 / size;
   for (i = 0; i + lanes <= n; i += lanes) {
     const char *from = (const char *)x + 2 * i * size;
@@ -224,7 +224,7 @@ static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t
   }
   return i;
 }
-static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_t size) {
+static inline size_t cd_store_alternate(void *y, const void *from, size_t n, size_t size) {
   size_t i, lanes = 32 / size;
   for (i = 0; i + lanes <= n; i += lanes) {
     char *to = (char *)y + 2 * i * size;
@@ -239,7 +239,7 @@ static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_
   return i;
 }
 #else
-static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t size) {
+static inline size_t cd_load_alternate(void *to, const void *x, size_t n, size_t size) {
   size_t i = 0;
 #if CD_HAS_VECTORS && defined(__SSE2__)
   for (; size == 4 && i + 4 < n; i += 4) { /* not up to the last one, since what follows it is read */
@@ -250,7 +250,7 @@ static inline size_t cd_take_alternate(void *to, const void *x, size_t n, size_t
   (void)to, (void)x, (void)n, (void)size;
   return i;
 }
-static inline size_t cd_put_alternate(void *y, const void *from, size_t n, size_t size) {
+static inline size_t cd_store_alternate(void *y, const void *from, size_t n, size_t size) {
   (void)y, (void)from, (void)n, (void)size;
   return 0;
 }
@@ -264,20 +264,20 @@ static inline void cd_prefetch(const void *p) { /* to the second level of the ca
 #endif
 }
 /* Parts of 16 or 8 bits of the low bits of a, and for vectors of 64 bytes then of b, one part per lane. */
-static inline cd_word cd_part_per_lane(uint64_t a, uint64_t b, uint64_t bits) {
+static inline cd_u64 cd_spread_parts(uint64_t a, uint64_t b, uint64_t bits) {
   (void)b;
 #if !CD_HAS_VECTORS
-  cd_word v = a;
+  cd_u64 v = a;
 #elif CD_BYTES == 64
-  cd_word v = (cd_word){a, a, a, a, b, b, b, b} >> ((cd_word){0, 1, 2, 3, 0, 1, 2, 3} * bits);
+  cd_u64 v = (cd_u64){a, a, a, a, b, b, b, b} >> ((cd_u64){0, 1, 2, 3, 0, 1, 2, 3} * bits);
 #elif CD_BYTES == 32
-  cd_word v = (cd_word){a, a, a, a} >> ((cd_word){0, 1, 2, 3} * bits);
+  cd_u64 v = (cd_u64){a, a, a, a} >> ((cd_u64){0, 1, 2, 3} * bits);
 #else
-  cd_word v = (cd_word){a, a} >> ((cd_word){0, 1} * bits);
+  cd_u64 v = (cd_u64){a, a} >> ((cd_u64){0, 1} * bits);
 #endif
   return v & (((uint64_t)1 << bits) - 1);
 }
-static inline cd_word cd_zero(void) { return CD_FILL(cd_word, 0); }
+static inline cd_u64 cd_zero(void) { return CD_FILL(cd_u64, 0); }
 static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
 static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
 
@@ -335,8 +335,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 4; i++) {
     cd_f32 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)) * scale;
-    cd_row rounded = (cd_row)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* straight to memory it takes 2 cycles, not 1 */
-    _mm_storeu_si128((__m128i *)y + i, (__m128i)(rounded & cd_rows_16[keep[i]]));
+    cd_bit_masks rounded = (cd_bit_masks)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* straight to memory it takes 2 cycles, not 1 */
+    _mm_storeu_si128((__m128i *)y + i, (__m128i)(rounded & cd_bit_masks_16[keep[i]]));
   }
 }
 #endif
@@ -349,13 +349,13 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 }
 #else
 #if CD_BYTES == 16 && defined(__SSE2__) && CD_HAS_VECTORS
-#define CD_HAS_SHORTER_WAY 1
+#define CD_HAS_FAST_F16 1
 static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return _mm_min_ps(v, cd_fill_f32(most)); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return _mm_max_ps(v, cd_fill_f32(least)); }
 #else
-#define CD_HAS_SHORTER_WAY 0
-static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_pick_f32(CD_LANES(v < most), v, most); }
-static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_pick_f32(CD_LANES(v > least), v, least); }
+#define CD_HAS_FAST_F16 0
+static inline cd_f32 cd_min_f32(cd_f32 v, float most) { return cd_select_f32(CD_LANES(v < most), v, most); }
+static inline cd_f32 cd_max_f32(cd_f32 v, float least) { return cd_select_f32(CD_LANES(v > least), v, least); }
 #endif
 static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* finite, in bits 13 to 27, to bits 0 to 15 */
   cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
@@ -374,7 +374,7 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale, uint32_t invalid) {
   cd_u32 quiet = (nan & 0x02000200) | (~nan & invalid); /* ... the quiet bit, and infinity times 0 */
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
 }
-#if CD_HAS_SHORTER_WAY
+#if CD_HAS_FAST_F16
 __attribute__((noinline, cold, unused)) static void cd_step_any_f16(const void *x, void *y, const uint8_t *keep, float scale) {
 #else
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
@@ -384,7 +384,7 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
     cd_store_u32((cd_u32 *)y + i, cd_kept_16(v, keep, i));
   }
 }
-#if CD_HAS_SHORTER_WAY
+#if CD_HAS_FAST_F16
 /* In half the instructions, what lies below 2^16 / scale: none is an infinity or a NaN, nor becomes one but by rounding up. */
 static inline cd_u32 cd_scale_one_f16(cd_u32 magnitudes, int widen, cd_f32 factor) {
   cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(widen)) * factor;      /* one half of each lane, times 4 */
@@ -420,10 +420,10 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 #else
 #define CD_STREAMS 0
 #endif
-static inline void cd_stream(void *to, const void *from, size_t bytes) {
+static inline void cd_store_streaming(void *to, const void *from, size_t bytes) {
 #if CD_STREAMS
   for (size_t i = 0; i < bytes / CD_BYTES; i++) {
-    cd_word v = cd_load((const cd_memory *)from + i);
+    cd_u64 v = cd_load((const cd_memory *)from + i);
 #if CD_BYTES == 64
     _mm512_stream_si512((__m512i *)to + i, (__m512i)v);
 #elif CD_BYTES == 32
@@ -436,7 +436,7 @@ static inline void cd_stream(void *to, const void *from, size_t bytes) {
   memcpy(to, from, bytes);
 #endif
 }
-static inline void cd_end_stream(void) { /* other stores, and so other threads, wait for them */
+static inline void cd_end_streaming(void) { /* other stores, and so other threads, wait for them */
 #if CD_STREAMS
   _mm_sfence();
 #endif

@@ -6,8 +6,8 @@ from libc.string cimport memcpy
 
 cdef extern from "simd.h" nogil:
     const bint CD_STREAMS
-    void store_past_cache "cd_stream"(void* to, const void* source, size_t)
-    void end_stores_past_cache "cd_end_stream"()
+    void store_streaming "cd_store_streaming"(void* to, const void* source, size_t)
+    void end_streaming "cd_end_streaming"()
 
 cnp.import_array()
 
@@ -19,8 +19,8 @@ cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
     cdef size_t head = min(n, <size_t>(-<uintptr_t>to % 64))
     cdef size_t last = n - (n - head) % 64
     memcpy(to, source, head)
-    store_past_cache(to + head, source + head, last - head)
-    end_stores_past_cache()
+    store_streaming(to + head, source + head, last - head)
+    end_streaming()
     memcpy(to + last, source + last, n - last)
 
 

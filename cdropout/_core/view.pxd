@@ -1,4 +1,4 @@
-"""Arrays as seen from C, at any strides, and the tiles that they are cut into."""
+"""Strided arrays and their tiles."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint64_t
 
@@ -6,40 +6,40 @@ from cdropout cimport cdropout_axis
 
 cdef enum:
     MAX_DIMS = 64                     # NumPy's limit
-    TILE = 1 << 21                    # most elements of a tile, and bits that are drawn for it: 256 KiB
-    SMALL_TILE = 1 << 18              # enough where its rows in memory and its runs of the mask are long
-    ROW = 64                          # least elements of a row of a tile, if its bits fit
-    LONG_ROW = 1024                   # elements, from which gaps between rows of a tile cost little
-    RUN = 8192                        # bits to draw at once: a block, as entering one in the middle can cost as much
-    GAP = 4096                        # bits that are drawn and not used, rather than entering the stream again
+    MAX_TILE = 1 << 21                # elements per tile, and bits drawn for it (256 KiB), at most
+    SMALL_TILE = 1 << 18              # elements per tile that suffice if its rows and its runs of the mask are long
+    MIN_ROW = 64                      # elements per row of a tile, at least, if its bits fit in the buffer
+    TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
+    TARGET_RUN = 8192                 # bits drawn at once; a block, because entering one in the middle can cost as much
+    MAX_GAP = 4096                    # unused bits that are drawn rather than entering the stream again
 
 cdef struct View:
     int ndim
     cdropout_axis axes[MAX_DIMS]
     const char* x
     char* y
-    uint64_t start                    # the position in the mask of the element at x and y
+    uint64_t start                    # position in the mask of the element at x and y
 
 
 cdef inline uint64_t distance(int64_t stride) noexcept nogil:
     return <uint64_t>stride if stride >= 0 else 0 - <uint64_t>stride
 
 
-cdef inline bint is_outside(const cdropout_axis* a, const cdropout_axis* b) noexcept nogil:
-    """Return whether axis a comes before b in the order of memory of y (and of x, where the strides in y are equal)."""
+cdef inline bint comes_before(const cdropout_axis* a, const cdropout_axis* b) noexcept nogil:
+    """Return whether axis a comes before b in memory order: that of y, or of x if the strides in y are equal."""
     if a.y != b.y:
         return a.y > b.y
     return distance(a.x) > distance(b.x)
 
 
 cdef inline bint continues_in_memory(const cdropout_axis* outer, const cdropout_axis* inner) noexcept nogil:
-    """Return whether the two axes are one in x and y."""
+    """Return whether the two axes can be joined in x and y."""
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
     return outer.x == inner.x * n and outer.y == inner.y * n
 
 
 cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inner) noexcept nogil:
-    """Return whether the two axes are one in x, y and the mask."""
+    """Return whether the two axes can be joined in x, y and the mask."""
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
     if not continues_in_memory(outer, inner):
         return False
@@ -47,7 +47,7 @@ cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inne
 
 
 cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
-    """Insert an axis at its place in the order of memory, with a positive stride in y."""
+    """Insert an axis in memory order, with a positive stride in y."""
     cdef int i = view.ndim
     cdef ptrdiff_t last = <ptrdiff_t>axis.length - 1
     if axis.length == 1:
@@ -59,7 +59,7 @@ cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
         axis.x = -axis.x
         axis.y = -axis.y
         axis.mask = <int64_t>(0 - <uint64_t>axis.mask)
-    while i > 0 and is_outside(&axis, &view.axes[i - 1]):
+    while i > 0 and comes_before(&axis, &view.axes[i - 1]):
         view.axes[i] = view.axes[i - 1]
         i -= 1
     view.axes[i] = axis
@@ -67,7 +67,7 @@ cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
 
 
 cdef inline void join_axes(View* view) noexcept nogil:
-    """Join neighbouring axes that are one, so that at least one axis is left."""
+    """Join adjacent axes where possible. At least one axis remains."""
     cdef int kept = 0
     cdef int i
     if view.ndim == 0:
@@ -83,7 +83,7 @@ cdef inline void join_axes(View* view) noexcept nogil:
 
 
 cdef inline void simplify(View* view) noexcept nogil:
-    """Drop axes of length 1 and join others."""
+    """Remove axes of length 1 and join adjacent axes."""
     cdef int kept = 0
     cdef int i
     for i in range(view.ndim):
@@ -103,8 +103,8 @@ cdef inline size_t count_elements(const View* view) noexcept nogil:
 
 
 cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexcept nogil:
-    """Fill the view with these axes in the order of memory; x, y and start are set, no length is 0."""
-    cdef bint without_x = view.x == NULL          # as when bools are drawn; then x is not looked at
+    """Set the axes of a view in memory order. x, y and start must be set, and no length may be 0."""
+    cdef bint without_x = view.x == NULL
     cdef cdropout_axis axis
     cdef int i
     if without_x:
@@ -119,7 +119,7 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
 
 
 cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
-    """Return whether elements of y may share memory (0 strides, sliding windows); interleaved axes count as such."""
+    """Return whether elements of y may share memory, as with strides of 0. Interleaved axes return True as well."""
     cdef size_t extent = itemsize
     cdef int i
     for i in range(view.ndim - 1, -1, -1):
@@ -130,72 +130,73 @@ cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nog
     return False
 
 
-# ---- the bits of a tile ---------------------------------------------------------------------------
+# ---- the layout of a tile's bits -------------------------------------------------------------------
 
 
-cdef struct Drawn:                    # where the bits of a tile lie in the buffer that they are drawn into
-    int order[MAX_DIMS]               # axes along which the mask differs, by their steps in it
-    int ndim                          # how many
-    int runs                          # of them within one run; along the others the runs follow each other
-    uint64_t run                      # bits of a run
-    uint64_t pitch                    # bits from run to run
-    uint64_t bits                     # of the buffer that are used
-    uint64_t most                     # that it holds, and elements of a tile
-    int64_t stride[MAX_DIMS]          # bits from one index to the next along each axis of the view
+# The bits of a tile are drawn into a buffer as runs: ranges of consecutive positions of the mask.
+cdef struct BitLayout:
+    int order[MAX_DIMS]               # axes with a stride in the mask, by increasing stride
+    int ndim                          # number of these axes
+    int run_ndim                      # number of them, from the first on, that a run contains
+    uint64_t run_bits                 # bits per run
+    uint64_t pitch                    # bits of the buffer per run
+    uint64_t size                     # bits of the buffer that are used
+    uint64_t capacity                 # bits of the buffer, and elements per tile at most
+    int64_t stride[MAX_DIMS]          # bits of the buffer per index of each axis of the view
 
 
-cdef inline void sort_by_mask(Drawn* drawn, const View* view) noexcept nogil:
+cdef inline void sort_by_mask(BitLayout* layout, const View* view) noexcept nogil:
     cdef int i, j
-    drawn.ndim = 0
+    layout.ndim = 0
     for i in range(view.ndim):
         if view.axes[i].mask == 0 or view.axes[i].length == 1:
             continue
-        j = drawn.ndim
-        while j > 0 and distance(view.axes[i].mask) < distance(view.axes[drawn.order[j - 1]].mask):
-            drawn.order[j] = drawn.order[j - 1]
+        j = layout.ndim
+        while j > 0 and distance(view.axes[i].mask) < distance(view.axes[layout.order[j - 1]].mask):
+            layout.order[j] = layout.order[j - 1]
             j -= 1
-        drawn.order[j] = i
-        drawn.ndim += 1
+        layout.order[j] = i
+        layout.ndim += 1
 
 
-cdef inline void choose_runs(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Decide for tiles of at most these lengths which axes lie within one run; the axes have been sorted."""
+cdef inline void choose_runs(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
+    """Choose which of the sorted axes a run contains, for tiles of at most these lengths."""
     cdef uint64_t run = 1
     cdef uint64_t step
     cdef size_t n
-    drawn.runs = 0
-    while drawn.runs < drawn.ndim:
-        n = lengths[drawn.order[drawn.runs]]
-        step = distance(view.axes[drawn.order[drawn.runs]].mask)
-        if n > 1 and step > run + GAP:
+    layout.run_ndim = 0
+    while layout.run_ndim < layout.ndim:
+        n = lengths[layout.order[layout.run_ndim]]
+        step = distance(view.axes[layout.order[layout.run_ndim]].mask)
+        if n > 1 and step > run + MAX_GAP:
             return
         if n > 1:
             run += (n - 1) * step
-        drawn.runs += 1
+        layout.run_ndim += 1
 
 
-cdef inline void lay_out(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Compute where the bits of a tile are drawn to. Shorter tiles need fewer bits, since the runs were chosen before."""
+cdef inline void compute_layout(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
+    """Compute the positions of a tile's bits in the buffer. A shorter tile, with the same runs, needs fewer bits."""
     cdef int i, axis
-    drawn.run = 1
+    layout.run_bits = 1
     for axis in range(view.ndim):
-        drawn.stride[axis] = 0
-    for i in range(drawn.runs):
-        axis = drawn.order[i]
+        layout.stride[axis] = 0
+    for i in range(layout.run_ndim):
+        axis = layout.order[i]
         if lengths[axis] > 1:
-            drawn.stride[axis] = <int64_t>distance(view.axes[axis].mask)
-            drawn.run += (lengths[axis] - 1) * <uint64_t>drawn.stride[axis]
-    drawn.pitch = drawn.run
-    if drawn.runs < drawn.ndim:
-        drawn.pitch = (drawn.run + 63) // 64 * 64
-    drawn.bits = drawn.pitch
-    for i in range(drawn.runs, drawn.ndim):
-        axis = drawn.order[i]
-        drawn.stride[axis] = <int64_t>drawn.bits
-        drawn.bits *= lengths[axis]
+            layout.stride[axis] = <int64_t>distance(view.axes[axis].mask)
+            layout.run_bits += (lengths[axis] - 1) * <uint64_t>layout.stride[axis]
+    layout.pitch = layout.run_bits
+    if layout.run_ndim < layout.ndim:
+        layout.pitch = (layout.run_bits + 63) // 64 * 64
+    layout.size = layout.pitch
+    for i in range(layout.run_ndim, layout.ndim):
+        axis = layout.order[i]
+        layout.stride[axis] = <int64_t>layout.size
+        layout.size *= lengths[axis]
     for axis in range(view.ndim):
         if view.axes[axis].mask < 0:
-            drawn.stride[axis] = -drawn.stride[axis]
+            layout.stride[axis] = -layout.stride[axis]
 
 
 # ---- tiles ----------------------------------------------------------------------------------------
@@ -209,108 +210,111 @@ cdef inline size_t product(const size_t* lengths, int ndim) noexcept nogil:
     return n
 
 
-cdef inline bint fits(Drawn* drawn, const View* view, const size_t* lengths) noexcept nogil:
-    """Return whether the bits of a tile of these lengths fit in the buffer."""
-    choose_runs(drawn, view, lengths)
-    lay_out(drawn, view, lengths)
-    return drawn.bits <= drawn.most
+cdef inline bint fits_buffer(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
+    """Return whether the buffer can hold the bits of a tile of these lengths."""
+    choose_runs(layout, view, lengths)
+    compute_layout(layout, view, lengths)
+    return layout.size <= layout.capacity
 
 
-cdef inline void grow(size_t* lengths, int axis, size_t limit, Drawn* drawn, const View* view) noexcept nogil:
-    """Lengthen a tile along one axis up to the limit, in equal parts of the axis, as far as its bits fit."""
+cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout, const View* view) noexcept nogil:
+    """Lengthen a tile along one axis up to the limit, as far as its bits fit. Tiles along the axis have similar lengths."""
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
-    cdef size_t most = min(length, limit, <size_t>drawn.most // size)
-    cdef size_t part, rounded
-    while most > before:
-        part = (length - 1) // ((length - 1) // most + 1) + 1    # equal parts
-        rounded = (part + 63) // 64 * 64
-        if part < length and rounded <= most and (length - 1) % rounded >= 31:    # the last part is not too short
-            part = rounded
-        lengths[axis] = part
-        if fits(drawn, view, lengths):
+    cdef size_t longest = min(length, limit, <size_t>layout.capacity // size)
+    cdef size_t new_length, rounded
+    while longest > before:
+        new_length = (length - 1) // ((length - 1) // longest + 1) + 1
+        rounded = (new_length + 63) // 64 * 64
+        if new_length < length and rounded <= longest and (length - 1) % rounded >= 31:    # the last tile is not too short
+            new_length = rounded
+        lengths[axis] = new_length
+        if fits_buffer(layout, view, lengths):
             return
-        most = part // 2
+        longest = new_length // 2
     lengths[axis] = before
 
 
-cdef inline void grow_row(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile to at most `limit` elements that follow each other in the order of y."""
+cdef inline void grow_row(size_t* lengths, BitLayout* layout, const View* view, size_t limit) noexcept nogil:
+    """Lengthen the row of a tile, along the innermost axes, to at most `limit` elements."""
     cdef size_t row = 1
     cdef int axis
     for axis in range(view.ndim - 1, -1, -1):
-        grow(lengths, axis, limit // row, drawn, view)
+        grow(lengths, axis, limit // row, layout, view)
         if lengths[axis] < view.axes[axis].length:
             return
         row *= lengths[axis]
 
 
-cdef inline void grow_along_mask(size_t* lengths, Drawn* drawn, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile to at most `limit` bits: axes by increasing stride in the mask, after the shared axes inside them."""
+cdef inline void grow_along_mask(size_t* lengths, BitLayout* layout, const View* view, size_t limit) noexcept nogil:
+    """Lengthen a tile to at most `limit` bits, along axes by increasing stride in the mask.
+
+    Broadcast axes inside an axis are lengthened before it.
+    """
     cdef size_t run = 1               # bits without a gap
-    cdef size_t held
+    cdef size_t bits
     cdef int i, j, axis
-    for i in range(drawn.ndim):
+    for i in range(layout.ndim):
         if run >= limit:
             return
-        axis = drawn.order[i]
+        axis = layout.order[i]
         for j in range(view.ndim - 1, axis, -1):
             if view.axes[j].mask == 0:
-                grow(lengths, j, <size_t>-1, drawn, view)
-        held = 1
+                grow(lengths, j, <size_t>-1, layout, view)
+        bits = 1
         for j in range(view.ndim - 1):
             if j != axis and view.axes[j].mask != 0:
-                held *= lengths[j]
-        held = max(held, run)
-        grow(lengths, axis, limit // held if limit > held else 1, drawn, view)
+                bits *= lengths[j]
+        bits = max(bits, run)
+        grow(lengths, axis, limit // bits if limit > bits else 1, layout, view)
         if distance(view.axes[axis].mask) == run:
             run *= lengths[axis]
 
 
-cdef inline void choose_tile(size_t* lengths, Drawn* drawn, const View* view, size_t most) noexcept nogil:
-    """Choose the lengths of tiles of at most so many elements and bits, and how their bits are drawn.
+cdef inline void choose_tile(size_t* lengths, BitLayout* layout, const View* view, size_t max_size) noexcept nogil:
+    """Choose the lengths of tiles of at most `max_size` elements and bits, and the runs in which their bits are drawn.
 
-    Their rows in memory and their runs of the mask are long.
+    Long rows make access to memory fast, and long runs make drawing fast.
     """
     cdef int inner = view.ndim - 1
     cdef int i
-    drawn.most = most
-    sort_by_mask(drawn, view)
+    layout.capacity = max_size
+    sort_by_mask(layout, view)
     for i in range(view.ndim):
         lengths[i] = 1
-    grow(lengths, inner, ROW if view.axes[inner].mask != 0 else <size_t>-1, drawn, view)
-    grow_along_mask(lengths, drawn, view, RUN)
-    grow_row(lengths, drawn, view, LONG_ROW)
-    drawn.most = min(most, <size_t>SMALL_TILE)
+    grow(lengths, inner, MIN_ROW if view.axes[inner].mask != 0 else <size_t>-1, layout, view)
+    grow_along_mask(lengths, layout, view, TARGET_RUN)
+    grow_row(lengths, layout, view, TARGET_ROW)
+    layout.capacity = min(max_size, <size_t>SMALL_TILE)
     for i in range(view.ndim - 1, -1, -1):
         if view.axes[i].mask == 0:
-            grow(lengths, i, <size_t>-1, drawn, view)
-    grow_along_mask(lengths, drawn, view, <size_t>-1)
-    choose_runs(drawn, view, lengths)
+            grow(lengths, i, <size_t>-1, layout, view)
+    grow_along_mask(lengths, layout, view, <size_t>-1)
+    choose_runs(layout, view, lengths)
 
 
 cdef inline void copy_view(View* to, const View* view) noexcept nogil:
-    """Copy a view without the room for axes that it does not have."""
+    """Copy a view, but only the axes that it has."""
     cdef int i
     to.ndim, to.x, to.y, to.start = view.ndim, view.x, view.y, view.start
     for i in range(view.ndim):
         to.axes[i] = view.axes[i]
 
 
-cdef inline void take_tile(View* tile, const View* view, const size_t* lengths, size_t number) noexcept nogil:
-    """Fill `tile` with tile `number` of the view."""
-    cdef size_t count, first
+cdef inline void get_tile(View* tile, const View* view, const size_t* lengths, size_t number) noexcept nogil:
+    """Set `tile` to tile `number` of the view."""
+    cdef size_t count, offset
     cdef int axis
     copy_view(tile, view)
     for axis in range(view.ndim - 1, -1, -1):
         count = (view.axes[axis].length - 1) // lengths[axis] + 1
-        first = number % count * lengths[axis]
+        offset = number % count * lengths[axis]
         number //= count
-        tile.axes[axis].length = min(lengths[axis], view.axes[axis].length - first)
-        tile.x += <ptrdiff_t>first * view.axes[axis].x
-        tile.y += <ptrdiff_t>first * view.axes[axis].y
-        tile.start += <uint64_t>first * <uint64_t>view.axes[axis].mask
+        tile.axes[axis].length = min(lengths[axis], view.axes[axis].length - offset)
+        tile.x += <ptrdiff_t>offset * view.axes[axis].x
+        tile.y += <ptrdiff_t>offset * view.axes[axis].y
+        tile.start += <uint64_t>offset * <uint64_t>view.axes[axis].mask
 
 
 cdef inline size_t count_tiles(const View* view, const size_t* lengths) noexcept nogil:

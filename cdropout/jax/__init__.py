@@ -1,4 +1,4 @@
-"""Dropout for JAX on the CPU: a key names the mask, and XLA calls the kernels."""
+"""Dropout for JAX on the CPU. A JAX key determines the mask, and XLA calls the kernels."""
 
 from cdropout.jax.functional import dropout, seed_and_call
 

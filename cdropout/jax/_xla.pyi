@@ -1,5 +1,5 @@
 """Types of jax/_xla.pyx."""
 
-from cdropout._core.dtypes import LISTED as LISTED
+from cdropout._core.dtypes import FLOATS_TEXT as FLOATS_TEXT
 
-handler: object  # a capsule
+handler: object  # a PyCapsule

@@ -1,24 +1,26 @@
 """The XLA custom call that applies the masks of JAX keys.
 
-The structs below are those of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3), as far as they
-are used. Their order and types must match it. Each begins with its size and a list of extensions.
+The structs are those parts of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3) that this module
+uses. The order and the types of their members must match it. Each begins with its size and a list of extensions.
 
 The call is ``y = cdropout(key, x, p, window)``:
 
 key
-    uint32[..., 2] or uint32[..., 4]: the seed and the call number, higher words first. Each key has a mask of its own.
+    uint32[..., 2] or uint32[..., 4]. A key is the seed, or the seed and the call number. Each key determines one mask.
 x, y
-    Float arrays of one type and shape, which begins with the dimensions of the keys. The others are those of a mask.
-    y may be x.
+    Float arrays of the same type and shape. The shape begins with that of the keys; the other dimensions are those of a
+    mask. y may be x.
 p
-    float32, float64, or uint32[2] with the bits of a float64, higher word first; one for all keys, or one per key.
+    float32, float64, or uint32[2] with the bits of a float64: one p for all keys, or one per key.
 window
-    uint32[n, 4] for the n dimensions of a mask: offset and length as 64-bit pairs, higher words first. x begins at
-    `offset` in a mask of `length`. A length of 0 is the length of x; along an axis of length 1 one draw is shared.
+    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. x begins at `offset` in a mask of `length`.
+    A length of 0 stands for the length of x. An axis of length 1 is a broadcast axis.
 
-There are no attributes: in some programs, as after jax.random.fold_in, jaxlib 0.5 to 0.7 reads those of a custom call as
-JSON, fails, and ends the process. As operands, p and the offset of a shard may be computed by the program. An offset and a
-length per axis, in place of a start and strides, spare it 64-bit products, and a shape may be known only when it runs.
+Two uint32 are one 64-bit number, the higher half first.
+
+The call has no attributes, because jaxlib 0.5 to 0.7 ends the process when it reads them as JSON in some programs, for
+example after jax.random.fold_in. A program can also compute operands, such as p and the offset of a shard. Offsets and
+lengths need no 64-bit products, which a start and strides would, and do not depend on shapes known only at run time.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -29,7 +31,7 @@ from libc.string cimport memcpy
 
 from cdropout cimport CDROPOUT_FLOAT32, CDROPOUT_FLOAT64, cdropout_axis, cdropout_dtype, cdropout_mask
 from cdropout._core.dispatch cimport kernels
-from cdropout._core.dtypes import LISTED
+from cdropout._core.dtypes import FLOATS_TEXT
 from cdropout._core.dtypes cimport XLA, ElementType, by_number, types
 from cdropout._core.engine cimport Operation, apply_masks
 from cdropout._core.executor cimport uninterruptible_pool
@@ -40,8 +42,8 @@ cdef extern from *:
     #ifdef __linux__
     #include <sys/mman.h>
     #endif
-    /* Let the system use large pages for n bytes of new memory, as NumPy does. XLA gets new memory for each result, and with
-     * small pages the system needs more time to provide it than dropout needs to fill it. */
+    /* Advise the system to use huge pages for n bytes of new memory, as NumPy does. XLA allocates each result anew, and with
+     * small pages the system needs more time to provide the memory than dropout needs to fill it. */
     static void cd_use_huge_pages(char *memory, size_t n) {
     #ifdef MADV_HUGEPAGE
       size_t before = (size_t)-(uintptr_t)memory % 4096;
@@ -54,13 +56,13 @@ cdef extern from *:
     void use_huge_pages "cd_use_huge_pages"(char* memory, size_t n) noexcept nogil
 
 cdef enum:
-    MAJOR = 0                         # of the version that the structs were taken from
+    MAJOR = 0                         # version of the structs below
     MINOR = 3
-    METADATA = 1                      # an extension: XLA asks for our version, and for nothing else
-    INVALID_ARGUMENT = 3              # an error code
-    BUFFER = 1                        # the kind of an operand or a result
-    EXECUTE = 3                       # the stage in which buffers may be read
-    XLA_U32 = 8                       # the type of keys and windows; dtypes.pyx has those of x
+    METADATA = 1                      # type of the extension of a call that only requests the version
+    INVALID_ARGUMENT = 3              # error code
+    BUFFER = 1                        # type of an operand or a result
+    EXECUTE = 3                       # stage in which the memory of buffers is valid
+    XLA_U32 = 8                       # dtype of keys and windows
 
 cdef struct Extension:
     size_t struct_size
@@ -102,7 +104,7 @@ cdef struct Buffer:
     int64_t rank
     int64_t* dims
 
-cdef struct Buffers:                  # the operands, and the results
+cdef struct Buffers:                  # the operands or the results of a call
     size_t struct_size
     Extension* extensions
     int64_t size
@@ -128,47 +130,49 @@ cdef struct CallFrame:
     Attributes attributes
 
 
-cdef struct Call:                     # what has been checked
+cdef struct Call:                     # the checked arguments of one custom call
     const Buffer* key
     const Buffer* x
     const Buffer* p
     const Buffer* window
     const Buffer* y
-    size_t masks                      # the number of keys
-    size_t probabilities              # the number of p: 1, or one per key
-    Operation operation               # on the part of x that the first mask is applied to, without the mask
+    size_t mask_count                 # number of keys
+    size_t p_count                    # 1, or one p per key
+    Operation operation               # for the first mask, without the mask
 
-cdef size_t LARGEST = <size_t>-1 >> 1  # the sizes and strides of memory fit in a ptrdiff_t
-cdef bytes x_text = f"x has to be {LISTED}: the dimensions of the keys, and at most {MAX_DIMS} of a mask".encode()
+cdef size_t LARGEST = <size_t>-1 >> 1  # largest size or stride in bytes
+cdef bytes x_text = (
+    f"x has to be {FLOATS_TEXT}, with the shape of the keys and at most {MAX_DIMS} dimensions of a mask"
+).encode()
 cdef const char* x_message = x_text
 
 
-cdef void* tell_version(const CallFrame* frame) noexcept nogil:
-    """Claim XLA's version, at most that of the structs: older ones have the same, and newer ones take older handlers."""
+cdef void* write_version(const CallFrame* frame) noexcept nogil:
+    """Write the version of the structs, or XLA's if it is older: XLA accepts its own version and older ones."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
     if frame.extensions.struct_size < sizeof(MetadataExtension) or metadata == NULL:
         return NULL
     if metadata.struct_size < sizeof(size_t) + sizeof(Version) + sizeof(uint32_t):
         return NULL
     metadata.version.major = MAJOR
-    metadata.version.minor = 1        # of jaxlib 0.5 and 0.6, which do not pass their api here
+    metadata.version.minor = 1        # jaxlib 0.5 and 0.6 do not pass their version
     if frame.api != NULL:
-        metadata.version.minor = min(<int>MINOR, frame.api.version.minor)
+        metadata.version.minor = min(<int>MINOR, frame.api.version.minor)    # the structs are the same in 0.1 to 0.3
     metadata.traits = 0
     return NULL
 
 
-cdef void* error(const CallFrame* frame, const char* message) noexcept nogil:
-    """Return a new error of XLA, which copies the message."""
-    cdef NewError new = NewError(sizeof(NewError), NULL, message, INVALID_ARGUMENT)
-    return frame.api.new_error(&new)
+cdef void* new_error(const CallFrame* frame, const char* message) noexcept nogil:
+    """Return a new XLA error with a copy of the message."""
+    cdef NewError error = NewError(sizeof(NewError), NULL, message, INVALID_ARGUMENT)
+    return frame.api.new_error(&error)
 
 
 # ---- checks of the operands and the result ------------------------------------------------------
 
 
 cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
-    """Multiply in place, and return True, if the product fits in a ptrdiff_t."""
+    """Multiply in place and return True if the product is at most LARGEST; otherwise return False."""
     if product[0] != 0 and factor > LARGEST // product[0]:
         return False
     product[0] *= <size_t>factor
@@ -176,15 +180,15 @@ cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
 
 
 cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
-    """Return the bytes per element, or 0 for a type that is not used."""
-    cdef const ElementType* kind = by_number(XLA, buffer.dtype)
+    """Return the bytes per element, or 0 if the dtype is not supported."""
+    cdef const ElementType* element_type = by_number(XLA, buffer.dtype)
     if buffer.dtype == XLA_U32:
         return 4
-    return kind.itemsize if kind != NULL else 0
+    return element_type.itemsize if element_type != NULL else 0
 
 
-cdef bint is_sound(const Buffer* buffer) noexcept nogil:
-    """Return whether the dimensions can be read, and elements of a type in use have memory."""
+cdef bint is_valid(const Buffer* buffer) noexcept nogil:
+    """Return whether the buffer has dimensions and, if its dtype is supported, memory for its elements."""
     cdef size_t nbytes
     cdef int64_t i
     if buffer == NULL or buffer.struct_size < sizeof(Buffer) or buffer.rank < 0 or (buffer.rank > 0 and buffer.dims == NULL):
@@ -196,18 +200,18 @@ cdef bint is_sound(const Buffer* buffer) noexcept nogil:
     return buffer.data != NULL or nbytes == 0
 
 
-cdef bint are_sound(const Buffers* buffers, int64_t count) noexcept nogil:
+cdef bint are_valid(const Buffers* buffers, int64_t count) noexcept nogil:
     cdef int64_t i
     if buffers.types == NULL or buffers.buffers == NULL:
         return False
     for i in range(count):
-        if buffers.types[i] != BUFFER or not is_sound(buffers.buffers[i]):
+        if buffers.types[i] != BUFFER or not is_valid(buffers.buffers[i]):
             return False
     return True
 
 
-cdef bint begins_alike(const Buffer* a, const Buffer* b, int64_t rank) noexcept nogil:
-    """Return whether the first `rank` dimensions of two buffers are the same."""
+cdef bint equal_dims(const Buffer* a, const Buffer* b, int64_t rank) noexcept nogil:
+    """Return whether two buffers have the same first `rank` dimensions."""
     cdef int64_t i
     if a.rank < rank or b.rank < rank:
         return False
@@ -221,63 +225,63 @@ cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
     """Return an error message, or NULL."""
     if (frame.struct_size < sizeof(CallFrame) or frame.operands.struct_size < sizeof(Buffers)
             or frame.results.struct_size < sizeof(Buffers) or frame.attributes.struct_size < sizeof(Attributes)):
-        return "cdropout does not know this version of XLA: its structs are too small"
+        return "cdropout does not support this version of XLA: its structs are too small"
     if frame.stage != EXECUTE:
         return "cdropout has to be registered for the execute stage only"
     if frame.operands.size != 4 or frame.results.size != 1 or frame.attributes.size != 0:
         return "cdropout takes the operands key, x, p and window and no attributes, and returns one result"
-    if not are_sound(&frame.operands, 4) or not are_sound(&frame.results, 1):
-        return "cdropout takes buffers only, with memory for their dimensions"
+    if not are_valid(&frame.operands, 4) or not are_valid(&frame.results, 1):
+        return "operands and results have to be buffers with memory for their dimensions"
     return NULL
 
 
-cdef bint is_of(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
+cdef bint has_dtype(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
     return buffer.dtype == types[<int>dtype].numbers[<int>XLA]
 
 
-cdef bint holds_p(const Buffer* p) noexcept nogil:
-    """Return whether the elements are float32 or float64, or the rows are the bits of a float64."""
+cdef bint has_dtype_of_p(const Buffer* p) noexcept nogil:
+    """Return whether the elements are float32, float64, or pairs of uint32."""
     if p.dtype == XLA_U32:
         return p.rank > 0 and p.dims[p.rank - 1] == 2
-    return is_of(p, CDROPOUT_FLOAT32) or is_of(p, CDROPOUT_FLOAT64)
+    return has_dtype(p, CDROPOUT_FLOAT32) or has_dtype(p, CDROPOUT_FLOAT64)
 
 
 cdef const char* check_types(Call* call) noexcept nogil:
-    """Return an error message, or NULL. Fill in the number of masks and probabilities."""
-    cdef int64_t keys = call.key.rank - 1
-    cdef int64_t bits = call.p.dtype == XLA_U32     # the number of dimensions of one p
+    """Return an error message, or NULL and set the numbers of masks and p."""
+    cdef int64_t key_ndim = call.key.rank - 1           # number of dimensions of the keys
+    cdef int64_t p_ndim = call.p.dtype == XLA_U32       # number of dimensions of one p
     cdef int64_t i
-    if call.key.dtype != XLA_U32 or keys < 0 or (call.key.dims[keys] != 2 and call.key.dims[keys] != 4):
+    if call.key.dtype != XLA_U32 or key_ndim < 0 or (call.key.dims[key_ndim] != 2 and call.key.dims[key_ndim] != 4):
         return "key has to be uint32[..., 2] or uint32[..., 4]"
-    if by_number(XLA, call.x.dtype) == NULL or not begins_alike(call.x, call.key, keys) or call.x.rank - keys > MAX_DIMS:
+    if (by_number(XLA, call.x.dtype) == NULL or not equal_dims(call.x, call.key, key_ndim)
+            or call.x.rank - key_ndim > MAX_DIMS):
         return x_message
-    if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not begins_alike(call.y, call.x, call.x.rank):
-        return "the result has to be of the shape and type of x"
-    if not holds_p(call.p) or (
-            call.p.rank != bits and not (call.p.rank == keys + bits and begins_alike(call.p, call.key, keys))):
+    if call.y.dtype != call.x.dtype or call.y.rank != call.x.rank or not equal_dims(call.y, call.x, call.x.rank):
+        return "the result has to have the shape and type of x"
+    if not has_dtype_of_p(call.p) or (
+            call.p.rank != p_ndim and not (call.p.rank == key_ndim + p_ndim and equal_dims(call.p, call.key, key_ndim))):
         return "p has to be float32, float64 or uint32[2]: one for all keys, or one per key"
-    if (call.window.dtype != XLA_U32 or call.window.rank != 2 or call.window.dims[0] != call.x.rank - keys
+    if (call.window.dtype != XLA_U32 or call.window.rank != 2 or call.window.dims[0] != call.x.rank - key_ndim
             or call.window.dims[1] != 4):
         return "window has to be uint32[n, 4] for the n dimensions of a mask"
-    call.masks = 1
-    for i in range(keys):
-        call.masks *= <size_t>call.key.dims[i]
-    call.probabilities = 1 if call.p.rank == bits else call.masks
+    call.mask_count = 1
+    for i in range(key_ndim):
+        call.mask_count *= <size_t>call.key.dims[i]
+    call.p_count = 1 if call.p.rank == p_ndim else call.mask_count
     return NULL
 
 
-cdef inline uint64_t join(const uint32_t* words) noexcept nogil:
-    """Return the 64-bit number of two words, the higher first."""
-    return <uint64_t>words[0] << 32 | words[1]
+cdef inline uint64_t to_uint64(const uint32_t* halves) noexcept nogil:
+    return <uint64_t>halves[0] << 32 | halves[1]
 
 
 cdef const char* check_window(Call* call) noexcept nogil:
-    """Return an error message, or NULL. Fill in the view of what the first mask is applied to; x and y are dense."""
-    cdef const uint32_t* words = <const uint32_t*>call.window.data
+    """Return an error message, or NULL and set the view for the first mask, where x and y are dense."""
+    cdef const uint32_t* window = <const uint32_t*>call.window.data
     cdef View* view = &call.operation.view
     cdef size_t itemsize = itemsize_of(call.x)
-    cdef size_t size = 1              # of the axes so far
-    cdef size_t step = 1              # the stride in the mask
+    cdef size_t size = 1              # number of elements in the axes so far
+    cdef size_t stride = 1            # in the mask
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
@@ -289,37 +293,37 @@ cdef const char* check_window(Call* call) noexcept nogil:
     for i in range(view.ndim - 1, -1, -1):
         axis = &view.axes[i]
         axis.length = <size_t>call.x.dims[call.key.rank - 1 + i]
-        offset = join(words + 4 * i)
-        length = join(words + 4 * i + 2)
+        offset = to_uint64(window + 4 * i)
+        length = to_uint64(window + 4 * i + 2)
         if length == 0:
             length = axis.length
         covered = 1 if length == 1 else axis.length
         axis.x = axis.y = <ptrdiff_t>(size * itemsize)
-        axis.mask = 0 if length == 1 else <int64_t>step
+        axis.mask = 0 if length == 1 else <int64_t>stride
         size *= axis.length
-        view.start += offset * step
-        if covered > length or offset > length - covered or not multiply(&step, length):
-            return "window has to lie in a mask of fewer than 2**63 elements"
+        view.start += offset * stride
+        if covered > length or offset > length - covered or not multiply(&stride, length):
+            return "window has to be part of a mask of fewer than 2**63 elements"
     return NULL
 
 
 cdef double probability(const Call* call, size_t i) noexcept nogil:
-    """Return the p of the mask with index i."""
+    """Return p for the mask with index i."""
     cdef double p
     cdef uint64_t bits
-    if call.probabilities == 1:
+    if call.p_count == 1:
         i = 0
-    if is_of(call.p, CDROPOUT_FLOAT32):
+    if has_dtype(call.p, CDROPOUT_FLOAT32):
         return (<const float*>call.p.data)[i]
-    if is_of(call.p, CDROPOUT_FLOAT64):
+    if has_dtype(call.p, CDROPOUT_FLOAT64):
         return (<const double*>call.p.data)[i]
-    bits = join(<const uint32_t*>call.p.data + 2 * i)
+    bits = to_uint64(<const uint32_t*>call.p.data + 2 * i)
     memcpy(&p, &bits, sizeof(p))
     return p
 
 
-cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
-    """Return an error, or NULL and all about the call. Nothing has been written."""
+cdef void* check_call(const CallFrame* frame, Call* call) noexcept nogil:
+    """Return an error, or NULL and set all members of call. Do not write to the result."""
     cdef cdropout_mask mask
     cdef char text[100]
     cdef double p
@@ -333,40 +337,40 @@ cdef void* check(const CallFrame* frame, Call* call) noexcept nogil:
     if message == NULL:
         message = check_window(call)
     if message != NULL:
-        return error(frame, message)
-    for i in range(call.probabilities):
+        return new_error(frame, message)
+    for i in range(call.p_count):
         p = probability(call, i)
         if kernels.mask_init(&mask, 0, 0, p) < 0:
-            p = p if p == p else NAN      # without a sign
+            p = p if p == p else NAN      # the message must not show the sign of a NaN
             snprintf(text, sizeof(text), "dropout probability has to be between 0 and 1, but got %.17g", p)
-            return error(frame, text)
+            return new_error(frame, text)
     return NULL
 
 
-# ---- the masks ----------------------------------------------------------------------------------
+# ---- execution -----------------------------------------------------------------------------------
 
 
 cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept nogil:
-    """Write the mask with index i. A key is the seed, or the seed and the call number. Must match jax.py."""
+    """Initialize the mask with index i. `seed_and_call` in jax/functional.py must return the same numbers."""
     cdef const Call* call = <const Call*>checked
-    cdef int64_t words_per_key = call.key.dims[call.key.rank - 1]
-    cdef const uint32_t* words = <const uint32_t*>call.key.data + i * <size_t>words_per_key
-    kernels.mask_init(mask, join(words), join(words + 2) if words_per_key == 4 else 0, probability(call, i))
+    cdef int64_t key_length = call.key.dims[call.key.rank - 1]
+    cdef const uint32_t* key = <const uint32_t*>call.key.data + i * <size_t>key_length
+    kernels.mask_init(mask, to_uint64(key), to_uint64(key + 2) if key_length == 4 else 0, probability(call, i))
 
 
 cdef void* execute(const CallFrame* frame) noexcept nogil:
-    """Execute the custom call."""
+    """Execute one custom call."""
     cdef Call call
     cdef Operation* operation = &call.operation
-    cdef void* failure
+    cdef void* error
     if frame.extensions != NULL and frame.extensions.type == METADATA:
-        return tell_version(frame)
-    failure = check(frame, &call)
-    if failure == NULL:
+        return write_version(frame)
+    error = check_call(frame, &call)
+    if error == NULL:
         if operation.view.x != operation.view.y:
-            use_huge_pages(operation.view.y, count_elements(&operation.view) * call.masks * itemsize_of(call.y))
-        apply_masks(operation, uninterruptible_pool, call.masks, init_mask, &call)
-    return failure
+            use_huge_pages(operation.view.y, count_elements(&operation.view) * call.mask_count * itemsize_of(call.y))
+        apply_masks(operation, uninterruptible_pool, call.mask_count, init_mask, &call)
+    return error
 
 
 handler = PyCapsule_New(<void*>execute, NULL, NULL)

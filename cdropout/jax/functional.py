@@ -1,4 +1,4 @@
-"""Dropout for JAX on the CPU: a key names the mask, and XLA calls the kernels."""
+"""Dropout as a JAX primitive: its transformations and its lowering to an XLA custom call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
-from cdropout._core.mask import Mask, check_mask, check_not_given, shared_strides
+from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 from cdropout.jax._xla import handler
 
 try:
@@ -46,29 +46,27 @@ def dropout(
     Parameters
     ----------
     key : JAX key or None
-        Typed (``jax.random.key``) or raw (``jax.random.PRNGKey``). One key is one mask: the one
-        that `seed_and_call` names, ``Mask(x.shape, p, *seed_and_call(key))``. It has to be None if
-        mask is given.
+        Typed (``jax.random.key``) or raw (``jax.random.PRNGKey``). It determines the mask:
+        ``Mask(x.shape, p, *seed_and_call(key))``. It has to be None if mask is given.
     x : array of float16, bfloat16, float32 or float64, of any shape
     p : float or scalar array
-        The probability that an element is dropped, in [0, 1]. It may be traced, and then the
-        program is not compiled again for another p. It is needed without mask; with mask it has to
-        be left out or equal to the mask's.
+        The probability that an element is dropped, in [0, 1]. It may be traced; the program is then
+        not compiled again for another p. It is required without mask. With mask it has to be left
+        out or equal to the mask's.
     broadcast_dims : int or tuple of int
         Axes along which one draw is shared.
     inplace : bool, default False
-        Let the result take the memory of `x`, where XLA finds that nothing else needs it, as when
-        it was donated; elsewhere XLA copies x first, which costs more than a result of its own.
-
+        Write the result to the memory of `x` if XLA finds no other use of it, for example because
+        `x` was donated. Otherwise XLA copies `x` first, which is slower than ``inplace=False``.
     mask : cdropout.Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes key and
-        broadcast_dims. It is part of the program: functions close over it, or take it as an
-        argument in ``static_argnames``. Under ``vmap`` it is the mask of each example.
+        broadcast_dims. It is a constant of a compiled program: close over it, or name the
+        argument in ``static_argnames``. Under ``vmap`` each example gets this mask.
 
     Returns
     -------
     array of the shape and type of `x`
-        With a known p of 0, `x` itself.
+        If p is known to be 0, `x` itself.
 
     Raises
     ------
@@ -78,7 +76,7 @@ def dropout(
         If a known p is not in [0, 1], broadcast_dims does not fit x, x has more than 64 dimensions,
         key is not one key, mask has another shape, or an argument excludes another one.
     NotImplementedError
-        If the program is compiled for another platform than the CPU, or is differentiated with
+        If the program is compiled for a platform other than the CPU, or is differentiated with
         respect to p.
     ValueError or jax.errors.JaxRuntimeError
         If a traced p is not in [0, 1]. The error is raised when the program runs, and its type
@@ -86,21 +84,22 @@ def dropout(
 
     Notes
     -----
-    It works under ``jit``, ``vmap``, ``grad``, ``jvp``, ``scan`` and ``checkpoint``. The backward
-    pass draws the mask again: it needs the key and p, and nothing per element. Under ``vmap`` each
-    key has its own mask; examples that share a key and p share the mask. An array that is spread
-    over devices is gathered first; in ``jax.shard_map`` each device applies the mask of its key to
-    its part.
+    `dropout` supports ``jit``, ``vmap``, ``grad``, ``jvp``, ``scan`` and ``checkpoint``. The
+    backward pass draws the mask again: it keeps the key and p, and nothing per element. Under
+    ``vmap`` each key has its own mask; examples with the same key and p have the same mask. An
+    array that is sharded over devices is gathered first. In ``jax.shard_map`` each device applies
+    the mask of its key to its shard.
 
-    A given mask with another scale than 1 / (1 - p), or that is a window of another mask, is drawn
-    when the program is traced, and the program holds it as an array of bools; XLA may then flush
+    A given mask that has a scale other than 1 / (1 - p), or is a window of another mask, is drawn
+    when the program is traced. The program stores it as an array of bools, and XLA may flush
     subnormal products to zero.
 
-    A traced p has the value of its type. JAX makes it a float32 unless 64-bit types are enabled:
+    A traced p is rounded to its type, which is float32 unless 64-bit types are enabled:
     ``jax.jit(dropout)(key, x, 0.1)`` applies ``Mask(x.shape, float(np.float32(0.1)), ...)``, which
-    differs from the mask for 0.1 in about one of 10**9 elements. It has no derivative with
-    respect to p, since an element is either kept or dropped. If p is among the values with respect
-    to which a loss is differentiated, pass ``jax.lax.stop_gradient(p)``.
+    differs from the mask for 0.1 in about one of 10**9 elements.
+
+    The result has no derivative with respect to p, since an element is either kept or dropped. To
+    differentiate a loss with respect to values that include p, pass ``jax.lax.stop_gradient(p)``.
     """
     _check_static("broadcast_dims", broadcast_dims)
     _check_static("inplace", inplace)
@@ -115,26 +114,30 @@ def dropout(
     if mask is not None:
         check_not_given("key", key)
         check_not_given("broadcast_dims", broadcast_dims)
-        return _apply_given(x, mask, p, bool(inplace))
-    strides = shared_strides(x.shape, broadcast_dims) or ()
-    shared = sum(1 << axis for axis, step in enumerate(strides) if step == 0)
+        return _apply_mask(x, mask, p, bool(inplace))
+    broadcast_axes = _broadcast_axes(broadcast_strides(x.shape, broadcast_dims))
     _is_typed(key)
     if isinstance(p, float):
         if p == 0:
             return x
         if p == 1:
             return jnp.zeros_like(x)
-        p = _words_of(np.array([p]))
-    return _draw(key, x, p, shared, bool(inplace))
+        p = _to_uint32(np.array([p]))
+    return _apply_key(key, x, p, broadcast_axes, bool(inplace))
 
 
-def _words_of(numbers: Any) -> Any:
-    """Return the uint32 words of an array of 64-bit numbers, the higher words first."""
+def _broadcast_axes(strides: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the axes along which a mask with these strides has one draw."""
+    return tuple(axis for axis, stride in enumerate(strides or ()) if stride == 0)
+
+
+def _to_uint32(numbers: Any) -> Any:
+    """Split each number of a 64-bit array into two uint32, the higher one first."""
     return numbers.astype(numbers.dtype.newbyteorder(">")).view(">u4").astype(np.uint32)
 
 
-def _apply_given(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Apply a given mask: as a key if its seed and call suffice, otherwise as an array of bools."""
+def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
+    """Apply a given mask as a key if its seed and call determine it, else as an array of bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
@@ -142,28 +145,27 @@ def _apply_given(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
         return x
     if mask.p == 1:
         return jnp.zeros_like(x)
-    axes = tuple(axis for axis, step in enumerate(mask.strides) if step == 0)
-    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=shared_strides(x.shape, axes))
+    axes = _broadcast_axes(mask.strides)
+    whole = Mask(x.shape, mask.p, mask.seed, mask.call, strides=broadcast_strides(x.shape, axes))
     if mask == whole:
-        key = _words_of(np.array([mask.seed, mask.call], np.uint64))
-        shared = sum(1 << axis for axis in axes)
-        return _draw(key, x, _words_of(np.array([mask.p])), shared, inplace)
+        key = _to_uint32(np.array([mask.seed, mask.call], np.uint64))
+        return _apply_key(key, x, _to_uint32(np.array([mask.p])), axes, inplace)
     wide = jnp.float32 if x.dtype.itemsize == 2 else x.dtype
     y = (x.astype(wide) * np.asarray(mask.scale, wide)).astype(x.dtype)
     return jnp.where(np.asarray(mask), y, jnp.zeros((), x.dtype))
 
 
 def _check_static(name: str, value: Any) -> None:
-    """Raise a TypeError that names static_argnames if an argument is traced."""
+    """Raise a TypeError if an argument is traced."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(
             f"{name} has to be known when the program is compiled, but it is traced: "
-            f"jax.jit takes static_argnames={name!r}"
+            f"pass static_argnames={name!r} to jax.jit"
         )
 
 
 def _check_p(p: Any) -> Any:
-    """Return a known p as a float, a traced one as an array of float32 or float64."""
+    """Return a known p as a float, and a traced p as an array of float32 or float64."""
     if not isinstance(p, jax.core.Tracer):
         return check_probability(p)
     if p.shape or not any(jnp.issubdtype(p.dtype, kind) for kind in (jnp.floating, jnp.integer)):
@@ -174,82 +176,90 @@ def _check_p(p: Any) -> Any:
 
 
 def seed_and_call(key: ArrayLike) -> tuple[int, int]:
-    """Return the seed and the call number of the mask that a key names.
+    """Return the seed and the call number of the mask that a key determines.
 
-    A key of two words (threefry's, JAX's default) is the seed, the higher word first, and the call
-    number is 0: ``jax.random.key(7)`` names the mask with seed 7. The two last of four words (rbg)
-    are the call number.
+    The data of a key is two or four uint32. The first two are the seed, the higher one first, and
+    the last two of four (rbg) are the call number. With two (threefry, JAX's default) the call
+    number is 0: ``jax.random.key(7)`` has the mask with seed 7.
 
     Parameters
     ----------
     key : JAX key
         As in `dropout`, with a known value.
 
+    Returns
+    -------
+    tuple of two ints
+
     Raises
     ------
     TypeError, ValueError
         As `dropout`.
     """
-    return _seed_and_call(np.asarray(_words(key)))
+    return _split_key_data(np.asarray(_key_data(key)))
 
 
-def _seed_and_call(words: Any) -> tuple[int, int]:
-    """Must match apply_mask in jax/_xla.pyx."""
-    high, low, *rest = (int(word) for word in words)
-    return high << 32 | low, rest[0] << 32 | rest[1] if rest else 0
+def _split_key_data(data: Any) -> tuple[int, int]:
+    """Return the seed and the call number, as init_mask in jax/_xla.pyx determines them."""
+    high, low, *call = (int(number) for number in data)
+    return high << 32 | low, call[0] << 32 | call[1] if call else 0
 
 
 def _is_typed(key: Any) -> bool:
-    """Whether a key is typed, or raw; TypeError if it is neither."""
+    """Return True for a typed key and False for a raw key; raise a TypeError for other objects."""
     dtype = getattr(key, "dtype", type(key).__name__)
     if hasattr(key, "dtype") and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return True
     if dtype != np.uint32:
-        raise TypeError(f"key has to be a JAX key, as of jax.random.key(7), but got {dtype}")
+        raise TypeError(f"key has to be a JAX key, such as jax.random.key(7), but got {dtype}")
     return False
 
 
-def _words(key: Any) -> Any:
-    """The uint32 words of one key."""
-    words = jax.random.key_data(key) if _is_typed(key) else key
-    if words.shape not in ((2,), (4,)):
+def _key_data(key: Any) -> Any:
+    """Return the uint32 array of one key."""
+    data = jax.random.key_data(key) if _is_typed(key) else key
+    if data.shape not in ((2,), (4,)):
         raise ValueError(
-            f"key has to be one key, of 2 or 4 words, but got {key.dtype} of shape {key.shape}; "
-            "jax.vmap takes a key for each example"
+            "key has to be one typed key or a uint32 array of length 2 or 4, "
+            f"but got {key.dtype} of shape {key.shape}; use jax.vmap for several keys"
         )
-    return words
+    return data
 
 
-# ---- the primitive: it is linear in x; for its transpose it keeps the key and p ------------------
+# ---- the primitive, which is linear in x ---------------------------------------------------------
 
 _dropout = Primitive("cdropout")
-_compiled = jax.jit(_dropout.bind, static_argnames=("shared", "inplace"))
+_compiled_dropout = jax.jit(_dropout.bind, static_argnames=("broadcast_axes", "inplace"))
 
 
 @partial(jax.jit, static_argnums=(3, 4), inline=True)
-def _draw(key: Any, x: jax.Array, p: Any, shared: int, inplace: bool) -> jax.Array:
-    """Bind the primitive. Bit i of shared stands for axis i of a mask.
+def _apply_key(
+    key: Any, x: jax.Array, p: Any, broadcast_axes: tuple[int, ...], inplace: bool
+) -> jax.Array:
+    """Bind the primitive for one key.
 
-    The shape of x is that of the keys, followed by that of a mask. p is float32, float64 or, if it
-    is known, the bits of a float64 as two uint32, the higher first; `vmap` makes it one per key.
+    The operands of the primitive are key data, x and p. The shape of x begins with that of the
+    keys; the other dimensions are those of a mask, and broadcast_axes counts these only. A traced p
+    is a float32 or float64. A known p is a float64 whose bits are two uint32, the higher one first.
+    Under `vmap` there may be one p per key.
     """
-    return _dropout.bind(_words(key), x, p, shared=shared, inplace=inplace)
+    return _dropout.bind(_key_data(key), x, p, broadcast_axes=broadcast_axes, inplace=inplace)
 
 
 @_dropout.def_impl
-def _run(*operands: Any, **parameters: Any) -> Any:
-    with jax.disable_jit(False):  # XLA has the only implementation
-        return _compiled(*operands, **parameters)
+def _execute(*operands: Any, **parameters: Any) -> Any:
+    with jax.disable_jit(False):  # only XLA can execute the primitive
+        return _compiled_dropout(*operands, **parameters)
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    """The axes of a shard_map's mesh along which a value differs; JAX has renamed it since 0.7."""
+    """Return the mesh axes of shard_map along which a value differs; `mat` is newer than `vma`."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
 
 @_dropout.def_abstract_eval
-def _result(key: Any, x: Any, p: Any, **_: Any) -> Any:
+def _evaluate_abstractly(key: Any, x: Any, p: Any, **_: Any) -> Any:
     for name, operand in ("the key", key), ("p", p):
         if not _varying(operand) <= _varying(x):
             axes = tuple(sorted(_varying(operand) - _varying(x)))
@@ -278,27 +288,30 @@ ad.defjvp(_dropout, None, _jvp_of_x, _jvp_of_p)
 ad.primitive_transposes[_dropout] = _transpose
 
 
-def _batch(operands: Any, axes: Any, *, shared: int, **parameters: Any) -> tuple[Any, int]:
-    """Draw a mask per key and p of a batch. A batch of x alone has one mask, with one more axis."""
+def _batch(
+    operands: Any, axes: Any, *, broadcast_axes: tuple[int, ...], **parameters: Any
+) -> tuple[Any, int]:
+    """Draw a mask per key and p of a batch. If only x has a batch axis, it is a broadcast axis."""
     key, x, p = operands
     key_axis, x_axis, p_axis = axes
     if key_axis is None and p_axis is None:
-        first = key.ndim - 1
-        x = jnp.moveaxis(x, x_axis, first)
-        return _dropout.bind(key, x, p, shared=shared << 1 | 1, **parameters), first
+        batch_axis = key.ndim - 1
+        x = jnp.moveaxis(x, x_axis, batch_axis)
+        broadcast_axes = (0, *(axis + 1 for axis in broadcast_axes))
+        return _dropout.bind(key, x, p, broadcast_axes=broadcast_axes, **parameters), batch_axis
     key_or_p, axis = (p, p_axis) if key_axis is None else (key, key_axis)
     size = key_or_p.shape[axis]
     key, x = _to_front(key, key_axis, size), _to_front(x, x_axis, size)
-    words = p.shape[-1:] if p.dtype == np.uint32 else ()
-    if p_axis is not None or p.ndim > len(words):  # otherwise there is one for all keys
+    shape_of_p = p.shape[-1:] if p.dtype == np.uint32 else ()
+    if p_axis is not None or p.ndim > len(shape_of_p):  # otherwise all keys have the same p
         p = _to_front(p, p_axis, size)
-        missing = range(p.ndim - len(words), key.ndim - 1)
-        p = jnp.broadcast_to(jnp.expand_dims(p, tuple(missing)), (*key.shape[:-1], *words))
-    return _dropout.bind(key, x, p, shared=shared, **parameters), 0
+        missing = range(p.ndim - len(shape_of_p), key.ndim - 1)
+        p = jnp.broadcast_to(jnp.expand_dims(p, tuple(missing)), (*key.shape[:-1], *shape_of_p))
+    return _dropout.bind(key, x, p, broadcast_axes=broadcast_axes, **parameters), 0
 
 
 def _to_front(operand: Any, axis: int | None, size: int) -> Any:
-    """Move the batch's axis to the front, or add it."""
+    """Move the batch axis to the front, or add one of length `size`."""
     if axis is None:
         return jnp.broadcast_to(operand, (size, *operand.shape))
     return jnp.moveaxis(operand, axis, 0)
@@ -307,34 +320,34 @@ def _to_front(operand: Any, axis: int | None, size: int) -> Any:
 batching.primitive_batchers[_dropout] = _batch
 
 
-# ---- its way to the kernels ---------------------------------------------------------------------
+# ---- lowering to the kernels ---------------------------------------------------------------------
 
 
 @cache
-def _registered() -> bool:
-    """Whether XLA takes the handler; a version that it does not know is a warning."""
-    jax.local_devices(backend="cpu")  # before XLA has begun it would queue, and then not begin
+def _register_handler() -> bool:
+    """Register the handler with XLA and return True, or warn and return False."""
+    jax.local_devices(backend="cpu")  # JAX delays registrations until its backends are initialized
     try:
         ffi.register_ffi_target("cdropout", handler, platform="cpu")
     except RuntimeError as error:
         warnings.warn(
-            f"this jaxlib does not call cdropout's kernels directly, but through Python, which is "
-            f"slower; a newer cdropout may help: {error}",
+            "this jaxlib cannot call cdropout's kernels directly, so that dropout is a slower "
+            f"Python callback; a newer cdropout may help: {error}",
             stacklevel=2,
         )
         return False
     return True
 
 
-def _window(ndim: int, shared: int) -> Any:
-    """Return where a mask begins and how long it is, as jax/_xla.pyx describes it: as long as x."""
+def _window(ndim: int, broadcast_axes: tuple[int, ...]) -> Any:
+    """Return the handler's window (see jax/_xla.pyx) for a whole mask."""
     window = np.zeros((ndim, 4), np.uint32)
-    window[:, 3] = [shared >> axis & 1 for axis in range(ndim)]
+    window[:, 3] = [axis in broadcast_axes for axis in range(ndim)]
     return window
 
 
-def _apply(key: Any, x: Any, p: Any, window: Any) -> Any:
-    """Do what the handler does, on NumPy arrays."""
+def _apply_in_python(key: Any, x: Any, p: Any, window: Any) -> Any:
+    """Return the handler's result, computed on NumPy arrays."""
     key, x, p, window = (np.asarray(operand) for operand in (key, x, p, window))
     y = np.empty_like(x)
     keys, shape = key.shape[:-1], x.shape[key.ndim - 1 :]
@@ -342,41 +355,41 @@ def _apply(key: Any, x: Any, p: Any, window: Any) -> Any:
         p = p.astype(">u4").view(">f8")[..., 0]
     offsets, lengths = np.ascontiguousarray(window, ">u4").view(">u8").T.tolist()
     lengths = [length or of_x for length, of_x in zip(lengths, shape, strict=True)]
-    dense = Mask(lengths, 0).strides
-    strides = [step if n != 1 else 0 for n, step in zip(lengths, dense, strict=True)]
-    start = sum(offset * step for offset, step in zip(offsets, strides, strict=True))
+    strides = [s if n != 1 else 0 for n, s in zip(lengths, Mask(lengths, 0).strides, strict=True)]
+    start = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
     for index in np.ndindex(keys):
-        rate = np.broadcast_to(p, keys)[index]
-        mask = Mask(shape, rate, *_seed_and_call(key[index]), start, strides)
+        p_of_key = np.broadcast_to(p, keys)[index]
+        mask = Mask(shape, p_of_key, *_split_key_data(key[index]), start, strides)
         mask.apply(x[(*index, ...)], out=y[(*index, ...)])
     return y
 
 
-def _call_back(key: Any, x: Any, p: Any, window: Any) -> Any:
-    return jax.pure_callback(_apply, jax.ShapeDtypeStruct(x.shape, x.dtype), key, x, p, window)
+def _call_python(key: Any, x: Any, p: Any, window: Any) -> Any:
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(_apply_in_python, result, key, x, p, window)
 
 
-def _lower(context: Any, *operands: Any, shared: int, inplace: bool) -> Any:
+def _lower(context: Any, *operands: Any, broadcast_axes: tuple[int, ...], inplace: bool) -> Any:
     key, x, _ = context.avals_in
-    window = _window(x.ndim - (key.ndim - 1), shared)
+    window = _window(x.ndim - (key.ndim - 1), broadcast_axes)
     context = context.replace(
         avals_in=[*context.avals_in, jax.core.ShapedArray(window.shape, window.dtype)]
     )
-    if not _registered():
-        lower = mlir.lower_fun(_call_back, multiple_results=False)
+    if not _register_handler():
+        lower = mlir.lower_fun(_call_python, multiple_results=False)
     else:
         aliases = {1: 0} if inplace else None
         lower = ffi.ffi_lowering("cdropout", operand_output_aliases=aliases)
     return lower(context, *operands, mlir.ir_constant(window))
 
 
-def _refuse(context: Any, *_: Any, **__: Any) -> Any:
+def _raise_unsupported(context: Any, *_: Any, **__: Any) -> Any:
     platforms = ", ".join(context.module_context.platforms)
     raise NotImplementedError(
-        f"cdropout draws its masks on the CPU, and has no kernels for {platforms}; "
-        "place the computation there: jax.default_device(jax.local_devices(backend='cpu')[0])"
+        f"cdropout has kernels for the CPU only, but the program is compiled for {platforms}; to "
+        "run it on the CPU, use jax.default_device(jax.local_devices(backend='cpu')[0])"
     )
 
 
-mlir.register_lowering(_dropout, _refuse)
+mlir.register_lowering(_dropout, _raise_unsupported)
 mlir.register_lowering(_dropout, _lower, platform="cpu")

@@ -1,4 +1,4 @@
-"""Dropout for TensorFlow on the CPU: its names and errors, at the speed of memory."""
+"""Dropout for TensorFlow on the CPU, with the arguments and errors of `tf.nn.dropout`."""
 
 import re
 
@@ -12,8 +12,8 @@ except ImportError as error:
 
 if not (2, 16) <= tuple(int(n) for n in re.findall(r"\d+", tensorflow.__version__)[:2]) < (3, 0):
     raise ImportError(
-        "cdropout.tensorflow is written for TensorFlow 2.16 and later ones below 3.0, "
-        f"but found {tensorflow.__version__}"
+        "cdropout.tensorflow needs TensorFlow 2.16 or newer, but older than 3.0; "
+        f"TensorFlow {tensorflow.__version__} is installed"
     )
 
 from cdropout.tensorflow.functional import dropout, stateless_dropout

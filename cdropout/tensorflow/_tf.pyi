@@ -1,7 +1,7 @@
 from collections.abc import Callable, Sequence
 
 NAME: str
-WHOLE: int
+AXIS_LENGTH: int
 SYMBOLS: list[str]
 
 def register(

@@ -1,22 +1,23 @@
-"""The TensorFlow op that applies masks, registered through TensorFlow's C interface, which is looked up at run time.
+"""The TensorFlow op that applies masks.
 
-The types of the functions are those of TensorFlow's tensorflow/c/tf_status.h, tf_tensor.h, ops.h and kernels.h. Each
-pointer to one of its structs is a ``void*`` here. TensorFlow's headers and libraries are not needed to build this module.
+It is registered through TensorFlow's C functions, whose addresses are found at run time. TensorFlow is not required to
+build this module. The declarations of the functions are those of tensorflow/c/tf_status.h, tf_tensor.h, ops.h and
+kernels.h, with ``void*`` for pointers to TensorFlow's structs.
 
 The op is ``y = CdropoutApplyV1(x, mask_id, rate, noise_shape)``:
 
 x, y
-    Float tensors of one type and shape, which begins with the dimensions of the mask ids. The others are those of a mask.
-    y may use the memory of x.
+    Float tensors of the same type and shape. The shape begins with that of the mask ids; the other dimensions are those of
+    a mask. y may use the memory of x.
 mask_id
-    int64[..., 2]: the seed and the call number, as two's complements. Each mask id has a mask of its own.
+    int64[..., 2]. A mask id is the two's complements of the seed and the call number. Each determines one mask.
 rate
-    float64: one for all mask ids, or one per mask id. (A float attribute would be a float32.)
+    float64: one rate for all mask ids, or one per mask id.
 noise_shape
-    int64, any scalar if each element of x is drawn. Otherwise int64[n], aligned with the last axis of x: 1, the length of
-    the axis of x, or WHOLE, which stands for that length. Along an axis of length 1, or a missing one, one draw is shared.
+    int64[n], aligned with the last axes of x, or a scalar for a mask of the shape of x. An entry is 1, the length of the
+    axis of x, or AXIS_LENGTH for that length. An axis of length 1, or without an entry, is a broadcast axis.
 
-There are no attributes but the type, so that a program may compute all inputs.
+The only attribute is the type: a program can compute inputs, and a float attribute would be rounded to float32.
 """
 import ctypes
 import threading
@@ -34,21 +35,21 @@ from cdropout._core.engine cimport Operation, apply_masks
 from cdropout._core.executor cimport uninterruptible_pool
 from cdropout._core.view cimport MAX_DIMS, View
 
-C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # as TensorFlow's ops name the types
-NAME = "CdropoutApplyV1"              # another version of the op needs another name
-WHOLE = INT64_MIN
+C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # names of types in definitions of ops
+NAME = "CdropoutApplyV1"              # an op with other inputs must have another name
+AXIS_LENGTH = INT64_MIN
 
 cdef enum:
-    INVALID_ARGUMENT = 3              # a code of errors
+    INVALID_ARGUMENT = 3              # error code
 
-cdef enum:                            # inputs
+cdef enum:                            # indices of the inputs
     X
     MASK_ID
     RATE
     NOISE_SHAPE
-    INPUTS
+    INPUT_COUNT
 
-cdef struct Functions:                # of TensorFlow, in the order of SYMBOLS
+cdef struct Functions:                # TensorFlow's functions, in the order of SYMBOLS
     void* (*new_status)() noexcept nogil
     void (*delete_status)(void* status) noexcept nogil
     void (*set_status)(void* status, int code, const char* message) noexcept nogil
@@ -95,46 +96,46 @@ cdef Functions tf
 
 # ---- the kernel ---------------------------------------------------------------------------------
 
-cdef struct Call:                     # what has been checked
-    Operation operation               # on the part of x that the first mask is applied to, without the mask
-    size_t masks
+cdef struct Call:                     # the checked inputs of one call
+    Operation operation               # for the first mask, without the mask
+    size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
-    size_t rates                      # 1, or one per mask
-    const double* rate
+    size_t rate_count                 # 1, or one rate per mask
+    const double* rates
     int64_t shape[MAX_DIMS]           # of x and y
     int x_ndim
-    char error[200]                   # empty if there is none
+    char error[200]                   # message, or an empty string
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
-    """Fill in all but the axes and y, or the error."""
+    """Set all members except the axes and y, or the error."""
     cdef View* view = &call.operation.view
-    cdef int lead = tf.get_ndim(inputs[MASK_ID]) - 1
+    cdef int mask_id_ndim = tf.get_ndim(inputs[MASK_ID]) - 1    # number of dimensions of the mask ids
     cdef int x_ndim = tf.get_ndim(inputs[X])
     cdef int i
     call.x_ndim = x_ndim
-    view.ndim = x_ndim - lead
+    view.ndim = x_ndim - mask_id_ndim
     view.start = 0
     if x_ndim > MAX_DIMS:
         snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", x_ndim)
         return
-    if lead < 0 or view.ndim < 0 or tf.get_length(inputs[MASK_ID], lead) != 2:
+    if mask_id_ndim < 0 or view.ndim < 0 or tf.get_length(inputs[MASK_ID], mask_id_ndim) != 2:
         snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
         return
     for i in range(x_ndim):
         call.shape[i] = tf.get_length(inputs[X], i)
-    call.masks = 1
-    for i in range(lead):
-        call.masks *= <size_t>call.shape[i]
+    call.mask_count = 1
+    for i in range(mask_id_ndim):
+        call.mask_count *= <size_t>call.shape[i]
         if call.shape[i] != tf.get_length(inputs[MASK_ID], i):
             snprintf(call.error, sizeof(call.error), "the shape of x has to begin with the dimensions of mask_id")
             return
-    call.operation.dtype = by_number(TENSORFLOW, tf.get_dtype(inputs[X])).code    # the op's definition admits no other
+    call.operation.dtype = by_number(TENSORFLOW, tf.get_dtype(inputs[X])).code    # never NULL: TensorFlow checks the type
     view.x = <const char*>tf.get_data(inputs[X])
     call.mask_ids = <const int64_t*>tf.get_data(inputs[MASK_ID])
-    call.rate = <const double*>tf.get_data(inputs[RATE])
-    call.rates = <size_t>tf.get_size(inputs[RATE])
-    if call.rates != 1 and call.rates != call.masks:
+    call.rates = <const double*>tf.get_data(inputs[RATE])
+    call.rate_count = <size_t>tf.get_size(inputs[RATE])
+    if call.rate_count != 1 and call.rate_count != call.mask_count:
         snprintf(call.error, sizeof(call.error), "rate has to be one number, or one per mask")
 
 
@@ -142,52 +143,52 @@ cdef void check_rates(Call* call) noexcept nogil:
     cdef cdropout_mask mask
     cdef double p
     cdef size_t i
-    for i in range(call.rates):
-        p = call.rate[i]
+    for i in range(call.rate_count):
+        p = call.rates[i]
         if kernels.mask_init(&mask, 0, 0, p) < 0:
-            p = p if p == p else NAN      # without a sign
+            p = p if p == p else NAN      # the message must not show the sign of a NaN
             snprintf(call.error, sizeof(call.error), "dropout probability has to be between 0 and 1, but got %.17g", p)
 
 
 cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
-    """Fill in the axes, which are dense in x and y, or the error."""
-    cdef const int64_t* noise = <const int64_t*>tf.get_data(noise_shape)
-    cdef bint shares = tf.get_ndim(noise_shape) > 0
+    """Set the axes, in which x and y are dense, or the error."""
+    cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
+    cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
-    cdef int64_t before = tf.get_size(noise_shape) - ndim if shares else 0    # its axes in front of those of a mask
-    cdef int64_t drawn, length, i
-    cdef int64_t dense = <int64_t>types[<int>call.operation.dtype].itemsize
-    cdef int64_t step = 1
+    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # negative if entries are missing
+    cdef int64_t mask_length, length, i
+    cdef int64_t stride = <int64_t>types[<int>call.operation.dtype].itemsize
+    cdef int64_t mask_stride = 1
     cdef cdropout_axis* axis
     for i in range(ndim - 1, -1, -1):
         axis = &call.operation.view.axes[i]
         length = call.shape[call.x_ndim - ndim + i]
-        drawn = length if not shares else noise[before + i] if before + i >= 0 else 1
-        if drawn == INT64_MIN:
-            drawn = length
-        if drawn != 1 and drawn != length:
+        mask_length = length if is_scalar else entries[extra + i] if extra + i >= 0 else 1
+        if mask_length == INT64_MIN:
+            mask_length = length
+        if mask_length != 1 and mask_length != length:
             snprintf(call.error, sizeof(call.error), "noise_shape has to hold 1 or the length of each axis of x, "
-                     "but got %lld for an axis of length %lld", <long long>drawn, <long long>length)
+                     "but got %lld for an axis of length %lld", <long long>mask_length, <long long>length)
             return
         axis.length = <size_t>length
-        axis.x = axis.y = <ptrdiff_t>dense
-        axis.mask = 0 if drawn == 1 else step
-        dense *= length
-        step *= drawn
-    for i in range(before):
-        if noise[i] != 1:
+        axis.x = axis.y = <ptrdiff_t>stride
+        axis.mask = 0 if mask_length == 1 else mask_stride
+        stride *= length
+        mask_stride *= mask_length
+    for i in range(extra):
+        if entries[i] != 1:
             snprintf(call.error, sizeof(call.error), "noise_shape must not have more axes than x")
 
 
 cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept nogil:
-    """Write the mask with index i."""
+    """Initialize the mask with index i."""
     cdef const Call* call = <const Call*>checked
     cdef const int64_t* id = call.mask_ids + 2 * i
-    kernels.mask_init(mask, <uint64_t>id[0], <uint64_t>id[1], call.rate[i if call.rates > 1 else 0])
+    kernels.mask_init(mask, <uint64_t>id[0], <uint64_t>id[1], call.rates[i if call.rate_count > 1 else 0])
 
 
-cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
-    """Check the inputs, allocate the output and write it; otherwise set the status."""
+cdef void check_and_apply(void* context, void** inputs, void* status) noexcept nogil:
+    """Check the inputs, then allocate and write the output, or set the status to an error."""
     cdef Call call
     cdef int candidate = X
     cdef void* y
@@ -200,30 +201,30 @@ cdef void execute(void* context, void** inputs, void* status) noexcept nogil:
     if call.error[0]:
         tf.set_status(status, INVALID_ARGUMENT, call.error)
         return
-    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory, and can use it for y if nobody else refers to it
+    tf.delete_tensor(inputs[X])       # this is a reference; without it TensorFlow can use the memory of x for y
     inputs[X] = NULL
     y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
     if tf.get_code(status) == 0:
         call.operation.view.y = <char*>tf.get_data(y)
-        apply_masks(&call.operation, uninterruptible_pool, call.masks, init_mask, &call)
+        apply_masks(&call.operation, uninterruptible_pool, call.mask_count, init_mask, &call)
     if y != NULL:
         tf.delete_tensor(y)
 
 
-cdef void compute(void* kernel, void* context) noexcept nogil:
-    """Execute the op."""
+cdef void execute(void* kernel, void* context) noexcept nogil:
+    """Execute one call of the op."""
     cdef void* status = tf.new_status()
-    cdef void* inputs[INPUTS]
+    cdef void* inputs[INPUT_COUNT]
     cdef int i
-    for i in range(INPUTS):
+    for i in range(INPUT_COUNT):
         inputs[i] = NULL
         if tf.get_code(status) == 0:
             tf.get_input(context, i, &inputs[i], status)
     if tf.get_code(status) == 0:
-        execute(context, inputs, status)
+        check_and_apply(context, inputs, status)
     if tf.get_code(status) != 0:
         tf.fail(context, status)
-    for i in range(INPUTS):
+    for i in range(INPUT_COUNT):
         if inputs[i] != NULL:
             tf.delete_tensor(inputs[i])
     tf.delete_status(status)
@@ -247,7 +248,7 @@ cdef check_status(void* status):
 
 
 cdef define(bytes name):
-    """Register the op and its kernel. TensorFlow ends the process if the name is registered already."""
+    """Register the op and its kernel. TensorFlow ends the process if the name is already registered."""
     cdef void* status = tf.new_status()
     cdef void* op = tf.new_op(name)
     for spec in (b"x: T", b"mask_id: int64", b"rate: double", b"noise_shape: int64"):
@@ -259,7 +260,7 @@ cdef define(bytes name):
     try:
         tf.register_op(op, status)
         check_status(status)
-        tf.register_kernel(name, tf.new_kernel(name, "CPU", NULL, compute, NULL), status)
+        tf.register_kernel(name, tf.new_kernel(name, "CPU", NULL, execute, NULL), status)
         check_status(status)
     finally:
         tf.delete_status(status)
@@ -269,28 +270,28 @@ lock = threading.Lock()
 
 
 def register(str path, is_registered, symbols=SYMBOLS):
-    """Register the op, unless this process has it already.
+    """Register the op unless it is already registered.
 
     Parameters
     ----------
     path : str
         A library that has TensorFlow's C functions, or is linked with one.
     is_registered : callable
-        Return whether TensorFlow has an op of a name.
+        Takes the name of an op and returns whether TensorFlow has it.
     symbols : list of str
         The names of the functions.
 
     Returns
     -------
     bool
-        Whether the op was registered by this call.
+        True if this call registered the op.
 
     Raises
     ------
     AttributeError
-        If a function is missing. Then nothing has been registered.
+        If a function is missing. The op is then not registered.
     RuntimeError
-        If TensorFlow refuses the op.
+        If TensorFlow does not accept the op.
     """
     cdef size_t i
     library = ctypes.CDLL(path)

@@ -1,4 +1,4 @@
-"""The op that applies a mask: its registration, Python wrapper, gradient and vectorization."""
+"""The TensorFlow op that applies masks: registration, Python wrapper, gradient, vectorization."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 
 import tensorflow as tf
 
-from cdropout.tensorflow._tf import NAME, WHOLE, register
+from cdropout.tensorflow._tf import AXIS_LENGTH, NAME, register
 
-missing: ImportError | None = None
-try:  # TensorFlow does not promise these modules
+import_error: ImportError | None = None
+try:  # these modules are not part of TensorFlow's public API
     from tensorflow.core.framework import op_def_pb2
     from tensorflow.python import _pywrap_tensorflow_internal
     from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
     from tensorflow.python.ops.parallel_for import pfor
 except ImportError as error:
-    missing = error
+    import_error = error
 
-__all__ = ["WHOLE", "apply", "is_traced_for_xla"]
+__all__ = ["AXIS_LENGTH", "apply", "is_traced_for_xla"]
 
 
 def is_traced_for_xla() -> bool:
-    """Return whether the function that is traced now will be compiled by XLA."""
+    """Return whether XLA will compile the function that is being traced."""
     return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def _library() -> str:
-    """Return the path of a library through which TensorFlow's C functions are found."""
+def _library_path() -> str:
+    """Return the path of a library that has TensorFlow's C functions, or is linked with one."""
     module = Path(_pywrap_tensorflow_internal.__file__)
-    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search beyond it
+    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search linked DLLs
     return str(dll if dll.exists() else module)
 
 
@@ -40,8 +40,8 @@ def _is_registered(name: str) -> bool:
     return op_def_registry.get(name) is not None
 
 
-def _new_wrapper() -> Any:
-    """Return TensorFlow's own wrapper of the op: a hand-written one has to record gradients."""
+def _make_wrapper() -> Any:
+    """Return the Python wrapper that TensorFlow generates; it also records gradients."""
     ops = op_def_pb2.OpList(op=[op_def_registry.get(NAME)])
     module = ModuleType(f"{__name__}_wrapper")
     exec(_pywrap_python_op_gen.GetPythonWrappers(ops.SerializeToString()), module.__dict__)
@@ -49,13 +49,13 @@ def _new_wrapper() -> Any:
 
 
 def _gradient(op: Any, gy: Any) -> tuple[Any, ...]:
-    """Draw the mask again. The op is linear in x, so this holds for derivatives of any order."""
+    """Apply the mask to gy. The op is linear in x, so derivatives of any order are correct."""
     _, mask_id, rate, noise_shape = op.inputs
     return apply(gy, mask_id, rate, noise_shape), None, None, None
 
 
 def _vectorize(inputs: Any) -> Any:
-    """Apply one mask per iteration of a parallel loop, the same one if its id is."""
+    """Apply the mask of each iteration of a parallel loop."""
     inputs.stack_inputs([0, 1])
     x, mask_id = inputs.stacked_input(0), inputs.stacked_input(1)
     noise_shape = inputs.unstacked_input(3)
@@ -69,22 +69,22 @@ def _vectorize(inputs: Any) -> Any:
     return pfor.wrap(apply(x, mask_id, rate, noise_shape), True)
 
 
-def _load() -> Any:
-    """Return the wrapper; None, with a warning, if this TensorFlow cannot have the op."""
+def _load_op() -> Any:
+    """Register the op and return its wrapper, or warn and return None if that is impossible."""
     try:
-        if missing is not None:
-            raise missing
-        if register(_library(), _is_registered):
+        if import_error is not None:
+            raise import_error
+        if register(_library_path(), _is_registered):
             tf.RegisterGradient(NAME)(_gradient)
             pfor.RegisterPFor(NAME)(_vectorize)
-        return _new_wrapper()
+        return _make_wrapper()
     except (AttributeError, ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            f"cdropout's op cannot be registered with TensorFlow {tf.__version__}, so that dropout "
-            f"is TensorFlow's own; a newer cdropout may help: {error}",
+            f"cdropout's op cannot be registered with TensorFlow {tf.__version__}, so that "
+            f"TensorFlow's own dropout is used; a newer cdropout may help: {error}",
             stacklevel=2,
         )
         return None
 
 
-apply = _load()
+apply = _load_op()

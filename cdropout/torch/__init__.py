@@ -1,4 +1,4 @@
-"""Dropout for PyTorch on the CPU: its names and meaning, at the speed of memory."""
+"""Dropout for PyTorch on the CPU, with the names and the meaning of torch.nn."""
 
 import re
 
@@ -11,7 +11,7 @@ except ImportError as error:
 
 if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
     raise ImportError(
-        "cdropout.torch is written for PyTorch 2.13 and later ones below 3.0, "
+        "cdropout.torch supports PyTorch 2.13 and later versions below 3.0, "
         f"but found {torch.__version__}"
     )
 

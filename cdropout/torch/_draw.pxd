@@ -1,4 +1,4 @@
-"""The mask of one call on tensors, for torch/_tensors.pyx."""
+"""Declarations of torch/_draw.pyx for torch/_tensors.pyx."""
 cimport cython
 from libc.stdint cimport uint64_t
 
@@ -8,24 +8,24 @@ cdef raise_unexpected(y, name)
 
 
 @cython.final
-cdef class Draw:
+cdef class LazyMask:
     cdef cdropout_mask id
     cdef uint64_t start               # of a given mask
-    cdef tuple strides                # of a given mask, or None for those of C order with shared axes
+    cdef tuple strides                # of a given mask; None means C order with broadcast axes
     cdef readonly double p
     cdef double shift, constant
     cdef bint shifts
     cdef readonly bint inplace
     cdef readonly bint drawn
-    cdef tuple axes
+    cdef tuple broadcast_axes
     cdef str form
     cdef readonly object generator
     cdef object before                # the state of PyTorch's generator before the draw, if the call may be interrupted
-    cdef public object keep           # a tensor of bools that `compute` fills too, and then forgets
+    cdef public object keep           # a tensor of bools, or None; `apply_mask` fills it and then releases it
 
     cdef set_form(self, str form)
     cdef draw(self, bint interruptible)
-    cdef take_back(self)
-    cdef forget(self)
-    cdef Draw copy(self)
-    cpdef Draw derivative(self)
+    cdef undo_draw(self)
+    cdef release(self)
+    cdef LazyMask copy(self)
+    cpdef LazyMask derivative(self)

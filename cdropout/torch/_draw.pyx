@@ -1,4 +1,4 @@
-"""Draws of masks from generators, PyTorch's or this package's; compiled, since small calls are mostly overhead."""
+"""Masks drawn from PyTorch's or this package's generators; compiled because overhead dominates small calls."""
 from contextlib import contextmanager
 from threading import local
 
@@ -11,18 +11,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 from cdropout cimport cdropout_mask
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.generator cimport Generator
-from cdropout._core.mask cimport Mask, shared_strides
+from cdropout._core.mask cimport Mask, broadcast_strides
 from cdropout._core.mask import alpha_terms
 
-# Only PyTorch's private module reports what is active
-cdef object backward_pass = torch._C._current_graph_task_id      # -1 if none is running in this thread
+# Only private functions of PyTorch report what is active
+cdef object backward_pass = torch._C._current_graph_task_id      # -1 if no backward pass runs in this thread
 cdef object active_mode = torch._C._get_dispatch_mode
 cdef object is_compiling = torch.compiler.is_compiling
 cdef object Modes = torch._C._TorchDispatchModeKey
 cdef object Tensor = torch.Tensor
-cdef tuple TRACERS = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
+cdef tuple TRACING_MODES = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
 
-SEEDS = 2**63 - 1                     # how many PyTorch's generator can give: randint excludes the upper end
+SEED_LIMIT = 2**63 - 1                # upper bound of seeds, exclusive; the largest that torch.randint accepts
+FORMS = "scale", "keep", "alpha", "alpha_gradient"
 
 
 cdef raise_unexpected(y, name):
@@ -37,36 +38,39 @@ cdef raise_unexpected(y, name):
 
 
 @contextmanager
-def undisturbed():
+def without_modes():
     """Disable all function modes, dispatch modes and transforms of torch.func within the block."""
     with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch(), _disable_current_modes():
         yield
 
 
-class Cell(local):
-    """A tensor of one seed per thread, since making a new one takes longer than the draw."""
+# ---- generators ---------------------------------------------------------------------------------
+
+
+class SeedBuffer(local):
+    """A tensor of one seed per thread. Creating a new tensor takes longer than the draw."""
 
     def __init__(self):
-        with undisturbed(), torch.inference_mode(False):
+        with without_modes(), torch.inference_mode(False):
             seed = torch.empty((), dtype=torch.int64, device="cpu")
             self.draw = seed.random_
             self.address = seed.data_ptr()
 
 
-cell = Cell()
+seed_buffer = SeedBuffer()
 
 
 cdef uint64_t draw_seed(generator) except? 0:
-    """Draw a seed from a PyTorch generator: the number that torch.randint(SEEDS, ()) would give."""
+    """Draw a seed from a PyTorch generator: the number that torch.randint(SEED_LIMIT, ()) returns."""
     if generator is not None:
-        return torch.randint(SEEDS, (), generator=generator, device="cpu").item()
-    address = cell.address
-    cell.draw(0, SEEDS)
+        return torch.randint(SEED_LIMIT, (), generator=generator, device="cpu").item()
+    address = seed_buffer.address
+    seed_buffer.draw(0, SEED_LIMIT)
     return (<const uint64_t*><uintptr_t>address)[0]
 
 
 class Replayed(local):
-    """The generators that a checkpoint has restored in this thread, to draw the masks of its first run again."""
+    """The generators that a checkpoint has restored in this thread, to repeat the masks of its first run."""
 
     generators = ()
 
@@ -75,7 +79,7 @@ replayed = Replayed()
 
 
 cpdef check_generator(generator):
-    """Raise a TypeError unless a mask can be drawn from generator."""
+    """Raise TypeError unless masks can be drawn from an object of this type."""
     if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
         raise TypeError(
             f"generator has to be None, a torch.Generator or a cdropout.Generator, but got {type(generator).__name__}"
@@ -83,11 +87,15 @@ cpdef check_generator(generator):
 
 
 cdef check_source(generator):
-    """RuntimeError or NotImplementedError unless a mask can be drawn here from a generator that the caller chose.
+    """Raise an error unless an explicit generator can be used now.
 
-    During a backward pass, a checkpoint would get another mask than in its first run. A checkpoint restores PyTorch's
-    default generator itself, and others within `checkpoint_context`. The seed of a cdropout.Generator would become a
-    constant of a graph.
+    During a backward pass, a checkpoint would draw another mask than in its first run. A checkpoint restores PyTorch's
+    default generator, and other generators only within `checkpoint_context`. While traced, the seed of a
+    cdropout.Generator would become a constant of the graph.
+
+    Raises
+    ------
+    RuntimeError, NotImplementedError
     """
     if backward_pass() != -1 and generator is not torch.default_generator:
         if not any([generator is other for other in replayed.generators]):
@@ -96,16 +104,18 @@ cdef check_source(generator):
                 "run: use checkpoint(..., use_reentrant=False, context_fn=cdropout.torch.checkpoint_context(generator)); "
                 "otherwise draw from PyTorch's default generator"
             )
-    if isinstance(generator, Generator) and (is_compiling() or any([active_mode(key) is not None for key in TRACERS])):
+    if isinstance(generator, Generator) and (
+        is_compiling() or any([active_mode(key) is not None for key in TRACING_MODES])
+    ):
         raise NotImplementedError(
             "a cdropout.Generator cannot be used while traced, as its seed would become a constant of the graph: "
             "use a torch.Generator, or PyTorch's default generator"
         )
 
 
-@cython.binding(True)                 # torch.compile warns of functions without
+@cython.binding(True)                 # torch.compile warns about functions without binding
 def draw_from(generator):
-    """Draw the seed, as a tensor, and the call number of the next mask from a generator that the caller chose.
+    """Draw the seed, as a tensor, and the call number of the next mask from an explicit generator.
 
     Raises
     ------
@@ -116,7 +126,7 @@ def draw_from(generator):
     check_generator(generator)
     check_source(generator)
     if not isinstance(generator, Generator):
-        return torch.randint(SEEDS, (), generator=generator, device="cpu"), 0
+        return torch.randint(SEED_LIMIT, (), generator=generator, device="cpu"), 0
     (<Generator>generator).next_id(&mask)
     return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
 
@@ -129,16 +139,16 @@ def state_of(generator):
 
 
 def set_state(generator, state):
-    """Set a generator to what `state_of` returned; one that was never seeded stays unseeded."""
+    """Set a generator to a state from `state_of`. A generator that was never seeded remains unseeded."""
     if isinstance(generator, Generator):
-        (<Generator>generator).go_back(state, (<Generator>generator).born)
+        (<Generator>generator).restore_state(state, (<Generator>generator).forks_at_seeding)
     else:
         (torch.default_generator if generator is None else generator).set_state(state)
 
 
 def restore(generator, before, after):
-    """Set a generator back from the state `after` to the state `before`, unless it is no longer in `after`."""
-    with undisturbed():
+    """Set a generator from the state `after` back to the state `before`, unless its state has changed since."""
+    with without_modes():
         now = state_of(generator)
         if now == after if isinstance(generator, Generator) else torch.equal(now, after):
             set_state(generator, before)
@@ -146,41 +156,42 @@ def restore(generator, before, after):
 
 cdef state_after(before):
     """Return the state of a PyTorch generator after the draw of one seed in the state `before`."""
-    with undisturbed():
+    with without_modes():
         copy = torch.Generator()
         copy.set_state(before)
         draw_seed(copy)
         return copy.get_state()
 
 
-FORMS = "scale", "keep", "alpha", "alpha_gradient"
+# ---- masks --------------------------------------------------------------------------------------
 
 
-cdef class Draw:
-    """The mask of one call, given or still to be drawn, and what it makes of the elements.
+cdef class LazyMask:
+    """A mask that is drawn when it is applied, and how one call applies it.
 
-    `compute` draws the seed and the call number, after it has allocated memory.
+    `apply_mask` draws the seed and the call number after it has allocated memory, so that an error leaves the generator
+    unchanged.
 
     Parameters
     ----------
     p : float
-    axes : tuple of int
-        The axes along which one draw is shared.
+    broadcast_axes : tuple of int
     form : str
-        What becomes of an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
-        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, +0.0 in any form.
+        The result for an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
+        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, each form
+        gives +0.0.
     inplace : bool
-        Whether `compute` writes to its input.
+        If true, `apply_mask` writes to its input.
     generator : None, torch.Generator or Generator
         None is PyTorch's default generator.
     """
 
-    def __init__(self, double p, tuple axes, str form, bint inplace=False, generator=None):
+    def __init__(self, double p, tuple broadcast_axes, str form, bint inplace=False, generator=None):
         if kernels.mask_init(&self.id, 0, 0, p):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         if generator is not None:
             check_generator(generator)
-        self.p, self.axes, self.inplace, self.generator = p, axes, inplace, generator
+        self.p, self.broadcast_axes, self.inplace, self.generator = p, broadcast_axes, inplace, generator
         self.set_form(form)
 
     cdef set_form(self, str form):
@@ -192,7 +203,7 @@ cdef class Draw:
             self.shifts = form == "alpha"
 
     cdef draw(self, bint interruptible):
-        """Draw seed and call number, unless this was done; p = 1 draws nothing. `interruptible`: take_back may follow."""
+        """Draw seed and call number, unless drawn already or p = 1. If `interruptible`, `undo_draw` may follow."""
         if self.drawn:
             return
         if self.p != 1:
@@ -206,62 +217,63 @@ cdef class Draw:
                 self.id.seed = draw_seed(self.generator)
         self.drawn = True
 
-    cdef take_back(self):
-        """Undo `draw`, unless something was drawn from the generator since."""
+    cdef undo_draw(self):
+        """Undo `draw`, unless the generator was used since."""
         if self.p != 1 and isinstance(self.generator, Generator):
-            (<Generator>self.generator).take_back(&self.id)
+            (<Generator>self.generator).undo_next_id(&self.id)
         elif self.before is not None:
             restore(self.generator, self.before, state_after(self.before))
 
-    cdef forget(self):
+    cdef release(self):
+        """Drop the references that only the first application needs."""
         self.before = self.keep = self.generator = None
 
-    cdef Draw copy(self):
-        """Return a copy that is not in place and has no generator."""
-        cdef Draw draw = Draw.__new__(Draw)
-        draw.id, draw.start, draw.strides, draw.drawn = self.id, self.start, self.strides, self.drawn
-        draw.p, draw.axes, draw.form = self.p, self.axes, self.form
-        draw.shifts, draw.shift, draw.constant = self.shifts, self.shift, self.constant
-        return draw
+    cdef LazyMask copy(self):
+        """Return a copy without generator that is not in place."""
+        cdef LazyMask mask = LazyMask.__new__(LazyMask)
+        mask.id, mask.start, mask.strides, mask.drawn = self.id, self.start, self.strides, self.drawn
+        mask.p, mask.broadcast_axes, mask.form = self.p, self.broadcast_axes, self.form
+        mask.shifts, mask.shift, mask.constant = self.shifts, self.shift, self.constant
+        return mask
 
     def out_of_place(self):
-        """Return the same draw, with its generator, but not in place."""
-        cdef Draw draw = self.copy()
-        draw.generator = self.generator
-        return draw
+        """Return a copy with the same generator that is not in place."""
+        cdef LazyMask mask = self.copy()
+        mask.generator = self.generator
+        return mask
 
-    cpdef Draw derivative(self):
-        """Return the draw of the derivative, which has the same mask and adds nothing."""
-        cdef Draw draw
+    cpdef LazyMask derivative(self):
+        """Return the same mask in the form of the derivative, which is linear."""
+        cdef LazyMask mask
         if not self.shifts and not self.inplace:
             return self
-        draw = self.copy()
-        draw.shifts = False
-        draw.form = derivative_of(self.form)
-        return draw
+        mask = self.copy()
+        mask.shifts = False
+        mask.form = derivative_of(self.form)
+        return mask
 
     def with_call(self, uint64_t call):
-        """Return the same draw with a call number; its seed is a tensor."""
-        cdef Draw draw = self.copy()
-        draw.id.call = call
-        return draw
+        """Return a copy with this call number, to be used with a tensor as its seed."""
+        cdef LazyMask mask = self.copy()
+        mask.id.call = call
+        return mask
 
-    def batched(self, bint one_mask):
-        """Return the draw with an axis before the others: one mask for all along it, or one mask over it too."""
-        cdef Draw draw = self.copy()
+    def with_batch_axis(self, bint shared):
+        """Return a copy with a new first axis; if `shared`, one mask applies to all indices along it."""
+        cdef LazyMask mask = self.copy()
         if self.strides is not None:
-            draw.strides = (0, *self.strides)
+            mask.strides = (0, *self.strides)
         else:
-            draw.axes = (0,) * one_mask + tuple([axis + 1 for axis in self.axes])
-        return draw
+            mask.broadcast_axes = (0,) * shared + tuple([axis + 1 for axis in self.broadcast_axes])
+        return mask
 
-    def constants(self):
-        """Return the operator's arguments after the seed, which is a tensor."""
-        return self.id.call, self.p, list(self.axes), self.form
+    def dropout_arguments(self):
+        """Return the arguments of cdropout::dropout after the seed, which is a tensor."""
+        return self.id.call, self.p, list(self.broadcast_axes), self.form
 
-    def numbers(self, tuple shape):
-        """Return the arguments of the operator for a known mask, for an input of this shape; 64-bit numbers are signed."""
-        strides = self.strides if self.strides is not None else shared_strides(shape, self.axes)
+    def apply_mask_arguments(self, tuple shape):
+        """Return the arguments of cdropout::apply_mask after an input of this shape; 64-bit numbers are signed."""
+        strides = self.strides if self.strides is not None else broadcast_strides(shape, self.broadcast_axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
         )
@@ -273,17 +285,17 @@ def derivative_of(form):
     return "alpha_gradient" if form == "alpha" else form
 
 
-def known(Mask mask, str form, bint inplace=False):
-    """Return a Draw of a given mask; the form "scale" applies the mask's scale, and "alpha" replaces it."""
-    cdef Draw draw = Draw.__new__(Draw)
-    draw.id, draw.start, draw.strides, draw.p = mask.id, mask.first, mask.steps, mask.p
-    draw.axes, draw.inplace, draw.drawn = (), inplace, True
-    draw.set_form(form)
-    return draw
+def given_mask(Mask given, str form, bint inplace=False):
+    """Return the LazyMask of a Mask. The form "scale" uses the scale of the Mask; "alpha" replaces it."""
+    cdef LazyMask mask = LazyMask.__new__(LazyMask)
+    mask.id, mask.start, mask.strides, mask.p = given.id, given.start_, given.strides_, given.p
+    mask.broadcast_axes, mask.inplace, mask.drawn = (), inplace, True
+    mask.set_form(form)
+    return mask
 
 
-def seeded(uint64_t seed, uint64_t call, double p, tuple axes, str form):
-    """Return a Draw of known numbers."""
-    cdef Draw draw = Draw(p, axes, form)
-    draw.id.seed, draw.id.call, draw.drawn = seed, call, True
-    return draw
+def seeded_mask(uint64_t seed, uint64_t call, double p, tuple broadcast_axes, str form):
+    """Return a LazyMask with this seed and call number."""
+    cdef LazyMask mask = LazyMask(p, broadcast_axes, form)
+    mask.id.seed, mask.id.call, mask.drawn = seed, call, True
+    return mask

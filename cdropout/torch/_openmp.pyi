@@ -1,5 +1,5 @@
 """Types of torch/_openmp.pyx."""
 
-found: list[int]
+function_addresses: list[int]
 
-def addresses(*names: str) -> list[int]: ...
+def find_functions(*names: str) -> list[int]: ...

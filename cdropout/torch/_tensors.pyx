@@ -1,4 +1,4 @@
-"""Masks applied to PyTorch's CPU tensors, read by DLPack's C interface; compiled, since small calls are mostly overhead."""
+"""Masks applied to CPU tensors, which are read by DLPack's C interface; compiled because overhead dominates small calls."""
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
@@ -7,32 +7,32 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 import torch
 
 from cdropout cimport CDROPOUT_BOOL, CDROPOUT_FLOAT32, cdropout_axis
-from cdropout.torch._draw cimport Draw, raise_unexpected
+from cdropout.torch._draw cimport LazyMask, raise_unexpected
 from cdropout._core.dtypes cimport ElementType, by_dlpack, types
 from cdropout._core.engine cimport Operation, may_be_interrupted, prepare, run_prepared, stride_along, use_mask, use_shift
-from cdropout._core.mask cimport shared_strides
+from cdropout._core.mask cimport broadcast_strides
 from cdropout.torch._openmp cimport executor_of_pytorch
 from cdropout._core.executor cimport Executor
 from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
-# ---- tensors, seen from C -----------------------------------------------------------------------
+# ---- tensors as C structs -----------------------------------------------------------------------
 
 cdef enum:
-    ON_CPU = 1                        # DLPack's number of the device
+    DLPACK_CPU = 1                    # the device type kDLCPU
 
 cdef struct TensorView:               # DLTensor
     char* data
     int32_t device, device_index, ndim
-    uint8_t kind, bits
+    uint8_t type_code, bits
     uint16_t lanes
     int64_t* shape
     int64_t* strides                  # in elements
     uint64_t offset                   # in bytes
 
-cdef struct Exchange:                 # DLPackExchangeAPI of version 1
+cdef struct ExchangeTable:            # DLPackExchangeAPI of version 1
     uint32_t major, minor
-    void* older
-    void* others[3]
+    void* previous
+    void* unused[3]
     int (*read)(void* tensor, TensorView* view) noexcept
 
 cdef object Tensor = torch.Tensor
@@ -40,19 +40,19 @@ cdef object Parameter = torch.nn.Parameter
 cdef object empty_like = torch.empty_like
 cdef object is_grad_enabled = torch.is_grad_enabled
 cdef object forward_ad = torch.autograd.forward_ad
-# Only PyTorch's private module reports what is active
+# Only private functions of PyTorch report what is active
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
 cdef object capsule = Tensor.__dlpack_c_exchange_api__
-cdef const Exchange* exchange = <const Exchange*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+cdef const ExchangeTable* exchange = <const ExchangeTable*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
 if exchange.major != 1:
     raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")
 
 
 cdef const ElementType* type_of(const TensorView* view) noexcept nogil:
-    """Return the type of the elements, which may be bool; NULL if it is not in the table."""
-    return by_dlpack(view.kind, view.bits) if view.lanes == 1 else NULL
+    """Return the type of the elements, which may be bool; NULL if not supported."""
+    return by_dlpack(view.type_code, view.bits) if view.lanes == 1 else NULL
 
 
 cdef size_t size_of(const TensorView* view) noexcept nogil:
@@ -63,45 +63,45 @@ cdef size_t size_of(const TensorView* view) noexcept nogil:
     return size
 
 
-cdef bint read(x, TensorView* view):
-    """Read x into view; return whether x is floats in memory: no subclass or wrapper, nothing lazily negative or zero."""
-    cdef const ElementType* kind
+cdef bint read_tensor(x, TensorView* view):
+    """Read x into view. Return whether x is a supported tensor: no subclass, no wrapper, and the memory holds its values."""
+    cdef const ElementType* dtype
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     if exchange.read(<void*>x, view):
-        PyErr_Clear()                 # it has no memory, or a type that DLPack does not have
+        PyErr_Clear()                 # x has no memory, or DLPack lacks its type
         return False
     view.data += view.offset
-    kind = type_of(view)
+    dtype = type_of(view)
     return (
-        view.device == ON_CPU and kind != NULL and kind.code != CDROPOUT_BOOL and not x.is_neg()
+        view.device == DLPACK_CPU and dtype != NULL and dtype.code != CDROPOUT_BOOL and not x.is_neg()
         and (view.data != NULL or size_of(view) == 0)
     )
 
 
-def is_plain(x):
-    """Return whether `compute` takes x."""
+def is_supported(x):
+    """Return whether `apply_mask` supports x."""
     cdef TensorView view
-    return read(x, &view)
+    return read_tensor(x, &view)
 
 
-def is_ordinary(x):
-    """Return whether x is plain and not empty, and no transform, tracer or dispatch mode is active."""
+def runs_eagerly(x):
+    """Return whether x is supported and not empty, and no transform, tracer or dispatch mode is active."""
     cdef TensorView view
     return (
         not transforms_active() and not active_modes() and tracing_state() is None
-        and read(x, &view) and size_of(&view) != 0
+        and read_tensor(x, &view) and size_of(&view) != 0
     )
 
 
 # ---- overlaps -----------------------------------------------------------------------------------
 
 
-def overlap(shape, strides):
-    """Return whether elements at these strides, in elements, may share memory."""
+def elements_overlap(shape, strides):
+    """Return whether elements may share memory; strides are in elements."""
     cdef View view
     lengths = [(length, stride) for length, stride in zip(shape, strides) if length != 1]
-    if 0 in shape or len(lengths) > MAX_DIMS:      # so many elements cannot all have memory of their own
+    if 0 in shape or len(lengths) > MAX_DIMS:      # 2**MAX_DIMS elements exceed any memory, so some overlap
         return 0 not in shape
     for i, (length, stride) in enumerate(lengths):
         view.axes[i] = cdropout_axis(length, 0, stride, 0)
@@ -112,11 +112,11 @@ def overlap(shape, strides):
     return overlaps_itself(&view, 1)
 
 
-# ---- tensors that PyTorch makes -----------------------------------------------------------------
+# ---- tensors from PyTorch's functions -----------------------------------------------------------
 
 
-cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* kind):
-    """Read y into view; return whether it has x's shape, the given type, and memory of its own for each element."""
+cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dtype):
+    """Read y into view. Return whether y has the shape of x, this type, and its own memory for each element."""
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
@@ -126,7 +126,7 @@ cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* ki
         PyErr_Clear()
         return False
     view.data += view.offset
-    if view.device != ON_CPU or type_of(view) != kind or view.ndim != x.ndim:
+    if view.device != DLPACK_CPU or type_of(view) != dtype or view.ndim != x.ndim:
         return False
     for i in range(x.ndim - 1, -1, -1):
         if view.shape[i] != x.shape[i]:
@@ -135,12 +135,12 @@ cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* ki
         step *= view.shape[i]
     if size_of(view) and (view.data == NULL or view.data == x.data):
         return False
-    return dense or not overlap(y.shape, y.stride())
+    return dense or not elements_overlap(y.shape, y.stride())
 
 
-cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* kind, name):
-    """RuntimeError if y, from PyTorch's function of this name, is not as expected: a mode may return anything."""
-    if not is_new(y, view, x, kind):
+cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* dtype, name):
+    """Raise RuntimeError unless y, from PyTorch's function of this name, is new memory: a mode may return anything."""
+    if not is_new(y, view, x, dtype):
         raise_unexpected(y, name)
 
 
@@ -148,9 +148,9 @@ cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* kind
 
 
 cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t start, tuple strides):
-    """Describe x and y, with the mask's strides (None: those of C order).
+    """Fill a View from x, y and the strides of the mask; None means C order.
 
-    Axes of length 1 are left out: where there are elements, there are fewer than MAX_DIMS others.
+    Axes of length 1 are omitted: a tensor with elements has at most MAX_DIMS others.
     """
     cdef ptrdiff_t itemsize = x.bits // 8
     cdef int64_t step = 1
@@ -171,68 +171,68 @@ cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t st
         step *= x.shape[i]
 
 
-cdef tuple mask_strides(const TensorView* x, Draw draw):
-    """Return the mask's strides along the axes of x; None are those of C order."""
+cdef tuple mask_strides(const TensorView* x, LazyMask mask):
+    """Return the strides of the mask along the axes of x; None means C order."""
     cdef int i
-    if draw.axes:
-        return shared_strides(tuple([x.shape[i] for i in range(x.ndim)]), draw.axes)
-    return draw.strides
+    if mask.broadcast_axes:
+        return broadcast_strides(tuple([x.shape[i] for i in range(x.ndim)]), mask.broadcast_axes)
+    return mask.strides
 
 
-cpdef compute(x, Draw draw):
-    """Apply a mask to x; return the result in the memory order of x, or None if x is not plain.
+cpdef apply_mask(x, LazyMask mask):
+    """Apply a mask to x. Return the result in the memory order of x, or None if x is not supported.
 
-    Memory is allocated before the mask is drawn. If a signal's handler raises, the draw is undone.
+    Memory is allocated before the mask is drawn. If a signal's handler raises an exception, the draw is undone.
     """
-    cdef Operation operation, drawing
+    cdef Operation operation, keep_operation
     cdef TensorView source, target, keep
     cdef const Executor* executor
     cdef size_t max_threads
-    cdef bint given = draw.drawn
-    if not read(x, &source):
+    cdef bint drawn_before = mask.drawn
+    if not read_tensor(x, &source):
         return None
-    if draw.keep is not None:
-        check_new(draw.keep, &keep, &source, &types[<int>CDROPOUT_BOOL], "empty")
-        fill_view(&drawing.view, &keep, &keep, draw.start, None)
-        drawing.dtype = CDROPOUT_BOOL
-    if draw.inplace:
+    if mask.keep is not None:
+        check_new(mask.keep, &keep, &source, &types[<int>CDROPOUT_BOOL], "empty")
+        fill_view(&keep_operation.view, &keep, &keep, mask.start, None)
+        keep_operation.dtype = CDROPOUT_BOOL
+    if mask.inplace:
         y = x
         target = source
     else:
         y = empty_like(x)
         check_new(y, &target, &source, type_of(&source), "empty_like")
-    copy = copy_first(x, &source, draw)
+    copy = float32_copy(x, &source, mask)
     if copy is not None:
         target = source
-    fill_view(&operation.view, &source, &target, draw.start, mask_strides(&source, draw))
+    fill_view(&operation.view, &source, &target, mask.start, mask_strides(&source, mask))
     operation.dtype = type_of(&source).code
-    use_mask(&operation, &draw.id)
-    if draw.shifts:
-        use_shift(&operation, draw.shift, draw.constant)
+    use_mask(&operation, &mask.id)
+    if mask.shifts:
+        use_shift(&operation, mask.shift, mask.constant)
     executor = executor_of_pytorch()
-    max_threads = torch.get_num_threads() if size_of(&source) >= executor.shared else 1
+    max_threads = torch.get_num_threads() if size_of(&source) >= executor.parallel_min else 1
     prepare(&operation, executor, max_threads)
-    draw.draw(may_be_interrupted(&operation))
+    mask.draw(may_be_interrupted(&operation))
     try:
         run_prepared(&operation)
-        if draw.keep is not None:
-            use_mask(&drawing, &draw.id)
-            prepare(&drawing, executor, max_threads)
-            run_prepared(&drawing)
+        if mask.keep is not None:
+            use_mask(&keep_operation, &mask.id)
+            prepare(&keep_operation, executor, max_threads)
+            run_prepared(&keep_operation)
         if copy is not None:
             y.copy_(copy)
-    except BaseException:             # a signal's handler has raised
-        if not given:
-            draw.take_back()
+    except BaseException:             # from a signal's handler
+        if not drawn_before:
+            mask.undo_draw()
         raise
-    if not given:
-        draw.forget()
+    if not drawn_before:
+        mask.release()
     return y
 
 
-cdef copy_first(x, TensorView* source, Draw draw):
-    """Return a copy of x in float32, read into source, if alpha dropout is computed in it and rounded once; else None."""
-    if not draw.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
+cdef float32_copy(x, TensorView* source, LazyMask mask):
+    """Return a float32 copy of x, read into source, if alpha dropout needs one to round once; otherwise None."""
+    if not mask.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None
     cdef TensorView wide
     copy = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
@@ -241,8 +241,11 @@ cdef copy_first(x, TensorView* source, Draw draw):
     return copy
 
 
-def compute_gradient(gy, Draw draw):
-    """`compute` for the derivative of a Draw, never in place; None too if the result is to have derivatives itself."""
+def apply_mask_to_gradient(gy, LazyMask mask):
+    """Apply the derivative of a mask, never in place.
+
+    Return None if gy is not supported, or if autograd or forward mode has to record the operation.
+    """
     if forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled()):
         return None
-    return compute(gy, draw.derivative())
+    return apply_mask(gy, mask.derivative())

@@ -1,4 +1,4 @@
-"""A mask applied to a tensor, with derivatives: eagerly, under torch.func, in compiled graphs."""
+"""Masks applied to tensors, with derivatives: in eager mode, under torch.func, in graphs."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -17,28 +17,47 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
 
-from cdropout.torch._draw import SEEDS, Draw, check_generator, draw_from, known, restore, state_of
-from cdropout._core.dtypes import FLOATS, LISTED
+from cdropout._core.dtypes import FLOATS, FLOATS_TEXT
 from cdropout._core.generator import Generator
 from cdropout._core.mask import Mask, check_mask, check_not_given
-from cdropout.torch._tensors import compute, compute_gradient, is_ordinary, is_plain, overlap
-from cdropout.torch.operators import batched, dropout_operator, mask_operator, saved_seed
-from cdropout.torch.fx import PUBLIC, symbolic_call
+from cdropout.torch._draw import (
+    SEED_LIMIT,
+    LazyMask,
+    check_generator,
+    draw_from,
+    given_mask,
+    restore,
+    state_of,
+)
+from cdropout.torch._tensors import (
+    apply_mask,
+    apply_mask_to_gradient,
+    elements_overlap,
+    is_supported,
+    runs_eagerly,
+)
+from cdropout.torch.fx import REPLACEMENTS, record_call
+from cdropout.torch.operators import (
+    dropout_operator,
+    mask_operator,
+    move_batch_axis_first,
+    saved_seed,
+)
 
-# What masks may be drawn from, and what applies one: (x, p, inplace, generator, shared, form)
 Source: TypeAlias = torch.Generator | Generator | None
-Way: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
+# A function that applies a new mask: (x, p, inplace, generator, broadcast_axes, form)
+Implementation: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = tuple(getattr(torch, name) for name in FLOATS)
 
-# Tensors of tracers, with the dispatch modes in which they can be computed with
+# Tensors of tracers, and the dispatch modes that they require
 TRACED = {
     FakeTensor: torch._C._TorchDispatchModeKey.FAKE,
     FunctionalTensor: torch._C._TorchDispatchModeKey.FUNCTIONAL,
 }
 
 
-# ---- which mask -------------------------------------------------------------------------------
+# ---- seeds --------------------------------------------------------------------------------------
 
 
 def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
@@ -52,14 +71,14 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
                 "PyTorch's default generator can"
             )
         return draw_from(generator)
-    # The compiler replaces the overload of randint without a generator by a generator of its own
-    return torch.randint(SEEDS, (), generator=None, device="cpu"), 0
+    # The compiler would replace a call without the argument generator by its own generator
+    return torch.randint(SEED_LIMIT, (), generator=None, device="cpu"), 0
 
 
-def then_or_restore(
+def restore_on_error(
     generator: Source, draw: Callable[[], Any], use: Callable[[Any], Tensor]
 ) -> Tensor:
-    """Return use(draw()); if `use` raises an error, set the generator back to before the draw."""
+    """Return use(draw()); if `use` raises an error, restore the generator's state before `draw`."""
     if is_compiling():
         return use(draw())
     check_generator(generator)
@@ -73,54 +92,56 @@ def then_or_restore(
         raise
 
 
-# ---- the step, and its derivatives --------------------------------------------------------------
+# ---- autograd functions -------------------------------------------------------------------------
 
 
-class Eager(torch.autograd.Function):
-    """The step as eager mode records it: in PyTorch's older form, which costs it least."""
+class EagerDropout(torch.autograd.Function):
+    """Dropout in eager mode, in the form of autograd functions that has the least overhead."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draw: Draw) -> Tensor:
-        ctx.draw = draw
-        if draw.inplace:
+    def forward(ctx: Any, x: Tensor, mask: LazyMask) -> Tensor:
+        ctx.mask = mask
+        if mask.inplace:
             ctx.mark_dirty(x)
-        return compute(x, draw)
+        return apply_mask(x, mask)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
-        gx = compute_gradient(gy, ctx.draw)
-        return Masked.apply(gy, None, ctx.draw.derivative()) if gx is None else gx, None
+        gx = apply_mask_to_gradient(gy, ctx.mask)
+        if gx is None:
+            gx = TransformableDropout.apply(gy, None, ctx.mask.derivative())
+        return gx, None
 
 
-# Outside of torch.func, Function.apply looks at forward's signature, and the node's apply at which
-# of its methods is there, anew in each call: for a small tensor longer than its dropout takes.
-record = super(torch.autograd.Function, Eager).apply
-Eager._backward_cls.apply = Eager.backward  # type: ignore[attr-defined]
+# Function.apply inspects the signature of forward in each call, and the node's apply inspects which
+# methods exist. For small tensors both take longer than dropout, so neither is used.
+apply_eager_dropout = super(torch.autograd.Function, EagerDropout).apply
+EagerDropout._backward_cls.apply = EagerDropout.backward  # type: ignore[attr-defined]
 
 
-class Masked(torch.autograd.Function):
-    """The step for all else: torch.func, forward mode, second derivatives. It is affine in x.
+class TransformableDropout(torch.autograd.Function):
+    """Dropout under torch.func, in forward mode and in second derivatives. It is affine in x.
 
-    The seed is a tensor where a draw has none yet, and None otherwise.
+    The seed is a tensor if the mask is not drawn yet; otherwise it is None.
     """
 
     @staticmethod
-    def forward(x: Tensor, seed: Tensor | None, draw: Draw) -> Tensor:
+    def forward(x: Tensor, seed: Tensor | None, mask: LazyMask) -> Tensor:
         if seed is not None:
-            return dropout_operator(x, seed, *draw.constants())
+            return dropout_operator(x, seed, *mask.dropout_arguments())
         if torch._C._len_torch_dispatch_stack():
-            return mask_operator(x, *draw.numbers(tuple(x.shape)))
-        if is_plain(x):
-            return compute(x, draw)
-        # a gradient that is a batch of vmap's older kind, lazy zeros, ...
+            return mask_operator(x, *mask.apply_mask_arguments(tuple(x.shape)))
+        if is_supported(x):
+            return apply_mask(x, mask)
+        # x is a gradient without plain memory, such as one of the legacy vmap or a lazy zero tensor
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
-        scales = compute(torch.ones(x.shape, dtype=wide, device="cpu"), draw.derivative())
+        scales = apply_mask(torch.ones(x.shape, dtype=wide, device="cpu"), mask.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _x, seed, draw = inputs
-        ctx.draw = draw.derivative()
+        _x, seed, mask = inputs
+        ctx.mask = mask.derivative()
         ctx.has_seed = seed is not None
         if seed is not None:
             ctx.save_for_backward(seed)
@@ -128,227 +149,251 @@ class Masked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
-        return Masked.jvp(ctx, gy), None, None
+        return TransformableDropout.jvp(ctx, gy), None, None
 
     @staticmethod
     def jvp(ctx: Any, gx: Tensor, *_others: None) -> Tensor:
-        return Masked.apply(gx, ctx.saved_tensors[0] if ctx.has_seed else None, ctx.draw)
+        seed = ctx.saved_tensors[0] if ctx.has_seed else None
+        return TransformableDropout.apply(gx, seed, ctx.mask)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None, draw: Draw
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None, mask: LazyMask
     ) -> tuple[Tensor, int]:
-        x, seed = batched(info, in_dims, x, seed)
-        return Masked.apply(x, seed, draw.batched(in_dims[1] is None)), 0
+        x, seed = move_batch_axis_first(info, in_dims, x, seed)
+        return TransformableDropout.apply(x, seed, mask.with_batch_axis(in_dims[1] is None)), 0
 
 
-# ---- the ways to it -----------------------------------------------------------------------------
+# ---- implementations ----------------------------------------------------------------------------
 
 
 def _check_in_place(x: Tensor) -> None:
-    """Refuse a tensor that cannot be written to before anything is drawn, in PyTorch's words."""
-    if torch._debug_has_internal_overlap(x):  # it may have, as far as PyTorch knows
+    """Raise PyTorch's error, before a mask is drawn, if x cannot be written to."""
+    if torch._debug_has_internal_overlap(x):  # PyTorch does not exclude an overlap
         _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
-        x.copy_(x)
+        x.copy_(x)  # raises the error
     if x.is_inference() and not torch.is_inference_mode_enabled():
-        x.copy_(x)
+        x.copy_(x)  # raises the error
 
 
 def _check_overlap(x: Tensor) -> None:
-    """RuntimeError if elements of x may share memory; PyTorch finds only some of them."""
+    """Raise RuntimeError if elements of x may share memory; PyTorch finds only some cases."""
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
-    if overlap(x.shape, x.stride()):
+    if elements_overlap(x.shape, x.stride()):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation."
         )
 
 
-def eagerly(x: Tensor, draw: Draw) -> Tensor:
-    """Apply a mask eagerly; record it in autograd only if a derivative is needed."""
+def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
+    """Apply a mask in eager mode; use autograd only if a derivative is needed."""
     forward_mode = forward_ad._current_level >= 0
-    watched = x.requires_grad and is_grad_enabled()
-    if draw.inplace:
+    needs_grad = x.requires_grad and is_grad_enabled()
+    if mask.inplace:
         _check_in_place(x)
-        if forward_mode or (watched and x._is_view()):
-            return x.copy_(eagerly(x, draw.out_of_place()))
+        if forward_mode or (needs_grad and x._is_view()):
+            return x.copy_(apply_eagerly(x, mask.out_of_place()))
     if forward_mode:
-        if draw.keep is None:
-            return transformed(x, draw)
-        compute(x, draw)  # fills keep
-        return Masked.apply(x, None, draw)
-    if watched:
-        return record(x, draw)
-    y = compute(x, draw)
-    if draw.inplace and not x.is_inference():
+        if mask.keep is None:
+            return apply_under_transforms(x, mask)
+        apply_mask(x, mask)  # fills mask.keep
+        return TransformableDropout.apply(x, None, mask)
+    if needs_grad:
+        return apply_eager_dropout(x, mask)
+    y = apply_mask(x, mask)
+    if mask.inplace and not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return y
 
 
-def transformed(x: Tensor, draw: Draw) -> Tensor:
-    """Apply a mask under torch.func, where vmap's randomness decides what a draw is."""
+def apply_under_transforms(x: Tensor, mask: LazyMask) -> Tensor:
+    """Apply a mask under torch.func; the randomness of vmap determines how seeds are drawn."""
 
-    def apply(seed: Tensor | None, outside: Draw) -> Tensor:
-        y = Masked.apply(x, seed, outside)
-        return x.copy_(y) if draw.inplace else y
+    def apply(seed: Tensor | None, out_of_place: LazyMask) -> Tensor:
+        y = TransformableDropout.apply(x, seed, out_of_place)
+        return x.copy_(y) if mask.inplace else y
 
-    if draw.inplace:
+    if mask.inplace:
         _check_overlap(x)
-    if draw.drawn:
-        return apply(None, draw.out_of_place())
-    return then_or_restore(
-        draw.generator,
-        lambda: next_seed(draw.p, draw.generator),
-        lambda drawn: apply(drawn[0], draw.with_call(drawn[1])),
+    if mask.drawn:
+        return apply(None, mask.out_of_place())
+    return restore_on_error(
+        mask.generator,
+        lambda: next_seed(mask.p, mask.generator),
+        lambda drawn: apply(drawn[0], mask.with_call(drawn[1])),
     )
 
 
-def in_eager_mode(
-    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
+def dropout_eagerly(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    broadcast_axes: tuple[int, ...],
+    form: str,
 ) -> Tensor:
-    """Apply a new mask eagerly."""
-    return eagerly(x, Draw(p, shared, form, inplace, generator))
+    """Apply a new mask in eager mode."""
+    return apply_eagerly(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
-def under_transforms(
-    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
+def dropout_under_transforms(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    broadcast_axes: tuple[int, ...],
+    form: str,
 ) -> Tensor:
     """Apply a new mask under torch.func."""
-    return transformed(x, Draw(p, shared, form, inplace, generator))
+    return apply_under_transforms(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
-def in_a_graph(
-    x: Tensor, p: float, inplace: bool, generator: Source, shared: tuple[int, ...], form: str
+def dropout_by_operators(
+    x: Tensor,
+    p: float,
+    inplace: bool,
+    generator: Source,
+    broadcast_axes: tuple[int, ...],
+    form: str,
 ) -> Tensor:
-    """Apply a new mask as operators, for compilers and dispatch modes."""
+    """Apply a new mask by operators, which compilers and dispatch modes can record."""
 
     def apply(drawn: tuple[Tensor, int]) -> Tensor:
         seed, call = drawn
-        y = dropout_operator(x, saved_seed(seed), call, p, list(shared), form)
+        y = dropout_operator(x, saved_seed(seed), call, p, list(broadcast_axes), form)
         return x.copy_(y) if inplace else y
 
     if inplace and not is_compiling():
         _check_overlap(x)
-    return then_or_restore(generator, lambda: next_seed(p, generator), apply)
+    return restore_on_error(generator, lambda: next_seed(p, generator), apply)
 
 
-def apply_known(way: Way, x: Tensor, mask: Mask, inplace: bool, form: str) -> Tensor:
-    """Apply a given mask in the way of `way_for`."""
+def apply_given_mask(
+    implementation: Implementation, x: Tensor, mask: Mask, inplace: bool, form: str
+) -> Tensor:
+    """Apply a Mask by the implementation that `implementation_for` returned."""
     if mask.p == 0 and (mask.scale == 1 or form == "alpha"):
         return x
-    draw = known(mask, form, inplace)
-    if way is in_eager_mode:
-        return eagerly(x, draw)
-    if way is under_transforms:
-        return transformed(x, draw)
+    lazy = given_mask(mask, form, inplace)
+    if implementation is dropout_eagerly:
+        return apply_eagerly(x, lazy)
+    if implementation is dropout_under_transforms:
+        return apply_under_transforms(x, lazy)
     if inplace and not is_compiling():
         _check_overlap(x)
-    y = mask_operator(x, *draw.numbers(mask.shape))
+    y = mask_operator(x, *lazy.apply_mask_arguments(mask.shape))
     return x.copy_(y) if inplace else y
 
 
-def way_for(x: Tensor) -> Way | None:
-    """The function that applies masks to x here and now; None where PyTorch's own op has to."""
-    if not is_dynamo_compiling() and is_ordinary(x):
-        return in_eager_mode
+def implementation_for(x: Tensor) -> Implementation | None:
+    """Return the function that applies masks to x; None if only PyTorch's operators can."""
+    if not is_dynamo_compiling() and runs_eagerly(x):
+        return dropout_eagerly
     if is_compiling():  # by torch.export too
-        return in_a_graph if _fits(x) else None
+        return dropout_by_operators if _has_supported_type(x) else None
     if torch._C._get_tracing_state() is not None:
         return None
     if torch._C._are_functorch_transforms_active():
-        if type(x) is not Tensor or not _fits(x):
+        if type(x) is not Tensor or not _has_supported_type(x):
             return None
         functionalized = any(
             level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
         )
-        return in_a_graph if functionalized else under_transforms
-    return in_a_graph if is_plain(x) or _is_traced(x) else None  # x may be empty too
+        return dropout_by_operators if functionalized else dropout_under_transforms
+    return dropout_by_operators if is_supported(x) or _is_traced(x) else None
 
 
-def _fits(x: Tensor) -> bool:
-    """Whether x, whatever wraps it, is a strided CPU tensor of floats that the kernels know."""
+def _has_supported_type(x: Tensor) -> bool:
+    """Return whether x, which may be wrapped, is a strided CPU tensor of a supported type."""
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Return whether x stands for a tensor in a graph that make_fx or aot_function records."""
+    """Return whether x represents a tensor in a graph that make_fx or aot_function records."""
     key = TRACED.get(type(x))
-    return key is not None and torch._C._get_dispatch_mode(key) is not None and _fits(x)
+    return (
+        key is not None and torch._C._get_dispatch_mode(key) is not None and _has_supported_type(x)
+    )
 
 
-def masked(
-    peer: Callable[..., Tensor],
+# ---- dropout ------------------------------------------------------------------------------------
+
+
+def apply_dropout(
+    fallback: Callable[..., Tensor],
     x: Tensor,
     p: float,
     training: bool,
     inplace: bool,
     generator: Source,
     mask: Mask | None,
-    shared: tuple[int, ...] = (),
+    broadcast_axes: tuple[int, ...] = (),
     form: str = "scale",
 ) -> Tensor:
-    """Apply a mask to x; `peer` is PyTorch's function for all that is left to it."""
+    """Apply a mask to x; call `fallback`, PyTorch's function, if x is not supported."""
     if (
         training is True
         and 0 < p < 1
         and mask is None
         and not is_dynamo_compiling()
-        and is_ordinary(x)
+        and runs_eagerly(x)
     ):
-        return eagerly(x, Draw(p, shared, form, inplace, generator))
-    sound = isinstance(training, bool) and 0 <= p <= 1
-    way = way_for(x) if sound else None
-    if way is None:
+        return apply_eagerly(x, LazyMask(p, broadcast_axes, form, inplace, generator))
+    valid = isinstance(training, bool) and 0 <= p <= 1
+    implementation = implementation_for(x) if valid else None
+    if implementation is None:
         if isinstance(x, Proxy):
-            function = PUBLIC[peer]
-            return symbolic_call(function, x, p, training, inplace, generator=generator, mask=mask)
-        if sound and training:
-            _check_left(x, generator, mask)
-        return _left_to(peer, x, p, training, inplace)
+            function = REPLACEMENTS[fallback]
+            return record_call(function, x, p, training, inplace, generator=generator, mask=mask)
+        if valid and training:
+            _check_fallback(x, generator, mask)
+        return _call_fallback(fallback, x, p, training, inplace)
     if mask is not None and training:
         if is_dynamo_compiling():
-            return masked_in_a_break(peer, x, p, training, inplace, generator, mask, shared, form)
+            return apply_dropout_uncompiled(
+                fallback, x, p, training, inplace, generator, mask, broadcast_axes, form
+            )
         check_not_given("generator", generator)
-        check_mask(mask, tuple(x.shape), shared, p)
-        return apply_known(way, x, mask, inplace, form)
-    if not training or p == 0 or (way is not in_eager_mode and x.numel() == 0):
+        check_mask(mask, tuple(x.shape), broadcast_axes, p)
+        return apply_given_mask(implementation, x, mask, inplace, form)
+    if not training or p == 0 or (implementation is not dropout_eagerly and x.numel() == 0):
         return x
-    return way(x, float(p), inplace, generator, shared, form)
+    return implementation(x, float(p), inplace, generator, broadcast_axes, form)
 
 
 # A given mask breaks the graph of torch.compile, which then calls this function
-masked_in_a_break = torch.compiler.disable(
-    masked, reason="mask= cannot be used with fullgraph=True or in a strict export"
+apply_dropout_uncompiled = torch.compiler.disable(
+    apply_dropout, reason="mask= cannot be used with fullgraph=True or in a strict export"
 )
 
 
-def _check_left(x: Tensor, generator: Source, mask: Mask | None) -> None:
-    """Refuse arguments that PyTorch's function, which x is left to, does not have."""
+def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
+    """Raise NotImplementedError for arguments that PyTorch's functions do not have."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is None:
             continue
         if torch._C._get_tracing_state() is not None:
             raise NotImplementedError(
                 f"{name}= cannot be used while traced by torch.jit.trace, which records "
-                "PyTorch's own dropout: it has none"
+                f"PyTorch's own dropout, without {name}="
             )
         raise NotImplementedError(
-            f"{name}= is taken for ordinary CPU tensors of {LISTED}; "
-            f"PyTorch's own dropout has none, and a {type(x).__name__} of {x.dtype} "
-            f"on {x.device} is left to it"
+            f"{name}= is supported for plain CPU tensors of {FLOATS_TEXT}, but got a {type(x).__name__} "
+            f"of {x.dtype} on {x.device}, which is passed to PyTorch's own dropout"
         )
 
 
-def _left_to(
-    peer: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
+def _call_fallback(
+    fallback: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
 ) -> Tensor:
-    """PyTorch's function, with its errors, but in clear words where a kind of tensor is refused."""
+    """Call PyTorch's function; if it refuses the kind of tensor, raise a clear error."""
     try:
-        return peer(x, p, training, inplace)
-    except RuntimeError as error:  # NotImplementedError is one
+        return fallback(x, p, training, inplace)
+    except RuntimeError as error:  # NotImplementedError is a subclass
         if x.is_floating_point() and x.layout is torch.strided:
             raise
         raise type(error)(

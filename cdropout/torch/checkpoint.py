@@ -1,4 +1,4 @@
-"""Checkpoints that draw from explicit generators."""
+"""Checkpoints of functions that draw from explicit generators."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ def checkpoint_context(
 ) -> Callable[[], _Contexts]:
     """Return a `context_fn` for `torch.utils.checkpoint.checkpoint` that restores generators.
 
-    A checkpoint runs its function again during the backward pass. Dropout from PyTorch's default
-    generator then draws the first run's mask, since the checkpoint restores that generator itself.
-    Dropout with ``generator=`` raises a RuntimeError, unless this context restores the generator.
+    A checkpoint runs its function again during the backward pass. With PyTorch's default generator,
+    dropout draws the same mask in both runs, because the checkpoint restores that generator. With
+    ``generator=``, it raises RuntimeError in the second run unless this context restores the
+    generator.
 
     Parameters
     ----------
     *generators : torch.Generator or cdropout.Generator
-        All generators from which the checkpointed function draws.
+        All generators that the checkpointed function uses.
     context_fn : callable, optional
-        Another `context_fn` to apply as well, such as one for selective checkpoints.
+        Another `context_fn` to combine with this one, such as one for selective checkpoints.
 
     Returns
     -------
     callable
-        To be passed as `context_fn`, with ``use_reentrant=False``.
+        The argument `context_fn` of `checkpoint`, which requires ``use_reentrant=False``.
 
     Raises
     ------
     TypeError
-        If a generator is of another type.
+        If a generator has another type.
 
     Notes
     -----
-    The states at the start of the first run are set for the second one, and those from before the
-    second one are restored after it. Other threads must not draw from the generators meanwhile.
+    The second run starts with the states of the generators at the start of the first run. After
+    it, the states from before the second run are restored. Other threads must not draw from the
+    generators in the meantime.
 
     Examples
     --------
@@ -90,7 +92,7 @@ def _restore(generators: _Generators, states: list[Any]) -> None:
 
 
 class _FirstRun:
-    """Record the generators' states at the start of the first run."""
+    """Record the states of generators at the start of the first run."""
 
     def __init__(self, generators: _Generators, inner: AbstractContextManager[Any]) -> None:
         self.generators, self.inner = generators, inner
@@ -104,7 +106,7 @@ class _FirstRun:
 
 
 class _SecondRun:
-    """Restore those states for a repeated run. Each backward pass enters it again."""
+    """Restore the states of a first run. Each backward pass enters this context again."""
 
     def __init__(self, first: _FirstRun, inner: AbstractContextManager[Any]) -> None:
         self.first, self.inner = first, inner

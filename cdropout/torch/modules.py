@@ -1,4 +1,4 @@
-"""Dropout as modules: PyTorch's, computed here; convert and revert swap the ones for the others."""
+"""Dropout modules with the interface of torch.nn, and functions that convert a model to them."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from cdropout.torch import functional
 from cdropout.torch._draw import check_generator
 from cdropout.torch.autograd import Source
-from cdropout.torch.fx import WHOLE, is_recorded, record_module
+from cdropout.torch.fx import LEAF_MODULES, is_traced_leaf, record_module
 
 
-class _Here(nn.Module):
-    """What the modules add to PyTorch's: a generator."""
+class _DropoutModule(nn.Module):
+    """Base class that adds a generator to PyTorch's dropout modules."""
 
-    generator: Source = None  # of the class: modules that convert swapped have none of their own
+    generator: Source = None  # a class attribute, since `convert` does not call __init__
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
-        if not 0 <= p <= 1:  # NaN, which PyTorch's modules take and their forward refuses
+        if not 0 <= p <= 1:  # NaN, which PyTorch's modules refuse only in forward
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         check_generator(generator)
         if generator is not None:
@@ -29,12 +29,12 @@ class _Here(nn.Module):
         if self.generator is not None:
             raise NotImplementedError(
                 "a module with a generator cannot be scripted by torch.jit.script: "
-                "TorchScript runs PyTorch's dropout, which has none"
+                "TorchScript runs PyTorch's dropout, which has no argument generator"
             )
         return self
 
 
-class Dropout(_Here, nn.Dropout):
+class Dropout(_DropoutModule, nn.Dropout):
     """`torch.nn.Dropout`, computed by `cdropout.torch.dropout`.
 
     Parameters
@@ -44,30 +44,30 @@ class Dropout(_Here, nn.Dropout):
     inplace : bool, default False
         Write the result of forward to its input.
     generator : None, torch.Generator or cdropout.Generator
-        Where masks come from; by default PyTorch's generator for the CPU.
+        Source of the masks; by default PyTorch's generator for the CPU.
 
     Raises
     ------
     ValueError
         If p is not in [0, 1].
     TypeError
-        If generator is of another type.
+        If `generator` has another type.
 
     Notes
     -----
-    A subclass of PyTorch's, with its repr, its empty state_dict, its errors and warnings. It
-    differs in this: NaN as p is refused at construction too; dropped elements are +0.0 even where
-    the input is NaN or infinite; of integer, complex, sparse and quantized tensors the errors are
-    of PyTorch's type but say what is taken. `torch.fx` records it as one node, as it does
-    PyTorch's. In TorchScript, scripted or traced, it is PyTorch's; with a generator, that is a
-    NotImplementedError.
+    This is a subclass of PyTorch's module, with the same repr, empty state_dict, errors and
+    warnings. It differs as follows. NaN as p is refused at construction. Dropped elements are +0.0
+    even if the input is NaN or infinite. Errors for integer, complex, sparse and quantized tensors
+    have PyTorch's type and name the supported tensors. `torch.fx` records the module as one node,
+    like PyTorch's. TorchScript, scripted or traced, contains PyTorch's module; it raises
+    NotImplementedError if the module has a generator.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.dropout(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.dropout(
@@ -75,14 +75,14 @@ class Dropout(_Here, nn.Dropout):
             )
 
 
-class Dropout1d(_Here, nn.Dropout1d):
-    """`torch.nn.Dropout1d`: whole channels of (N, C, L) or (C, L). Otherwise as `Dropout`."""
+class Dropout1d(_DropoutModule, nn.Dropout1d):
+    """`torch.nn.Dropout1d`, which drops whole channels of (N, C, L) or (C, L). See `Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.dropout1d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.dropout1d(
@@ -90,14 +90,14 @@ class Dropout1d(_Here, nn.Dropout1d):
             )
 
 
-class Dropout2d(_Here, nn.Dropout2d):
-    """`torch.nn.Dropout2d`: whole channels of (N, C, H, W). Otherwise as `Dropout`."""
+class Dropout2d(_DropoutModule, nn.Dropout2d):
+    """`torch.nn.Dropout2d`, which drops whole channels of (N, C, H, W). See `Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.dropout2d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.dropout2d(
@@ -105,14 +105,17 @@ class Dropout2d(_Here, nn.Dropout2d):
             )
 
 
-class Dropout3d(_Here, nn.Dropout3d):
-    """`torch.nn.Dropout3d`: channels of (N, C, D, H, W) or (C, D, H, W). Otherwise as `Dropout`."""
+class Dropout3d(_DropoutModule, nn.Dropout3d):
+    """`torch.nn.Dropout3d`, which drops whole channels. See `Dropout`.
+
+    The input has the shape (N, C, D, H, W) or (C, D, H, W).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.dropout3d(input, self.p, self.training, self.inplace)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.dropout3d(
@@ -120,31 +123,31 @@ class Dropout3d(_Here, nn.Dropout3d):
             )
 
 
-class AlphaDropout(_Here, nn.AlphaDropout):
-    """`torch.nn.AlphaDropout`, for SELU networks. Otherwise as `Dropout`.
+class AlphaDropout(_DropoutModule, nn.AlphaDropout):
+    """`torch.nn.AlphaDropout`, for SELU networks. See `Dropout`.
 
-    `inplace` is shown, but not used: PyTorch's module does not use it either, and a converted model
-    must not begin to write to its activations.
+    `inplace` is shown but not used, as in PyTorch's module: a converted model must not write to its
+    activations if the original did not.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.alpha_dropout(input, self.p, self.training)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.alpha_dropout(input, self.p, self.training, generator=self.generator)
 
 
-class FeatureAlphaDropout(_Here, nn.FeatureAlphaDropout):
-    """`torch.nn.FeatureAlphaDropout`: (N, C, ...), by channels. Otherwise as `AlphaDropout`."""
+class FeatureAlphaDropout(_DropoutModule, nn.FeatureAlphaDropout):
+    """`torch.nn.FeatureAlphaDropout`, for whole channels of (N, C, ...). See `AlphaDropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what the function of this name returns."""
+        """Apply the function of this name to `input`."""
         if torch.jit.is_scripting():
             return F.feature_alpha_dropout(input, self.p, self.training)
-        elif type(input) is not Tensor and is_recorded(self, input):
+        elif type(input) is not Tensor and is_traced_leaf(self, input):
             return record_module(self, input)
         else:
             return functional.feature_alpha_dropout(
@@ -152,9 +155,9 @@ class FeatureAlphaDropout(_Here, nn.FeatureAlphaDropout):
             )
 
 
-# ---- a model's modules, swapped in place --------------------------------------------------------
+# ---- conversion of models -----------------------------------------------------------------------
 
-THEIRS = {
+TORCH_CLASSES = {
     Dropout: nn.Dropout,
     Dropout1d: nn.Dropout1d,
     Dropout2d: nn.Dropout2d,
@@ -162,53 +165,54 @@ THEIRS = {
     AlphaDropout: nn.AlphaDropout,
     FeatureAlphaDropout: nn.FeatureAlphaDropout,
 }
-OURS = {theirs: ours for ours, theirs in THEIRS.items()}
-WHOLE |= set(THEIRS)
+CDROPOUT_CLASSES = {original: replacement for replacement, original in TORCH_CLASSES.items()}
+LEAF_MODULES |= set(TORCH_CLASSES)
 
 
 class Swap(NamedTuple):
-    """What `convert` or `revert` did: names of modules, as `named_modules` gives them."""
+    """Result of `convert` and `revert`, with the names of modules from `named_modules`."""
 
-    swapped: list[str]  # those that are of the other class now
-    kept: dict[str, str]  # those that were left alone, and why
+    swapped: list[str]  # modules whose class was changed
+    kept: dict[str, str]  # modules that were not changed, with the reasons
 
 
 def convert(model: nn.Module) -> Swap:
-    """Make each of PyTorch's dropout modules in `model` one of ours, in place.
+    """Replace PyTorch's dropout modules in `model` by those of cdropout, in place.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Each module in it stays the same object, with its p, mode, hooks and whoever refers to it;
-        only its class changes. The model itself may be a dropout module.
+        The model, which may itself be a dropout module. Only the classes of modules change; each
+        module remains the same object, with its p, mode and hooks.
 
     Returns
     -------
     Swap
         ``(swapped, kept)``: a list of names, and a dict from names to reasons. Subclasses of
-        PyTorch's modules are kept, since nobody knows what they change, and so are modules that
-        call dropout inside (attention, recurrent nets): `accelerate` reaches those.
+        PyTorch's dropout modules are kept, since they may change the computation. Modules that call
+        dropout internally, such as attention and recurrent networks, are kept too; use `accelerate`
+        for them.
 
     Raises
     ------
     TypeError
-        If model is no module.
+        If `model` is not a module.
     """
     swap = Swap([], {})
     for name, module in _modules_of(model, "convert"):
         kind = type(module)
-        if kind in OURS:
-            module.__class__ = OURS[kind]
+        if kind in CDROPOUT_CLASSES:
+            module.__class__ = CDROPOUT_CLASSES[kind]
             swap.swapped.append(name)
-        elif isinstance(module, tuple(OURS)) and kind not in THEIRS:
+        elif isinstance(module, tuple(CDROPOUT_CLASSES)) and kind not in TORCH_CLASSES:
             swap.kept[name] = f"{kind.__qualname__} is a subclass of a dropout module"
         elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout:
-            swap.kept[name] = f"{kind.__qualname__} calls dropout itself; accelerate() reaches it"
+            swap.kept[name] = f"{kind.__qualname__} calls dropout internally: use accelerate()"
     return swap
 
 
 def revert(model: nn.Module) -> Swap:
-    """Undo `convert`: make each of our modules in `model` PyTorch's, in place.
+    """Undo `convert`: replace cdropout's modules in `model` by PyTorch's, in place.
 
     Parameters
     ----------
@@ -217,21 +221,21 @@ def revert(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        As of `convert`. A module with a generator of its own is kept: PyTorch's have none.
+        See `convert`. Modules with a generator are kept, since PyTorch's modules have none.
 
     Raises
     ------
     TypeError
-        If model is no module.
+        If `model` is not a module.
     """
     swap = Swap([], {})
     for name, module in _modules_of(model, "revert"):
         kind = type(module)
-        if kind in THEIRS and module.generator is None:
-            module.__class__ = THEIRS[kind]
+        if kind in TORCH_CLASSES and module.generator is None:
+            module.__class__ = TORCH_CLASSES[kind]
             swap.swapped.append(name)
-        elif kind in THEIRS:
-            swap.kept[name] = f"{kind.__qualname__} has a generator, which PyTorch's has not"
+        elif kind in TORCH_CLASSES:
+            swap.kept[name] = f"{kind.__qualname__} has a generator; PyTorch's modules have none"
     return swap
 
 

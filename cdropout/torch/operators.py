@@ -1,4 +1,4 @@
-"""The step as an operator, for graphs, and the operator that saves its seed."""
+"""Operators of PyTorch for dropout in graphs, and for the seed that backward needs."""
 
 import math
 from functools import partial
@@ -13,28 +13,29 @@ from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
 from cdropout._core.mask import Mask
-from cdropout.torch._draw import derivative_of, known, seeded
-from cdropout.torch._tensors import compute
+from cdropout.torch._draw import derivative_of, given_mask, seeded_mask
+from cdropout.torch._tensors import apply_mask
 
-WORD = 2**64 - 1
+UINT64_MAX = 2**64 - 1
 
 
-def batched(
+def move_batch_axis_first(
     info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a batch of vmap with its axis first, and the one seed of its mask."""
+    """Return a batch of vmap with the batch axis first, and a single seed for its mask."""
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     if seed is not None and in_dims[1] is not None:
-        seed = seed.select(in_dims[1], 0)  # the first sample's seed determines the mask of all
+        seed = seed.select(in_dims[1], 0)  # the seed of the first sample determines the whole mask
     return x, seed
 
 
-# ---- the step -----------------------------------------------------------------------------------
+# ---- dropout ------------------------------------------------------------------------------------
 
-# The seed of a new mask is a tensor in the graph; the numbers of a given one are constants
+# The seed of a new mask is a tensor in the graph; the numbers of a given mask are constants
 library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] shared, str form) -> Tensor",
+    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] broadcast_axes, str form) "
+    "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
@@ -47,8 +48,9 @@ mask_operator = torch.ops.cdropout.apply_mask.default
 
 
 @torch.library.impl(library, "dropout", "CPU")
-def _(x: Tensor, seed: Tensor, call: int, p: float, shared: list[int], form: str) -> Tensor:
-    return compute(x, seeded(int(seed.item()) & WORD, call, p, tuple(shared), form))
+def _(x: Tensor, seed: Tensor, call: int, p: float, broadcast_axes: list[int], form: str) -> Tensor:
+    unsigned = int(seed.item()) & UINT64_MAX
+    return apply_mask(x, seeded_mask(unsigned, call, p, tuple(broadcast_axes), form))
 
 
 @torch.library.impl(library, "apply_mask", "CPU")
@@ -62,8 +64,9 @@ def _(
     scale: float,
     alpha: bool,
 ) -> Tensor:
-    mask = Mask(tuple(x.shape), p, seed & WORD, call & WORD, start & WORD, strides, scale)
-    return compute(x, known(mask, "alpha" if alpha else "scale"))
+    unsigned = [number & UINT64_MAX for number in (seed, call, start)]
+    mask = Mask(tuple(x.shape), p, *unsigned, strides, scale)
+    return apply_mask(x, given_mask(mask, "alpha" if alpha else "scale"))
 
 
 @torch.library.register_fake(dropout_operator)
@@ -84,12 +87,13 @@ def _(
     seed: Tensor,
     call: int,
     p: float,
-    shared: list[int],
+    broadcast_axes: list[int],
     form: str,
 ) -> tuple[Tensor, int]:
-    x, one = batched(info, in_dims, x, seed)
-    draw = seeded(0, call, p, tuple(shared), form).batched(in_dims[1] is None)
-    return dropout_operator(x, one, *draw.constants()), 0
+    x, seed = move_batch_axis_first(info, in_dims, x, seed)
+    mask = seeded_mask(0, call, p, tuple(broadcast_axes), form)
+    mask = mask.with_batch_axis(in_dims[1] is None)
+    return dropout_operator(x, seed, *mask.dropout_arguments()), 0
 
 
 @torch.library.register_vmap(mask_operator)
@@ -103,15 +107,16 @@ def _(
     strides: list[int] | None,
     *others: Any,
 ) -> tuple[Tensor, int]:
-    x, _ = batched(info, in_dims, x, None)
-    along = Mask(tuple(x.shape[1:]), 0).strides if strides is None else strides
-    return mask_operator(x, seed, call, start, (0, *along), *others), 0
+    x, _ = move_batch_axis_first(info, in_dims, x, None)
+    if strides is None:
+        strides = Mask(tuple(x.shape[1:]), 0).strides
+    return mask_operator(x, seed, call, start, (0, *strides), *others), 0
 
 
-class InGraph(torch.autograd.Function):
-    """An operator's derivatives, for one level of autograd: those of torch.func come in turn.
+class OperatorDerivatives(torch.autograd.Function):
+    """The derivatives of an operator at one level of autograd; torch.func nests several levels.
 
-    The derivative of an operator is itself with another last argument.
+    The derivative is the same operator with another last argument.
     """
 
     @staticmethod
@@ -126,7 +131,7 @@ class InGraph(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        gx = InGraph.jvp(ctx, None, None, None, gy)
+        gx = OperatorDerivatives.jvp(ctx, None, None, None, gy)
         return None, None, None, gx, *[None] * ctx.arguments
 
     @staticmethod
@@ -136,9 +141,10 @@ class InGraph(torch.autograd.Function):
 
 def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
     last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
-    # torch.func's levels call this in turn: Function.apply itself would begin them anew
+    # torch.func calls this once per level, but Function.apply would start again at the first level
+    apply = super(torch.autograd.Function, OperatorDerivatives).apply
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, InGraph).apply(operator, last, keys, x, *args)
+        return apply(operator, last, keys, x, *args)
 
 
 for _operator in dropout_operator, mask_operator:
@@ -146,12 +152,12 @@ for _operator in dropout_operator, mask_operator:
     library.impl(_name, partial(_differentiable, _operator), "Autograd", with_keyset=True)
 
 
-# ---- its seed -----------------------------------------------------------------------------------
+# ---- seeds --------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("cdropout::saved_seed", mutates_args=(), device_types="cpu")
 def saved_seed(seed: Tensor) -> Tensor:
-    """Return a copy of `seed`, which a compiled backward pass takes from its forward pass."""
+    """Return a copy of `seed`, which a compiled forward pass saves for its backward pass."""
     return seed.clone()
 
 
@@ -167,14 +173,14 @@ def _(info: Any, in_dims: tuple[int | None], seed: Tensor) -> tuple[Tensor, int 
 
 @saved_seed.register_torch_dispatch(ProxyTorchDispatchMode)
 def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> object:
-    """Record the operator, and forbid the partitioner to compute it again for the backward pass.
+    """Record the operator, and prevent that the partitioner repeats it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
-    A budget of 0 saves nothing at all, so the smallest positive one takes its place.
+    A budget of 0 saves nothing, so it is replaced by the smallest positive number.
     """
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)
-    if "recompute" in meta:  # a checkpoint decides, and restores the state of the generator
+    if "recompute" in meta:  # set by a checkpoint, which restores the state of the generator
         return result
     if meta.get("custom", {}).get(MEMORY_BUDGET_ANNOTATION_KEY) == 0:
         raise RuntimeError(

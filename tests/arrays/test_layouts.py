@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 import cdropout as cd
 
 from .. import reference
-from ..helpers.hypothesis_settings import holds
+from ..helpers.hypothesis_settings import given_examples
 from ..helpers.requirements import slow
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -333,7 +333,7 @@ def rooms(draw):
     return room, lambda array: array[index].transpose(axes)
 
 
-@holds(300, rooms(), RATES, SEEDS, CALLS, st.data())
+@given_examples(300, rooms(), RATES, SEEDS, CALLS, st.data())
 def test_anything_is_the_reference(pair, p, seed, call, data):
     room, view = pair
     x, before = view(room), room.copy()

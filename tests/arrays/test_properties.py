@@ -10,7 +10,7 @@ import numpy as np
 import cdropout as cd
 
 from .. import reference
-from ..helpers.hypothesis_settings import holds
+from ..helpers.hypothesis_settings import given_examples
 
 BITS = {
     np.float16: np.uint16,
@@ -92,7 +92,7 @@ def same(y, want):
 # ---- one mask, whatever the way ---------------------------------------------------------------
 
 
-@holds(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, handed_out)
+@given_examples(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, handed_out)
 def test_dropout_and_its_backward(data, x, p, seed, call):
     dims = data.draw(st.lists(st.integers(0, x.ndim - 1), unique=True)) if x.ndim else []
     want = reference.dropout(x, p, seed, call, dims)
@@ -116,7 +116,7 @@ def test_dropout_and_its_backward(data, x, p, seed, call):
     same(x, want)
 
 
-@holds(100, st.data(), shapes, between, seeds, calls)
+@given_examples(100, st.data(), shapes, between, seeds, calls)
 def test_layout_and_type_leave_the_mask_alone(data, shape, p, seed, call):
     mask = cd.Mask(shape, p, seed, call)
     keep = reference.keep(seed, call, p, 0, math.prod(shape)).reshape(shape)
@@ -125,7 +125,7 @@ def test_layout_and_type_leave_the_mask_alone(data, shape, p, seed, call):
         np.testing.assert_array_equal(y.astype(bool), keep)
 
 
-@holds(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, calls)
+@given_examples(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, calls)
 def test_windows(data, x, p, seed, call):
     mask, whole = cd.Mask(x.shape, p, seed, call), reference.dropout(x, p, seed, call)
     same(mask.apply(x), whole)
@@ -137,7 +137,9 @@ def test_windows(data, x, p, seed, call):
     same(window[again].apply(np.asarray(part[again])), np.asarray(whole[index][again]))
 
 
-@holds(80, st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62))
+@given_examples(
+    80, st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62)
+)
 def test_cut_points(data, p, seed, call, start):
     x = data.draw(st.integers(0, 3000).flatmap(lambda n: arrays((n,))))
     points = sorted(data.draw(st.lists(st.integers(0, x.size), max_size=4)))
@@ -158,7 +160,9 @@ def test_cut_points(data, p, seed, call, start):
 CHANNELS = {"dropout1d": (3,), "dropout2d": (4,), "dropout3d": (5,)}  # with a batch
 
 
-@holds(100, st.data(), st.sampled_from([cd.dropout1d, cd.dropout2d, cd.dropout3d]), st.booleans())
+@given_examples(
+    100, st.data(), st.sampled_from([cd.dropout1d, cd.dropout2d, cd.dropout3d]), st.booleans()
+)
 def test_channels(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
     ndim = spatial + 1 + (batched or function is cd.dropout2d)  # that takes no fewer in peace
@@ -173,7 +177,7 @@ def test_channels(data, function, batched):
     same(x, want)
 
 
-@holds(80, shapes.flatmap(arrays), probabilities, seeds, handed_out, st.booleans())
+@given_examples(80, shapes.flatmap(arrays), probabilities, seeds, handed_out, st.booleans())
 def test_drop_path(x, p, seed, call, scale_by_keep):
     keep = reference.broadcast_keep(x.shape, p, seed, call, tuple(range(1, x.ndim)))
     want = reference.apply(x, keep, p if scale_by_keep or p == 1 else 0)
@@ -185,7 +189,9 @@ def test_drop_path(x, p, seed, call, scale_by_keep):
     same(x, want)
 
 
-@holds(80, st.data(), st.sampled_from([np.float32, np.float64]), between, seeds, handed_out)
+@given_examples(
+    80, st.data(), st.sampled_from([np.float32, np.float64]), between, seeds, handed_out
+)
 def test_alpha_dropout(data, dtype, p, seed, call):
     feature = data.draw(st.booleans())
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=6))
@@ -206,7 +212,7 @@ def test_alpha_dropout(data, dtype, p, seed, call):
     same(x, y)
 
 
-@holds(80, shapes.flatmap(arrays), st.integers(0, 4), probabilities, seeds, handed_out)
+@given_examples(80, shapes.flatmap(arrays), st.integers(0, 4), probabilities, seeds, handed_out)
 def test_monte_carlo(x, n, p, seed, call):
     want = reference.dropout(np.broadcast_to(x, (n, *x.shape)), p, seed, call)
     y, mask = cd.mc_dropout(x, p, n, rng=generator_at(seed, call), return_mask=True)
@@ -229,7 +235,7 @@ def biases(shape):
 
 def one_by_one(x, bias, residual, keep, p):
     """Return residual + dropout(x + bias), computed in float32 or float64 and rounded once."""
-    real, dtype = reference.computed_in(x.dtype), x.dtype
+    real, dtype = reference.computation_dtype(x.dtype), x.dtype
     total = np.asarray(x.astype(real) + bias.astype(real))
     y = np.asarray(residual.astype(real) + reference.apply(total, keep, p))
     if dtype.name in reference.HALVES:
@@ -238,7 +244,9 @@ def one_by_one(x, bias, residual, keep, p):
     return y
 
 
-@holds(120, st.data(), shapes, dtypes, st.sampled_from([0, 0.1, 0.5]) | st.floats(0, 0.99), seeds)
+@given_examples(
+    120, st.data(), shapes, dtypes, st.sampled_from([0, 0.1, 0.5]) | st.floats(0, 0.99), seeds
+)
 def test_fused(data, shape, dtype, p, seed):
     bias_shape, call = data.draw(biases(shape)), data.draw(handed_out)
     x, residual = data.draw(ordinary(shape, dtype)), data.draw(ordinary(shape, dtype))
@@ -270,7 +278,7 @@ def test_fused(data, shape, dtype, p, seed):
 # ---- modules ----------------------------------------------------------------------------------
 
 
-@holds(60, shapes.flatmap(arrays), between, seeds, st.lists(st.booleans(), max_size=6))
+@given_examples(60, shapes.flatmap(arrays), between, seeds, st.lists(st.booleans(), max_size=6))
 def test_modules_use_up_a_call_a_training_step(x, p, seed, modes):
     m, call, past = cd.Dropout(p, rng=seed), 0, []
     for mode in modes:

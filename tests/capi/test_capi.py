@@ -18,7 +18,7 @@ import cdropout
 from cdropout._core import dispatch
 
 from ..helpers import kernel_tables as tables
-from ..helpers.kernel_tables import BOOL, DTYPES, Axis, Room, new_mask
+from ..helpers.kernel_tables import BOOL, DTYPES, Axis, GuardedBuffer, new_mask
 from ..helpers.requirements import ISAS, find_or_skip, slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "capi"
@@ -63,7 +63,7 @@ def pointers(table, kernel):
 
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_a_null_pointer_is_refused(table, code):
-    room = Room(16 * N, content=np.arange(16 * N, dtype=np.uint8))
+    room = GuardedBuffer(16 * N, content=np.arange(16 * N, dtype=np.uint8))
     seen = set()
     for kernel, arguments in calls(table, 3, N // 3, code, room.address):
         assert getattr(table, kernel)(*arguments) == 0
@@ -98,15 +98,15 @@ def test_without_elements_pointers_may_be_null(table, code, rows, columns):
 def test_without_axes_there_is_one_element(table):
     x, mask = np.ones(1), new_mask(table, 0.3)
     for start in range(20):
-        y, want = Room(8), Room(1)
+        y, want = GuardedBuffer(8), GuardedBuffer(1)
         table.bools(want.address, 1, mask, start)
         assert table.apply_strided(1, 0, x.ctypes.data, y.address, 0, None, mask, start) == 0
         assert y.holds(mask.scale * want.inside)
 
 
 def test_bools_need_no_x(table):
-    given, axis = tables.room_of(np.arange(N, dtype=np.uint8) % 3), Axis(N, 0, 1, 1)
-    y, mask, want = Room(N), new_mask(table, 0.3), Room(N)
+    given, axis = tables.guarded_copy(np.arange(N, dtype=np.uint8) % 3), Axis(N, 0, 1, 1)
+    y, mask, want = GuardedBuffer(N), new_mask(table, 0.3), GuardedBuffer(N)
     where = BOOL, 0, None, y.address, 1, axis
     assert table.apply_strided(*where, mask, 9) == 0
     table.bools(want.address, N, mask, 9)
@@ -128,11 +128,11 @@ def test_after_the_last_position_comes_the_first(table, p):
     assert table.bools(keep.ctypes.data, before, mask, start) == 0
     assert table.bools(keep.ctypes.data + before, after, mask, 0) == 0
     kept = keep != 0
-    bits, bools, x = Room(-(-n // 8)), Room(n), np.ones(n)
+    bits, bools, x = GuardedBuffer(-(-n // 8)), GuardedBuffer(n), np.ones(n)
     table.bits(bits.address, n, mask, start)
     table.bools(bools.address, n, mask, start)
     assert bits.holds(np.packbits(kept, bitorder="little")) and bools.holds(kept)
-    y, zero, sums = Room(8 * n), np.zeros(n), np.zeros(n)
+    y, zero, sums = GuardedBuffer(8 * n), np.zeros(n), np.zeros(n)
     where = x.ctypes.data, y.address
     double = DTYPES[np.float64]
     table.apply(double, 0, *where, n, mask, start)

@@ -10,7 +10,7 @@ from cdropout._core import dispatch, streaming_copy
 from cdropout._core.dtypes import FLOATS
 from cdropout.bench import peers
 
-from ..helpers.requirements import reason
+from ..helpers.requirements import skip_reason
 
 FRAMEWORKS = [name for name in peers.PEERS if not name.startswith("numpy")]
 FRAMEWORKS += peers.adapters_of(FRAMEWORKS)
@@ -67,7 +67,7 @@ def checked_dtypes(name):
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_installed_frameworks_pass_their_check(name):
     if package := peers.missing(name.removeprefix("cdropout-")):
-        pytest.skip(reason(package))
+        pytest.skip(skip_reason(package))
     # In a new process: frameworks start threads, set environment variables and print warnings.
     statement = (
         "from cdropout.bench import check, peers; "

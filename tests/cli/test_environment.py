@@ -8,7 +8,7 @@ import pytest
 from cdropout._core import dispatch
 
 from ..helpers.command_line import BENCH, assert_error, run
-from ..helpers.requirements import slow, why_not
+from ..helpers.requirements import slow, why_not_runnable
 
 ISA_ERROR = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
 THREADS_ERROR = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but"
@@ -67,7 +67,7 @@ def test_other_modules_get_an_exception(options, arguments, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", dispatch.built())
 def test_instruction_set_in_any_case(command, isa):
-    if reason := why_not(isa):
+    if reason := why_not_runnable(isa):
         pytest.skip(reason)
     for text in (isa.upper(), isa.capitalize(), isa):
         code, printed, error = run(command, "info", CDROPOUT_ISA=text)

@@ -1,4 +1,4 @@
-"""Two- and three-point correlations of the mask bits, and a generator that fails: xorshift128+."""
+"""Tests of two- and three-point correlations of mask bits; xorshift128+ fails them."""
 
 import math
 from functools import cache, partial
@@ -14,14 +14,14 @@ from ..helpers.correlation import (
     centre_triples,
     count_pairs,
     count_triples,
-    rarer,
+    rarer_probability,
 )
 from ..helpers.requirements import slow
 
 PROBABILITIES = [0.1, 0.25, 0.3, 0.0625, 0.9]
 PAIR_SAMPLES = 1 << 19
 TRIPLE_SAMPLES = 1 << 17
-FALSE_ALARM = 1e-6  # the probability that a perfect generator fails anywhere in this file
+FALSE_ALARM = 1e-6  # the probability that a perfect generator fails any test of this file
 TESTS = len(PROBABILITIES) * (math.comb(BITS, 2) + 63 + math.comb(BITS, 3))
 
 
@@ -32,18 +32,18 @@ def xorshift128plus(s0, s1):
     return word, s1, mixed ^ s1 ^ (mixed >> 17) ^ (s1 >> 26)
 
 
-def draw_by_xorshift(*name):
-    """Draw packed bits as the mask stream would, were that its generator."""
-    return np.packbits(reference.keep(*name, step=xorshift128plus), bitorder="little")
+def draw_by_xorshift(*arguments):
+    """Draw packed bits of a mask stream with xorshift128+ as its generator."""
+    return np.packbits(reference.keep(*arguments, step=xorshift128plus), bitorder="little")
 
 
 def bound(p, points, samples, pooled=1):
-    """Return how many sigmas the largest sum of all may reach.
+    """Return the limit, in sigmas, of the largest of all sums.
 
-    A term may itself be pooled from so many products, and divided by the root of their number.
+    A term may be a sum of `pooled` products divided by sqrt(pooled).
     """
-    extreme = randomness.extreme(rarer(p)) ** points
-    return correlation.bernstein(extreme * math.sqrt(pooled), samples, TESTS / FALSE_ALARM)
+    max_term = randomness.max_term(rarer_probability(p)) ** points
+    return correlation.bernstein(max_term * math.sqrt(pooled), samples, TESTS / FALSE_ALARM)
 
 
 pair_sigmas = cache(partial(correlation.pair_sigmas, n=PAIR_SAMPLES))
@@ -54,7 +54,7 @@ def triple_sigmas(draw, p):
 
 
 def distance_sigmas(draw, p, distance):
-    """Return the sum over all pairs so far apart in one word, in sigmas."""
+    """Return the sum over all pairs at this distance in one word, in sigmas."""
     sigmas = pair_sigmas(draw, p)
     words = sigmas[:64, :64], sigmas[64:, 64:]
     pooled = sum(np.diagonal(word, distance).sum() for word in words)
@@ -79,8 +79,8 @@ def test_triples_are_uncorrelated(p):
     assert np.abs(triple_sigmas(randomness.draw, p)).max() < bound(p, 3, TRIPLE_SAMPLES)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.0625, 0.9])
 @pytest.mark.slow
+@pytest.mark.parametrize("p", [0.1, 0.0625, 0.9])
 def test_xorshift128plus_has_correlated_pairs(p):
     sigmas = pair_sigmas(draw_by_xorshift, p)
     assert np.abs(sigmas).max() > bound(p, 2, PAIR_SAMPLES)
@@ -93,19 +93,19 @@ def test_xorshift128plus_has_correlated_pairs(p):
 def test_xorshift128plus_has_correlated_triples():
     sigmas = triple_sigmas(draw_by_xorshift, 0.25)
     assert np.abs(sigmas).max() > bound(0.25, 3, TRIPLE_SAMPLES)
-    # two bits of one word, 23 apart, with the upper one's bit of the next word
+    # two bits of one word at distance 23, and the bit of the next word above the second
     i, j, k = np.unravel_index(np.abs(sigmas).argmax(), sigmas.shape)
     assert (j - i, k - j) == (23, 64)
 
 
-def test_the_sums_are_those_of_centred_products():
+def test_sums_of_centred_products():
     bits, q = np.random.default_rng(1).random((300, BITS)) < 0.2, 0.25
     pairs = count_pairs(bits)
     two = centre_pairs(pairs, 300, q)
     three = centre_triples(count_triples(bits), pairs, 300, q)
     z = (bits - q) / math.sqrt(q * (1 - q))
-    direct = np.einsum("ni,nj->ij", z, z) / math.sqrt(300)
-    np.testing.assert_allclose(two, np.triu(direct, 1), atol=1e-9)
+    expected = np.einsum("ni,nj->ij", z, z) / math.sqrt(300)
+    np.testing.assert_allclose(two, np.triu(expected, 1), atol=1e-9)
     for i, j, k in [(0, 1, 2), (5, 28, 92), (63, 64, 127), (125, 126, 127), (0, 40, 41)]:
         expected = (z[:, i] * z[:, j] * z[:, k]).sum() / math.sqrt(300)
         assert three[i, j, k] == pytest.approx(expected, abs=1e-9)

@@ -14,7 +14,7 @@ import pytest
 
 from .. import reference
 from ..helpers import kernel_tables as tables
-from ..helpers.kernel_tables import DTYPES, Axis, Room, new_mask, octets, room_of
+from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, new_mask, as_bytes, guarded_copy
 from ..helpers.requirements import ISAS, slow
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
@@ -61,7 +61,7 @@ def unpack(bits):
 
 def check(kernel, x, want, rng):
     """Call kernel(address of x, address of y), wherever they lie, apart and in place."""
-    source, target = room_of(x, rng.randrange(64)), Room(x.nbytes, rng.randrange(64))
+    source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, rng.randrange(64))
     assert kernel(source.address, target.address) == 0
     assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
     assert kernel(source.address, source.address) == 0
@@ -92,7 +92,7 @@ def test_bits_and_bools(table, p, ranges):
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
         keep = kept(p, start)[:n]
         for kernel, want in [(bits, pack(keep)), (bools, keep)]:
-            out = Room(want.nbytes, rng.randrange(64))
+            out = GuardedBuffer(want.nbytes, rng.randrange(64))
             kernel(out.address, n, mask, start)
             assert out.holds(want), (start, n, out.address % 64)
 
@@ -100,7 +100,7 @@ def test_bits_and_bools(table, p, ranges):
 def test_a_mask_may_have_another_scale(table, dtype):
     mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
     for p in (0.0, 0.75):  # whose scales are 1 and 4
-        mask.scale, y = 1 / (1 - p), room_of(x)
+        mask.scale, y = 1 / (1 - p), guarded_copy(x)
         assert table.apply(DTYPES[dtype], 0, y.address, y.address, 1000, mask, 7) == 0
         assert y.holds(reference.apply(x, keep, p))
 
@@ -116,7 +116,7 @@ def test_a_mask_may_have_another_scale(table, dtype):
 def test_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
-    source, target, bits = room_of(x), Room(x.nbytes, offset), Room(packed.nbytes, offset)
+    source, target, bits = guarded_copy(x), GuardedBuffer(x.nbytes, offset), GuardedBuffer(packed.nbytes, offset)
     table.bits(bits.address, LONG, mask, start)
     assert bits.holds(packed)
     table.apply(code, 0, source.address, target.address, LONG, mask, start)
@@ -134,7 +134,7 @@ def test_up_to_the_last_position(table, dtype, before_end):
     for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
         start = 2**64 - before_end - n
         keep, x = kept(0.3, start, n), numbers(dtype, n)
-        source, bools, bits = room_of(x), Room(n), Room(-(-n // 8))
+        source, bools, bits = guarded_copy(x), GuardedBuffer(n), GuardedBuffer(-(-n // 8))
         table.apply(DTYPES[dtype], 0, source.address, source.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
         table.bits(bits.address, n, mask, start)
@@ -149,7 +149,7 @@ def test_a_range_equals_its_pieces(table, dtype, p):
     for _ in range(200):
         start, n = rng.choice(STARTS) + rng.randrange(9000), rng.choice([100, 1000, 20000])
         x, cut = numbers(dtype)[:n], rng.randrange(n + 1)
-        source, whole, pieces = room_of(x), Room(x.nbytes), Room(x.nbytes)
+        source, whole, pieces = guarded_copy(x), GuardedBuffer(x.nbytes), GuardedBuffer(x.nbytes)
         to, middle = pieces.address, cut * x.itemsize
         table.apply(code, 0, source.address, whole.address, n, mask, start)
         table.apply(code, 0, source.address, to, cut, mask, start)
@@ -166,12 +166,12 @@ def test_where_the_hash_equals_what_is_left_of_p(table):
     for T, keep in [(hashed >> 12, True), ((hashed >> 12) + 1, False)]:
         p = math.ldexp(T, -64)
         assert reference.keep_one(seed, call, p, element) == keep
-        mask, y = new_mask(table, p, seed, call), room_of(np.ones(1))
+        mask, y = new_mask(table, p, seed, call), guarded_copy(np.ones(1))
         assert mask.threshold == T
         table.apply(DTYPES[np.float64], 0, y.address, y.address, 1, mask, element)
         assert y.holds(np.full(1, mask.scale if keep else 0.0))
         for kernel in (table.bits, table.bools):
-            bit = Room(1)
+            bit = GuardedBuffer(1)
             kernel(bit.address, 1, mask, element)
             assert bit.holds(np.array([keep]))
 
@@ -188,7 +188,7 @@ def test_apply_bits(table, dtype, p, lengths):
         want = reference.apply(x, unpack(bits)[first : first + MOST], p)
         for n in rng.sample(LENGTHS, lengths):
             # no byte past the last that holds a bit: what lies there must not show in y
-            packed = room_of(bits[: (first + n + 7) // 8], rng.randrange(8))
+            packed = guarded_copy(bits[: (first + n + 7) // 8], rng.randrange(8))
 
             def kernel(x, y, n=n, first=first, packed=packed):
                 return apply_bits(DTYPES[dtype], 0, x, y, n, packed.address, first, factor)
@@ -200,7 +200,7 @@ def test_apply_bits_far_into_the_mask(table, dtype):
     x, first = numbers(dtype, 999), 2**32 + 5
     bits = np.zeros(2**29 + 200, np.uint8)  # the system hands out only the pages that are touched
     bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
-    keep, y = unpack(bits[2**29 :])[5 : 5 + len(x)], Room(x.nbytes)
+    keep, y = unpack(bits[2**29 :])[5 : 5 + len(x)], GuardedBuffer(x.nbytes)
     where = x.ctypes.data, y.address, len(x), bits.ctypes.data
     table.apply_bits(DTYPES[dtype], 0, *where, first, 2.0)
     assert y.holds(reference.apply(x, keep, 0.5))
@@ -226,8 +226,8 @@ def test_bias_dropout_add(table, dtype, p):
         with np.errstate(all="ignore"):
             biased = given["x"].reshape(rows, columns) + given["bias"]
             want = given["residual"] + reference.apply(biased.reshape(n), kept(p, start)[:n], p)
-        rooms = {name: room_of(array, rng.randrange(64)) for name, array in given.items()}
-        rooms["apart"] = Room(want.nbytes, rng.randrange(64))
+        rooms = {name: guarded_copy(array, rng.randrange(64)) for name, array in given.items()}
+        rooms["apart"] = GuardedBuffer(want.nbytes, rng.randrange(64))
         where = *(rooms[name].address for name in [*given, place]), rows, columns
         assert table.bias_dropout_add(DTYPES[dtype], *where, new_mask(table, p), start) == 0
         assert rooms.pop(place).holds(want), (rows, columns, place)
@@ -245,8 +245,8 @@ def test_bias_dropout_add_backward(table, dtype, p):
         sums = np.zeros(columns)
         for row in want.reshape(rows, columns):  # in this order
             sums += row
-        source, total = room_of(gy, rng.randrange(64)), room_of(np.zeros(columns), 8)
-        target = Room(gy.nbytes, rng.randrange(64)) if apart else source
+        source, total = guarded_copy(gy, rng.randrange(64)), guarded_copy(np.zeros(columns), 8)
+        target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if apart else source
         where = source.address, target.address, total.address, rows, columns
         code, mask = DTYPES[dtype], new_mask(table, p)
         assert table.bias_dropout_add_backward(code, *where, mask, start) == 0
@@ -279,7 +279,7 @@ def test_odd_values(table, dtype, p, kernel):
     )
     sizes = [np.nan, np.inf, 0, tiny, 3 * tiny, 0.7 * least, least, 1, 1 / 3, most / 2, most]
     odd = np.array([sign * size for size in sizes for sign in (1, -1)], dtype)
-    x, room, factor = np.resize(odd, n), Room(n * odd.itemsize), reference.scale(p, dtype)
+    x, room, factor = np.resize(odd, n), GuardedBuffer(n * odd.itemsize), reference.scale(p, dtype)
     y = np.resize(np.array([product(value, factor, dtype) for value in odd], dtype), n)
     mask, code, keep = new_mask(table, p), DTYPES[dtype], kept(p, 7, n)
     source, to, bits, out = x.ctypes.data, room.address, pack(keep), room.inside.view(dtype)
@@ -290,10 +290,10 @@ def test_odd_values(table, dtype, p, kernel):
     else:
         axis = Axis(n, x.itemsize, x.itemsize, 1)
         table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
-    np.testing.assert_array_equal(octets(out[~keep]), 0)  # +0.0: not even the sign is set
+    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0: not even the sign is set
     np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
     number = keep & ~np.isnan(x)
-    np.testing.assert_array_equal(octets(out[number]), octets(y[number]))
+    np.testing.assert_array_equal(as_bytes(out[number]), as_bytes(y[number]))
 
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
@@ -303,7 +303,7 @@ def test_all_numbers_of_the_half_types(table, dtype, p):
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):
-        y = room_of(np.roll(x, shift))
+        y = guarded_copy(np.roll(x, shift))
         where = y.address, y.address, 65536, bits.ctypes.data
         table.apply_bits(DTYPES[dtype], 0, *where, 0, 1 / (1 - p))
         assert y.holds(np.roll(want, shift))
@@ -332,7 +332,7 @@ def test_mask_init_refuses(table, p):
 @pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
 def test_an_unknown_type_is_refused(table, code, p):
-    mask, x, y, keep = new_mask(table, p), room_of(np.ones(100)), Room(800), Room(100)
+    mask, x, y, keep = new_mask(table, p), guarded_copy(np.ones(100)), GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
     assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
     for real in (code, DTYPES[np.float16]):  # these know the types of arithmetic only
@@ -362,7 +362,7 @@ def test_threads_share_arrays(table, dtype, rounds):
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
             pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
-            y = Room(x.nbytes, rng.randrange(8))
+            y = GuardedBuffer(x.nbytes, rng.randrange(8))
             each = [pool.submit(work, pieces[i::threads], y) for i in range(threads)]
             for done in each:
                 done.result()

@@ -9,7 +9,7 @@ from cdropout._core import dispatch
 
 from .. import reference
 from ..helpers import kernel_tables as tables
-from ..helpers.kernel_tables import DTYPES, PART_OF_LARGE, Room, new_mask, numbers, octets, room_of
+from ..helpers.kernel_tables import DTYPES, PART_OF_LARGE, GuardedBuffer, new_mask, numbers, as_bytes, guarded_copy
 from ..helpers.requirements import ISAS, slow
 
 SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # those of new_mask
@@ -20,9 +20,9 @@ START = 2**33 - 77
 
 @pytest.fixture(params=ISAS)
 def table(request):
-    tables.store_past_cache(request.param, 0)
+    tables.set_streaming_threshold(request.param, 0)
     yield tables.tables()[request.param]
-    tables.store_past_cache(request.param, dispatch.largest_cached)
+    tables.set_streaming_threshold(request.param, dispatch.streaming_threshold)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
@@ -32,10 +32,10 @@ def test_the_same_bytes(table, dtype, n):
     x, rng = numbers(dtype, 20000)[:n], random.Random(n)
     want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
     for offset in [*range(0, 64, x.itemsize), 1, rng.randrange(64)]:
-        source, target = room_of(x, rng.randrange(64)), Room(x.nbytes, offset)
+        source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, offset)
         assert table.apply(code, 0, source.address, target.address, n, mask, START) == 0
         assert target.holds(want) and source.holds(x)
-        target.inside[:] = octets(x)
+        target.inside[:] = as_bytes(x)
         where = source.address, target.address, n
         table.apply_bits(code, 0, *where, bits.ctypes.data, 0, 1 / 0.7)
         assert target.holds(want)
@@ -49,7 +49,7 @@ def test_part_of_a_large_array(isa, dtype):
     """The caller may set a flag."""
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
-    mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), Room(x.nbytes, 4)
+    mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), GuardedBuffer(x.nbytes, 4)
     where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
     assert table.apply(*where, mask, START) == 0
     assert y.holds(reference.apply(x, keep, P))
@@ -59,4 +59,4 @@ def test_part_of_a_large_array(isa, dtype):
 
 
 def test_from_how_many_bytes():
-    assert dispatch.largest_cached >= 1 << 18
+    assert dispatch.streaming_threshold >= 1 << 18

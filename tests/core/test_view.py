@@ -16,8 +16,8 @@ from ..helpers.kernel_tables import (
     DTYPES,
     PART_OF_LARGE,
     Axis,
-    Field,
-    Room,
+    GuardedArray,
+    GuardedBuffer,
     new_mask,
     numbers,
 )
@@ -126,17 +126,17 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a Room with the packed bits that the case reads, from bit number `first` on."""
+    """Return a GuardedBuffer with the packed bits that the case reads, from bit number `first` on."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
-    return tables.room_of(packed, first), first + case.start - position
+    return tables.guarded_copy(packed, first), first + case.start - position
 
 
 def given_bools(case, p):
-    """Return a Room with the bytes that the case reads, and the address of the first element's."""
+    """Return a GuardedBuffer with the bytes that the case reads, and the address of the first element's."""
     position, n = extent(case)
-    room = tables.room_of(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
+    room = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
     return room, room.address + case.start - position
 
 
@@ -148,8 +148,8 @@ def check(table, case, dtype, p, rng, flags=0):
         bits, bit_start = given_bits(case, p, rng.randrange(20))
         bools, first_bool = given_bools(case, p)
     else:
-        bits, bit_start, bools, first_bool = Room(1), 0, Room(1), 0
-        bools = Room(1)
+        bits, bit_start, bools, first_bool = GuardedBuffer(1), 0, GuardedBuffer(1), 0
+        bools = GuardedBuffer(1)
         bits.inside[:] = bools.inside[:] = keep(p, case.start, 1)
         first_bool = bools.address
     entries = [
@@ -158,14 +158,14 @@ def check(table, case, dtype, p, rng, flags=0):
         (table.apply_bools_strided, first_bool, mask.scale),
     ]
     x_strides, y_strides = case.x.strides(size, case.shape), case.y.strides(size, case.shape)
-    source = Field(dtype, case.shape, x_strides, rng.randrange(64))
-    targets = [Field(dtype, case.shape, y_strides, rng.randrange(64)) for _ in entries]
+    source = GuardedArray(dtype, case.shape, x_strides, rng.randrange(64))
+    targets = [GuardedArray(dtype, case.shape, y_strides, rng.randrange(64)) for _ in entries]
     if dtype is not bool:
         source.items[...] = values(dtype, case.shape)
     given = [room.inside.copy() for room in (source.room, bits, bools)]
     axes = axes_of(case.shape, x_strides, y_strides, case.mask)
     for (entry, *kept_by), target in zip(entries, targets, strict=True):
-        result = target.once_written(want)
+        result = target.bytes_after(want)
         x = None if dtype is bool else source.address
         assert entry(code, flags, x, target.address, *axes, *kept_by) == 0
         assert target.room.holds(result), (entry, case, p)
@@ -173,7 +173,7 @@ def check(table, case, dtype, p, rng, flags=0):
         assert room.holds(before), (case, p)
     if dtype is not bool and x_strides == y_strides:
         entry, *kept_by = rng.choice(entries)
-        result = source.once_written(want)
+        result = source.bytes_after(want)
         assert entry(code, flags, source.address, source.address, *axes, *kept_by) == 0
         assert source.room.holds(result), (entry, case, p, "in place")
 
@@ -371,10 +371,10 @@ def test_alpha_dropout(table, real, p):
     for name in ("C order", "Fortran order", "steps", "shared axes", "windows", "no element"):
         for i, each in enumerate(GROUPS[name]):
             strides = [way.strides(size, each.shape) for way in (each.x, each.y)]
-            fields = [Field(real, each.shape, ways, rng.randrange(64)) for ways in strides]
+            fields = [GuardedArray(real, each.shape, ways, rng.randrange(64)) for ways in strides]
             source, target = (fields[0],) * 2 if each.x == each.y and i % 2 else fields
             source.items[...] = values(real, each.shape)
-            result = target.once_written(expected_alpha(each, real, p, *terms))
+            result = target.bytes_after(expected_alpha(each, real, p, *terms))
             where = DTYPES[real], i % 2, source.address, target.address
             axes = axes_of(each.shape, source.strides, target.strides, each.mask)
             assert table.apply_alpha_strided(*where, *axes, mask, each.start, *terms) == 0
@@ -412,8 +412,8 @@ def test_as_many_axes_as_there_may_be(table, dtype):
     size = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
     many = case((2,) * 16, rng.sample(range(16), 16), rng.sample(range(16), 16))
-    source = Field(dtype, many.shape, many.x.strides(size, many.shape))
-    target = Field(dtype, many.shape, many.y.strides(size, many.shape), 5)
+    source = GuardedArray(dtype, many.shape, many.x.strides(size, many.shape))
+    target = GuardedArray(dtype, many.shape, many.y.strides(size, many.shape), 5)
     if dtype is not bool:
         source.items[...] = values(dtype, many.shape)
     _, some = axes_of(many.shape, source.strides, target.strides, many.mask)
@@ -428,7 +428,7 @@ def test_as_many_axes_as_there_may_be(table, dtype):
     last = next(i for i, axis in enumerate(axes) if axis.length == 1)
     assert table.apply_strided(*where, 65, (Axis * 65)(*axes), mask, many.start) == -1
     assert target.room.holds(before)
-    result = target.once_written(expected(many, dtype, 0.1))
+    result = target.bytes_after(expected(many, dtype, 0.1))
     del axes[last]
     assert table.apply_strided(*where, 64, (Axis * 64)(*axes), mask, many.start) == 0
     assert target.room.holds(result)
@@ -442,10 +442,10 @@ def test_positions_that_are_far_apart(table, dtype, order, stride):
     size, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
     want = rows if dtype is bool else reference.apply(values(dtype, shape), rows, 0.1)
-    field = Field(dtype, shape, layout(2, order).strides(size, shape), 1)
+    field = GuardedArray(dtype, shape, layout(2, order).strides(size, shape), 1)
     if dtype is not bool:
         field.items[...] = values(dtype, shape)
-    result = field.once_written(want)
+    result = field.bytes_after(want)
     axes = axes_of(shape, field.strides, field.strides, (stride, 1))
     where = field.address, field.address, *axes
     assert table.apply_strided(code, 0, *where, new_mask(table, 0.1), 99) == 0
@@ -457,8 +457,8 @@ def test_bits_that_are_far_away(table):
     memory = np.zeros(2**29 + 1000, np.uint8)  # the system provides only the pages that are touched
     memory[2**29 :] = np.random.default_rng(3).integers(0, 256, 1000)
     bits = np.unpackbits(memory[2**29 :], bitorder="little")[5:]
-    y = Field(bool, (63, 65), (1, 63), 3)
-    result = y.once_written(bits[: 63 * 65].reshape(63, 65))
+    y = GuardedArray(bool, (63, 65), (1, 63), 3)
+    result = y.bytes_after(bits[: 63 * 65].reshape(63, 65))
     axes = axes_of(y.shape, (0, 0), y.strides, (65, 1))
     where = BOOL, 0, None, y.address, *axes
     assert table.apply_bits_strided(*where, memory.ctypes.data, first, 1.0) == 0
@@ -467,9 +467,9 @@ def test_bits_that_are_far_away(table):
 
 def test_axes_with_shared_input(table):
     """A stride of 0 in x reads the same elements again."""
-    x, y = values(np.float32, (50,)), Field(np.float32, (7, 50), (200, 4), 1)
+    x, y = values(np.float32, (50,)), GuardedArray(np.float32, (7, 50), (200, 4), 1)
     want = reference.apply(np.broadcast_to(x, (7, 50)), keep(0.1, 5, 350), 0.1)
-    result = y.once_written(want)
+    result = y.bytes_after(want)
     axes = axes_of((7, 50), (0, 4), (200, 4), (50, 1))
     assert table.apply_strided(0, 0, x.ctypes.data, y.address, *axes, new_mask(table, 0.1), 5) == 0
     assert y.room.holds(result)
@@ -485,7 +485,7 @@ def test_axes_with_shared_input(table):
      (0, 0, -1), (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
 )  # fmt: skip
 def test_what_is_refused(table, code, flags, ndim, p):
-    mask, x, y, given = new_mask(table, p), Room(400), Room(400), Room(100)
+    mask, x, y, given = new_mask(table, p), GuardedBuffer(400), GuardedBuffer(400), GuardedBuffer(100)
     before = y.inside.copy()
     _, axes = axes_of((10, 10), (40, 4), (40, 4), (10, 1))
     where = code, flags, x.address, y.address, ndim, axes

@@ -222,12 +222,12 @@ ERRORS = {
     "seed and rng": (
         lambda x: cdd.dropout(x, seed=1, rng=2),
         ValueError,
-        "seed=1 says which mask it is: it excludes rng",
+        "seed=1 determines the mask: it excludes rng",
     ),
     "call": (
         lambda x: cdd.dropout(x, call=1),
         ValueError,
-        "call=1 tells the masks of one seed apart: it needs seed",
+        "call=1 needs seed, since both determine the mask",
     ),
     **{
         f"mask and {name}": (
@@ -314,6 +314,6 @@ def test_the_xarray_example_finds_the_same_bits_in_all_chunks():
     example = Path(__file__).parents[2] / "examples" / "xarray_dropout.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as in memory to the bit: True") == 3
+    assert done.stdout.count("identical to NumPy's result: True") == 3
     dropped = int(re.search(r"whole days: (\d+) of 365", done.stdout)[1])
     assert dropped == 365 - np.count_nonzero(cd.Mask(365, 0.1, 7))

@@ -1,4 +1,4 @@
-"""Tests of properties: Hypothesis looks for an example that breaks one."""
+"""Settings of Hypothesis for tests of properties."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -6,17 +6,17 @@ from hypothesis import HealthCheck, given, settings
 from .requirements import slow
 
 
-def holds(examples, *strategies):
-    """Make a test of a property: so many examples where slow tests are run, otherwise a fifth.
+def given_examples(count, *strategies):
+    """Return a decorator that tests a property with `count` examples, or a fifth in quick tests.
 
-    They are the same in every run, however slow the machine.
+    The examples are the same in every run, and no deadline ends a test.
     """
 
     def decorate(check):
-        @pytest.mark.parametrize("count", [examples // 5, *slow(examples)])
-        def test(count):
+        @pytest.mark.parametrize("max_examples", [count // 5, *slow(count)])
+        def test(max_examples):
             settings(
-                max_examples=count,
+                max_examples=max_examples,
                 derandomize=True,
                 database=None,
                 deadline=None,

@@ -103,9 +103,9 @@ def tables():
     return {isa: load(isa) for isa in dispatch.built() if isa in runnable}
 
 
-def store_past_cache(isa, size):
+def set_streaming_threshold(isa, size):
     """Let this instruction set's kernels store outputs past the cache from so many bytes on."""
-    importlib.import_module(dispatch.module_of(isa)).set_largest_cached(size)
+    importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 
 def new_mask(table, p, seed=0xFEDCBA9876543210, call=2**40 + 3):
@@ -122,7 +122,7 @@ EDGE = 320  # bytes on each side of a room that nobody may write to: more than 3
 SENTINEL = 0xA5
 
 
-class Room:
+class GuardedBuffer:
     """Bytes between edges of a known value, from `offset` bytes past a 64-byte line on.
 
     Parameters
@@ -139,23 +139,23 @@ class Room:
         self.address = address + self.first
         self.inside = self.memory[self.first : self.last]
         if content is not None:
-            self.inside[:] = octets(content)
+            self.inside[:] = as_bytes(content)
 
     def holds(self, content):
         """Return whether exactly these bytes are inside, and the edges are as they were."""
         edges = self.memory[: self.first].tobytes() + self.memory[self.last :].tobytes()
-        same = np.array_equal(self.inside, octets(content))
+        same = np.array_equal(self.inside, as_bytes(content))
         return same and edges.count(SENTINEL) == len(edges)
 
 
-def octets(array):
+def as_bytes(array):
     """Return the bytes of a one-dimensional array."""
     return np.ascontiguousarray(array).view(np.uint8)
 
 
-def room_of(array, offset=0):
-    """Return a Room that holds a copy of this array."""
-    return Room(array.nbytes, offset, array)
+def guarded_copy(array, offset=0):
+    """Return a GuardedBuffer that holds a copy of this array."""
+    return GuardedBuffer(array.nbytes, offset, array)
 
 
 @cache
@@ -169,14 +169,14 @@ def numbers(dtype, n):
 
 
 @cache
-def choices(size):
+def random_bools(size):
     """Return so many bytes, of which half are 0 and the others 1 or anything else."""
     values = np.array([0, 0, 0, 0, 1, 2, 128, 255], np.uint8)
     return values[np.random.default_rng(size).integers(0, 8, size)]
 
 
-class Field:
-    """An array with any strides, which may be negative, within a Room; no two items overlap.
+class GuardedArray:
+    """An array with any strides, which may be negative, within a GuardedBuffer; no two items overlap.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ class Field:
     def __init__(self, dtype, shape, strides, offset=0):
         reach = [max(length - 1, 0) * step for length, step in zip(shape, strides, strict=True)]
         size = sum(map(abs, reach)) + np.dtype(dtype).itemsize
-        self.room = Room(size, offset, choices(size))
+        self.room = GuardedBuffer(size, offset, random_bools(size))
         self.first = sum(-step for step in reach if step < 0)
         self.dtype, self.shape, self.strides = dtype, shape, strides
         self.address = self.room.address + self.first
@@ -196,7 +196,7 @@ class Field:
     def within(self, memory):
         return np.ndarray(self.shape, self.dtype, memory, self.first, self.strides)
 
-    def once_written(self, values):
+    def bytes_after(self, values):
         """Return the bytes of the room once these values are in it."""
         memory = self.room.inside.copy()
         self.within(memory)[...] = values

@@ -1,12 +1,17 @@
-"""What a test may need. Without it the test is skipped, with a reason that says what is missing."""
+"""Requirements of tests: packages, systems, instruction sets. Without them, tests are skipped.
 
+The reason of a skip says what is missing, and how to install it.
+"""
+
+import os
+import sys
 from importlib.util import find_spec
 
 import pytest
 
 from cdropout._core import dispatch
 
-EXTRAS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}  # of this package
+EXTRAS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}  # of cdropout
 PACKAGES = {
     "distributed": "'dask[distributed]'",
     "sklearn": "scikit-learn",
@@ -27,37 +32,51 @@ NAMES = {
 }
 
 
-def reason(module):
-    """Return why a test that needs this module is skipped without it, and what to install."""
+def skip_reason(module):
+    """Return why a test that needs this module is skipped, and the command to install it."""
     package = f"'cdropout[{module}]'" if module in EXTRAS else PACKAGES.get(module, module)
     return f"needs {NAMES.get(module, module)}: pip install {package}"
 
 
 def import_or_skip(module):
-    """Return the module; without it, skip the test, or the file that is being imported."""
-    return pytest.importorskip(module, reason=reason(module))
+    """Return the module; if it is not installed, skip the test or the importing test file."""
+    return pytest.importorskip(module, reason=skip_reason(module))
 
 
 def find_or_skip(*modules):
-    """Skip the test, or the file, unless these modules are installed; import none of them."""
+    """Skip the test or the test file unless all modules are installed, without importing them."""
     for module in modules:
         if not find_spec(module):
-            pytest.skip(reason(module), allow_module_level=True)
+            pytest.skip(skip_reason(module), allow_module_level=True)
 
 
-def why_not(isa):
-    """Return why no kernels of this instruction set can run here, or an empty string."""
+def why_not_runnable(isa):
+    """Return why kernels of this instruction set cannot run here, or an empty string."""
     if isa not in dispatch.built():
         return f"needs kernels of {isa}: cdropout was built without them"
     return "" if isa in dispatch.runnable() else f"needs {isa}: this CPU cannot run it"
 
 
+def can_limit_memory():
+    """Return whether memory can be limited: on Linux, unless AddressSanitizer maps terabytes."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with open("/proc/self/maps") as maps:
+        return "asan" not in maps.read()
+
+
 def slow(*values):
-    """Return these values of a parameter for `parametrize`, with the mark of slow tests."""
+    """Return these values of a parameter for `parametrize`, marked as slow."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+unix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks and SIGALRM")
+needs_memory_limit = pytest.mark.skipif(
+    not can_limit_memory(), reason="needs a limit of memory: Linux without AddressSanitizer"
+)
 ISAS = [
-    pytest.param(isa, marks=pytest.mark.skipif(bool(why_not(isa)), reason=why_not(isa)))
+    pytest.param(isa, marks=pytest.mark.skipif(bool(reason), reason=reason))
     for isa in dispatch.INSTRUCTION_SETS
+    for reason in [why_not_runnable(isa)]
 ]

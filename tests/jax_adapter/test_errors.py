@@ -63,11 +63,11 @@ def run(code, **environment):
         (
             (7, X, 0.5),
             TypeError,
-            r"key has to be a JAX key, as of jax.random.key\(7\), but got int",
+            r"key has to be a JAX key, such as jax.random.key\(7\), but got int",
         ),
         ((X, X, 0.5), TypeError, "key has to be a JAX key.* but got float32"),
         ((jnp.zeros(3, jnp.uint32), X, 0.5), ValueError, r"uint32 of shape \(3,\)"),
-        ((jax.random.split(KEY, 3), X, 0.5), ValueError, r"one key, of 2 or 4 words, but got key"),
+        ((jax.random.split(KEY, 3), X, 0.5), ValueError, r"one typed key .* but got key<fry>"),
     ],
 )
 def test_arguments_that_are_not_taken(arguments, error, message, wrap):
@@ -80,7 +80,9 @@ def test_arguments_that_are_not_taken(arguments, error, message, wrap):
     "name, value", [("inplace", True), ("broadcast_dims", 0), ("broadcast_dims", (0, 1))]
 )
 def test_arguments_that_cannot_be_traced(name, value):
-    message = f"{name} has to be known .* but it is traced: jax.jit takes static_argnames='{name}'"
+    message = (
+        f"{name} has to be known .* but it is traced: pass static_argnames='{name}'"
+    )
     with pytest.raises(TypeError, match=message):
         jax.jit(dropout)(KEY, X, 0.5, **{name: value})
     y = jax.jit(dropout, static_argnames=name)(KEY, X, 0.5, **{name: value})
@@ -110,7 +112,7 @@ def test_a_seed_is_no_key():
 
 def test_another_platform_is_refused():
     program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
-    with pytest.raises(NotImplementedError, match="on the CPU, and has no kernels for cuda; place"):
+    with pytest.raises(NotImplementedError, match="for the CPU only, .* compiled for cuda; to run"):
         program.lower(lowering_platforms=("cuda",))
 
 
@@ -209,14 +211,14 @@ window = np.array([[0, 2, 0, 9], [0, 0, 0, 1], [0, 5, 0, 70]], np.uint32)
 operands = np.array([0, 7], np.uint32), np.asarray(x[:1, :300]).reshape(5, 6, 10), p[1], window
 direct = jax.ffi.ffi_call("of_this_version", jax.ShapeDtypeStruct((5, 6, 10), "float32"))
 jax.ffi.register_ffi_target("of_this_version", ours, platform="cpu")
-print(np.array_equal(cdropout.jax.functional._apply(*operands), direct(*operands)))
+print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), direct(*operands)))
 """
 )
 
 
 def test_a_jaxlib_of_another_version_calls_through_python():
     first, second, warning, *others, _ = run(FALLBACK)
-    assert warning.startswith("1 UserWarning this jaxlib does not call cdropout's kernels directly")
+    assert warning.startswith("1 UserWarning this jaxlib cannot call cdropout's kernels directly")
     assert "handler's API version (99." in warning
     assert {first, second, *others} == {"True"} and len(others) == 10
 
@@ -237,18 +239,12 @@ needs_shard_map = pytest.mark.skipif(
 
 
 @needs_shard_map
-def test_an_array_on_two_devices():
+def test_an_array_on_two_devices_and_shard_map():
     code = """
-    print(len(spread.sharding.device_set))
+    print(len(spread.sharding.device_set) == 2)
     y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, spread)
     print(np.array_equal(y, right))
-    """
-    assert run(MESH + textwrap.dedent(code), **TWO) == ["2", "True", ""]
 
-
-@needs_shard_map
-def test_shard_map():
-    code = """
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P("rows")), out_specs=P("rows"))
     def drop(keys, x):
@@ -269,7 +265,7 @@ def test_shard_map():
     y = with_rates(key, spread, jnp.float32([0.25, 1]))
     print(np.array_equal(y[:2], dropout(key, x[:2], 0.25)) and not y[2:].any())
     """
-    assert run(MESH + textwrap.dedent(code), **TWO) == ["True"] * 4 + [""]
+    assert run(MESH + textwrap.dedent(code), **TWO) == ["True"] * 6 + [""]
 
 
 @needs_shard_map

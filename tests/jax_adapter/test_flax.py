@@ -63,9 +63,9 @@ def test_nnx_evaluation():
 
 
 def test_nnx_errors():
-    with pytest.raises(ValueError, match="needs a key: pass rngs= to it when it is made or called"):
+    with pytest.raises(ValueError, match="needs a key: pass rngs= to the constructor or the call"):
         Dropout(0.3)(X)
-    with pytest.raises(ValueError, match="needs deterministic=, when it is made or when"):
+    with pytest.raises(ValueError, match="needs deterministic=, in the constructor or in"):
         Dropout(0.3, deterministic=None, rngs=nnx.Rngs(0))(X)
     with pytest.raises(TypeError, match="key has to be a JAX key, .* but got str"):
         Dropout(0.3)(X, rngs="noise")

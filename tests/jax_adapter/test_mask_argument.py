@@ -31,6 +31,14 @@ MASKS = {
 }
 every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
+HALVES = ["float16", "bfloat16"]
+slow_pairs = [
+    pytest.param(name, dtype, marks=pytest.mark.slow)
+    for name in MASKS
+    if name not in ("mask", "window")
+    for dtype in HALVES
+]
+
 
 def numbers(dtype="float32", shape=SHAPE):
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape), dtype)
@@ -41,9 +49,16 @@ def check(y, right):
     assert np.asarray(y).tobytes() == np.asarray(right).tobytes()
 
 
-@every_mask
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_a_given_mask(mask, dtype):
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        *[(name, "float32") for name in MASKS],
+        *[(name, dtype) for name in ("mask", "window") for dtype in HALVES],
+        *slow_pairs,
+    ],
+)
+def test_a_given_mask(name, dtype):
+    mask = MASKS[name]
     x = numbers(dtype)
     want = mask.apply(np.asarray(x))
     check(dropout(None, x, mask=mask), want)

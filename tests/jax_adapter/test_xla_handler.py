@@ -97,11 +97,11 @@ def test_the_last_element_of_the_largest_mask():
 
 COUNT = "takes the operands key, x, p and window and no attributes, and returns one result"
 IN_KEY = r"key has to be uint32\[..., 2\] or uint32\[..., 4\]"
-IN_X = "x has to be float16, bfloat16, float32 or float64: the dimensions of the keys, and at most"
-IN_Y = "the result has to be of the shape and type of x"
+IN_X = "x has to be float16, bfloat16, float32 or float64, with the shape of the keys and at most"
+IN_Y = "the result has to have the shape and type of x"
 IN_P = r"p has to be float32, float64 or uint32\[2\]: one for all keys, or one per key"
 IN_WINDOW = r"window has to be uint32\[n, 4\] for the n dimensions of a mask"
-BEYOND = r"window has to lie in a mask of fewer than 2\*\*63 elements"
+BEYOND = r"window has to be part of a mask of fewer than 2\*\*63 elements"
 NOT_BETWEEN = "dropout probability has to be between 0 and 1, but got "
 NONE, TWO = [], [of(X.shape)] * 2
 

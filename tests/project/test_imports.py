@@ -1,15 +1,18 @@
-"""Imports within the package go one way: each module imports from those below it only."""
+"""Tests of imports: between the layers of the package, of frameworks, and of folders of tests."""
 
 import re
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdropout"
-LAYERS = [  # each imports from those before it only
+LAYERS = [  # each imports only from those above it in this list
     "include environment",  # the C interface, and errors of the command line
-    "_core.stream _core.bits _core.view",
-    "_core.rows",
+    "_core.stream _core.view",
+    "_core.bits",
     "_core.select",
+    "_core.rows",
     "_core.tiles",
     "_core.kernels",
     "_core.dispatch",
@@ -22,20 +25,21 @@ LAYERS = [  # each imports from those before it only
     "typing",
     "functional",
     "modules",
-    "cdropout",  # __init__, which imports none of what follows
+    "cdropout",  # __init__, which imports nothing that follows
     "selftest stream_command torch jax dask tensorflow thinc",
     "flax keras",
     "bench",
     "__main__",
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
+FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
 WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}  # not at import
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
 
 
 def name_of(path):
-    """Return _core.mask for cdropout/_core/mask.pyx, and bench for what lies in that folder."""
+    """Return the name of a file's module in LAYERS, which has other folders than _core as one."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts == ("__init__",):
         return "include" if path.suffix == ".pxd" else "cdropout"
@@ -43,8 +47,8 @@ def name_of(path):
 
 
 def imported(source, compiled, names):
-    """Yield the modules that `from source import names` or `import names` needs."""
-    for name in re.findall(r"[\w.]+", names) or [""]:  # [""]: they stand on the next lines
+    """Yield the modules that `from source import names` or `import names` imports."""
+    for name in re.findall(r"[\w.]+", names) or [""]:  # [""]: the names are on the next lines
         full = f"{source}.{name}" if source else name
         if full.split(".")[0] != "cdropout":
             return
@@ -55,21 +59,46 @@ def imported(source, compiled, names):
 
 
 def imports():
-    """Yield (importer, imported, whether only when a function is called)."""
+    """Yield (importer, imported, True if only a call of a function imports it)."""
     for path in SOURCES:
         for indent, source, compiled, names in IMPORT.findall(path.read_text()):
             for name in imported(source, compiled, names):
                 yield name_of(path), name, bool(indent)
 
 
-def test_imports_go_one_way():
+def test_modules_import_only_from_lower_layers():
     found = set(imports())
     assert {("modules", "functional", False), ("_core.kernels", "_core.stream", False)} <= found
-    wrong = {
-        (importer, name, later)
-        for importer, name, later in found
+    upward = {
+        (importer, name, when_called)
+        for importer, name, when_called in found
         if RANKS[importer] <= RANKS[name] and importer != name
     }
-    upward = {(importer, name) for importer, name, later in wrong if later}
-    assert {pair for pair in wrong if not pair[2]} == set()
-    assert upward <= WHEN_CALLED
+    assert {(importer, name) for importer, name, _ in upward} <= WHEN_CALLED
+    assert all(when_called for *_, when_called in upward)
+
+
+def packages_imported_by(path):
+    """Yield the top-level packages that a file imports, at import or when a function is called."""
+    text = path.read_text()
+    for _, source, _, names in IMPORT.findall(text):
+        yield from re.findall(r"(?:^|, )(\w+)", source or names)
+    yield from re.findall(r"""(?:import_module|__import__)\(["'](\w+)""", text)
+
+
+def test_core_imports_no_framework():
+    core = [path for path in SOURCES if PACKAGE / "_core" in path.parents]
+    found = {name for path in core for name in packages_imported_by(path)}
+    assert {"numpy", "cdropout"} <= found
+    assert not found & FRAMEWORKS
+
+
+TESTS = ROOT / "tests"
+
+
+def test_folders_of_tests_are_not_top_level_packages():
+    folders = [path.name for path in TESTS.iterdir() if (path / "__init__.py").exists()]
+    assert "arrays" in folders
+    path = [Path(entry).resolve() for entry in sys.path]
+    assert not [entry for entry in path if entry == TESTS or TESTS in entry.parents]
+    assert not [name for name in folders if PathFinder.find_spec(name)]

@@ -1,24 +1,16 @@
-"""The mutants of tools/mutants: each is found, whatever its function's variables are called."""
+"""Tests of tools/mutants: its catalog, its log, and the search for patterns."""
 
 import doctest
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from ..helpers.tools import TOOLS, load_tool
+
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "mutants"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, TOOL / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-anchors, catalog = load("anchors"), load("catalog")
+LOG = TOOLS / "mutants" / "log.tsv"
+anchors, catalog = load_tool("mutants/anchors.py"), load_tool("mutants/catalog.py")
 ENTRIES = {
     f"{file}:{function}:{name}".replace(" ", "-"): (file, function, change)
     for file, functions in catalog.MUTANTS.items()
@@ -44,29 +36,29 @@ def test_every_mutant_is_found(file):
     assert missing == []
 
 
-def test_every_mutant_has_an_id_of_its_own():
+def test_ids_are_unique():
     mutants = [
         m for functions in catalog.MUTANTS.values() for some in functions.values() for m in some
     ]
     assert len(ENTRIES) == len(mutants) >= 150
 
 
-def test_the_log_names_mutants_that_there_are():
-    header, *lines = (TOOL / "log.tsv").read_text().splitlines()
+def test_log_has_only_mutants_of_the_catalog():
+    header, *lines = LOG.read_text().splitlines()
     ids = [line.split("\t")[0] for line in lines]
     assert header.split("\t") == ["mutant", "hash", "outcome", "by", "seconds"]
     assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
 
 
-def test_what_is_explained_has_survived():
-    lines = [line.split("\t") for line in (TOOL / "log.tsv").read_text().splitlines()]
+def test_explained_mutants_have_survived():
+    lines = [line.split("\t") for line in LOG.read_text().splitlines()]
     outcomes = {line[0]: line[2] for line in lines}
     assert catalog.EXPLAINED
     for mutant, reason in catalog.EXPLAINED.items():
         assert outcomes[mutant].startswith("survived") and reason
 
 
-# ---- what an anchor survives ------------------------------------------------------------------
+# ---- patterns ---------------------------------------------------------------------------------
 
 
 FUNCTION = '''
@@ -76,7 +68,7 @@ cdef inline size_t other(size_t n) noexcept nogil:
 cdef inline size_t count(
     const Box* box, size_t n
 ) noexcept nogil:
-    """n + 1, in words."""
+    """Return n + 1."""
     cdef size_t total = box.size + n    # n + 1
     if total == n + 1:
         total += box.size // 2
@@ -97,7 +89,7 @@ cdef size_t last(size_t n): return n + 1
         (r"box\.size // 2", "box.view.itemsize // 2"),
     ],
 )
-def test_a_mutant_survives_renames_and_formatters(old, new):
+def test_patterns_match_after_renaming_and_formatting(old, new):
     text = re.sub(old, new, FUNCTION)
     assert text != FUNCTION
     changed = anchors.replace(text, "count", "$n + 1", "$n + 2")
@@ -105,7 +97,7 @@ def test_a_mutant_survives_renames_and_formatters(old, new):
     assert "pass" in anchors.replace(text, "count", "$a += $b // 2", "pass")
 
 
-def test_only_formatting_keeps_the_hash():
+def test_formatting_keeps_the_digest():
     formatted = FUNCTION.replace("# n + 1", "").replace("n + 1:", "(n\n        + 1):")
     renamed = FUNCTION.replace("total", "sum_of_all")
     same, other = (anchors.digest(text, "count", "") for text in (FUNCTION, renamed))
@@ -122,7 +114,7 @@ def test_only_formatting_keeps_the_hash():
         ("count", "$n + 1", 2, 1),
     ],
 )
-def test_an_anchor_that_is_not_unique_is_refused(function, pattern, number, matches):
+def test_a_pattern_must_match_once(function, pattern, number, matches):
     with pytest.raises(LookupError, match=rf"^{function}: {matches} matches of "):
         anchors.replace(FUNCTION, function, pattern, "0", number)
 
@@ -139,8 +131,8 @@ def test_an_anchor_that_is_not_unique_is_refused(function, pattern, number, matc
         ("def f(): return not x", "$v", ["x"]),
     ],
 )
-def test_what_a_pattern_matches(text, pattern, matches):
-    found = anchors.places(text, "f", pattern)
+def test_matches_of_patterns(text, pattern, matches):
+    found = anchors.matches(text, "f", pattern)
     assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
 
 
@@ -169,11 +161,11 @@ static int g(int x) { return f(x) + 1; }
         ("TABLE", "{1, 2}", ["{1, 2}"]),
     ],
 )
-def test_functions_of_c(function, pattern, matches):
-    found = anchors.places(C_FUNCTIONS, function, pattern, anchors.C)
+def test_matches_in_c(function, pattern, matches):
+    found = anchors.matches(C_FUNCTIONS, function, pattern, anchors.C)
     assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
 
 
-def test_the_example():
+def test_example_of_the_docstring():
     results = doctest.testmod(anchors)
     assert results.attempted and not results.failed

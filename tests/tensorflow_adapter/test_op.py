@@ -17,7 +17,7 @@ tf = import_or_skip("tensorflow")
 import cdropout.tensorflow  # noqa: E402
 from cdropout.tensorflow import _tf, functional, op  # noqa: E402
 
-PATH = op._library()
+PATH = op._library_path()
 X = tf.ones(1000)
 
 
@@ -54,15 +54,15 @@ def refused(*_):
     [
         ("register", lambda *_: _tf.register(PATH, never_registered, ["TF_Old"]), "TF_Old"),
         ("register", refused, "no such interface"),
-        ("_new_wrapper", refused, "no such interface"),
-        ("missing", ImportError("no module of that name"), "no module of that name"),
+        ("_make_wrapper", refused, "no such interface"),
+        ("import_error", ImportError("no module of that name"), "no module of that name"),
     ],
 )
 def test_if_it_cannot_be_registered_dropout_is_tensorflows(monkeypatch, name, replacement, reason):
     monkeypatch.setattr(op, name, replacement)
-    match = f"TensorFlow {tf.__version__}, so that dropout is TensorFlow's own; .*{reason}"
+    match = f"TensorFlow {tf.__version__}, so that TensorFlow's own dropout is used; .*{reason}"
     with pytest.warns(UserWarning, match=match) as caught:
-        monkeypatch.setattr(op, "apply", op._load())
+        monkeypatch.setattr(op, "apply", op._load_op())
     assert len(caught) == 1 and op.apply is None
     monkeypatch.setattr(functional.op, "apply", None)
     own = tf.nn.experimental.stateless_dropout(X, 0.5, [7, 0], "auto_select")
@@ -72,10 +72,10 @@ def test_if_it_cannot_be_registered_dropout_is_tensorflows(monkeypatch, name, re
 def test_the_library_on_windows(monkeypatch, tmp_path):
     module = tmp_path / "_pywrap_tensorflow_internal.pyd"
     monkeypatch.setattr(op._pywrap_tensorflow_internal, "__file__", str(module))
-    assert op._library() == str(module)
+    assert op._library_path() == str(module)
     dll = tmp_path / "_pywrap_tensorflow_common.dll"
     dll.touch()
-    assert op._library() == str(dll)
+    assert op._library_path() == str(dll)
 
 
 # ---- other versions of TensorFlow ---------------------------------------------------------------
@@ -100,8 +100,8 @@ def test_with_a_tensorflow_that_is_not_supported(version, tmp_path):
     done = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.tensorflow")
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "cdropout.tensorflow is written for TensorFlow 2.16 and later ones below 3.0, "
-        f"but found {version}\n"
+        "cdropout.tensorflow needs TensorFlow 2.16 or newer, but older than 3.0; "
+        f"TensorFlow {version} is installed\n"
     )
 
 

@@ -246,7 +246,7 @@ def test_the_example_prints_what_masks_cost():
     assert done.returncode == 0, done.stderr
     errors = re.findall(r"\(.*\) +(\d+\.\d\d \+- \d+\.\d\d)$", done.stdout, re.MULTILINE)
     assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0 nothing tells them apart
-    assert re.search(r"^Dropout adds -?\d+ % to a step", done.stdout, re.MULTILINE)
+    assert re.search(r"^Dropout makes a step -?\d+ % slower", done.stdout, re.MULTILINE)
 
 
 # ---- without thinc ------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.subprocess_runner import run, unix_only
+from ..helpers.requirements import unix_only
+from ..helpers.subprocess_runner import run_with_torch
 from ..helpers.torch_calls import CALLS, GENERATORS
 
 torch = pytest.importorskip("torch")
@@ -117,7 +118,7 @@ for restore in replay, fail:
 @unix_only
 def test_a_restored_generator_without_a_seed_still_has_none():
     """Check that a forked child seeds it anew, in a process without JAX, which warns of forks."""
-    assert run(RESTORED) == (0, "True True", "")
+    assert run_with_torch(RESTORED) == (0, "True True", "")
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -21,13 +21,18 @@ def all_plus_zero(x):
 
 
 HOW = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
-CASES = [(kind, FUNCTIONS[name]) for kind in HOW for name in FUNCTIONS]
+CASES = [(kind, FUNCTIONS[name]) for kind in HOW[:-1] for name in FUNCTIONS]
 CASES += [(kind, FORMS[name]) for kind in HOW[:2] for name in FORMS]  # accelerate() leaves the rest
+CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
+CASES += [  # to compile takes long
+    pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
+    for function in FUNCTIONS.values()
+    for dtype in DTYPES
+]
 IN_PLACE = [FORMS[name] for name in FORMS if name.endswith("_")]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind, function", CASES)
+@pytest.mark.parametrize("kind, function, dtype", CASES)
 def test_p_of_1_gives_plus_zero_whatever_was_there(kind, function, dtype):
     x = torch.tensor(BAD, dtype=dtype).repeat(2, 3, 4, 1)
     bad = x.clone()

@@ -6,8 +6,8 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.aliased_array import limits_hold
-from ..helpers.subprocess_runner import linux_only, run, unix_only
+from ..helpers.requirements import needs_memory_limit, unix_only
+from ..helpers.subprocess_runner import run
 from ..helpers.torch_calls import DTYPES, FORMS, FUNCTIONS, Untouched
 
 torch = pytest.importorskip("torch")
@@ -111,8 +111,7 @@ print("done")
 """
 
 
-@linux_only
-@pytest.mark.skipif(not limits_hold(), reason="AddressSanitizer")
+@needs_memory_limit
 def test_too_little_memory_changes_nothing():
     status, out, errors = run(LIMIT, MALLOC_MMAP_THRESHOLD_="65536")
     assert (status, out) == (0, "done"), errors

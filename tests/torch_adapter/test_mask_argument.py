@@ -259,7 +259,7 @@ def test_the_operator_of_a_mask_passes_pytorchs_checks():
 
 # ---- errors -------------------------------------------------------------------------------------
 
-OTHERS = "mask= is taken for ordinary CPU tensors of float16, bfloat16, float32 or float64"
+OTHERS = "mask= is supported for plain CPU tensors of float16, bfloat16, float32 or float64"
 ERRORS = {
     "generator": (
         lambda x: ct.dropout(x, generator=cd.Generator(1), mask=MASKS["mask"]),
@@ -300,7 +300,7 @@ ERRORS = {
     "dimensions": (
         lambda x: ct.dropout2d(x[0], mask=MASKS["mask"][0]),
         NotImplementedError,
-        "mask= is not taken for the 3D input that dropout2d deprecates",
+        "mask= is not supported for 3D input, which is deprecated in torch.nn.functional.dropout2d",
     ),
     "overlap": (
         lambda x: ct.dropout(x[:1].expand(SHAPE), inplace=True, mask=MASKS["mask"]),

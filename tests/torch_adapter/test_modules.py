@@ -29,7 +29,7 @@ NAMES = [
     "FeatureAlphaDropout",
 ]
 SHAPES = {"Dropout1d": (5, 90, 3), "Dropout2d": (5, 90, 3, 2), "Dropout3d": (5, 90, 2, 3, 2)}
-NODE = "EagerBackward"  # of a dropout that was computed here
+NODE = "EagerDropoutBackward"  # of a dropout that was computed here
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_convert_swaps_all_in_place_and_revert_undoes_it():
     assert done.swapped == ["first.1", "deep.a.0", "deep.a.1"]
     assert done.kept == {
         "first.2": "Special is a subclass of a dropout module",
-        "attention": "MultiheadAttention calls dropout itself; accelerate() reaches it",
+        "attention": "MultiheadAttention calls dropout internally: use accelerate()",
     }
     assert repr(model) == text and dict(model.named_modules()) == before
     assert type(model.listed[0]) is ct.Dropout and not model.again.training
@@ -133,7 +133,7 @@ def test_convert_of_one_module_and_what_is_none():
     module = nn.Dropout2d()
     assert ct.convert(module) == ([""], {}) and type(module) is ct.Dropout2d
     model = nn.Sequential(ct.Dropout(generator=cd.Generator(1)))
-    assert ct.revert(model).kept == {"0": "Dropout has a generator, which PyTorch's has not"}
+    assert ct.revert(model).kept == {"0": "Dropout has a generator; PyTorch's modules have none"}
     for function in (ct.convert, ct.revert):
         with pytest.raises(TypeError, match="takes a torch.nn.Module, but got function"):
             function(F.dropout)
@@ -188,8 +188,8 @@ def count_of(monkeypatch, function):
     from cdropout.torch import overrides
 
     calls = []
-    ordinary = overrides.is_ordinary
-    monkeypatch.setattr(overrides, "is_ordinary", lambda x: calls.append(x) or ordinary(x))
+    ordinary = overrides.runs_eagerly
+    monkeypatch.setattr(overrides, "runs_eagerly", lambda x: calls.append(x) or ordinary(x))
     function()
     return len(calls)
 
@@ -357,6 +357,6 @@ def test_accelerate_in_threads():
 def test_other_versions_of_pytorch_are_refused(version, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(
-        ImportError, match=f"2.13 and later ones below 3.0, but found {version[:3]}"
+        ImportError, match=f"2.13 and later versions below 3.0, but found {version[:3]}"
     ):
         importlib.reload(ct)

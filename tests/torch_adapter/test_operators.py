@@ -3,10 +3,11 @@
 import shutil
 
 import pytest
+from ..helpers.torch_calls import CALLS, GENERATORS
 
 import cdropout as cd
 
-from ..helpers.torch_calls import CALLS, GENERATORS
+from ..helpers.requirements import slow
 
 torch = pytest.importorskip("torch")
 ct = pytest.importorskip("cdropout.torch")
@@ -58,8 +59,14 @@ def assert_compiled_is_eager(function, backend, dynamic=None):
         torch.testing.assert_close(fast, eager, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("budget", [1, 0.9, 0.5, 0.1, 0])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name, budget",
+    [
+        pytest.param(name, budget, marks=[pytest.mark.slow] * (name != "two layers" and budget > 0))
+        for name in CHAINS
+        for budget in (1, 0.9, 0.5, 0.1, 0)
+    ],
+)
 def test_a_memory_budget_never_draws_another_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_is_eager(CHAINS[name], PARTITION)
@@ -95,7 +102,9 @@ def test_a_memory_budget_of_a_region():
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("dropout", "in place") else slow(name)[0] for name in CALLS]
+)
 def test_transforms_within_a_compiled_graph(name):
     function, x = CALLS[name], torch.randn(4, 5, 6, 7)
 
@@ -132,7 +141,7 @@ def test_opcheck_of_the_saved_seed():
 # ---- make_fx, aot_function ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", [*slow("real", "fake"), "symbolic"])
 @pytest.mark.parametrize("name", CALLS)
 def test_make_fx_records_our_operator(name, mode):
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -150,7 +159,7 @@ def test_make_fx_records_our_operator(name, mode):
     assert torch.equal(traced(x), expected)
 
 
-@pytest.mark.parametrize("budget", [1, 0.5, 0])
+@pytest.mark.parametrize("budget", [*slow(1, 0.5), 0])
 @pytest.mark.parametrize("name", CALLS)
 def test_aot_function_records_our_operator(name, budget):
     from functorch.compile import (

@@ -1,12 +1,12 @@
-"""Plant the mutants of catalog.py, and record in log.tsv which of them the tests notice.
+"""Run the quick tests on each mutant of catalog.py, and record the outcomes in log.tsv.
 
     python tools/mutants [--only PATTERN ...] [--jobs N] [--nearest] [--again] [--report]
 
-A mutant is killed if the package does not import with it, or a test of the quick suite fails,
-crashes or takes many times as long as it should. The nearest tests run first, then all the others.
-A mutant that is in the log is not run again until its function changes. The environment has to
-hold what builds and tests the package, in an editable install or none. Exit status 1: less than
-95 % of the mutants that were run are killed.
+A mutant is killed if the package cannot be imported, or if a quick test fails, crashes or exceeds a
+time limit. The nearest tests run first, then all other tests. A mutant in the log is not run again
+until its function changes. The environment must contain the requirements for building and testing,
+and no cdropout except an editable install. The exit status is 1 if less than 95 % of the mutants
+that were run are killed.
 """
 
 import argparse
@@ -38,8 +38,8 @@ KERNELS = (
     "kernels.pyx",
     "simd.h",
 )
-SETS = ("baseline", "avx2", "avx512")
-NEAREST = {  # the tests that are the likeliest to notice, in the order in which they run
+ISAS = ("baseline", "avx2", "avx512")
+NEAREST = {  # per file: the tests that are most likely to fail, in the order in which they run
     **dict.fromkeys(
         KERNELS,
         "project/build core/kernels core/edge_cases core/view core/select core/bias_dropout_add "
@@ -47,14 +47,14 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     ),
     "dispatch.pyx": "project/build",
     "numpy_arrays.pyx": (
-        "arrays/errors arrays/bad_input arrays/exporters arrays/layouts arrays/result_types "
+        "arrays/errors arrays/exporters arrays/layouts arrays/result_types "
         "arrays/functional arrays/misbehaving_objects"
     ),
     "mask.pyx": (
         "core/mask arrays/mask_argument core/generator core/mask_operators arrays/errors "
         "arrays/dropout_variants"
     ),
-    "arguments.pyx": "core/generator arrays/errors arrays/bad_input arrays/bool_arguments",
+    "arguments.pyx": "core/generator arrays/errors arrays/bool_arguments",
     "generator.pyx": (
         "core/generator arrays/errors core/numpy_random arrays/misbehaving_objects core/signals"
     ),
@@ -62,14 +62,14 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
         "arrays/mask_argument arrays/functional arrays/errors arrays/exporters "
         "arrays/misbehaving_objects arrays/bool_arguments arrays/modules core/signals"
     ),
-    "executor.pyx": "core/executor arrays/errors core/signals arrays/misbehaving_objects",
+    "executor.pyx": "core/executor arrays/errors core/signals",
     "engine.pyx": (
         "arrays/layouts core/mask core/executor arrays/functional arrays/dropout_variants"
     ),
-    "dtypes.pyx": (
-        "arrays/errors arrays/bad_input core/select torch_adapter/functional jax_adapter/functional"
+    "dtypes.pyx": "arrays/errors core/select torch_adapter/functional jax_adapter/functional",
+    "bias_dropout_add.pyx": (
+        "core/bias_dropout_add arrays/errors arrays/misbehaving_objects core/signals"
     ),
-    "bias_dropout_add.pyx": "core/bias_dropout_add arrays/misbehaving_objects core/signals",
     "_tensors.pyx": (
         "torch_adapter/functional torch_adapter/modes torch_adapter/autograd "
         "torch_adapter/alpha_dropout torch_adapter/errors torch_adapter/dropped_elements"
@@ -111,34 +111,34 @@ NEAREST = {  # the tests that are the likeliest to notice, in the order in which
     "keras.py": "keras_adapter/keras",
     "thinc.py": "thinc_adapter/thinc",
 }
-NOT_BEHAVIOUR = (  # what reads the sources
+SOURCE_TESTS = (  # they test the text of the sources, and are not run
     "project/mutants project/imports documents/documents project/types capi/layout"
 )
 BUILD = """
 import runpy, setuptools, sys
 modules, *options = sys.argv[1:]
-whole = setuptools.setup
+original_setup = setuptools.setup
 def setup(ext_modules, **rest):
     if modules:
         ext_modules = [e for e in ext_modules if e.name.rpartition(".")[2] in modules.split()]
     for extension in ext_modules:
-        level = "-O1" if "_kernels_" in extension.name else "-O0"  # faster than to optimize fully
-        extension.extra_compile_args.append(level)  # and the results are the same
+        level = "-O1" if "_kernels_" in extension.name else "-O0"
+        extension.extra_compile_args.append(level)  # compiles faster
     sys.argv = ["setup.py", "-q", "build_ext", *options]
-    whole(ext_modules=ext_modules, **rest)
+    original_setup(ext_modules=ext_modules, **rest)
 setuptools.setup = setup
 runpy.run_path("setup.py", run_name="__main__")
 """
 
 
 def test_file(name):
-    """Return the path of a test file that is named as in NEAREST: folder/name."""
+    """Return the path of a test file for its name in NEAREST, folder/name."""
     folder, name = name.split("/")
     return f"tests/{folder}/test_{name}.py"
 
 
 class Mutant:
-    """One entry of the catalog, and what follows from it."""
+    """An entry of the catalog."""
 
     def __init__(self, file, function, name, pattern, replacement, number=None):
         self.file, self.function = file, function
@@ -177,7 +177,7 @@ def mutants():
 
 
 def run(command, folder, limit=None, **variables):
-    """Return (exit status, output) of a command; the status is None if it took too long."""
+    """Return (exit status, output) of a command. The status is None if it exceeds the limit."""
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **variables}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
@@ -192,13 +192,13 @@ def run(command, folder, limit=None, **variables):
 
 
 def build(tree, modules, *options):
-    """Return what is wrong with a build of some modules, or of all, in a tree; None if it works."""
+    """Build some modules, or all, in a tree. Return the output if this fails, otherwise None."""
     status, output = run([sys.executable, "-c", BUILD, modules, *options], tree)
     return output if status else None
 
 
 def synchronize(base):
-    """Bring base, a copy of the checkout's files, up to date, and build what changed."""
+    """Update base, a copy of the checkout, and build the modules that changed."""
     list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True, text=True)
     names = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
@@ -216,15 +216,15 @@ def synchronize(base):
 
 
 class Tree:
-    """A copy of base in which mutants are planted."""
+    """A copy of base that contains one mutant at a time."""
 
     def __init__(self, base, folder):
         self.base, self.folder = base, folder
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
 
-    def plant(self, mutant):
-        """Return what is wrong with the mutant's build, or None."""
+    def insert(self, mutant):
+        """Change the source and build it. Return the output if this fails, otherwise None."""
         path = self.folder / "cdropout" / mutant.file
         path.write_text(mutant.mutated(path.read_text()))
         if path.suffix == ".py":
@@ -246,18 +246,18 @@ class Tree:
         return [p.relative_to(self.base) for p in found if p.suffix in (".so", ".pyd")]
 
     def failure(self, tests, isa, limit=None):
-        """Run quick tests up to the first that fails; return which that is, or None."""
+        """Run quick tests. Return the first failure, or None if all pass."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-        command += [f"--ignore={test_file(name)}" for name in NOT_BEHAVIOUR.split()]
+        command += [f"--ignore={test_file(name)}" for name in SOURCE_TESTS.split()]
         variables = {"PYTHONPATH": str(self.folder)}
-        if isa:  # the other sets are as they were
-            command += ["-k", " and ".join(f"not {other}" for other in SETS if other != isa)]
+        if isa:  # the kernels of other instruction sets have no mutant
+            command += ["-k", " and ".join(f"not {other}" for other in ISAS if other != isa)]
             variables["CDROPOUT_ISA"] = isa
         status, output = run([*command, *tests], self.folder, limit, **variables)
         if status == 0:
             return None
         if status is None:
-            return "a test that takes too long"
+            return "a time limit"
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
         crashed = re.search(r'File "\S*?(tests/\S+)", line \d+ in (test\w+)', output)
         if failed:
@@ -283,7 +283,7 @@ def write_log(log):
 
 
 def report(log):
-    """Print a table by file, and the mutants that survived; return the fraction killed."""
+    """Print the surviving mutants and a table of counts per file. Return the fraction killed."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
         outcome = log.get(mutant.id, ("", "not run"))[1]
@@ -295,7 +295,7 @@ def report(log):
     total = sum(counts.values(), collections.Counter())
     columns = "mutants", "run", "killed", "survived", "explained"
     print(f"{'':24}" + "".join(f"{column:>10}" for column in columns))
-    for file, count in (*counts.items(), ("in all", total)):
+    for file, count in (*counts.items(), ("total", total)):
         count["run"] = count["mutants"] - count["not"]
         print(f"{file:24}" + "".join(f"{count[column]:10}" for column in columns))
     return total["killed"] / total["run"] if total["run"] else 1
@@ -305,30 +305,30 @@ def report(log):
 
 
 class Runner:
-    """Runs mutants in some trees at once."""
+    """Run mutants in several trees at the same time."""
 
     def __init__(self, work, jobs, nearest_only):
-        self.nearest_only, self.normal, self.trees = nearest_only, {}, queue.Queue()
+        self.nearest_only, self.limits, self.trees = nearest_only, {}, queue.Queue()
         synchronize(work / "base")
         for job in range(jobs):
             self.trees.put(Tree(work / "base", work / f"tree{job}"))
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless the processes that tests start import their own package."""
+        """Raise SystemExit unless processes started by tests import the package of the tree."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":
-            raise SystemExit(f"the tests in {folder} would test another package: {output}")
+            raise SystemExit(f"the tests in {folder} import another package: {output}")
 
     def limit(self, tree, tests, isa):
-        """Return the seconds that tests may take; SystemExit if they fail without a mutant."""
-        if (isa, *tests) not in self.normal:
+        """Return the time limit in seconds. Raise SystemExit if tests fail without a mutant."""
+        if (isa, *tests) not in self.limits:
             started = time.monotonic()
             if failure := tree.failure(tests, isa):
-                raise SystemExit(f"without a mutant, {isa or 'any set'}: {failure}")
-            self.normal[isa, *tests] = 60 + 5 * (time.monotonic() - started)
-        return self.normal[isa, *tests]
+                raise SystemExit(f"the tests fail without a mutant ({isa or 'default'}): {failure}")
+            self.limits[isa, *tests] = 60 + 5 * (time.monotonic() - started)
+        return self.limits[isa, *tests]
 
     def outcome(self, mutant):
         """Return (outcome, by, seconds)."""
@@ -336,14 +336,14 @@ class Runner:
         try:
             rounds = [mutant.nearest()] if self.nearest_only else [mutant.nearest(), ["tests"]]
             limit = self.limit(tree, rounds[0], mutant.isa)
-            if failure := tree.plant(mutant):
+            if failure := tree.insert(mutant):
                 print(failure, file=sys.stderr)
                 return "does not compile", "", 0
             for tests in rounds:
                 if tests is not rounds[0]:
                     tree.restore(mutant)
                     limit = self.limit(tree, tests, mutant.isa)
-                    tree.plant(mutant)
+                    tree.insert(mutant)
                 if by := tree.failure(tests, mutant.isa, limit):
                     return "killed", by, time.monotonic() - started
             survived = "survived the nearest" if self.nearest_only else "survived"
@@ -354,7 +354,7 @@ class Runner:
 
 
 def wanted(options, log):
-    """Return the mutants to run, with their hashes."""
+    """Return the mutants to run, with their digests."""
     found = []
     for mutant in mutants():
         digest = mutant.digest((ROOT / "cdropout" / mutant.file).read_text())
@@ -375,10 +375,10 @@ def main():
         metavar="PATTERN",
         help="parts of ids: torch/ core/s*:open",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="mutants to run at once")
+    parser.add_argument("--jobs", type=int, default=1, help="number of mutants to run at once")
     parser.add_argument("--nearest", action="store_true", help="run the nearest tests only")
-    parser.add_argument("--again", action="store_true", help="run those too that are in the log")
-    parser.add_argument("--report", action="store_true", help="print what the log says")
+    parser.add_argument("--again", action="store_true", help="include mutants that are in the log")
+    parser.add_argument("--report", action="store_true", help="only print a summary of the log")
     options = parser.parse_args()
     log = read_log()
     todo = [] if options.report else wanted(options, log)

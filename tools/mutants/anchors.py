@@ -1,8 +1,8 @@
-"""Find the place of a mutant in source text, by its function and the shape of an expression.
+"""Search for the expressions that mutants change, by function and pattern.
 
-A pattern is source text in which `$name` stands for a variable, with attributes or without, and
-`$*name` for any tokens of the same statement with balanced brackets. Spaces, line breaks and
-comments do not count, so neither a renamed variable nor a formatter breaks a pattern:
+A pattern is source text in which `$name` matches a variable, with or without attributes, and
+`$*name` matches any tokens of one statement with balanced brackets. Spaces, line breaks and
+comments are ignored. Therefore patterns still match after renaming variables or formatting:
 
 >>> replace("def f(n):  # halves\\n    return (n\\n        + 1) // 2\\n", "f", "$n + 1", "$n")
 'def f(n):  # halves\\n    return (n) // 2\\n'
@@ -35,7 +35,7 @@ class Token(NamedTuple):
     text: str
     start: int
     end: int
-    first: bool  # of its line
+    first: bool  # whether it is the first of its line
 
 
 def tokens(text, syntax, start=0, end=None):
@@ -84,12 +84,12 @@ def c_blocks(text, name, start, end):
 
 
 def blocks_of(text, function, syntax):
-    """Return the places of `function`, or of `Class.method`, in the text."""
-    places = [(0, len(text))]
+    """Return (start, end) of each definition of `function` or `Class.method` in the text."""
+    blocks = [(0, len(text))]
     find = C_FIND if syntax is C else PYTHON_FIND
     for name in filter(None, function.split(".")):
-        places = [inner for start, end in places for inner in find(text, name, start, end)]
-    return places
+        blocks = [inner for start, end in blocks for inner in find(text, name, start, end)]
+    return blocks
 
 
 C_FIND, PYTHON_FIND = c_blocks, python_blocks
@@ -99,7 +99,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 
 
 def names(source, at):
-    """Yield each end of a name with attributes that begins at a token, the longest first."""
+    """Yield the ends of all names with attributes that begin at a token, the longest first."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
         ends.append(at + 1)
@@ -113,7 +113,7 @@ def names(source, at):
 
 
 def balanced(source, at):
-    """Yield each end of a sequence in one statement that begins at a token, the shortest first."""
+    """Yield the ends of all balanced sequences that begin at a token, the shortest first."""
     depth = 0
     for end in range(at, len(source)):
         token = source[end]
@@ -125,7 +125,7 @@ def balanced(source, at):
 
 
 def match(pattern, source, at, bound):
-    """Return (end, what the wildcards stand for) of a match that begins at a token, or None."""
+    """Return (end, values of the wildcards) of a match that begins at a token, or None."""
     if not pattern:
         return at, bound
     if at == len(source):
@@ -138,7 +138,7 @@ def match(pattern, source, at, bound):
     any_tokens = wanted.text.startswith("$*")
     ends = list(balanced(source, at) if any_tokens else names(source, at))
     if any_tokens and len(pattern) == 1:
-        ends.reverse()  # up to the end of the statement
+        ends.reverse()  # prefer the end of the statement
     for end in ends:
         texts = [token.text for token in source[at:end]]
         if bound.get(wanted.text, texts) == texts:
@@ -148,14 +148,14 @@ def match(pattern, source, at, bound):
     return None
 
 
-def places(text, function, pattern, syntax=PYTHON):
-    """Return (start, end, what the wildcards stand for) of each match within a function."""
+def matches(text, function, pattern, syntax=PYTHON):
+    """Return (start, end, values of the wildcards) of each match within a function."""
     wanted, found = tokens(pattern, syntax), []
     for start, end in blocks_of(text, function, syntax):
         source = tokens(text, syntax, start, end)
         for at in range(len(source)):
             if at and source[at - 1].text in (".", "->"):
-                continue  # in the middle of a name
+                continue  # within a name
             matched = match(wanted, source, at, {})
             if matched:
                 last, bound = matched
@@ -167,8 +167,8 @@ def places(text, function, pattern, syntax=PYTHON):
 
 
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
-    """Return the text with the one match replaced, or with match `number` (from 1) of several."""
-    found = places(text, function, pattern, syntax)
+    """Return the text with its only match replaced, or match `number` (from 1) of several."""
+    found = matches(text, function, pattern, syntax)
     if len(found) != 1 if number is None else len(found) < number:
         raise LookupError(f"{function}: {len(found)} matches of {pattern}")
     start, end, bound = found[(number or 1) - 1]
@@ -179,7 +179,7 @@ def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
 
 
 def digest(text, function, change, syntax=PYTHON):
-    """Return a hash of a function's tokens and of the change: the same after formatting it."""
+    """Return a hash of the tokens of a function and of a change. Formatting keeps the hash."""
     words = [
         token.text
         for start, end in blocks_of(text, function, syntax)

@@ -1,9 +1,9 @@
-"""The mutants, by file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
+"""Mutants per file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
 
-Patterns are those of anchors.py. A pattern matches once in its function, or `number` (from 1) says
-which match is meant. A name that ends in @ and an instruction set is a mutant of the kernels for
-that set; the others are mutants of those for avx512. Each mutant has to change a result or an
-error: what only costs time is left out, and so is what no test can bring about.
+anchors.py describes patterns. A pattern must match once in its function, unless `number` (from 1)
+selects a match. A name that ends in @ and an instruction set is a mutant of the kernels for that
+set; other mutants of kernels are those for avx512. Each mutant must change a result or an error
+that a test can observe, not only the time of a call.
 """
 # ruff: noqa: E501
 # fmt: off
@@ -22,7 +22,7 @@ MUTANTS = {
         ],
         "seed_block": [
             ("first lane", "LANES * $block + 1", "LANES * $block"),
-            ("order of lanes@avx2", "STEPS + $v * (LANES // WORDS)", "STEPS + (WORDS - 1 - $v) * (LANES // WORDS)"),
+            ("order of lanes@avx2", "LANE_OFFSETS + $v * (LANES // VECTORS)", "LANE_OFFSETS + (VECTORS - 1 - $v) * (LANES // VECTORS)"),
             ("second seed", "$s[$v] + $c", "$s[$v]"),
         ],
         "open_stream": [
@@ -78,12 +78,12 @@ MUTANTS = {
         "exchange": [("first", "$a[0] ^= $t << $s", "pass")],
         "transpose": [("rows of vectors", "$m[8 * $j + $i] = $r[8 * $i + $j]", "$m[8 * $i + $j] = $r[8 * $i + $j]")],
         "append_bits": [("next", "$first + $done", "$first")],
-        "bits64_down_from": [
+        "reversed_bits64_at": [
             ("first bits", "63 - $f", "62 - $f"),
             ("other bits", "$f - 63", "$f - 62"),
         ],
-        "append_equal": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
-        "append_spaced": [
+        "append_repeated": [("all bits", "0 - <uint64_t>$b", "<uint64_t>$b")],
+        "append_strided": [
             ("rest", "if $n % 64:", "if False:"),
         ],
         "append_rows": [("carry", "$first -= <uint64_t>$a[$i].stride * <uint64_t>$a[$i].length", "pass")],
@@ -97,7 +97,7 @@ MUTANTS = {
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
         ],
         "bits_at": [
-            ("last byte", "$b[($s + WORD - 1) // 8]", "$b[4]"),
+            ("last byte", "$b[($s + STEP - 1) // 8]", "$b[4]"),
             ("shift", "<< 32) >> $s", "<< 32) >> ($s & 6)"),
         ],
         "few_bits_at": [
@@ -105,24 +105,24 @@ MUTANTS = {
             ("shift", "$bits >> $first % 8", "$bits"),
         ],
         "step_few": [
-            ("read", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, WORD * sizeof(element))", 1),
-            ("written", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, WORD * sizeof(element))", 2),
+            ("read", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, STEP * sizeof(element))", 1),
+            ("written", "memcpy($a, $b, $n * sizeof(element))", "memcpy($a, $b, STEP * sizeof(element))", 2),
         ],
-        "up_to_line": [
-            ("elements", "% LINE // sizeof(element)", "% LINE"),
+        "elements_to_line": [
+            ("elements", "% LINE_BYTES // sizeof(element)", "% LINE_BYTES"),
         ],
         "mask_and_scale": [
             ("bits after the line", "$first += $head", "pass", 3),
             ("whole bytes", "$first % 8 == 0", "$first % 4 == 0"),
-            ("shifted bits", "bits_at($keep, $first + WORD * $i)", "bits_at($keep, $first + $i)"),
-            ("bits of the tail", "$first += $n // WORD * WORD", "pass", 3),
+            ("shifted bits", "bits_at($keep, $first + STEP * $i)", "bits_at($keep, $first + $i)"),
+            ("bits of the tail", "$first += $n // STEP * STEP", "pass", 3),
         ],
-        "step_bias": [
+        "step_bias_dropout_add": [
             ("residual of floats", "load_f32(<f32*>$r + $i) + kept_f32", "kept_f32"),
             ("bits of doubles", "* $f, $keep, $i", "* $f, $keep, 0", 1),
         ],
-        "add_masked": [
-            ("bias", "$a += WORD", "pass", 2),
+        "apply_bias_dropout_add": [
+            ("bias", "$a += STEP", "pass", 2),
             ("bits of the tail", "few_bits_at($keep, $first, $rest)", "0"),
             ("bias of the tail", "memcpy($buffer[1], $*e)", "pass"),
         ],
@@ -140,7 +140,7 @@ MUTANTS = {
         "CD_OWN_64": [
             ("lane@avx2", "{1, 1, 2, 2, 4, 4, 8, 8}", "{1, 1, 2, 2, 4, 4, 8, 4}"),
         ],
-        "cd_fill_rows": [
+        "cd_fill_bit_masks": [
             ("order@avx2", "$bits >> $lane & 1", "$bits >> (7 - $lane) & 1"),
         ],
         "cd_kept_16": [
@@ -177,12 +177,12 @@ MUTANTS = {
         "cd_too_large_f16": [
             ("exponent@baseline", "- 126", "- 127"),
         ],
-        "cd_stream": [
+        "cd_store_streaming": [
             ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
     "_core/view.pxd": {
-        "lay_out": [
+        "compute_layout": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
         ],
     },
@@ -196,7 +196,7 @@ MUTANTS = {
         "append_stream": [
             ("group", "$start - $first", "$start"),
         ],
-        "has_runs": [
+        "rows_are_runs": [
             ("mask", "if $r.mask != 1:", "if False:"),
         ],
     },
@@ -208,16 +208,16 @@ MUTANTS = {
         "apply_stream": [
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
             ("first part", "min(GROUP - $first, $n)", "min(GROUP, $n)"),
-            ("short part", "if $n > $part and $part >= WORD:", "if $n > $part:"),
+            ("short part", "if $n > $part and $part >= STEP:", "if $n > $part:"),
             ("held count", "$part -= $w.count", "pass"),
-            ("aligned lines", "$p and <uintptr_t>$y % LINE == 0", "$p"),
+            ("aligned lines", "$p and <uintptr_t>$y % LINE_BYTES == 0", "$p"),
         ],
         "mask_init": [
             ("NaN", "not 0 <= $p <= 1", "($p < 0 or $p > 1)"),
             ("threshold", "($p * 18446744073709551616.0)", "(<float>$p * 18446744073709551616.0)"),
             ("scale", "1 / (1 - $p)", "1 / (1 - <float>$p)"),
         ],
-        "size_of": [
+        "itemsize_of": [
             ("bfloat16", "$d in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16)", "$d == CDROPOUT_FLOAT16"),
         ],
         "apply": [
@@ -231,7 +231,7 @@ MUTANTS = {
             ("start", "$a += $part", "pass", 2),
             ("end", "$end, $part - $whole", "$end, 8"),
         ],
-        "draw_unless_none": [
+        "draw_or_clear_group": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
         ],
         "add_rows": [
@@ -273,7 +273,7 @@ MUTANTS = {
         ],
     },
     "_core/numpy_arrays.pyx": {
-        "is_taken": [
+        "is_plain_array": [
             ("subclasses", "type($x) in (np.memmap, np.matrix, np.recarray)", "isinstance($x, cnp.ndarray)"),
         ],
         "refuse_subclass": [
@@ -308,7 +308,7 @@ MUTANTS = {
         ],
         "destination": [
             ("inplace and out", "if $o is not None:", "if False:"),
-            ("type of out", "if not is_taken($o):", "if False:"),
+            ("type of out", "if not is_plain_array($o):", "if False:"),
             ("x as out", 'check_writable($x, "out")', "pass"),
             ("memory order", "cnp.NPY_KEEPORDER", "cnp.NPY_CORDER"),
         ],
@@ -316,7 +316,7 @@ MUTANTS = {
             ("other errors", "if not $w and not isinstance($e, (BufferError, RuntimeError)):", "if False:"),
             ("wrappers", 'hasattr(type($x), "__dlpack__")', 'hasattr($x, "__dlpack__")'),
         ],
-        "take": [
+        "as_any_array": [
             ("exporters", "$x if isinstance($x, cnp.ndarray) else $a", "$x"),
         ],
     },
@@ -327,7 +327,7 @@ MUTANTS = {
         "normal_strides": [
             ("empty", "list($a) == $b or 0 in $s", "list($a) == $b"),
         ],
-        "strides_along": [
+        "axes_to_strides": [
             ("range", "if not -$n <= $a < $n:", "if False:"),
             ("twice", "if $s[$a] is not None:", "if False:"),
             ("shared axes", "$s = $s * $l", "$s = $s"),
@@ -335,7 +335,7 @@ MUTANTS = {
         "Mask.__init__": [
             ("strides", "if len($a) != len($b):", "if False:"),
         ],
-        "Mask.become": [
+        "Mask.set_positions": [
             ("lowest", "$low < 0 or", "False or"),
             ("highest", "$high >= 1 << 64", "$high > 1 << 64"),
             ("reach", "max(0, ($l - 1) * $s)", "max(0, $l * $s)"),
@@ -366,31 +366,31 @@ MUTANTS = {
         "Mask.apply": [
             ("shape", "check_shape($*e)", "pass"),
         ],
-        "full_index": [
+        "expand_index": [
             ("ellipses", "if len($d) > 1:", "if False:"),
         ],
-        "position": [
+        "as_position": [
             ("bound", "-$l <= $p < $l", "-$l <= $p <= $l"),
         ],
         "new_mask": [
-            ("strides", "$m.steps = $s", "pass"),
+            ("strides", "$m.strides_ = $s", "pass"),
         ],
     },
     "_core/generator.pyx": {
-        "ask": [
+        "generator_for": [
             ("changed arrays", "[layout_of($a) for $a in $s] != $b", "False"),
         ],
-        "Generator.restart": [
-            ("born", "$f if $s is None else SEEDED", "SEEDED"),
+        "Generator.reseed": [
+            ("forks", "$f if $s is None else SEEDED", "SEEDED"),
         ],
         "Generator.next_id": [
             ("last call", "if $c == LAST_CALL:", "if False:"),
         ],
-        "Generator.take_back": [
+        "Generator.undo_next_id": [
             ("seed", "$a == $m.seed and $c == $m.call + 1", "$c == $m.call + 1"),
         ],
-        "Generator.go_back": [
-            ("born", "$s.born = $b", "pass"),
+        "Generator.restore_state": [
+            ("forks", "$s.forks_at_seeding = $b", "pass"),
         ],
     },
     "_core/dropout.pyx": {
@@ -398,15 +398,15 @@ MUTANTS = {
             ("evaluation", "$m is None or not as_flag($*e)", "$m is None"),
         ],
         "draw_and_apply": [
-            ("take back", "$g.take_back($n)", "pass"),
+            ("undo", "$g.undo_next_id($n)", "pass"),
         ],
-        "apply_given": [
+        "apply_any_mask": [
             ("overlap", "if np.may_share_memory($t, $g):", "if False:"),
         ],
         "apply_scale": [
             ("dropped", "np.copyto($y, 0, where=$d)", "pass"),
         ],
-        "apply_known": [
+        "apply_given_mask": [
             ("p of the mask", "None if isinstance($m, Mask) and $q == 0.5 else $q", "$q"),
         ],
         "dropout_features": [
@@ -414,19 +414,19 @@ MUTANTS = {
         ],
     },
     "_core/executor.pyx": {
-        "from_environment": [
+        "threads_from_environment": [
             ("number", "not $t.isdecimal() or", "False or"),
         ],
-        "enter": [
-            ("maximum", "min(number, $m, $p)", "min($m, $p)"),
+        "submit": [
+            ("maximum", "min(thread_limit, $m, $p)", "min($m, $p)"),
         ],
-        "leave": [
+        "finish": [
             ("busy", "if $p.busy:", "if False:"),
         ],
-        "take_part": [
+        "run_chunks": [
             ("fork", "if $p != $s:", "if False:"),
         ],
-        "answer_signals": [
+        "check_signals": [
             ("handlers", "PyErr_CheckSignals()", "pass"),
         ],
         "set_num_threads": [
@@ -434,7 +434,7 @@ MUTANTS = {
         ],
     },
     "_core/engine.pyx": {
-        "join_dense": [
+        "merge_contiguous": [
             ("x", "or $a.x != $a.y", "or False"),
             ("y", "or $a.y != $s * $i", "or False"),
             ("mask", "$a.mask != $s or", "False or"),
@@ -459,25 +459,25 @@ MUTANTS = {
         ],
     },
     "torch/_tensors.pyx": {
-        "read": [
+        "read_tensor": [
             ("negative", "not $x.is_neg()", "True"),
             ("subclasses", "if type($x) is not Tensor and type($x) is not Parameter:", "if False:"),
         ],
-        "is_ordinary": [
+        "runs_eagerly": [
             ("modes", "and not active_modes()", "and True"),
         ],
         "is_new": [
             ("shape", "if $v.shape[$i] != $x.shape[$i]:", "if False:"),
-            ("overlap", "not overlap($*e)", "True"),
+            ("overlap", "not elements_overlap($*e)", "True"),
         ],
-        "compute": [
-            ("signals", "$d.take_back()", "pass"),
+        "apply_mask": [
+            ("signals", "$m.undo_draw()", "pass"),
             ("copied back", "$y.copy_($c)", "pass"),
         ],
-        "copy_first": [
-            ("half types", "if not $d.shifts or $*e:", "if True:"),
+        "float32_copy": [
+            ("half types", "if not $m.shifts or $*e:", "if True:"),
         ],
-        "compute_gradient": [
+        "apply_mask_to_gradient": [
             ("forward mode", "$f >= 0 or", "False or"),
             ("second derivative", "($g.requires_grad and is_grad_enabled())", "False"),
         ],
@@ -492,36 +492,36 @@ MUTANTS = {
             ("drawn since", "$n == $a if", "True if"),
             ("state", "set_state($g, $b)", "pass"),
         ],
-        "set_state": [("born", "(<Generator>$g).born)", "-1)")],
-        "Draw.draw": [
+        "set_state": [("forks", "(<Generator>$g).forks_at_seeding)", "-1)")],
+        "LazyMask.draw": [
             ("p = 1", "if $p != 1:", "if True:"),
         ],
-        "Draw.take_back": [
+        "LazyMask.undo_draw": [
             ("PyTorch's", "restore($*e)", "pass"),
         ],
         "derivative_of": [
             ("alpha", '"alpha_gradient" if $f == "alpha" else $f', "$f"),
         ],
         "check_generator": [("types", "if not ($*e):", "if False:")],
-        "Draw.copy": [
+        "LazyMask.copy": [
             ("start", "self.start, self.strides", "0, self.strides"),
         ],
-        "Draw.batched": [
-            ("shared axes", "$a + 1 for $a", "$a for $a"),
+        "LazyMask.with_batch_axis": [
+            ("broadcast axes", "$a + 1 for $a", "$a for $a"),
         ],
     },
     "torch/_openmp.pyx": {
-        "take_part": [
+        "run_thread": [
             ("team", "if $m < $t:", "if True:"),
             ("first", "$a.first + $i", "$i"),
         ],
-        "run_by_openmp": [
-            ("maximum", "min(exchange_number(0), $m, $c)", "min($m, $c)"),
+        "run_in_openmp": [
+            ("maximum", "min(exchange_thread_limit(0), $m, $c)", "min($m, $c)"),
         ],
     },
     "jax/_xla.pyx": {
         "multiply": [("large", "$p[0] != 0 and $f > LARGEST // $p[0]", "False")],
-        "is_sound": [
+        "is_valid": [
             ("memory", "$b.data != NULL or $n == 0", "True"),
         ],
         "check_frame": [
@@ -546,14 +546,14 @@ MUTANTS = {
         ],
         "_alpha_dropout": [
             ("evaluation", "not $t or $p == 1", "$p == 1"),
-            ("changed arrays", "ask($r, [$s, $t])", "ask($r, [])"),
+            ("changed arrays", "generator_for($r, [$s, $t])", "generator_for($r, [])"),
             ("p = 1", "not $t or $p == 1", "not $t"),
             ("p of the mask", "$p = $m.p", "pass"),
         ],
         "feature_alpha_dropout": [
             ("axes", "$x, 2, $p", "$x, 1, $p"),
         ],
-        "check_copies": [
+        "as_copies": [
             ("none", "$n < 0", "$n < 1"),
             ("bool", "isinstance($n, bool) or", "False or"),
         ],
@@ -583,13 +583,13 @@ MUTANTS = {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
-        "_unusual": [("generator", "if $g is not None:", "if False:")],
+        "_call_deprecated": [("generator", "if $g is not None:", "if False:")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
             ("scale", '"scale" if $s else "keep"', '"scale"'),
             ("scale elsewhere", "$f if $s or $p == 1 else $f * (1 - $p)", "$f"),
             ("inplace elsewhere", "$x.mul_($f) if $i else $x * $f", "$x * $f"),
-            ("symbolic", "is_symbolic($x)", "False"),
+            ("symbolic", "is_proxy($x)", "False"),
         ],
         "mc_dropout": [
             ("copies", "$y.clone() if $y is $c else $y", "$y"),
@@ -600,46 +600,46 @@ MUTANTS = {
         ],
     },
     "torch/autograd.py": {
-        "then_or_restore": [("restored", "restore($g, $b, $a)", "pass")],
-        "Eager.backward": [
-            ("gradient", "Masked.apply($g, None, $d.derivative()) if $x is None else $x", "$g if $x is None else $x"),
+        "restore_on_error": [("restored", "restore($g, $b, $a)", "pass")],
+        "EagerDropout.backward": [
+            ("gradient", "TransformableDropout.apply($g, None, $c.mask.derivative())", "$g"),
         ],
-        "Masked.forward": [
+        "TransformableDropout.forward": [
             ("NaN", "torch.where($s != 0, $x.to($w) * $s, 0)", "($x.to($w) * $s)"),
         ],
         "_check_in_place": [
             ("overlap", "if torch._debug_has_internal_overlap($x):", "if False:"),
             ("leaves", "($x.is_leaf or $x._is_view())", "$x._is_view()"),
         ],
-        "eagerly": [
+        "apply_eagerly": [
             ("version", "torch.autograd.graph.increment_version($x)", "pass"),
             ("forward mode", "$f >= 0", "False"),
         ],
-        "transformed": [
-            ("inplace", "$x.copy_($y) if $d.inplace else $y", "$y"),
-            ("known", "if $d.drawn:", "if False:"),
+        "apply_under_transforms": [
+            ("inplace", "$x.copy_($y) if $m.inplace else $y", "$y"),
+            ("known", "if $m.drawn:", "if False:"),
         ],
-        "way_for": [
+        "implementation_for": [
             ("tracing", "if torch._C._get_tracing_state() is not None:", "if False:"),
-            ("subclasses", "type($x) is not Tensor or not _fits($x)", "not _fits($x)"),
+            ("subclasses", "type($x) is not Tensor or not _has_supported_type($x)", "not _has_supported_type($x)"),
         ],
-        "_fits": [
+        "_has_supported_type": [
             ("device", '$x.device.type == "cpu" and', "True and"),
         ],
-        "apply_known": [
+        "apply_given_mask": [
             ("identity", '$m.p == 0 and ($m.scale == 1 or $f == "alpha")', "$m.p == 0"),
         ],
     },
     "torch/operators.py": {
-        "batched": [
+        "move_batch_axis_first": [
             ("first seed", "$s.select($d[1], 0)", "$s.select($d[1], -1)"),
             ("axis of x", "$x.movedim($d[0], 0)", "$x"),
         ],
         "_": [
-            ("large seeds", "& WORD", "& (WORD >> 1)", 1),
+            ("large seeds", "& UINT64_MAX", "& (UINT64_MAX >> 1)", 1),
         ],
         "saved_seed": [("copy", "$s.clone()", "torch.zeros_like($s)")],
-        "InGraph.jvp": [
+        "OperatorDerivatives.jvp": [
             ("tangent", "$c.operator($g, *$c.saved_tensors, *$c.constants)", "$g"),
         ],
     },
@@ -655,11 +655,11 @@ MUTANTS = {
         ],
     },
     "torch/fx.py": {
-        "symbolic_call": [
+        "record_call": [
             ("generator", "if $g is not None:", "if False:", 1),
         ],
-        "is_recorded": [
-            ("subclasses", "type($m) not in WHOLE or", "False or"),
+        "is_traced_leaf": [
+            ("subclasses", "if type($m) not in LEAF_MODULES:", "if False:"),
             ("tracers", "and isinstance($t, Tracer)", "and True"),
             ("root", "$m is not $r and", "True and"),
         ],
@@ -668,7 +668,7 @@ MUTANTS = {
         ],
     },
     "torch/modules.py": {
-        "_Here.__init__": [
+        "_DropoutModule.__init__": [
             ("p", "if not 0 <= $p <= 1:", "if False:"),
         ],
         "Dropout.forward": [("generator", "generator=$s.generator", "generator=None")],
@@ -678,31 +678,31 @@ MUTANTS = {
     },
     "torch/overrides.py": {
         "_Switch.change": [
-            ("depth", "$s.on or $s.depth > 0", "$s.on"),
+            ("depth", "$s.enabled or $s.depth > 0", "$s.enabled"),
         ],
         "_Acceleration.__call__": [
             ("generators", "if any($*e):", "if False:"),
-            ("results", "if isinstance($r, SUSPENDED):", "if False:"),
+            ("results", "if isinstance($r, SUSPENDABLE_RESULTS):", "if False:"),
         ],
-        "KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
-        "_registered": [("taken apart", "if $c not in $o.py_kernels:", "if False:")],
-        "_our_way": [
+        "DISPATCH_KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
+        "_register_kernels": [("decomposed", "if $c not in $o.py_kernels:", "if False:")],
+        "_implementation_for": [
             ("evaluation", "$t is not False and", "True and"),
-            ("modes", "$w if is_plain($x) and $x.numel() != 0 else None", "None"),
+            ("modes", "$w if is_supported($x) and $x.numel() != 0 else None", "None"),
         ],
-        "_rerouted": [
+        "_dropout_kernel": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
-            ("alpha", '"alpha" if $a else "scale"', '"scale"'),
+            ("form", "None, $b, $f)", 'None, $b, "scale")'),
         ],
     },
     "jax/functional.py": {
-        "_words": [("shape", "if $w.shape not in $*e:", "if False:")],
-        "_result": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
+        "_key_data": [("shape", "if $w.shape not in $*e:", "if False:")],
+        "_evaluate_abstractly": [("varying", "if not _varying($k) <= _varying($x):", "if False:")],
         "_jvp_of_p": [("refused", "raise NotImplementedError($*e)", "return _[0]")],
         "_batch": [
             ("p of each", "($p, $a) if $k is None else ($l, $b)", "($l, $b)"),
         ],
-        "_window": [("shared", "$s >> $a & 1 for", "0 for")],
+        "_window": [("broadcast axes", "$a in $b for", "0 for")],
         "_lower": [("inplace", "{1: 0} if $i else None", "None")],
     },
     "flax.py": {
@@ -731,14 +731,14 @@ MUTANTS = {
         ],
     },
     "keras.py": {
-        "_draw_jax": [("words", "[1::2]", "[::2]")],
-        "_Drawn.call": [
+        "_dropout_jax": [("state", "[1::2]", "[::2]")],
+        "_Layer.call": [
             ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
         ],
-        "_Spatial._shared_axes": [
+        "_SpatialLayer._broadcast_axes": [
             ("format", '"channels_first"', '"channels_last"'),
         ],
-        "Dropout._shared_axes": [
+        "Dropout._broadcast_axes": [
             ("shape", "$d in (None, 1, $l)", "True"),
         ],
     },
@@ -751,10 +751,10 @@ MUTANTS = {
     },
 }
 
-# Why no test can notice a mutant that survives
+# reasons why no test can kill a surviving mutant
 EXPLAINED = {
     "torch/checkpoint.py:_SecondRun.__enter__:outer":
-        "a replay within another draws from its own generators alone: in the first run, it was refused all others",
+        "an inner replay draws from its own generators only; the first run raises an error for all others",
     "_core/select.pxd:bits_at:last-byte":
-        "the byte past the last one does not change the result, and lies within a local buffer or behind it",
+        "the next byte does not change the result, and is in or after a local buffer",
 }

@@ -1,0 +1,12 @@
+"""The fixture of tests that call all functions."""
+
+import pytest
+
+from ..helpers.bad_calls import valid_calls
+
+
+@pytest.fixture
+def calls_with(unchanged):
+    """Return a function that lists the valid calls with given arguments, of objects `unchanged`."""
+    calls = valid_calls(unchanged)
+    return lambda *names: [call for call in calls if call.has(*names)]

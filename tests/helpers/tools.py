@@ -1,0 +1,14 @@
+"""Access to the programs of tools/ from tests."""
+
+import importlib.util
+from pathlib import Path
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def load_tool(path):
+    """Return a module of tools/."""
+    specification = importlib.util.spec_from_file_location(Path(path).stem, TOOLS / path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
