@@ -364,7 +364,7 @@ def test_always_on():
         raise KeyError
     assert [m.training for m in modules] == before
     for thing in (5, None, "encoder", iter([a])):
-        words = f"takes modules and containers of them, but got {type(thing).__name__}"
+        words = f"requires modules and containers of modules, but got {type(thing).__name__}"
         with pytest.raises(TypeError, match=words), cd.always_on(b, [d, thing]):
             raise AssertionError("the body is not to run")
         assert [m.training for m in modules] == before
