@@ -45,17 +45,6 @@ class Dropout:
         The mask of the last call of `forward`; None before the first call. In evaluation, the mask
         keeps all elements.
 
-    Methods
-    -------
-    forward(x)
-        Apply dropout to x.
-    backward(gy, *, mask=None, out=None)
-        Return the gradient with respect to the input.
-    train(mode=True)
-        Set training mode.
-    eval()
-        Set evaluation mode.
-
     Raises
     ------
     TypeError, ValueError

@@ -55,13 +55,6 @@ cdef class Generator:
     state : dict
         The state of the generator. It can be assigned to restore the generator.
 
-    Methods
-    -------
-    next_mask(shape, p, *, broadcast_dims=(), scale=None)
-        Return the next mask.
-    spawn(n)
-        Return new generators with independent seeds.
-
     Raises
     ------
     TypeError

@@ -12,8 +12,8 @@ from cdropout._core.arguments cimport as_count, as_index, as_number, as_probabil
 cnp.import_array()
 
 cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
-cdef double SMALLEST = np.finfo(np.float32).smallest_subnormal
-cdef double LARGEST = np.finfo(np.float32).max    # the scale is rounded to float32 unless the type is float64
+cdef double MIN_SCALE = np.finfo(np.float32).smallest_subnormal
+cdef double MAX_SCALE = np.finfo(np.float32).max    # the scale is rounded to float32 for all types except float64
 
 
 cdef tuple c_strides(tuple shape):
@@ -121,17 +121,6 @@ cdef class Mask:
         The number of axes.
     size : int
         The number of elements.
-
-    Methods
-    -------
-    apply(x, out=None)
-        Apply the mask to an array.
-    bits()
-        Return the mask as packed bits.
-    to_scale(dtype="float32")
-        Return the mask as an array of scale and 0.
-    to_dask(chunks="auto")
-        Return the mask as a Dask array of bools.
 
     Raises
     ------
@@ -437,7 +426,7 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
     value = as_number(scale, "scale has to be a number")
     if value == mask.scale:
         return
-    if p == 1 or not SMALLEST <= value <= LARGEST:
+    if p == 1 or not MIN_SCALE <= value <= MAX_SCALE:
         raise ValueError(f"scale has to be positive and finite, and 0 for p = 1, but got {scale} for p={p}")
     mask.scale = value
 

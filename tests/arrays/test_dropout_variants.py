@@ -362,7 +362,7 @@ def test_always_on_restores_the_modes():
         raise KeyError
     assert [m.training for m in modules] == before
     for thing in (5, None, "encoder", iter([a])):
-        message = f"takes modules and containers of them, but got {type(thing).__name__}"
+        message = f"requires modules and containers of modules, but got {type(thing).__name__}"
         with pytest.raises(TypeError, match=message), cd.always_on(b, [d, thing]):
             raise AssertionError("the body was run")
         assert [m.training for m in modules] == before

@@ -167,6 +167,14 @@ def test_spawned_seeds_are_those_of_the_reference(seed):
     assert generator.spawn(0) == []
 
 
+def test_spawned_generators_end_at_2_to_the_64():
+    generator = cd.Generator(3)
+    generator.state = {"seed": 3, "calls": 0, "spawned": LAST - 1}
+    with pytest.raises(OverflowError, match=r"^a generator can spawn at most 2\*\*64 - 1 "):
+        generator.spawn(2)
+    assert generator.spawn(1)[0].seed == reference.spawn_seed(3, LAST - 1)
+
+
 def test_a_failing_spawn_does_not_change_the_state(monkeypatch):
     generator, index, attempts = cd.Generator(1), operator.index, [1, 2, 3]
 
