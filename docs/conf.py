@@ -27,7 +27,7 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# The page of an adapter needs its framework. Without it, the pattern `api/*` of index.md omits the page.
+# The page of an adapter needs its framework. Without it, `api/*` in index.md omits the page.
 ADAPTERS = ("dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch")
 exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
 

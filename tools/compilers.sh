@@ -33,12 +33,12 @@ unpack_root() {
   local root=$work/$1-$2 package
   local apt=$root.apt
   mkdir -p "$apt"/{lists,cache/archives}/partial "$apt"/etc/{sources.list.d,apt.conf.d,preferences.d}
-  : >"$apt/status" # nothing is installed
+  : >"$apt/status" # an empty database of installed packages
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $1 main" >"$apt/etc/sources.list"
   local options=(-qq -o "Dir::Etc=$apt/etc" -o "Dir::State=$apt" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
   apt-get "${options[@]}" update
   apt-get "${options[@]}" install -y --no-install-recommends --download-only "$2" libc6-dev bash dash coreutils grep "python$version" "libpython$version-dev"
-  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # /bin and others are links to these
+  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # /bin, /lib, /lib64 and /sbin are links to these
   for package in bin lib lib64 sbin; do ln -sfn "usr/$package" "$root/$package"; done
   for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
   "$python" -m pip install -q --only-binary :all: --python-version "$version" --target "$root/packages" setuptools cython 'numpy>=2.0'

@@ -33,7 +33,7 @@ install_tools() {
 # Unpack Debian's packages for that architecture. The package database of this system is not changed.
 unpack_root() {
   mkdir -p "$work"/{lists,cache/archives}/partial "$root"
-  : >"$work/status" # nothing is installed
+  : >"$work/status" # an empty database of installed packages
   local apt=(
     apt-get -qq -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture"
     -o "Dir::State=$work" -o "Dir::State::status=$work/status" -o "Dir::Cache=$work/cache"
@@ -70,7 +70,7 @@ cross_build() {
     "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
       install_egg_info --install-dir "$modules"
   )
-  for library in "$modules"/*/*.cpython-*.so; do # a suffix that every Python accepts
+  for library in "$modules"/*/*.cpython-*.so; do # .so is accepted by every Python
     [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"
   done
 }

@@ -1,7 +1,7 @@
 /* Fuzz the kernels of every instruction set with libFuzzer; see tools/sanitize.sh fuzz-table.
  *
  * All calls are allowed by cdropout.h. Each buffer is a separate allocation of the exact size with any alignment, so that
- * AddressSanitizer detects every access outside. All instruction isas must write the same bytes, and so must the kernels that
+ * AddressSanitizer detects every access outside. All instruction sets must write the same bytes, and so must the kernels that
  * draw a mask and those that read bits or bools. */
 #include <Python.h>
 
@@ -28,7 +28,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     if (!result) return PyErr_Print(), abort(), 1;
     tables[isas] = PyCapsule_GetPointer(PyObject_GetAttrString(module, "table"), "cdropout._core.table");
   }
-  printf("%d instruction isas\n", isas);
+  printf("%d instruction sets\n", isas);
   return 0;
 }
 
@@ -74,16 +74,17 @@ static cdropout_mask read_mask(void) {
 }
 
 static void require_agreement(const Buffer *outputs, int isa) {
-  require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction isas differ");
+  require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction sets differ");
 }
 
 static void fuzz_contiguous(int dtype) { /* apply, apply_bits, bits, bools */
   size_t n = read_number(2) % MAX_SIZE >> read_number(1) % 16, bytes = n * ITEMSIZES[dtype];
   cdropout_mask mask = read_mask();
-  uint64_t start = read_number(8) >> read_number(1) % 64, first = read_number(2) % 9999;
-  uint32_t flags = first & 1 ? CDROPOUT_PART_OF_LARGE : 0;
+  uint64_t start = read_number(8) >> read_number(1) % 64, first_bit = read_number(2) % 9999;
+  uint32_t flags = first_bit & 1 ? CDROPOUT_PART_OF_LARGE : 0;
   if (start > UINT64_MAX - MAX_SIZE) start -= MAX_SIZE;
-  Buffer x = new_buffer(bytes, 1), given = new_buffer((first + n + 7) / 8, 1), y[MAX_ISAS], z[MAX_ISAS], bits[MAX_ISAS], bools[MAX_ISAS];
+  Buffer x = new_buffer(bytes, 1), given = new_buffer((first_bit + n + 7) / 8, 1), y[MAX_ISAS], z[MAX_ISAS], bits[MAX_ISAS],
+         bools[MAX_ISAS];
   for (int i = 0; i < isas; i++) {
     y[i] = new_buffer(bytes, 0), z[i] = new_buffer(bytes, 0), bits[i] = new_buffer((n + 7) / 8, 0), bools[i] = new_buffer(n, 0);
     tables[i]->bits((uint8_t *)bits[i].first, n, &mask, start);
@@ -95,7 +96,7 @@ static void fuzz_contiguous(int dtype) { /* apply, apply_bits, bits, bools */
     memcpy(z[i].first, x.first, bytes);
     tables[i]->apply(dtype, flags, z[i].first, z[i].first, n, &mask, start);
     require(!memcmp(y[i].first, z[i].first, bytes), "in place differs");
-    tables[i]->apply_bits(dtype, flags, x.first, y[i].first, n, (uint8_t *)given.first, first, mask.scale);
+    tables[i]->apply_bits(dtype, flags, x.first, y[i].first, n, (uint8_t *)given.first, first_bit, mask.scale);
     require_agreement(y, i), require_agreement(z, i), require_agreement(bits, i);
   }
 }
@@ -144,22 +145,22 @@ static View read_view(void) {
 }
 
 static void fuzz_strided(int dtype) { /* the strided kernels with all types and CDROPOUT_BOOL */
-  ptrdiff_t size = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], steps[AXES];
+  ptrdiff_t itemsize = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], mask_strides[AXES];
   View view = read_view();
   cdropout_mask mask = read_mask();
   uint64_t start = read_number(8) >> read_number(1) % 64;
   int kind = (int)read_number(1), flags = kind & 1 ? CDROPOUT_PART_OF_LARGE : 0;
-  choose_strides(y_strides, &view, size);
-  choose_strides(x_strides, &view, size);
-  choose_strides(steps, &view, 1);
+  choose_strides(y_strides, &view, itemsize);
+  choose_strides(x_strides, &view, itemsize);
+  choose_strides(mask_strides, &view, 1);
   int in_place = kind >> 1 & 1, broadcast = kind >> 3;
   for (int i = 0; i < view.ndim; i++) {
-    if (broadcast >> i & 1) steps[i] = 0;
-    view.axes[i].y = y_strides[i], view.axes[i].mask = steps[i];
+    if (broadcast >> i & 1) mask_strides[i] = 0;
+    view.axes[i].y = y_strides[i], view.axes[i].mask = mask_strides[i];
     view.axes[i].x = in_place ? y_strides[i] : x_strides[i];
   }
-  size_t x_first, y_first, keep_first, n = extent_of(&view, steps, &keep_first) + 1;
-  size_t x_size = extent_of(&view, x_strides, &x_first) + size, y_size = extent_of(&view, y_strides, &y_first) + size;
+  size_t x_first, y_first, keep_first, n = extent_of(&view, mask_strides, &keep_first) + 1;
+  size_t x_size = extent_of(&view, x_strides, &x_first) + itemsize, y_size = extent_of(&view, y_strides, &y_first) + itemsize;
   size_t bit = read_number(1) % 20;
   Buffer x = in_place ? new_buffer(y_size, 1) : new_buffer(x_size, 1), y[MAX_ISAS], z[MAX_ISAS], bits[MAX_ISAS], bools[MAX_ISAS];
   if (in_place) x_first = y_first;
@@ -190,14 +191,14 @@ static void fuzz_strided(int dtype) { /* the strided kernels with all types and 
 
 static void fuzz_bias(int dtype) { /* bias_dropout_add and its backward pass, without NaN: the choice between two is not specified */
   size_t columns = 1 + (read_number(2) % 3000 >> read_number(1) % 8), rows = read_number(2) % (MAX_SIZE / columns + 2),
-         size = ITEMSIZES[dtype], bytes = rows * columns * size;
+         itemsize = ITEMSIZES[dtype], bytes = rows * columns * itemsize;
   cdropout_mask mask = read_mask();
   uint64_t start = read_number(2);
-  Buffer x = new_buffer(bytes, 1), b = new_buffer(columns * size, 1), residual = new_buffer(bytes, 1), y[MAX_ISAS], z[MAX_ISAS],
+  Buffer x = new_buffer(bytes, 1), b = new_buffer(columns * itemsize, 1), residual = new_buffer(bytes, 1), y[MAX_ISAS], z[MAX_ISAS],
          sums[MAX_ISAS];
   Buffer *const inputs[] = {&x, &b, &residual};
   for (int i = 0; i < 3; i++)
-    for (size_t k = size - 1; k < inputs[i]->size; k += size) inputs[i]->first[k] &= 0xBF;
+    for (size_t k = itemsize - 1; k < inputs[i]->size; k += itemsize) inputs[i]->first[k] &= 0xBF;
   for (int i = 0; i < isas; i++) {
     y[i] = new_buffer(bytes, 0), z[i] = new_buffer(bytes, 0), sums[i] = new_buffer(columns * 8, 0);
     tables[i]->bias_dropout_add(dtype, x.first, b.first, residual.first, y[i].first, rows, columns, &mask, start);

@@ -209,7 +209,7 @@ ERRORS = {
     "masked": (
         lambda x: cdd.dropout(x.map_blocks(np.ma.asarray), 0.5),
         TypeError,
-        "x is a masked array, which has a mask of its own; pass x.data or x.filled()",
+        "x is a masked array, and its mask would be lost; pass x.data or x.filled()",
     ),
     "unknown": (lambda x: cdd.dropout(x[x[:, 0, 0] > 0], 0.5), ValueError, UNKNOWN_SIZE),
     "p": (

@@ -8,7 +8,8 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 def load_tool(path):
     """Return a module of tools/."""
-    specification = importlib.util.spec_from_file_location(Path(path).stem, TOOLS / path)
+    name = path.removesuffix(".py").replace("/", ".")
+    specification = importlib.util.spec_from_file_location(name, TOOLS / path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module

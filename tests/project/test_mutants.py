@@ -58,6 +58,14 @@ def test_explained_mutants_have_survived():
         assert outcomes[mutant].startswith("survived") and reason
 
 
+def test_nearest_tests_exist(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS / "mutants")
+    command = load_tool("mutants/__main__.py")
+    names = " ".join([*command.NEAREST.values(), command.SOURCE_TESTS]).split()
+    assert [name for name in names if not any(ROOT.glob(command.test_file(name)))] == []
+    assert all(mutant.nearest() for mutant in command.mutants())
+
+
 # ---- patterns ---------------------------------------------------------------------------------
 
 

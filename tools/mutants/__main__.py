@@ -37,6 +37,7 @@ KERNELS = (
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",
+    "half.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
 NEAREST = {  # per file: the tests that are most likely to fail, in the order in which they run
@@ -100,7 +101,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     ),
     "torch/checkpoint.py": "torch_adapter/checkpoint",
     "torch/overrides.py": (
-        "torch_adapter/modules torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
+        "torch_adapter/overrides torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
     ),
     "torch/fx.py": "torch_adapter/fx torch_adapter/mask_argument",
     "jax/functional.py": (
@@ -111,7 +112,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     "keras.py": "keras_adapter/keras",
     "thinc.py": "thinc_adapter/thinc",
 }
-SOURCE_TESTS = (  # they test the text of the sources, and are not run
+SOURCE_TESTS = (  # omitted, because they test the text of the sources
     "project/mutants project/imports documents/documents project/types capi/layout"
 )
 BUILD = """
@@ -123,7 +124,7 @@ def setup(ext_modules, **rest):
         ext_modules = [e for e in ext_modules if e.name.rpartition(".")[2] in modules.split()]
     for extension in ext_modules:
         level = "-O1" if "_kernels_" in extension.name else "-O0"
-        extension.extra_compile_args.append(level)  # compiles faster
+        extension.extra_compile_args.append(level)  # for faster compilation
     sys.argv = ["setup.py", "-q", "build_ext", *options]
     original_setup(ext_modules=ext_modules, **rest)
 setuptools.setup = setup
@@ -271,7 +272,7 @@ class Tree:
 
 
 def read_log():
-    """Return {id: [hash, outcome, by, seconds]}."""
+    """Return {id: [digest, outcome, failed test, seconds]}."""
     lines = LOG.read_text().splitlines() if LOG.exists() else []
     return {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
 
@@ -331,7 +332,7 @@ class Runner:
         return self.limits[isa, *tests]
 
     def outcome(self, mutant):
-        """Return (outcome, by, seconds)."""
+        """Run the tests on a mutant. Return (outcome, failed test, seconds)."""
         tree, started = self.trees.get(), time.monotonic()
         try:
             rounds = [mutant.nearest()] if self.nearest_only else [mutant.nearest(), ["tests"]]
@@ -353,7 +354,7 @@ class Runner:
             self.trees.put(tree)
 
 
-def wanted(options, log):
+def select_mutants(options, log):
     """Return the mutants to run, with their digests."""
     found = []
     for mutant in mutants():
@@ -381,7 +382,7 @@ def main():
     parser.add_argument("--report", action="store_true", help="only print a summary of the log")
     options = parser.parse_args()
     log = read_log()
-    todo = [] if options.report else wanted(options, log)
+    todo = [] if options.report else select_mutants(options, log)
     if todo:
         runner = Runner(ROOT / "build" / "mutants", options.jobs, options.nearest)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

@@ -98,7 +98,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 # ---- patterns ---------------------------------------------------------------------------------
 
 
-def names(source, at):
+def ends_of_names(source, at):
     """Yield the ends of all names with attributes that begin at a token, the longest first."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
@@ -112,7 +112,7 @@ def names(source, at):
     return reversed(ends)
 
 
-def balanced(source, at):
+def ends_of_balanced(source, at):
     """Yield the ends of all balanced sequences that begin at a token, the shortest first."""
     depth = 0
     for end in range(at, len(source)):
@@ -136,7 +136,7 @@ def match(pattern, source, at, bound):
             return None
         return match(pattern[1:], source, at + 1, bound)
     any_tokens = wanted.text.startswith("$*")
-    ends = list(balanced(source, at) if any_tokens else names(source, at))
+    ends = list(ends_of_balanced(source, at) if any_tokens else ends_of_names(source, at))
     if any_tokens and len(pattern) == 1:
         ends.reverse()  # prefer the end of the statement
     for end in ends:
