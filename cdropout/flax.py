@@ -22,7 +22,7 @@ def _is_identity(rate: Any, deterministic: bool) -> bool:
     return deterministic or (not isinstance(rate, jax.core.Tracer) and bool(rate == 0))
 
 
-def _key_of(rngs: Any, collection: str) -> Any:
+def _next_key(rngs: Any, collection: str) -> Any:
     """Return the next key of an Rngs or RngStream, or `rngs` itself if it is a key."""
     if isinstance(rngs, nnx.Rngs):
         rngs = rngs[collection]
@@ -82,7 +82,7 @@ class Dropout(nnx.Dropout):
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):
             return inputs
-        key = _key_of(self.rngs if rngs is None else rngs, self.rng_collection)
+        key = _next_key(self.rngs if rngs is None else rngs, self.rng_collection)
         return dropout(key, inputs, self.rate, tuple(self.broadcast_dims))
 
 

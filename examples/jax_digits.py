@@ -41,7 +41,7 @@ def new_network(key, widths):
 
 
 def logits(network, x, dropout=None, key=None):
-    """Return the logits of the network, with dropout after each hidden layer if it is not None."""
+    """Return the logits of the network, with dropout, if given, after each hidden layer."""
     *hidden, (weights, biases) = network
     for layer, (w, b) in enumerate(hidden):
         x = jax.nn.relu(x @ w + b)

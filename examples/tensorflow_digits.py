@@ -34,7 +34,7 @@ def new_network(widths):
 
 
 def logits(network, x, dropout=None):
-    """Return the logits of the network, with dropout after each hidden layer if it is not None."""
+    """Return the logits of the network, with dropout, if given, after each hidden layer."""
     *hidden, (weights, biases) = network
     for w, b in hidden:
         x = tf.nn.relu(x @ w + b)

@@ -22,7 +22,7 @@ def normal_jax(shape, dtype="float32", seed=1):
 
 
 def numpy_dropout(key, x, p, broadcast_dims=()):
-    """Apply the mask that a key determines with NumPy."""
+    """Return the result of dropout with this key, computed with NumPy."""
     axes = {axis % x.ndim for axis in broadcast_dims}
     shape = [1 if axis in axes else length for axis, length in enumerate(x.shape)]
     mask = cd.Mask(shape, p, *seed_and_call(key))

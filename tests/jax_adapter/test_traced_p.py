@@ -41,7 +41,7 @@ def test_traced_p_is_float32(shape, p):
 
 
 def test_float32_and_float64_p_differ(enable_x64):
-    key, p = jax.random.key(3), 1 - 2.0**-26  # 1 as a float32
+    key, p = jax.random.key(3), 1 - 2.0**-26  # rounded to float32, this is 1
     x = jnp.ones(1 << 20, jnp.float32)
     assert_same_bits(jax.jit(dropout)(key, x, p), cd.Mask(x.shape, p, 3).apply(np.asarray(x)))
     assert_same_bits(jax.jit(dropout)(key, x, jnp.float32(p)), np.zeros(x.shape, np.float32))
@@ -330,7 +330,7 @@ def test_traced_p_out_of_range(p, runs_before):
     """JAX raises another type of error after the first call of a program."""
     message = f"dropout probability has to be between 0 and 1, but got {p:g}"
     x, ps = normal_jax((100,)), jnp.float32([0.5, p])
-    program = jax.jit(lambda key, x, p: dropout(key, x, p))  # a lambda: not compiled before
+    program = jax.jit(lambda key, x, p: dropout(key, x, p))  # new, so not compiled yet
     batch = jax.jit(jax.vmap(lambda key, x, p: dropout(key, x, p), (None, None, 0)))
     for run in range(runs_before):
         program(KEY, x, run / 4).block_until_ready()

@@ -294,7 +294,7 @@ def test_calls_from_several_threads():
 
 FORK = """
 import warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads, since Python 3.12
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
 large_call().run()  # starts threads
 child = os.fork()
 call = large_call()

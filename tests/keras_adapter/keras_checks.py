@@ -63,7 +63,7 @@ def test_backends_apply_the_same_mask(backend, seed):
     elif backend == "tensorflow":
         convert = import_or_skip("tensorflow").convert_to_tensor
     state = np.array([seed, 5], "uint32")
-    if backend == "torch":  # Keras stores int32 there
+    if backend == "torch":  # where Keras stores int32
         state = state.view("int32")
     x = normal((5, 70))
     y = DROPOUT_OF_BACKEND[backend](convert(state), convert(x), 0.3, (1,))

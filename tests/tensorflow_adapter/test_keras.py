@@ -16,7 +16,7 @@ from ..helpers.tensorflow_graphs import operation_types
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = import_or_skip("tensorflow")
 find_or_skip("keras")
-if "keras" not in sys.modules:  # otherwise its backend is fixed
+if "keras" not in sys.modules:  # otherwise its backend can no longer be chosen
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "tensorflow")
         import keras  # noqa: F401

@@ -707,7 +707,7 @@ MUTANTS = {
         "_is_identity": [
             ("traced", "not isinstance($r, jax.core.Tracer) and", "True and"),
         ],
-        "_key_of": [("none", "if $r is None:", "if False:")],
+        "_next_key": [("none", "if $r is None:", "if False:")],
         "Dropout.__call__": [
             ("undecided", "if $d is None:", "if False:", 2),
             ("axes", "tuple($s.broadcast_dims)", "()"),
