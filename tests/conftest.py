@@ -1,4 +1,4 @@
-"""Checks that the package is built, selection of slow tests by name, and shared fixtures."""
+"""A check of the build, the selection of slow tests by name, and shared fixtures."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def pytest_configure(config):
 
 
 def check_package():
-    """Raise one error with instructions if cdropout cannot be imported, before collection."""
+    """Raise a usage error with instructions if cdropout cannot be imported."""
     try:
         import cdropout  # noqa: F401
     except ImportError as error:
@@ -46,7 +46,7 @@ def restore_num_threads():
 
 @pytest.fixture
 def unchanged():
-    """Provide `bad_calls.unchanged_objects`: the test fails if a call changes one of them."""
+    """Provide arrays, generators, a mask and a module; fail the test if it changes one of them."""
     from .helpers.bad_calls import unchanged_objects
 
     with unchanged_objects() as objects:
@@ -55,7 +55,7 @@ def unchanged():
 
 @pytest.fixture
 def alarm():
-    """Return a function that installs a handler and delivers SIGALRM after some seconds."""
+    """Return a function that installs a handler of SIGALRM and sends it after some seconds."""
     before = signal.getsignal(signal.SIGALRM)
 
     def set_alarm(handler, seconds):

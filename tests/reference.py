@@ -24,7 +24,7 @@ GAMMA = 0x9E3779B97F4A7C15
 BLOCK = 8192  # elements between seedings of the lanes
 GROUP = 512  # elements that the lanes draw together, 64 per lane
 LANES = 8
-ROUNDS = 12  # most outputs of a lane that are compared with the threshold
+ROUNDS = 12  # maximum number of outputs per lane and group
 HALVES = {"float16": (5, 10), "bfloat16": (8, 7)}  # bits of the exponent and of the mantissa
 
 
@@ -143,7 +143,7 @@ def draw_group(s0, s1, T, step):
     -------
     drop, undecided, s0, s1 : bits of dropped and of undecided elements, and the new state.
     """
-    drop = s0 & 0  # an array if s0 is one
+    drop = s0 & 0  # 0, or an array of zeros if s0 is an array
     undecided = drop | MASK64
     for j in range(rounds(T)):
         output, s0, s1 = step(s0, s1)
@@ -228,7 +228,7 @@ def window(shape, index, start=0):
 
 
 def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
-    """Return bool [shape], which elements are kept if one draw is shared along `broadcast_dims`.
+    """Return which elements (bool [shape]) are kept if `broadcast_dims` share one draw.
 
     The mask that is drawn has length 1 along these axes.
     """

@@ -93,10 +93,11 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   local errors="runtime error:|ERROR: AddressSanitizer"
   print_step "core tests with AddressSanitizer and UndefinedBehaviorSanitizer"
   local ignored=()
-  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,memory}.py cli capi documents project \
-    {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
+  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,huge_arrays,memory,process_state}.py \
+    cli capi documents project {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
     ignored+=("--ignore=tests/$name")
   done
+  ignored+=(--deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter})
   run_tests "$errors" -m '' "${ignored[@]}"
 
   print_step "tests of PyTorch and JAX with the same"
@@ -108,7 +109,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
 
   print_step "tests of objects and errors with LeakSanitizer"
   options=("${base[@]}" "ASAN_OPTIONS=$common:detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=16")
-  # LeakSanitizer cannot find leaked objects that the garbage collector tracks; tests/core/test_stress.py counts their references.
+  # LeakSanitizer cannot find leaked objects that the garbage collector tracks; tests/core/test_memory.py counts their references.
   check_detection "cdropout/_core/generator.*\.so" "import ctypes, cdropout
 for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Generator(n)))"
   # CPython and NumPy leak constants at exit. Only a leak with a module of this package among its callers is an error; pytest's
@@ -130,8 +131,9 @@ threads = [threading.Thread(target=draw) for _ in range(2)]
   print_step "tests with threads, with ThreadSanitizer"
   # without the tests that count threads
   run_tests "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
+    tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
     tests/core/test_kernels.py::test_threads_share_arrays tests/core/test_stress.py \
-    -k "not memory and not leave_the_process and not sharing_begins and not cannot_be_started"
+    -k "not start_threads_once and not cannot_be_started"
 }
 
 fuzz() {

@@ -1,4 +1,4 @@
-"""Tests of Generator: seeds, call numbers, state, children, threads and forks."""
+"""Tests of Generator: seeds, call numbers, state, children, threads, next_mask and forks."""
 
 import copy
 import doctest
@@ -8,9 +8,6 @@ import math
 import operator
 import pickle
 import re
-import subprocess
-import sys
-import threading
 import time
 
 import numpy as np
@@ -19,15 +16,18 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.requirements import unix_only
+from ..helpers.subprocess_runner import run
+from ..helpers.threads import run_in_threads
 
-SIGMAS = 5.6  # two-sided normal tail 2e-8: the 36 pairs tested together stay under 1e-6
+SIGMAS = 5.6  # two-sided tail probability 2e-8: below 1e-6 for all 36 pairs
 X = np.ones(300, np.float32)
 LAST = 2**64 - 1
 SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
 
 
-def drawn_from(generator):
-    """Return the next mask of the generator."""
+def draw(generator):
+    """Return the mask of the next call of dropout."""
     return cd.dropout(X, 0.5, rng=generator, return_mask=True)[1]
 
 
@@ -35,17 +35,17 @@ def drawn_from(generator):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_all_64_bits_of_the_seed_count(seed):
+def test_seed_is_unsigned_and_determines_the_mask(seed):
     generator = cd.Generator(seed)
     unsigned = int(seed) % 2**64
     assert (generator.seed, generator.calls) == (unsigned, 0)
     assert type(generator.seed) is int and type(generator.calls) is int
-    mask = drawn_from(generator)
+    mask = draw(generator)
     assert mask == cd.Mask(300, 0.5, unsigned)
     np.testing.assert_array_equal(np.asarray(mask), reference.keep(seed, 0, 0.5, 0, 300))
 
 
-def test_each_bit_of_the_seed_gives_another_mask():
+def test_each_bit_of_the_seed_changes_the_mask():
     masks = {cd.Mask(256, 0.5, 1 << bit).bits().tobytes() for bit in range(64)}
     assert len(masks) == 64
 
@@ -56,16 +56,16 @@ def test_generators_without_a_seed_differ():
     assert cd.Generator(seed=42).seed == 42
 
 
-def test_manual_seed_starts_the_default_generator_anew():
+def test_manual_seed_resets_the_default_generator():
     for _ in range(2):
         assert cd.manual_seed(-1) is cd.default_generator
         assert cd.default_generator.state == {"seed": LAST, "calls": 0, "spawned": 0}
-        assert drawn_from(None) == cd.Mask(300, 0.5, -1, 0)
+        assert draw(None) == cd.Mask(300, 0.5, -1, 0)
         cd.default_generator.spawn(3)
-        assert drawn_from(cd.default_generator) == cd.Mask(300, 0.5, -1, 1)
+        assert draw(cd.default_generator) == cd.Mask(300, 0.5, -1, 1)
 
 
-def test_masks_of_calls_and_of_children_are_not_correlated():
+def test_masks_of_calls_and_children_are_uncorrelated():
     n, generator = 1_000_000, cd.Generator(2024)
     sources = [generator] * 5 + generator.spawn(4)
     x = np.ones(n, np.float32)
@@ -77,18 +77,18 @@ def test_masks_of_calls_and_of_children_are_not_correlated():
 # ---- calls and state --------------------------------------------------------------------------
 
 
-def test_state_goes_back_to_where_it_was_taken():
+def test_setting_the_state_restores_masks_and_children():
     generator = cd.Generator(8)
-    drawn_from(generator)
+    draw(generator)
     generator.spawn(2)
     state = generator.state
     assert state == {"seed": 8, "calls": 1, "spawned": 2}
-    following = [drawn_from(generator), drawn_from(generator), generator.spawn(1)[0].seed]
-    assert state == {"seed": 8, "calls": 1, "spawned": 2}  # a copy, not a view
+    following = [draw(generator), draw(generator), generator.spawn(1)[0].seed]
+    assert state == {"seed": 8, "calls": 1, "spawned": 2}  # the getter returned a copy
     for other in (generator, cd.Generator(), cd.Generator(99)):
         other.state = state
         assert other.state == state
-        assert [drawn_from(other), drawn_from(other), other.spawn(1)[0].seed] == following
+        assert [draw(other), draw(other), other.spawn(1)[0].seed] == following
     generator.state = {"spawned": np.uint64(LAST), "calls": np.int32(5), "seed": -2}
     assert generator.state == {"seed": LAST - 1, "calls": 5, "spawned": LAST}
 
@@ -96,7 +96,7 @@ def test_state_goes_back_to_where_it_was_taken():
 def test_call_numbers_end_at_2_to_the_64():
     generator = cd.Generator(3)
     generator.state = {"seed": 3, "calls": LAST - 1, "spawned": 0}
-    mask = drawn_from(generator)
+    mask = draw(generator)
     assert mask == cd.Mask(300, 0.5, 3, LAST - 1) and generator.calls == LAST
     np.testing.assert_array_equal(np.asarray(mask), reference.keep(3, LAST - 1, 0.5, 0, 300))
     out = np.full_like(X, 7)
@@ -108,9 +108,9 @@ def test_call_numbers_end_at_2_to_the_64():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_and_copies_go_on_alike(protocol):
+def test_pickles_and_copies_continue_independently(protocol):
     generator = cd.Generator(-4)
-    drawn_from(generator)
+    draw(generator)
     generator.spawn(5)
     for clone in (
         pickle.loads(pickle.dumps(generator, protocol)),
@@ -118,8 +118,8 @@ def test_pickles_and_copies_go_on_alike(protocol):
         copy.deepcopy(generator),
     ):
         assert clone is not generator and clone.state == generator.state
-        assert drawn_from(clone) == cd.Mask(300, 0.5, -4, 1)
-        assert generator.calls == 1  # not the clone's counter
+        assert draw(clone) == cd.Mask(300, 0.5, -4, 1)
+        assert generator.calls == 1
         assert clone.spawn(1)[0].seed == reference.spawn_seed(2**64 - 4, 5)
     assert repr(generator) == f"Generator(seed={2**64 - 4}, calls=1)"
 
@@ -134,8 +134,8 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize("value, error, words", COUNTS, ids=lambda value: repr(value)[:30])
-def test_counts_that_are_none(value, error, words):
+@pytest.mark.parametrize("value, error, message", COUNTS, ids=lambda value: repr(value)[:30])
+def test_integer_arguments_reject_other_values(value, error, message):
     generator = cd.Generator(3)
     before = generator.state
     state = {name: {**before, name: value} for name in ("calls", "spawned")}
@@ -146,7 +146,7 @@ def test_counts_that_are_none(value, error, words):
         "spawned": lambda: setattr(generator, "state", state["spawned"]),
         "n": lambda: generator.spawn(value),
     }.items():
-        with pytest.raises(error, match=f"^{re.escape(words.format(name))}$"):
+        with pytest.raises(error, match=f"^{re.escape(message.format(name))}$"):
             call()
         assert generator.state == before
 
@@ -155,7 +155,7 @@ def test_counts_that_are_none(value, error, words):
 
 
 @pytest.mark.parametrize("seed", [0, 42, -1, 2**63])
-def test_spawned_seeds_are_the_reference(seed):
+def test_spawned_seeds_are_those_of_the_reference(seed):
     generator = cd.Generator(seed)
     children = generator.spawn(3) + generator.spawn(0) + generator.spawn(np.int64(2))
     unsigned = seed % 2**64
@@ -167,72 +167,54 @@ def test_spawned_seeds_are_the_reference(seed):
     assert generator.spawn(0) == []
 
 
-def test_children_that_cannot_be_made_use_up_no_numbers(monkeypatch):
-    generator, index, left = cd.Generator(1), operator.index, [1, 2, 3]
+def test_a_failing_spawn_does_not_change_the_state(monkeypatch):
+    generator, index, attempts = cd.Generator(1), operator.index, [1, 2, 3]
 
-    def short_of_memory(value):
-        if not left:
+    def fail_after_three_calls(value):
+        if not attempts:
             raise MemoryError
-        left.pop()
+        attempts.pop()
         return index(value)
 
-    monkeypatch.setattr(operator, "index", short_of_memory)
+    monkeypatch.setattr(operator, "index", fail_after_three_calls)
     with pytest.raises(MemoryError):
         generator.spawn(5)
     monkeypatch.undo()
-    assert not left and generator.state == {"seed": 1, "calls": 0, "spawned": 0}
+    assert not attempts and generator.state == {"seed": 1, "calls": 0, "spawned": 0}
 
 
 # ---- threads ----------------------------------------------------------------------------------
 
 
-def in_threads(count, work):
-    """Run work(0), ..., work(count - 1) at once, with many switches between them."""
-    barrier = threading.Barrier(count)
-    threads = [
-        threading.Thread(target=lambda i: (barrier.wait(), work(i)), args=(i,))
-        for i in range(count)
-    ]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-
-
-def test_threads_are_given_each_call_number_once():
-    generator, calls = cd.Generator(1), [[] for _ in range(8)]
-    in_threads(8, lambda i: calls[i].extend(drawn_from(generator).call for _ in range(1000)))
+def test_each_call_number_is_used_in_one_thread():
+    generator = cd.Generator(1)
+    calls = run_in_threads(8, lambda _: [draw(generator).call for _ in range(1000)])
     assert sorted(itertools.chain(*calls)) == list(range(8000))
     assert generator.calls == 8000
     assert all(numbers == sorted(numbers) for numbers in calls)
 
 
-def test_threads_are_given_each_child_once():
-    generator, seeds = cd.Generator(1), [[] for _ in range(8)]
-    in_threads(8, lambda i: seeds[i].extend(generator.spawn(1)[0].seed for _ in range(200)))
+def test_each_child_is_spawned_in_one_thread():
+    generator = cd.Generator(1)
+    seeds = run_in_threads(8, lambda _: [generator.spawn(1)[0].seed for _ in range(200)])
     expected = sorted(reference.spawn_seed(1, i) for i in range(1600))
     assert sorted(itertools.chain(*seeds)) == expected
 
 
-def test_threads_get_no_child_twice_where_python_code_runs_between(monkeypatch):
-    """The GIL and a critical section are let go of while a thread waits within them."""
-    generator, seeds = cd.Generator(1), []
-    index = operator.index
+def test_each_child_is_spawned_in_one_thread_if_spawn_runs_python_code(monkeypatch):
+    """Other threads may run during Python code, despite the GIL or a critical section."""
+    generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
-    in_threads(4, lambda _: seeds.extend(child.seed for child in generator.spawn(5)))
-    assert sorted(seeds) == sorted(reference.spawn_seed(1, i) for i in range(20))
+    children = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))
+    seeds = sorted(child.seed for child in children)
+    assert seeds == sorted(reference.spawn_seed(1, i) for i in range(20))
 
 
 # ---- next_mask --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [5, (), (3, 4), [2, 3, 4]], ids=str)
-def test_the_next_mask_is_the_one_that_dropout_draws(shape):
+def test_next_mask_returns_the_mask_that_dropout_draws(shape):
     rng, other = cd.Generator(4), cd.Generator(4)
     for p in (0.5, 0.1, 1e-300):
         mask = rng.next_mask(shape, p)
@@ -244,20 +226,20 @@ def test_the_next_mask_is_the_one_that_dropout_draws(shape):
 
 
 @pytest.mark.parametrize("dims", [(), 1, -1, (0, 2), (0, 1, 2)], ids=str)
-def test_the_next_mask_shares_draws(dims):
+def test_next_mask_with_broadcast_dims(dims):
     mask = cd.Generator(4).next_mask((3, 4, 5), 0.5, broadcast_dims=dims)
     x = np.ones(mask.shape, np.float32)
     assert mask == cd.dropout(x, 0.5, rng=4, broadcast_dims=dims, return_mask=True)[1]
 
 
-def test_the_next_mask_has_the_scale_that_was_asked_for():
+def test_next_mask_with_scale():
     mask = cd.Generator(4).next_mask(5, 0.5, scale=3)
     assert mask == cd.Mask(5, 0.5, 4, scale=3.0) and mask.scale == 3
     assert cd.Generator(4).next_mask(5, 0.5, scale=None).scale == 2
 
 
 @pytest.mark.parametrize("shape, p", [(5, 0), (5, 1), (0, 0.5), ((3, 0), 0.5)], ids=str)
-def test_a_mask_without_a_draw_uses_up_no_call_number(shape, p):
+def test_next_mask_uses_no_call_number_if_nothing_is_random(shape, p):
     rng = cd.Generator(4)
     rng.next_mask(5, 0.5)
     mask = rng.next_mask(shape, p)
@@ -270,25 +252,25 @@ NEXT_MASK_ERRORS = {
                           r"shape has to hold lengths of at least 0, but got \(2, -1\)"),
     "too large": ((2**65, 0.5), {}, ValueError, r"a mask has positions 0 to 2\*\*64 - 1, but"),
     "p": ((3, 2), {}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
-    "a type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
+    "the type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
     "an axis": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
                 r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),
-    "twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
+    "an axis twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
               r"broadcast_dims names dimension 0 twice: \(0, -1\)"),
-    "a type of axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
+    "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
     "scale": ((3, 0.5), {"scale": 0}, ValueError,
               "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
-    "a type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
+    "the type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
                         "scale has to be a number, but got str"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NEXT_MASK_ERRORS)
-def test_an_error_in_next_mask_leaves_the_generator_as_it_was(case):
-    args, kwargs, error, words = NEXT_MASK_ERRORS[case]
+def test_an_error_in_next_mask_does_not_change_the_generator(case):
+    args, kwargs, error, pattern = NEXT_MASK_ERRORS[case]
     rng = cd.Generator(4)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=pattern):
         rng.next_mask(*args, **kwargs)
     assert rng.calls == 0
 
@@ -301,7 +283,7 @@ def test_next_mask_after_the_last_call_number():
     assert rng.next_mask(3, 0) == cd.Mask(3, 0) and rng.calls == LAST
 
 
-def test_the_example_of_next_mask_runs():
+def test_the_example_of_next_mask():
     (example,) = doctest.DocTestFinder().find(cd.Generator.next_mask, "next_mask")
     assert example.examples and not doctest.DocTestRunner().run(example).failed
 
@@ -309,7 +291,7 @@ def test_the_example_of_next_mask_runs():
 # ---- the class --------------------------------------------------------------------------------
 
 
-def test_signatures_and_pickles_name_the_public_module():
+def test_signatures_and_the_module_in_pickles():
     assert str(inspect.signature(cd.Generator)) == "(seed=None)"
     parameters = "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
     assert str(inspect.signature(cd.Mask)) == parameters
@@ -328,19 +310,19 @@ import os
 import numpy as np
 import cdropout as cd
 
-def names(generators):
+def draw(generators):
     x = np.ones(99)
     masks = [cd.dropout(x, 0.5, rng=g, return_mask=True)[1] for g in generators]
     return [(mask.seed, mask.call, mask.bits().tobytes()) for mask in masks]
 
-def in_child(work):
-    ours, theirs = os.pipe()
+def run_in_child(function):
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(theirs, repr(work()).encode())
+        os.write(write_end, repr(function()).encode())
         os._exit(0)
-    os.close(theirs)
-    with open(ours) as pipe:
+    os.close(write_end)
+    with open(read_end) as pipe:
         text = pipe.read()
     assert os.waitpid(child, 0)[1] == 0
     return eval(text)
@@ -349,26 +331,26 @@ restored = cd.Generator()
 restored.state = {"seed": 5, "calls": 7, "spawned": 0}
 seeded = [cd.Generator(9), restored]
 unseeded = [cd.Generator(), None]
-names(unseeded)                       # the second call number is next
-first = in_child(lambda: names(seeded + unseeded))
-second = in_child(lambda: names(seeded + unseeded))
-below = in_child(lambda: (names(unseeded), in_child(lambda: names(unseeded))))
-parent = names(seeded + unseeded)
-assert first[:2] == second[:2] == parent[:2], "a seed was given: all go on with the same masks"
-assert [call for _, call, _ in parent[2:]] == [1, 1], "the parent goes on where it was"
-foreign = [first[2:], second[2:], *below]
-assert all(call == 0 for names in foreign for _, call, _ in names)
-seeds = [seed for names in [*foreign, parent[2:]] for seed, _, _ in names]
-assert len(set(seeds)) == len(seeds), "without a seed no two processes share masks"
+draw(unseeded)  # the next call number is 1
+first = run_in_child(lambda: draw(seeded + unseeded))
+second = run_in_child(lambda: draw(seeded + unseeded))
+grandchild = run_in_child(lambda: (draw(unseeded), run_in_child(lambda: draw(unseeded))))
+parent = draw(seeded + unseeded)
+assert first[:2] == second[:2] == parent[:2], "seeded generators have the same masks in children"
+assert [call for _, call, _ in parent[2:]] == [1, 1], "the parent continues"
+unseeded_in_children = [first[2:], second[2:], *grandchild]
+assert all(call == 0 for drawn in unseeded_in_children for _, call, _ in drawn)
+seeds = [seed for drawn in [*unseeded_in_children, parent[2:]] for seed, _, _ in drawn]
+assert len(set(seeds)) == len(seeds), "each process has its own seeds"
 cd.manual_seed(3)
-assert in_child(lambda: names([None])) == names([None]), "manual_seed is a seed"
-fresh = cd.Generator()
-children = in_child(lambda: (fresh.seed, fresh.calls, fresh.state["spawned"]))
-assert children[0] != fresh.seed and children[1:] == (0, 0)
+assert run_in_child(lambda: draw([None])) == draw([None]), "manual_seed seeds the generator"
+unused = cd.Generator()
+seed, calls, spawned = run_in_child(lambda: (unused.seed, unused.calls, unused.state["spawned"]))
+assert seed != unused.seed and (calls, spawned) == (0, 0)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+@unix_only
 def test_a_forked_child_repeats_masks_only_if_a_seed_was_given():
-    done = subprocess.run([sys.executable, "-P", "-c", FORK], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, _, errors = run(FORK)
+    assert status == 0, errors

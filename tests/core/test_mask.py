@@ -1,4 +1,4 @@
-"""Tests of Mask as a value, of its windows, and of what it draws, by the slow twin."""
+"""Tests of Mask: comparison, attributes, errors, drawn elements, and windows."""
 
 import copy
 import itertools
@@ -13,9 +13,11 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.arrays import normal
+from ..helpers.bad_calls import assert_raises
 
 BLOCK = reference.BLOCK
-FAR = (10**5, 10**5, 10**5)  # 10**15 elements
+HUGE = (10**5, 10**5, 10**5)  # 10**15 elements
 MASKS = [
     cd.Mask((), 0.5),
     cd.Mask(7, 0.1, -3),
@@ -26,47 +28,48 @@ MASKS = [
     cd.Mask((3, 5), 5e-324, 4, 5, 2**63),
     cd.Mask((3, 5), 0.1, 4, 5, 100, (-20, 3)),
     cd.Mask((3, 5), 0.1, 4, 5, 2**64 - 15),
-    cd.Mask(FAR, 0.1, -1)[5:, ::-7, None, 3],
+    cd.Mask(HUGE, 0.1, -1)[5:, ::-7, None, 3],
     cd.Mask((3, 5), 0.1, 4, 5, 100, (-20, 3), scale=0.1),
 ]
 
 
-def places(shape, index, start=0):
-    """Return the positions that a tuple of ints and slices, one an axis, names in a C-order mask.
+def window_positions(shape, index):
+    """Return the positions that an index selects; the index has one int or slice per axis.
 
-    Unlike `reference.window` this lists only what the window holds, so the mask may be huge.
+    Unlike `reference.window`, it works for masks of any size.
     """
-    found = np.array(start, np.uint64)
+    positions = np.array(0, np.uint64)
     for axis, (item, length) in enumerate(zip(index, shape, strict=True)):
-        step = math.prod(shape[axis + 1 :])
-        picked = range(length)[item]
-        if isinstance(picked, int):
-            found = found + np.uint64(picked * step)
+        stride = math.prod(shape[axis + 1 :])
+        selected = range(length)[item]
+        if isinstance(selected, int):
+            positions = positions + np.uint64(selected * stride)
         else:
-            found = np.expand_dims(found, -1) + np.array([i * step for i in picked], np.uint64)
-    return found
+            offsets = np.array([i * stride for i in selected], np.uint64)
+            positions = np.expand_dims(positions, -1) + offsets
+    return positions
 
 
-def kept_at(positions, p, seed, call=0):
-    """Return what the slow twin keeps at these positions, drawing only the blocks they lie in."""
+def keep_at(positions, p, seed, call):
+    """Return which elements at these positions are kept; draw only their blocks."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
-        whole = reference.keep(seed, call, p, int(block) * BLOCK, BLOCK)
-        here = blocks == block
-        kept[here] = whole[positions[here] % np.uint64(BLOCK)]
+        keep = reference.keep(seed, call, p, int(block) * BLOCK, BLOCK)
+        selected = blocks == block
+        kept[selected] = keep[positions[selected] % np.uint64(BLOCK)]
     return kept
 
 
-# ---- a value ----------------------------------------------------------------------------------
+# ---- comparison and attributes ----------------------------------------------------------------
 
 
-def test_every_number_tells_masks_apart():
-    twins = [copy.deepcopy(mask) for mask in MASKS]
+def test_masks_that_differ_in_one_argument_are_not_equal():
+    copies = [copy.deepcopy(mask) for mask in MASKS]
     for a, b in itertools.product(range(len(MASKS)), repeat=2):
-        assert (MASKS[a] == twins[b]) is (a == b)
-        assert (MASKS[a] != twins[b]) is (a != b)
-    assert {mask: i for i, mask in enumerate(MASKS)} == {twin: i for i, twin in enumerate(twins)}
+        assert (MASKS[a] == copies[b]) is (a == b)
+        assert (MASKS[a] != copies[b]) is (a != b)
+    assert {mask: i for i, mask in enumerate(MASKS)} == {mask: i for i, mask in enumerate(copies)}
     base = {"shape": (4, 6), "p": 0.5, "seed": 1, "call": 2, "start": 3, "strides": (7, 1)}
     for name, other in [("shape", (4, 5)), ("p", 0.25), ("seed", 3), ("call", 0), ("start", 0),
                         ("strides", (6, 2)), ("scale", 3.0)]:  # fmt: skip
@@ -74,7 +77,7 @@ def test_every_number_tells_masks_apart():
     assert MASKS[0] != "a mask" and MASKS[0] != (MASKS[0].shape, 0.5)
 
 
-def test_one_mask_has_one_form():
+def test_equivalent_arguments_give_equal_masks():
     assert cd.Mask(7, 0.5) == cd.Mask((7,), np.float64(0.5), np.int64(0))
     assert cd.Mask(7, 0.5) == cd.Mask([np.uint8(7)], np.array(0.5))
     assert cd.Mask(7, 0.5, -1) == cd.Mask(7, 0.5, 2**64 - 1)
@@ -90,19 +93,19 @@ def test_attributes():
     plain = cd.Mask((2, 3, 4), 0.5)
     assert (plain.start, plain.strides, plain.size) == (0, (12, 4, 1), 24)
     assert (cd.Mask((), 0.5).size, cd.Mask((), 0.5).ndim, cd.Mask((3, 0), 0.5).size) == (1, 0, 0)
-    assert cd.Mask(FAR, 0.5).size == 10**15
+    assert cd.Mask(HUGE, 0.5).size == 10**15
     with pytest.raises(AttributeError):
         mask.p = 0.5
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_copies_pickles_and_repr_are_equal_masks(mask):
-    again = [copy.copy(mask), copy.deepcopy(mask), eval(repr(mask), {"Mask": cd.Mask})]
+    copies = [copy.copy(mask), copy.deepcopy(mask), eval(repr(mask), {"Mask": cd.Mask})]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        octets = pickle.dumps(mask, protocol)
-        assert len(octets) < 400
-        again.append(pickle.loads(octets))
-    for other in again:
+        pickled = pickle.dumps(mask, protocol)
+        assert len(pickled) < 400
+        copies.append(pickle.loads(pickled))
+    for other in copies:
         assert type(other) is cd.Mask and other == mask and hash(other) == hash(mask)
         assert (other.shape, other.p, other.seed, other.call) == (
             (mask.shape, mask.p, mask.seed, mask.call)
@@ -112,9 +115,9 @@ def test_copies_pickles_and_repr_are_equal_masks(mask):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_scale_of_its_own_replaces_the_default(dtype):
+def test_scale_replaces_the_default(dtype):
     keep = reference.keep(4, 0, 0.25, 0, 900).reshape(3, 300)
-    x = np.random.default_rng(1).standard_normal((3, 300)).astype(dtype)
+    x = normal((3, 300), dtype)
     mask = cd.Mask((3, 300), 0.25, 4, scale=0.3)
     assert mask.scale == 0.3 and mask != cd.Mask((3, 300), 0.25, 4)
     assert cd.Mask(3, 0.25).scale == 1 / 0.75 and cd.Mask(3, 1).scale == 0
@@ -128,23 +131,23 @@ def test_a_scale_of_its_own_replaces_the_default(dtype):
 
 
 SCALE = "scale has to be positive and finite, and 0 for p = 1, but got "
-REACH = "a mask has positions 0 to 2**64 - 1, but this one would reach from "
-LENGTHS = "each length in shape has to be an int, but got "
-INTS = "a mask takes integers, slices, ... and None as indices, but got "
-MANY = "too many indices: the mask has {} dimensions, but {} were indexed"
+RANGE = "a mask has positions 0 to 2**64 - 1, but this one would reach from "
+LENGTH = "each length in shape has to be an int, but got "
+INDICES_ONLY = "a mask takes integers, slices, ... and None as indices, but got "
+TOO_MANY = "too many indices: the mask has {} dimensions, but {} were indexed"
 ERRORS = [
     (lambda m: cd.Mask((2, -3), 0.5), ValueError,
      "shape has to hold lengths of at least 0, but got (2, -3)"),
-    (lambda m: cd.Mask((2, 3.0), 0.5), TypeError, LENGTHS + "float"),
-    (lambda m: cd.Mask((2, True), 0.5), TypeError, LENGTHS + "bool"),
-    (lambda m: cd.Mask(None, 0.5), TypeError, LENGTHS + "NoneType"),
+    (lambda m: cd.Mask((2, 3.0), 0.5), TypeError, LENGTH + "float"),
+    (lambda m: cd.Mask((2, True), 0.5), TypeError, LENGTH + "bool"),
+    (lambda m: cd.Mask(None, 0.5), TypeError, LENGTH + "NoneType"),
     (lambda m: cd.Mask((2, 3), 0.5, strides=(1,)), ValueError,
      "strides has to have one number an axis of (2, 3), but got (1,)"),
     (lambda m: cd.Mask(3, 0.5, strides=(1.0,)), TypeError,
      "each of strides has to be an int, but got float"),
-    (lambda m: cd.Mask((2**32, 2**32 + 1), 0.5), ValueError, REACH + f"0 to {2**64 + 2**32 - 1}"),
-    (lambda m: cd.Mask(2, 0.5, start=2**64 - 1), ValueError, REACH + f"{2**64 - 1} to {2**64}"),
-    (lambda m: cd.Mask(3, 0.5, start=1, strides=(-1,)), ValueError, REACH + "-1 to 1"),
+    (lambda m: cd.Mask((2**32, 2**32 + 1), 0.5), ValueError, RANGE + f"0 to {2**64 + 2**32 - 1}"),
+    (lambda m: cd.Mask(2, 0.5, start=2**64 - 1), ValueError, RANGE + f"{2**64 - 1} to {2**64}"),
+    (lambda m: cd.Mask(3, 0.5, start=1, strides=(-1,)), ValueError, RANGE + "-1 to 1"),
     *((lambda m, f=f: cd.Mask(3, 0.5, scale=f), ValueError, SCALE + f"{f} for p=0.5")
       for f in (0, -1.0, math.inf, math.nan, 1e-300, 1e39)),
     *((lambda m, f=f: cd.Mask(3, 0.5, scale=f), TypeError,
@@ -155,30 +158,29 @@ ERRORS = [
     (lambda m: m.__array__(copy=False), ValueError,
      "a mask holds no array that could be shared: copy=False cannot be met"),
     (lambda m: m[..., 0, ...], IndexError, "an index has at most one ellipsis ('...')"),
-    (lambda m: m[0, None, 0, 0], IndexError, MANY.format(2, 3)),
-    (lambda m: cd.Mask((), 0.5)[0], IndexError, MANY.format(0, 1)),
+    (lambda m: m[0, None, 0, 0], IndexError, TOO_MANY.format(2, 3)),
+    (lambda m: cd.Mask((), 0.5)[0], IndexError, TOO_MANY.format(0, 1)),
     (lambda m: m[2], IndexError, "index 2 is out of bounds for an axis of length 2"),
     (lambda m: m[0, -4], IndexError, "index -4 is out of bounds for an axis of length 3"),
-    *((lambda m, item=item: m[item], IndexError, INTS + type(item).__name__)
+    *((lambda m, item=item: m[item], IndexError, INDICES_ONLY + type(item).__name__)
       for item in (1.0, "0", True, [0, 1], np.array([0, 1]), np.ones(2, bool))),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("call, error, words", ERRORS)
-def test_errors(call, error, words):
+@pytest.mark.parametrize("call, error, message", ERRORS)
+def test_errors(call, error, message):
     mask = cd.Mask((2, 3), 0.5, 1)
-    with pytest.raises(error, match=f"^{re.escape(words)}$") as caught:
-        call(mask)
-    assert caught.type is error and mask == cd.Mask((2, 3), 0.5, 1)
+    assert_raises(error, f"^{re.escape(message)}$", call, mask)
+    assert mask == cd.Mask((2, 3), 0.5, 1)
 
 
-# ---- what it says -----------------------------------------------------------------------------
+# ---- drawn elements ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0, 5e-324, 0.1, 0.5, 0.75, 1 - 2.0**-53, 1])
 @pytest.mark.parametrize("shape, start", [((), 0), ((0,), 5), ((9,), 1), ((5, 13), 8190),
                                           ((3, 100, 41), 2**40 + 17)])  # fmt: skip
-def test_bits_bools_and_scale_are_the_reference(shape, start, p):
+def test_bits_bools_and_scale_are_those_of_the_reference(shape, start, p):
     mask = cd.Mask(shape, p, -7, 3, start)
     n = math.prod(shape)
     keep = reference.keep(-7, 3, p, start, n).reshape(shape)
@@ -200,7 +202,7 @@ def test_bits_bools_and_scale_are_the_reference(shape, start, p):
     np.testing.assert_array_equal(x, expected)
 
 
-def test_array_conversions():
+def test_conversions_to_arrays():
     mask = cd.Mask((4, 50), 0.3, 9)
     keep = reference.keep(9, 0, 0.3, 0, 200).reshape(4, 50)
     for dtype in (bool, np.uint8, np.float32, object):
@@ -213,7 +215,7 @@ def test_array_conversions():
 
 @pytest.mark.parametrize("start", [2**63 - 3, 2**63 + 5, 2**64 - 40])
 @pytest.mark.parametrize("seed, call", [(0, 0), (2**64 - 1, 2**64 - 1), (-1, 2**63)])
-def test_the_far_end_of_the_stream(start, seed, call):
+def test_the_largest_positions(start, seed, call):
     mask = cd.Mask(40, 0.3, seed, call, start)
     expected = [reference.keep_one(seed, call, 0.3, start + i) for i in range(40)]
     assert list(np.asarray(mask)) == expected
@@ -235,22 +237,22 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=repr)
-def test_a_window_is_that_part_of_the_mask(index):
+def test_a_window_draws_the_elements_of_the_mask(index):
     shape, start = (5, 9, 11), 8000
     mask = cd.Mask(shape, 0.4, 3, 1, start)
     window = mask[index]
-    where = reference.window(shape, index, start)
-    assert window.shape == where.shape and (window.seed, window.call, window.p) == (3, 1, 0.4)
-    keep = reference.keep(3, 1, 0.4, start, 495)[(where - np.uint64(start)).astype(int)]
+    positions = reference.window(shape, index, start)
+    assert window.shape == positions.shape and (window.seed, window.call, window.p) == (3, 1, 0.4)
+    keep = reference.keep(3, 1, 0.4, start, 495)[(positions - np.uint64(start)).astype(int)]
     np.testing.assert_array_equal(np.asarray(window), keep)
     np.testing.assert_array_equal(window.bits(), np.packbits(keep, bitorder="little"))
-    x = np.random.default_rng(1).standard_normal(where.shape)
+    x = normal(positions.shape, np.float64)
     np.testing.assert_array_equal(window.apply(x), reference.apply(x, keep, 0.4))
     assert eval(repr(window), {"Mask": cd.Mask}) == window
 
 
 def random_index(rng, shape):
-    """Return a basic index into this shape: ints, slices of any step, None and perhaps '...'."""
+    """Return a random basic index into this shape: ints, slices, None and at most one '...'."""
     items = []
     for length in shape[: rng.randint(0, len(shape))]:
         if rng.random() < 0.2 and length:
@@ -261,7 +263,7 @@ def random_index(rng, shape):
     for extra in (None, ...):
         if rng.random() < 0.3 and len(shape) < 6:
             items.insert(rng.randint(0, len(items)), extra)
-    # what follows '...' counts from the last axis: keep to what fits there
+    # Items after '...' would be applied to other axes, for which they can be out of bounds.
     return tuple(items if ... not in items else items[: items.index(...) + 1])
 
 
@@ -279,9 +281,9 @@ def test_windows_of_windows():
         assert pickle.loads(pickled) == mask and len(pickled) < 400
 
 
-def test_equal_windows_are_equal_masks_by_whatever_route():
+def test_equal_windows_are_equal_masks():
     mask = cd.Mask((6, 10), 0.5, 8)
-    routes = [
+    groups = [
         [mask, mask[...], mask[:], mask[()], mask[::-1][::-1], mask[:, ::-1, None][..., ::-1, 0]],
         [mask[2:5, 3], mask[2:][:3, 3], mask[:, 3][2:5], mask[2:5][:, 3], mask[4:1:-1, 3][::-1]],
         [mask[1], mask[1:2][0], mask[1:2, :][-1], cd.Mask(10, 0.5, 8, start=10)],
@@ -290,13 +292,13 @@ def test_equal_windows_are_equal_masks_by_whatever_route():
         [mask[::2, ::3], mask[::2][:, ::3], mask[:, ::3][::2], mask[4::-2, 9::-3][::-1, ::-1]],
         [mask[3:3], mask[5:1], mask[:0], cd.Mask((0, 10), 0.5, 8)],
     ]  # fmt: skip
-    for equal in routes:
+    for equal in groups:
         for other in equal:
             assert other == equal[0] and hash(other) == hash(equal[0]), (other, equal[0])
-    assert len({equal[0] for equal in routes}) == len(routes)
+    assert len({equal[0] for equal in groups}) == len(groups)
 
 
-def test_an_empty_window_is_the_same_by_either_route():
+def test_equal_empty_windows_are_equal_masks():
     mask = cd.Mask((6, 10), 0.5, 8)
     assert mask[1:3][:, 4:4] == mask[:, 4:4][1:3]
     assert mask[::-1][6:] == mask[6:]
@@ -314,21 +316,21 @@ def test_an_empty_window_is_the_same_by_either_route():
     ],
     ids=repr,
 )
-def test_windows_of_a_huge_mask_draw_only_what_they_hold(index):
-    mask = cd.Mask(FAR, 0.3, -9, 2)
-    where = places(FAR, index)
-    expected = kept_at(where, 0.3, -9, 2)
+def test_windows_of_a_huge_mask(index):
+    mask = cd.Mask(HUGE, 0.3, -9, 2)
+    positions = window_positions(HUGE, index)
+    expected = keep_at(positions, 0.3, -9, 2)
     window = mask[index]
-    assert window.shape == where.shape
+    assert window.shape == positions.shape
     np.testing.assert_array_equal(np.asarray(window), expected)
-    x = np.random.default_rng(2).standard_normal(where.shape).astype(np.float32)
+    x = normal(positions.shape)
     np.testing.assert_array_equal(window.apply(x), reference.apply(x, expected, 0.3))
     np.testing.assert_array_equal(
         cd.dropout_backward(np.array(x, order="F"), window), reference.apply(x, expected, 0.3)
     )
 
 
-def test_shards_make_up_the_whole():
+def test_windows_can_be_concatenated_to_the_whole_mask():
     mask = cd.Mask((1000, 333), 0.1, 5)
     shards = [mask[i : i + 130] for i in range(0, 1000, 130)]
     np.testing.assert_array_equal(np.concatenate([np.asarray(s) for s in shards]), np.asarray(mask))
@@ -344,12 +346,12 @@ def test_length_and_iteration():
     assert mask[1] in mask and cd.Mask(4, 0.5, 1) not in mask
 
 
-def test_a_mask_of_no_dimensions_is_not_iterable():
+def test_a_zero_dimensional_mask_is_not_iterable():
     with pytest.raises(TypeError):
         list(cd.Mask((), 0.5))
 
 
-def test_steps_of_2_to_the_63_and_more():
+def test_strides_of_2_to_the_63():
     mask = cd.Mask((2, 2**63), 0.5, 3)[:, 5]
     expected = [reference.keep_one(3, 0, 0.5, e) for e in (5, 2**63 + 5)]
     for window, kept in ((mask, expected), (mask[::-1], expected[::-1])):
@@ -357,27 +359,28 @@ def test_steps_of_2_to_the_63_and_more():
         assert list(window.apply(np.ones(2)) > 0) == kept
 
 
-def test_a_mask_that_reaches_over_the_whole_stream():
-    steps = (2**63 - 1, 2**63 - 1, 1)
-    kept = np.asarray(cd.Mask((2, 2, 2), 0.5, seed=1, strides=steps))
-    for place in np.ndindex(2, 2, 2):
-        position = sum(i * step for i, step in zip(place, steps, strict=True))
-        assert kept[place] == reference.keep(1, 0, 0.5, position, 1)[0]
+def test_a_mask_with_positions_up_to_the_last():
+    strides = (2**63 - 1, 2**63 - 1, 1)
+    kept = np.asarray(cd.Mask((2, 2, 2), 0.5, seed=1, strides=strides))
+    for index in np.ndindex(2, 2, 2):
+        position = sum(i * stride for i, stride in zip(index, strides, strict=True))
+        assert kept[index] == reference.keep(1, 0, 0.5, position, 1)[0]
 
 
-def test_a_mask_is_true_whatever_its_length():
+def test_masks_of_any_length_are_true():
     assert cd.Mask((0,), 0.5) and cd.Mask((), 0.5)
 
 
 def test_masks_of_one_seed_and_call_are_nested():
-    """What the lower p drops, the higher one drops, if both draw equally many bits per element."""
+    """A higher p drops all elements that a lower p drops, if both draw 12 bits per element."""
     n = 50_000
-    rates = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
-    dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in rates]
+    probabilities = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
+    dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]
     for lower, higher in itertools.pairwise(dropped):
         assert not (lower & ~higher).any() and lower.sum() <= higher.sum()
-    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # which draws fewer bits
-    first = np.arange(n) % reference.BLOCK < 512
-    assert not (dropped[4] & ~half)[first].any() and (dropped[4] & ~half)[~first].any()
+    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # draws one bit per element
+    first_groups = np.arange(n) % BLOCK < reference.GROUP
+    only_lower = dropped[4] & ~half
+    assert not only_lower[first_groups].any() and only_lower[~first_groups].any()
     other = ~np.asarray(cd.Mask(n, 0.3, 3, 5))
     assert (dropped[2] & ~other).any()

@@ -1,4 +1,4 @@
-"""A Mask is no operand: an operator or ufunc would give products that are not scaled."""
+"""Tests that operators and ufuncs reject masks: the products would not be scaled."""
 
 import operator
 
@@ -9,7 +9,7 @@ import cdropout as cd
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 MASK = cd.Mask(X.shape, 0.5, 1)
-WORDS = r": call mask.apply\(x\) for the scaled product, or np.asarray\(mask\) for an array"
+ADVICE = r": call mask.apply\(x\) for the scaled product, or np.asarray\(mask\) for an array"
 OPERATORS = [
     operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
     operator.pow, operator.matmul, operator.and_, operator.or_, operator.xor, operator.lshift,
@@ -24,17 +24,17 @@ UFUNCS = [getattr(np, name) for name in sorted(dir(np)) if isinstance(getattr(np
 
 
 @pytest.mark.parametrize("operate", OPERATORS, ids=lambda function: function.__name__)
-def test_operators_of_a_mask_and_an_array(operate):
+def test_operators_with_an_array(operate):
     for x in (X, X.astype(int), X.view(np.recarray)):
         for operands in ((MASK, x), (x, MASK)):
-            with pytest.raises(TypeError, match=WORDS):
+            with pytest.raises(TypeError, match=ADVICE):
                 operate(*operands)
 
 
 @pytest.mark.parametrize("operate", IN_PLACE, ids=lambda function: function.__name__)
 def test_operators_in_place(operate):
     x = X.copy()
-    with pytest.raises(TypeError, match=WORDS):
+    with pytest.raises(TypeError, match=ADVICE):
         operate(x, MASK)
     np.testing.assert_array_equal(x, X)
 
@@ -42,16 +42,16 @@ def test_operators_in_place(operate):
 @pytest.mark.parametrize("ufunc", UFUNCS, ids=lambda ufunc: ufunc.__name__)
 def test_ufuncs(ufunc):
     inputs, outputs = map(len, ufunc.types[0].split("->"))
-    for place in range(inputs):
+    for i in range(inputs):
         operands = [X] * inputs
-        operands[place] = MASK
-        with pytest.raises(TypeError, match=f"^a Mask does not support {ufunc.__name__}{WORDS}"):
+        operands[i] = MASK
+        with pytest.raises(TypeError, match=f"^a Mask does not support {ufunc.__name__}{ADVICE}"):
             ufunc(*operands)
     if (inputs, outputs) == (2, 1) and ufunc.signature is None:
         for method in ("reduce", "accumulate"):
-            with pytest.raises(TypeError, match=WORDS):
+            with pytest.raises(TypeError, match=ADVICE):
                 getattr(ufunc, method)(MASK)
-        with pytest.raises(TypeError, match=WORDS):
+        with pytest.raises(TypeError, match=ADVICE):
             ufunc.outer(X, MASK)
 
 
@@ -59,19 +59,19 @@ def test_ufuncs(ufunc):
 def test_products_with_a_scalar_and_a_matrix():
     for x in (np.float32(2), X.view(np.matrix)):
         for operands in ((MASK, x), (x, MASK)):
-            with pytest.raises(TypeError, match=WORDS):
+            with pytest.raises(TypeError, match=ADVICE):
                 operator.mul(*operands)
 
 
 def test_a_mask_as_out():
-    with pytest.raises(TypeError, match=WORDS):
+    with pytest.raises(TypeError, match=ADVICE):
         np.add(X, X, out=MASK)
 
 
 @pytest.mark.parametrize("other", [2, 2.0, True, [1, 2, 3], (1.0,), "a", MASK, None], ids=repr)
-def test_products_with_anything_else(other):
+def test_products_with_other_objects(other):
     for operands in ((MASK, other), (other, MASK)):
-        with pytest.raises(TypeError, match="^a Mask does not support multiply" + WORDS):
+        with pytest.raises(TypeError, match="^a Mask does not support multiply" + ADVICE):
             operator.mul(*operands)
     for operate in (operator.add, operator.sub, operator.truediv, operator.and_):
         with pytest.raises(TypeError):
@@ -92,11 +92,11 @@ def test_products_with_other_libraries(library):
     x = LIBRARIES[library](pytest.importorskip(library))
     mask = cd.Mask(tuple(x.shape), 0.5)
     for operands in ((mask, x), (x, mask)):
-        with pytest.raises(TypeError, match=WORDS):
+        with pytest.raises(TypeError, match=ADVICE):
             operator.mul(*operands)
 
 
-def test_what_keeps_working():
+def test_conversions_and_comparisons_of_masks_work():
     kept = np.asarray(MASK)
     assert kept.dtype == bool and kept.shape == X.shape
     np.testing.assert_array_equal(np.array(MASK, dtype=int), kept)
@@ -113,5 +113,5 @@ def test_what_keeps_working():
                 lambda mask: np.dot(X.T, mask), lambda mask: np.tensordot(X, mask),
                 lambda mask: np.kron(X, mask), lambda mask: np.average(X, weights=mask)],
 )  # fmt: skip
-def test_functions_that_convert_a_mask_use_its_bools(convert):
+def test_functions_that_convert_a_mask_use_bools(convert):
     np.testing.assert_array_equal(convert(MASK), convert(np.asarray(MASK)))

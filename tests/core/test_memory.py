@@ -1,4 +1,4 @@
-"""Tests of memory: too little of it changes nothing, and none is kept, nor a reference."""
+"""Tests of memory: calls with too little memory, peak use, and leaks."""
 
 import gc
 import sys
@@ -10,22 +10,24 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.subprocess_runner import run
+from ..helpers.requirements import linux_only, needs_memory_limit
+from ..helpers.subprocess_runner import FIND_TESTS, run
 
-LIMIT = """
-import resource
+LIMIT_MEMORY = f"{FIND_TESTS}from tests.helpers.memory_limit import *\n"
+
+# ---- too little memory ------------------------------------------------------------------------
+
+HUGE_OUTPUT = """
 import numpy as np
+import pytest
 import cdropout as cd
-huge = np.broadcast_to(np.float32(1), (1 << 15, 1 << 15))     # 4 GiB, were they not all the same
+huge = np.broadcast_to(np.float32(1), (1 << 15, 1 << 15))  # a copy would take 4 GiB
 fortran = np.ones((4096, 4096), np.float32, order="F")
 small, bits = np.ones(1000, np.float32), np.zeros(1 << 21, np.uint8)
 generator, module, failed = cd.Generator(1), cd.Dropout(rng=2), 0
 module(small)
 mask = cd.Mask(huge.shape, 0.5)
-with open("/proc/self/statm") as status:
-    used = int(status.read().split()[0]) * resource.getpagesize()
-limit = used + (8 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+set_memory_limit(8 << 20)
 for call in [
     lambda: cd.dropout(huge, rng=generator),
     lambda: cd.dropout(huge, rng=generator, broadcast_dims=0),
@@ -45,7 +47,7 @@ for call in [
         failed += 1
 assert failed == 11, failed
 assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
-cd.dropout_backward(fortran, bits, True, p=0.5)  # in any memory order without a copy
+cd.dropout_backward(fortran, bits, True, p=0.5)  # needs no copy in any memory order
 assert fortran.max() == 0
 y, drawn = cd.dropout(small, rng=generator, return_mask=True)
 assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.to_scale()).all()
@@ -53,44 +55,82 @@ print("done")
 """
 
 
-SCRATCH = """
-import ctypes, resource
+@needs_memory_limit
+def test_calls_without_memory_for_the_output_change_nothing():
+    status, output, errors = run(LIMIT_MEMORY + HUGE_OUTPUT, CDROPOUT_NUM_THREADS="1")
+    assert (status, output) == (0, "done"), errors
+
+
+VARIANTS = """
 import numpy as np
+import pytest
 import cdropout as cd
-malloc = ctypes.CDLL(None).malloc
-malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-fortran = np.ones((2048, 1024), np.float32, order="F")
-plain = cd.dropout(fortran, rng=1)
-y = np.zeros_like(fortran)
-limits = resource.getrlimit(resource.RLIMIT_AS)
-with open("/proc/self/statm") as status:
-    used = int(status.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used, limits[1]))
-while malloc(1 << 17):
-    pass
-assert not malloc(1 << 18)
-cd.dropout(fortran, rng=1, out=y)  # its tiles are smaller then
-assert not malloc(1 << 18)
-resource.setrlimit(resource.RLIMIT_AS, limits)
-assert 0 < np.count_nonzero(y) < y.size and np.array_equal(y, plain)
+cd.set_num_threads(3)
+large, out = np.ones(5 << 20, np.float32), np.empty(5 << 20, np.float32)
+x, bias = np.ones(1 << 22, np.float16), np.ones(1 << 22, np.float16)
+set_memory_limit(3 << 20)
+generator, failed = cd.Generator(1), []
+for call in [
+    lambda: cd.alpha_dropout(x, 0.5, True, rng=generator),
+    lambda: cd.alpha_dropout(x, 0.5, True, True, rng=generator),
+    lambda: cd.feature_alpha_dropout(x.reshape(2, -1), 0.5, True, True, rng=generator),
+    lambda: cd.mc_dropout(x, 0.5, 9, rng=generator),
+    lambda: cd.drop_path(x, 0.5, rng=generator),
+    lambda: cd.dropout2d(x.reshape(1, 4, -1, 2), 0.5, rng=generator),
+    lambda: cd.bias_dropout_add(x, bias, x, rng=generator, out=x),
+    lambda: cd.bias_dropout_add_backward(x, cd.Mask(x.shape, 0.5), x.shape),
+    lambda: cd.dropout(x, mask=x),
+]:
+    try:
+        call()
+    except MemoryError:
+        failed.append(call)
+assert len(failed) == 9 and generator.calls == 0, len(failed)
+assert (x.min(), x.max(), large.min(), large.max()) == (1, 1, 1, 1)
+y = cd.dropout(large, 0.5, rng=generator, out=out)  # the stacks of threads do not fit
+assert y is out and set(y[:100].tolist()) == {0, 2} and generator.calls == 1
 print("done")
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
-def test_no_memory_for_large_tiles():
-    status, out, err = run(SCRATCH, CDROPOUT_NUM_THREADS="1")
-    assert (status, out) == (0, "done"), err
+@needs_memory_limit
+def test_variants_without_memory_for_output_or_threads():
+    assert run(LIMIT_MEMORY + VARIANTS) == (0, "done", "")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
-def test_too_little_memory_changes_nothing():
-    status, out, err = run(LIMIT, CDROPOUT_NUM_THREADS="1")
-    assert (status, out) == (0, "done"), err
+TILES = """
+import ctypes
+import numpy as np
+import pytest
+import cdropout as cd
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+fortran = np.ones((2048, 1024), np.float32, order="F")
+expected = cd.dropout(fortran, rng=1)
+y = np.zeros_like(fortran)
+set_memory_limit(0)
+while malloc(1 << 17):
+    pass
+assert not malloc(1 << 18)
+cd.dropout(fortran, rng=1, out=y)  # with smaller tiles
+assert not malloc(1 << 18)
+remove_memory_limit()
+assert 0 < np.count_nonzero(y) < y.size and np.array_equal(y, expected)
+print("done")
+"""
 
+
+@needs_memory_limit
+def test_tiles_are_smaller_if_memory_is_short():
+    status, output, errors = run(LIMIT_MEMORY + TILES, CDROPOUT_NUM_THREADS="1")
+    assert (status, output) == (0, "done"), errors
+
+
+# ---- peak memory ------------------------------------------------------------------------------
 
 PEAK = """
 import numpy as np
+import pytest
 import cdropout as cd
 x, y = np.ones(1 << 24, np.float32), np.full(1 << 24, 2, np.float32)  # 64 MiB each
 
@@ -109,30 +149,33 @@ def views(a):
     for index in [np.s_[:, :4000], np.s_[::2], np.s_[:, ::2], np.s_[::-1], np.s_[:, ::-1]]:
         yield a.reshape(4096, 4096)[index]
 
-def peak():  # KiB, without pages of libraries; no more was ever in use than now, with both arrays
+def peak():  # KiB, without pages of libraries
     with open("/proc/self/status") as status:
         kib = {line.split()[0]: int(line.split()[1]) for line in status if line.endswith("kB\\n")}
     return kib["VmHWM:"] - kib["RssFile:"]
 
 cd.dropout(x[:1000], rng=1, out=y[:1000])
-first = peak()
+before = peak()  # both arrays are in memory, so that no earlier use was higher
 for source, target in zip(views(x), views(y)):
     cd.dropout(source, 0.1, rng=1, out=target)
     assert 0 < np.count_nonzero(target[-1]) < target[-1].size
-    grown = peak() - first
-    assert grown < 1024, (grown, target.shape, target.strides)  # packed bits of all are 2048
+    growth = peak() - before
+    assert growth < 1024, (growth, target.shape, target.strides)  # the packed bits take 2048
 print("done")
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux shows the peak")
+@linux_only
 def test_no_layout_needs_a_copy():
-    status, out, err = run(PEAK, CDROPOUT_NUM_THREADS="1")
-    assert (status, out) == (0, "done"), err
+    status, output, errors = run(PEAK, CDROPOUT_NUM_THREADS="1")
+    assert (status, output) == (0, "done"), errors
 
 
-def calls_of_all_kinds(x, out, generator, mask, numpy_rng, bools, bits, scale, frozen):
-    """Return calls that work and 12 calls that do not."""
+# ---- leaks ------------------------------------------------------------------------------------
+
+
+def good_and_bad_calls(x, out, generator, mask, numpy_rng, bools, bits, scale, read_only):
+    """Return calls that succeed and 12 calls that fail."""
     module = cd.Dropout(rng=1)
     module(x)
     return [
@@ -150,7 +193,7 @@ def calls_of_all_kinds(x, out, generator, mask, numpy_rng, bools, bits, scale, f
         lambda: cd.dropout(x, rng="seed"),
         lambda: cd.dropout(x, rng=generator, out=out[1:]),
         lambda: cd.dropout(x, rng=generator, out=x[::-1]),
-        lambda: cd.dropout(frozen, rng=generator, inplace=True),
+        lambda: cd.dropout(read_only, rng=generator, inplace=True),
         lambda: cd.dropout(x, rng=generator, broadcast_dims=(0, 0)),
         lambda: cd.dropout_backward(x, bools),
         lambda: cd.dropout_backward(x.T, mask),
@@ -159,10 +202,10 @@ def calls_of_all_kinds(x, out, generator, mask, numpy_rng, bools, bits, scale, f
     ]
 
 
-def make_all(calls, times):
-    """Make all calls so often; return how many failed."""
+def run_all(calls, rounds):
+    """Run all calls in each round; return the number of failures."""
     failed = 0
-    for _ in range(times):
+    for _ in range(rounds):
         for call in calls:
             try:
                 call()
@@ -171,39 +214,109 @@ def make_all(calls, times):
     return failed
 
 
-# Where there is no GIL, CPython frees some hundred objects of the last calls later.
+# Free-threaded CPython frees a few hundred objects late; more rounds reduce their share.
 ROUNDS = 4000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 400
 
 
-def growth(calls):
-    """Return by how many bytes Python's memory grows while all calls are made ROUNDS times."""
+def measure_growth(calls):
+    """Return the growth of Python's memory, in bytes, during ROUNDS rounds of all calls."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    make_all(calls, ROUNDS)  # some 5000 calls
+    run_all(calls, ROUNDS)
     gc.collect()
     return tracemalloc.get_traced_memory()[0] - before
 
 
-def test_nothing_leaks():
+def test_calls_leak_no_memory_and_no_references():
     x, mask = np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
     held = [x, x.copy(), cd.Generator(1), mask, np.random.default_rng(1)]
     held += [np.asarray(mask), mask.bits(), mask.to_scale(), x.copy()]
     held[-1].flags.writeable = False
-    calls = calls_of_all_kinds(*held)
+    calls = good_and_bad_calls(*held)
     held.append(x.dtype)
-    assert make_all(calls, 20) == 20 * 12
+    assert run_all(calls, 20) == 20 * 12
     gc.collect()
-    before = [sys.getrefcount(thing) for thing in held]
+    before = [sys.getrefcount(value) for value in held]
     tracemalloc.start()
     try:
-        make_all(calls, 10)
-        # In 400 rounds, CPython's cache of type attributes may keep some 150 temporary names, such
-        # as those that NumPy looks up for str(dtype). It fills up; a leak grows each time.
+        run_all(calls, 10)
+        # CPython's cache of type attributes can keep 150 temporary names, such as those that NumPy
+        # uses for str(dtype). It fills up once, but a leak grows in each measurement.
         for _ in range(3):
-            grown = growth(calls)
-            if grown < 20 * ROUNDS:  # bytes; one small object in one of the calls is 24 per round
+            growth = measure_growth(calls)
+            if growth < 20 * ROUNDS:  # bytes; one leaked object per round takes 24
                 break
     finally:
         tracemalloc.stop()
-    assert [sys.getrefcount(thing) for thing in held] == before
-    assert grown < 20 * ROUNDS
+    assert [sys.getrefcount(value) for value in held] == before
+    assert growth < 20 * ROUNDS
+
+
+MANY_CALLS = """
+import gc, sys
+import numpy as np
+import pytest
+import cdropout as cd
+TIMES = 100_000
+x, out, mask = np.ones((8, 20), np.float32), np.ones((8, 20), np.float32), cd.Mask((8, 20), 0.5)
+generator, module, view = cd.Generator(1), cd.Dropout(rng=2), memoryview(x)
+bits, bools, integers = mask.bits(), np.asarray(mask), x.astype(int)
+module(x)
+good = [
+    lambda: cd.dropout(x, 0.5, rng=generator, return_mask=True),
+    lambda: cd.dropout(view, 0.5, rng=3, out=out),
+    lambda: cd.dropout(x, 0.5, rng=generator, broadcast_dims=1),
+    lambda: cd.dropout_backward(x, bits, p=0.5, out=out),
+    lambda: cd.dropout_backward(x, bools, p=0.5),
+    lambda: module.backward(module(x)),
+    lambda: mask[1:, ::2].bits(),
+    lambda: cd.bias_dropout_add(x, x[0], x, 0.5, rng=generator),
+]
+bad = [
+    lambda: cd.dropout(x, 2, rng=generator),
+    lambda: cd.dropout(integers, 0.5, rng=generator),
+    lambda: cd.dropout([x], rng=generator),
+    lambda: cd.dropout(x, rng="seed"),
+    lambda: cd.dropout(x, rng=generator, out=out[1:]),
+    lambda: cd.dropout(x, rng=generator, broadcast_dims=(0, 0)),
+    lambda: cd.dropout_backward(x, bools),
+    lambda: mask[5, 5, 5],
+]
+
+def run_all(calls, times):
+    failed = 0
+    for _ in range(times // len(calls)):
+        for call in calls:
+            try:
+                call()
+            except (TypeError, ValueError, IndexError):
+                failed += 1
+    return failed
+
+def resident():
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * 4096
+
+held = [x, out, mask, generator, module, view, bits, bools, integers, x.dtype, cd.default_generator]
+for calls, failures in (good, 0), (bad, TIMES):
+    run_all(calls, 4000)
+    gc.collect()
+    counts = [sys.getrefcount(value) for value in held]
+    blocks, used = sys.getallocatedblocks(), resident()
+    assert run_all(calls, TIMES) == failures
+    gc.collect()
+    assert [sys.getrefcount(value) for value in held] == counts
+    print(sys.getallocatedblocks() - blocks, resident() - used)
+"""
+
+
+@pytest.mark.slow
+@linux_only
+def test_memory_is_constant_over_many_calls():
+    """The limits detect a leak of one object, or of 1 KiB, in one of 100 calls."""
+    status, output, errors = run(MANY_CALLS)
+    assert status == 0, errors
+    for line in output.splitlines():
+        blocks, resident = map(int, line.split())
+        assert blocks < 200 and resident < 1 << 20
+    assert len(output.splitlines()) == 2

@@ -1,4 +1,4 @@
-"""NumPy's generators and seed sequences as rng: one seed is drawn from them, and nothing else."""
+"""Tests of NumPy generators and seed sequences as rng, from which one seed is drawn."""
 
 import numpy as np
 import pytest
@@ -29,32 +29,38 @@ MODULES = {
     cd.AlphaDropout: X,
     cd.FeatureAlphaDropout: X,
 }
-BITS = [np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64, np.random.MT19937]
+BIT_GENERATORS = [
+    np.random.PCG64,
+    np.random.PCG64DXSM,
+    np.random.Philox,
+    np.random.SFC64,
+    np.random.MT19937,
+]
 
 
-def after_one_seed(bits):
-    """Return a generator, and the seed and the state that follow from the one draw of it."""
-    twin = np.random.Generator(bits(7))
-    seed = int(twin.integers(2**64, dtype=np.uint64))
-    return np.random.Generator(bits(7)), seed, twin.bit_generator.state
+def generator_and_next_seed(bit_generator):
+    """Return a generator, the seed that it draws next, and its state after that draw."""
+    other = np.random.Generator(bit_generator(7))
+    seed = int(other.integers(2**64, dtype=np.uint64))
+    return np.random.Generator(bit_generator(7)), seed, other.bit_generator.state
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bit_generator", BIT_GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_draws_one_seed_and_nothing_else(name, bits):
-    rng, seed, state = after_one_seed(bits)
+def test_a_function_draws_only_one_seed(name, bit_generator):
+    rng, seed, state = generator_and_next_seed(bit_generator)
     before = cd.default_generator.state
     y, mask = FUNCTIONS[name](0.5, rng=rng, return_mask=True)
     assert (mask.seed, mask.call) == (seed, 0)
     np.testing.assert_equal(rng.bit_generator.state, state)
     np.testing.assert_array_equal(y, FUNCTIONS[name](0.5, rng=seed))
-    _, following = FUNCTIONS[name](0.5, rng=rng, return_mask=True)
-    assert following.seed != seed
+    _, next_mask = FUNCTIONS[name](0.5, rng=rng, return_mask=True)
+    assert next_mask.seed != seed
     assert cd.default_generator.state == before
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_draws_nothing_that_it_does_not_need(name):
+def test_a_function_draws_no_seed_if_nothing_is_random_or_an_argument_is_wrong(name):
     rng = np.random.default_rng(7)
     before = rng.bit_generator.state
     for p in (0, 1):
@@ -68,7 +74,7 @@ def test_a_function_draws_nothing_that_it_does_not_need(name):
 
 @pytest.mark.parametrize("entropy", [7, [1, 2, 3], 2**200])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_seed_sequence_gives_its_first_word_every_time(name, entropy):
+def test_a_seed_sequence_gives_the_same_seed_every_time(name, entropy):
     sequence = np.random.SeedSequence(entropy)
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     before = sequence.state
@@ -80,20 +86,20 @@ def test_a_seed_sequence_gives_its_first_word_every_time(name, entropy):
     assert masks[0].seed != masks[1].seed
 
 
-@pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
-def test_a_module_draws_one_seed_when_it_is_made(kind):
-    rng, seed, state = after_one_seed(np.random.PCG64)
-    m = kind(0.5, rng=rng)
+@pytest.mark.parametrize("module_type", MODULES, ids=lambda module_type: module_type.__name__)
+def test_a_module_draws_one_seed_when_created(module_type):
+    rng, seed, state = generator_and_next_seed(np.random.PCG64)
+    m = module_type(0.5, rng=rng)
     for call in range(3):
-        m(MODULES[kind])
+        m(MODULES[module_type])
         assert (m.mask.seed, m.mask.call) == (seed, call)
     assert rng.bit_generator.state == state
-    m = kind(0.5, rng=np.random.SeedSequence(7))
-    m(MODULES[kind])
+    m = module_type(0.5, rng=np.random.SeedSequence(7))
+    m(MODULES[module_type])
     assert m.mask.seed == int(np.random.SeedSequence(7).generate_state(1, np.uint64)[0])
 
 
-def test_layers_of_one_generator_have_masks_of_their_own():
+def test_modules_with_the_same_generator_have_different_seeds():
     rng = np.random.default_rng(7)
     masks = []
     for _ in range(4):
@@ -103,6 +109,6 @@ def test_layers_of_one_generator_have_masks_of_their_own():
     assert len({mask.seed for mask in masks}) == 4
 
 
-def test_every_function_that_takes_rng_is_tested_here():
-    takers = {name for name in functional.__all__ if "rng" in getattr(cd, name).__doc__}
-    assert takers == FUNCTIONS.keys() - {"broadcast_dims"}
+def test_all_functions_with_rng_are_tested():
+    names = {name for name in functional.__all__ if "rng" in getattr(cd, name).__doc__}
+    assert names == FUNCTIONS.keys() - {"broadcast_dims"}

@@ -1,6 +1,4 @@
-"""Tests of the reference implementation: recorded hashes, published values, and its two versions
-of the mask.
-"""
+"""Tests of the reference implementation: recorded hashes, published values, consistency."""
 
 import hashlib
 import json
@@ -15,7 +13,7 @@ from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype
 
 RECORDS = json.loads((Path(__file__).parents[2] / "cdropout" / "stream_v1.json").read_text())
 HALF_TYPES = DTYPES[:2]
-SIGMAS = 5.6  # two-sided tail of 2e-8; 40 rates together fail by chance with about 1e-6
+SIGMAS = 5.6  # two-sided tail probability 2e-8: about 1e-6 for all 40 rates
 
 
 def all_values(dtype):
@@ -28,8 +26,8 @@ def all_values(dtype):
 
 def test_recorded_hashes_match(tmp_path):
     assert len(RECORDS) == 220
-    reference.record(tmp_path / "again.json")
-    assert json.loads((tmp_path / "again.json").read_text()) == RECORDS
+    reference.record(tmp_path / "records.json")
+    assert json.loads((tmp_path / "records.json").read_text()) == RECORDS
     first = RECORDS[0]
     packed = reference.bits(first["seed"], first["call"], float.fromhex(first["p"]),
                             first["start"], first["n"])  # fmt: skip

@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 
+# Values on Linux: Python names only some of them.
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 READ_WRITE = 0x1 | 0x2
 
 
 def map_memory(address, size, flags, file=-1):
-    """Map the file, or new memory without one, at this address, in place of what is mapped."""
+    """Map the file, or new memory if it is -1, at this address; replace earlier mappings."""
     call = ctypes.CDLL(None, use_errno=True).mmap
     call.restype = ctypes.c_void_p
     call.argtypes = [
@@ -22,14 +23,12 @@ def map_memory(address, size, flags, file=-1):
 
 
 def aliased_array(dtype, n, private=()):
-    """Return an array of n elements in a few MiB of memory: many elements have the same address.
-
-    It needs Linux.
+    """Return an array of n elements that share a few MiB of memory; needs Linux.
 
     Parameters
     ----------
     private : sequence of int
-        Elements from which on 64 KiB have memory that no other element has.
+        Elements at which 64 KiB of memory begin that no other elements share.
     """
     size = n * np.dtype(dtype).itemsize
     mapping = mmap.mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, READ_WRITE)

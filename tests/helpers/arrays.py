@@ -17,7 +17,7 @@ def normal(shape, dtype=np.float32, seed=1):
 
 
 def with_special_values(shape, dtype=np.float32, seed=1):
-    """Return normal random numbers; a fifth is NaN, infinite, zero or subnormal."""
+    """Return normal random numbers, of which a fifth is NaN, infinite, zero or subnormal."""
     rng = np.random.default_rng(seed)
     subnormal = np.array([1, 3], f"u{np.dtype(dtype).itemsize}").view(dtype)
     special = [math.nan, math.inf, -math.inf, 0.0, -0.0, *subnormal, -subnormal[1]]
@@ -27,7 +27,7 @@ def with_special_values(shape, dtype=np.float32, seed=1):
 
 
 def to_bytes(array, equal_nan=False):
-    """Return the bytes of the elements in C order; with `equal_nan`, as if all NaN were one."""
+    """Return the bytes of the elements in C order; `equal_nan` makes all NaN identical."""
     elements = np.array(array, order="C").reshape(-1)
     if equal_nan:
         with np.errstate(invalid="ignore"):  # comparing a signalling NaN
@@ -36,12 +36,12 @@ def to_bytes(array, equal_nan=False):
 
 
 def assert_same_bits(actual, expected, equal_nan=False):
-    """Assert that arrays, or what NumPy can convert, have the same dtype, shape and bits.
+    """Assert that two arrays have the same dtype, shape and bits.
 
-    With `equal_nan`, any NaN equals any other.
+    Objects of other types are converted with `np.asarray`. With `equal_nan`, all NaN are equal.
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
     if to_bytes(actual, equal_nan) != to_bytes(expected, equal_nan):
-        np.testing.assert_array_equal(actual, expected)  # shows where they differ
+        np.testing.assert_array_equal(actual, expected)  # shows the differences
         raise AssertionError("the arrays differ in the bits of zeros or NaN")

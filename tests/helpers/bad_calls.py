@@ -25,7 +25,7 @@ def new_objects(shape=SHAPE):
     size = int(np.prod(shape))
     memory = np.arange(1000, dtype=np.float32)
     objects = SimpleNamespace(
-        memory=memory,  # of x, out and copies, with other elements before and after each
+        memory=memory,  # contains x, out and copies, with other elements between them
         x=memory[300:][:size].reshape(shape),
         out=memory[500:][:size].reshape(shape),
         copies=memory[700:][: 2 * size].reshape(2, *shape),
@@ -49,7 +49,7 @@ def unchanged_objects(shape=SHAPE):
 
 
 def snapshot(objects):
-    """Return the state of all objects in a form that can be compared."""
+    """Return the state of all objects as a tuple, for comparison."""
     memory, x, out = objects.memory, objects.x, objects.out
     arrays = [(a.tobytes(), a.flags.writeable) for a in (memory, objects.bias)]
     layouts = [(a.shape, a.strides, a.flags.writeable) for a in (x, out)]

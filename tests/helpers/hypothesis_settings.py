@@ -7,7 +7,7 @@ from .requirements import slow
 
 
 def given_examples(count, *strategies):
-    """Decorate a test of a property with `count` examples if slow tests run, otherwise a fifth.
+    """Return a decorator that tests a property with `count` examples, or a fifth in quick tests.
 
     The examples are the same in every run, and no deadline ends a test.
     """

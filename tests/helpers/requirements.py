@@ -33,7 +33,7 @@ NAMES = {
 
 
 def skip_reason(module):
-    """Return the reason to skip a test that needs this module: what to install."""
+    """Return why a test that needs this module is skipped, and the command to install it."""
     package = f"'cdropout[{module}]'" if module in EXTRAS else PACKAGES.get(module, module)
     return f"needs {NAMES.get(module, module)}: pip install {package}"
 
@@ -58,7 +58,7 @@ def why_not_runnable(isa):
 
 
 def can_limit_memory():
-    """Return whether RLIMIT_AS can be lowered: not under AddressSanitizer, which maps terabytes."""
+    """Return whether memory can be limited: on Linux, unless AddressSanitizer maps terabytes."""
     if not sys.platform.startswith("linux"):
         return False
     with open("/proc/self/maps") as maps:

@@ -1,4 +1,4 @@
-"""Run Python scripts in processes of their own, for tests that would change their own process."""
+"""Functions that run Python scripts in new processes, for tests that change their process."""
 
 import atexit
 import os
@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Begins a script that imports from `tests`. The checkout comes last in the path, so that an
-# installed cdropout is preferred.
+# First line of a script that imports from `tests`. The checkout is last in the path, so that an
+# installed cdropout has precedence.
 FIND_TESTS = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r})\n"
 
 
@@ -67,7 +67,7 @@ def fork_server():
 
 
 def run_with_torch(script):
-    """Run a script that imports PyTorch, with the environment of the tests; return as `run`."""
+    """Run a script that imports PyTorch, in the same environment; return the same as `run`."""
     if not hasattr(os, "fork"):
         return run(script)
     with TemporaryDirectory() as folder:

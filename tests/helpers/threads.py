@@ -1,4 +1,4 @@
-"""Calls from several threads at the same time, and the number of threads that a call starts."""
+"""Functions that run calls in several threads, and count the threads that a call starts."""
 
 import os
 import sys
