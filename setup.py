@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: one kernel source, built once for each instruction set."""
+"""The extension modules. The kernels are built from one source, once per instruction set."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import PlatformError
 from setuptools.modified import newer
 
-# Must match NEEDED in _core/dispatch.pyx: a wider set is imported only on a CPU that has all that
-# its flags name.
+# The flags must match NEEDED in _core/dispatch.pyx, because the kernels of an instruction set are
+# imported only on a CPU that meets its requirements there.
 INSTRUCTION_SETS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
@@ -24,14 +24,14 @@ INSTRUCTION_SETS = {
 FLAGS = [
     "-O3",
     "-g0",
-    "-ffp-contract=off",  # each operation is rounded by itself, as on every other machine
-    "-fno-strict-aliasing",  # the generator's words are also read as bytes
-    "-Wno-psabi",  # vectors are passed only between functions that are inlined
+    "-ffp-contract=off",  # every operation is rounded, so that results are the same everywhere
+    "-fno-strict-aliasing",  # random numbers of 64 bits are also read as bytes
+    "-Wno-psabi",  # the ABI of vectors does not matter: such functions are inlined
 ]
-# The target platform may differ from the machine that builds.
+# get_platform returns the target platform, which may differ from the build machine.
 if not sysconfig.get_platform().endswith(("x86_64", "amd64")):
     INSTRUCTION_SETS = {"baseline": []}
-WINDOWS = {  # Clang's names for what MSVC builds for
+WINDOWS = {  # the names of the target platforms in Clang
     "win-amd64": "x86_64-pc-windows-msvc",
     "win-arm64": "aarch64-pc-windows-msvc",
     "win32": "i686-pc-windows-msvc",
@@ -39,13 +39,13 @@ WINDOWS = {  # Clang's names for what MSVC builds for
 NO_CLANG_CL = "clang-cl was not found on PATH, in LLVM's folder or in Visual Studio's"
 KERNELS = "cdropout._core._kernels_"
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
-# One build for CPython 3.11 and all later ones; free-threaded builds have no stable ABI.
+# One build works for CPython 3.11 and later. Free-threaded builds have no stable ABI.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 MACROS += [("Py_LIMITED_API", "0x030B0000")] * ABI3
 DIRECTIVES = {
     "language_level": 3,
-    "cdivision": True,  # C's own: the kernels divide unsigned numbers, and never by 0
-    "binding": False,  # plain built-in functions: a call costs half as much
+    "cdivision": True,  # C semantics: the kernels divide unsigned numbers only, never by 0
+    "binding": False,  # built-in functions, whose calls take half the time
     "embedsignature": True,
     "embedsignature.format": "clinic",
     "freethreading_compatible": True,
@@ -53,9 +53,9 @@ DIRECTIVES = {
 
 
 class BuildExt(build_ext):
-    """Compile in parallel, and only the modules whose sources, headers or flags changed."""
+    """Build in parallel; skip modules whose sources, headers and flags have not changed."""
 
-    cython = threading.Lock()  # Cython compiles one module at a time, beside the C compilers
+    cython = threading.Lock()  # Cython is not thread-safe; the C compilers run in parallel
 
     def finalize_options(self):
         super().finalize_options()
@@ -63,7 +63,7 @@ class BuildExt(build_ext):
 
     def run(self):
         given = self.build_lib, self.build_temp
-        if self.inplace:  # pip deletes its folders after an editable install; this one stays
+        if self.inplace:  # a permanent folder; pip deletes the default ones
             kept = f"build/inplace.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
             self.build_lib = self.build_temp = kept
         super().run()
@@ -75,9 +75,9 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def replace_msvc(self):
-        """Compile with clang-cl if there is one: MSVC has no vector types.
+        """Compile with clang-cl if it is installed, because MSVC has no vector types.
 
-        MSVC builds the portable form of _core/simd.h, which is several times slower.
+        MSVC builds the portable version of _core/simd.h, which is several times slower.
         """
         compiler = self.compiler
         if not compiler.initialized:
@@ -85,7 +85,7 @@ class BuildExt(build_ext):
         clang_cl = find_clang_cl(compiler.cc)
         if clang_cl:
             compiler.cc = clang_cl
-            options = compiler.compile_options  # without MSVC's own optimization by the linker
+            options = compiler.compile_options  # /GL is for the linker of MSVC only
             compiler.compile_options = [option for option in options if option != "/GL"]
         elif os.environ.get("CDROPOUT_REQUIRE_CLANG", "0") != "0":
             raise PlatformError(f"CDROPOUT_REQUIRE_CLANG is set, but {NO_CLANG_CL}")
@@ -100,7 +100,7 @@ class BuildExt(build_ext):
             ext.extra_compile_args = flags if clang_cl else []
 
     def build_extension(self, ext):
-        # A folder per module: the kernels share one source, and the C file holds the module's name.
+        # One folder per module: all kernels have one source, but different C files.
         folder = f"build/cython/{ext.name}"
         source = Path(folder, ext.sources[0]).with_suffix(".c")
         with self.cython:
@@ -115,15 +115,16 @@ class BuildExt(build_ext):
 def find_clang_cl(msvc):
     """Return the path of clang-cl, or None.
 
-    It is searched on PATH, in LLVM's folder, and in the Visual Studio of the compiler `msvc`.
+    PATH, the folder of LLVM, and the Visual Studio that contains the compiler `msvc` are searched.
     """
     folders = [os.environ.get("PATH", ""), Path(os.environ.get("ProgramFiles", ""), "LLVM", "bin")]
-    for tools in Path(msvc).parents:  # such as VC/Tools of VC/Tools/MSVC/14.44/bin/Hostx64/x64
+    for tools in Path(msvc).parents:  # msvc is in VC/Tools/MSVC/14.44/bin/Hostx64/x64
         folders += [tools / "Llvm" / host / "bin" for host in ("x64", "ARM64")]
     return shutil.which("clang-cl", path=os.pathsep.join(map(str, folders)))
 
 
 def extension(source, name=None, flags=()):
+    """Return the extension module of a Cython source."""
     return Extension(
         name or ".".join(source.with_suffix("").parts),
         [source.as_posix()],

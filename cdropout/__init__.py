@@ -1,6 +1,7 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
-# first: where NumPy refuses a second interpreter, that one must not have claimed our own modules
+# First, because NumPy can fail in a second interpreter, which must not have imported the compiled
+# modules before that: Cython allows them in one interpreter only.
 import numpy  # noqa: F401
 
 __version__ = "0.1.0.dev0"
@@ -13,7 +14,7 @@ except ModuleNotFoundError as error:
     from cdropout.environment import unbuilt_checkout
 
     raise ImportError(unbuilt_checkout()) from None
-except ValueError as error:  # a wrong CDROPOUT_ISA or CDROPOUT_NUM_THREADS
+except ValueError as error:  # the value of CDROPOUT_ISA or CDROPOUT_NUM_THREADS
     from cdropout.environment import exit_command
 
     exit_command(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from cdropout._core.arguments import check_flag
@@ -32,6 +33,16 @@ def _key_of(rngs: Any, collection: str) -> Any:
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
 
+class _ConstructorSignature:
+    """The signature of a class whose metaclass hides it; instances keep that of `__call__`."""
+
+    def __get__(self, instance: Any, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        signature = inspect.signature(nnx.Dropout.__init__)
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
 class Dropout(nnx.Dropout):
     """Replacement for `flax.nnx.Dropout` with the same arguments.
 
@@ -57,6 +68,8 @@ class Dropout(nnx.Dropout):
     TypeError, ValueError
         In the call: as `cdropout.jax.dropout`.
     """
+
+    __signature__ = _ConstructorSignature()
 
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None

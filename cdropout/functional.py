@@ -1,11 +1,13 @@
-"""Dropout as functions of arrays: an array in, an array of the same kind out."""
+"""Functions that apply dropout to arrays."""
 
-import operator
+from __future__ import annotations
+
 import warnings
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from cdropout._core.arguments import check_flag, check_probability
+from cdropout._core.arguments import as_index, check_flag, check_probability
 from cdropout._core.bias_dropout_add import bias_dropout_add, bias_dropout_add_backward
 from cdropout._core.dropout import dropout, dropout_backward, dropout_features
 from cdropout._core.generator import as_rng, generator_for
@@ -27,14 +29,187 @@ __all__ = [
 ]
 
 
+if TYPE_CHECKING:
+    from typing import Any, Literal, Protocol, SupportsIndex
+
+    from numpy.typing import NDArray
+    from typing_extensions import TypeVar
+
+    from cdropout._core.mask import Mask
+    from cdropout.typing import RNG, Array, Exporter, Probability, Scalar, Shape
+
+    _Output = TypeVar("_Output", bound=NDArray[Any], default=NDArray[Any])
+
+    class _Variant(Protocol):
+        """A function with the arguments of `dropout`, except broadcast_dims."""
+
+        @overload
+        def __call__(
+            self,
+            x: Array[Shape, Scalar],
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[False] = False,
+            out: Array[Shape, Scalar] | None = None,
+        ) -> Array[Shape, Scalar]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Array[Shape, Scalar],
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[True],
+            out: Array[Shape, Scalar] | None = None,
+        ) -> tuple[Array[Shape, Scalar], Mask]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[False] = False,
+            out: _Output | None = None,
+        ) -> _Output: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[True],
+            out: _Output | None = None,
+        ) -> tuple[_Output, Mask]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: bool,
+            out: _Output | None = None,
+        ) -> _Output | tuple[_Output, Mask]: ...
+
+    class _DropPath(Protocol):
+        """The same with scale_by_keep."""
+
+        @overload
+        def __call__(
+            self,
+            x: Array[Shape, Scalar],
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            scale_by_keep: bool = True,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[False] = False,
+            out: Array[Shape, Scalar] | None = None,
+        ) -> Array[Shape, Scalar]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Array[Shape, Scalar],
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            scale_by_keep: bool = True,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[True],
+            out: Array[Shape, Scalar] | None = None,
+        ) -> tuple[Array[Shape, Scalar], Mask]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            scale_by_keep: bool = True,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[False] = False,
+            out: _Output | None = None,
+        ) -> _Output: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            scale_by_keep: bool = True,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: Literal[True],
+            out: _Output | None = None,
+        ) -> tuple[_Output, Mask]: ...
+
+        @overload
+        def __call__(
+            self,
+            x: Exporter,
+            p: Probability = 0.5,
+            training: bool = ...,
+            inplace: bool = False,
+            *,
+            scale_by_keep: bool = True,
+            rng: RNG = None,
+            mask: Mask | None = None,
+            return_mask: bool,
+            out: _Output | None = None,
+        ) -> _Output | tuple[_Output, Mask]: ...
+
+
+def _variant(function: Any) -> _Variant:
+    """Declare the type of a function; return it unchanged."""
+    return function  # type: ignore[no-any-return]
+
+
+def _drop_path(function: Any) -> _DropPath:
+    """Declare the type of a function; return it unchanged."""
+    return function  # type: ignore[no-any-return]
+
+
 def _check_channels(ndim, leading):
-    """RuntimeError unless x has the axes of its channels, which are the leading ones."""
+    """Raise RuntimeError if x has fewer axes than the leading ones, along which channels differ."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 
 
 def _deprecated_dimensions(name, ndim, spatial):
-    """PyTorch's warning for a number of dimensions that it will refuse one day."""
+    """Warn, as PyTorch does, about a number of dimensions that is deprecated."""
     warnings.warn(
         f"{name}: Received a {ndim}-D input to {name}, which is deprecated "
         "and will result in an error in a future release. To retain the behavior "
@@ -46,6 +221,7 @@ def _deprecated_dimensions(name, ndim, spatial):
     )
 
 
+@_variant
 def dropout1d(
     x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
@@ -54,18 +230,31 @@ def dropout1d(
     Parameters
     ----------
     x : array of shape (N, C, L) or (C, L)
+        The input: C channels.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
+        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
+        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
     RuntimeError
-        If x has another number of dimensions (PyTorch's rule and words).
+        If x does not have 2 or 3 dimensions. The message is that of PyTorch.
     TypeError, ValueError
         As `dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.dropout1d(np.ones((2, 3, 100)), p=0.5, rng=3)
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
     """
     p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
@@ -80,6 +269,7 @@ def dropout1d(
     return dropout_features(x, leading, p, training, inplace, rng, mask, return_mask, out)
 
 
+@_variant
 def dropout2d(
     x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
@@ -88,13 +278,17 @@ def dropout2d(
     Parameters
     ----------
     x : array of shape (N, C, H, W)
-        Three dimensions count as (N, C, L), with PyTorch's warning; other numbers are taken with a
-        warning too.
+        The input. A shape of (N, C, L), or with another number of dimensions, causes a warning, as
+        in PyTorch.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
+        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
+        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
@@ -102,6 +296,14 @@ def dropout2d(
         If x has fewer than two dimensions.
     TypeError, ValueError
         As `dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.dropout2d(np.ones((2, 3, 10, 10)), p=0.5, rng=3)
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
     """
     p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
@@ -120,6 +322,7 @@ def dropout2d(
     return dropout_features(x, 2, p, training, inplace, rng, mask, return_mask, out)
 
 
+@_variant
 def dropout3d(
     x, p=0.5, training=True, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
@@ -128,19 +331,32 @@ def dropout3d(
     Parameters
     ----------
     x : array of shape (N, C, D, H, W) or (C, D, H, W)
-        Other numbers of dimensions are taken as (C, ...), with PyTorch's warning.
+        The input. A shape with another number of dimensions is interpreted as (C, ...) and causes a
+        warning, as in PyTorch.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per channel. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
+        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
+        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
     RuntimeError
-        If x has no dimension.
+        If x has 0 dimensions.
     TypeError, ValueError
         As `dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.dropout3d(np.ones((2, 3, 4, 5, 5)), p=0.5, rng=3)
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
     """
     p, x = check_probability(p), as_any_array(x)
     ndim = x.ndim
@@ -151,6 +367,7 @@ def dropout3d(
     return dropout_features(x, leading, p, training, inplace, rng, mask, return_mask, out)
 
 
+@_drop_path
 def drop_path(
     x,
     p=0.5,
@@ -168,15 +385,19 @@ def drop_path(
     Parameters
     ----------
     x : array of shape (N, ...)
-        One draw is made for each of the N samples.
+        The input: N samples.
     scale_by_keep : bool, default True
-        Scale the samples that are kept by ``1 / (1 - p)``; without it they stay as they are.
+        Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
     mask : Mask, optional
-        A mask to apply instead of a new one, which excludes `rng`: of x's shape and with one draw
-        per sample. It has a scale of its own, so `scale_by_keep` has to be True, and `p` has to be
-        left out or equal to the mask's; 0.5 counts as left out.
+        A mask to apply instead of a new one; it excludes `rng` and ``scale_by_keep=False``. It
+        needs the shape of x and one draw per sample. `p` has to be equal to the mask's, or 0.5,
+        the default.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
@@ -185,18 +406,27 @@ def drop_path(
 
     Notes
     -----
-    Huang et al., "Deep networks with stochastic depth", ECCV 2016; the names are timm's.
+    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The names of the arguments
+    follow timm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.drop_path(np.ones((8, 2, 3)), p=0.5, rng=7)
+    >>> sorted(set(y.sum(axis=(1, 2)).tolist()))  # each sample is dropped or doubled
+    [0.0, 12.0]
     """
     check_flag(scale_by_keep, "scale_by_keep")
     x = as_any_array(x)
     if mask is not None and not scale_by_keep:
-        raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
+        raise ValueError("mask= determines the scale: it excludes scale_by_keep=False")
     scale = None if scale_by_keep else 1.0
     return dropout_features(x, 1, p, training, inplace, rng, mask, return_mask, out, scale)
 
 
 def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out):
-    """Replace dropped elements by SATURATION; scale and shift all to keep mean and variance."""
+    """Apply alpha dropout with one draw along all axes except the leading ones."""
     check_flag(training, "training")
     check_flag(inplace, "inplace")
     check_flag(return_mask, "return_mask")
@@ -209,42 +439,45 @@ def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out
     if p == 0:
         return dropout_features(x, leading, p, True, inplace, scale=1.0, **options)
     a, b, c = alpha_terms(p)
-    rng = as_rng(rng)  # before the arrays are read: its code may change them
+    rng = as_rng(rng)  # before the arrays are read, because methods of rng may change them
     options |= {"rng": rng, "scale": a, "shift": (b, c)}
     source = as_any_array(x)
     if source.dtype.itemsize > 2:
         return dropout_features(x, leading, p, True, inplace, **options)
     target = destination(x, inplace, out)
-    y = source.astype(np.float32)  # the half types are computed in float32 and rounded once
+    y = source.astype(np.float32)  # 16-bit types are computed in float32 and rounded once
     if y.size and mask is None:
         options["rng"] = generator_for(rng, [source, target])
     options |= {"return_mask": True, "out": None}
     _, mask = dropout_features(y, leading, p, True, True, **options)
-    with np.errstate(all="ignore"):  # next to p = 1, a and b are too large for float16
+    with np.errstate(all="ignore"):  # near p = 1, a and b are too large for float16
         np.copyto(target, y, casting="same_kind")
     result = x if inplace else target
     return (result, mask) if return_mask else result
 
 
+@_variant
 def alpha_dropout(
     x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
-    """Dropout for self-normalizing networks: mean 0 and variance 1 of the input are kept.
+    """Apply dropout for self-normalizing networks, which preserves mean 0 and variance 1.
 
-    A dropped element becomes SELU's saturation value instead of 0, and then every element is
-    scaled and shifted:
-    ``a * x + b`` where kept, ``a * SATURATION + b`` where dropped.
+    Dropped elements are replaced by the limit s of SELU at minus infinity. Then all elements are
+    scaled and shifted: kept elements become ``a * x + b``, dropped elements ``a * s + b``.
 
     Parameters
     ----------
     training : bool, default False
-        PyTorch's default for this function: without it, `x` is returned as it is.
+        If False, which is the default as in PyTorch, return `x` unchanged.
     x, p, inplace, rng, return_mask, out
-        As in `dropout`. The mask that is returned has the scale a: it gives the backward too, as
-        ``dropout_backward(gy, mask)``.
+        As in `dropout`. The returned mask has the scale a; `dropout_backward` returns the gradient.
     mask : Mask, optional
-        A mask to apply instead of a new one, which excludes `rng`: of x's shape. Its scale is
-        replaced by a. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
+        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x; a replaces
+        its scale. `p` has to be equal to the mask's, or 0.5, the default.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
@@ -253,24 +486,40 @@ def alpha_dropout(
 
     Notes
     -----
-    Klambauer et al., "Self-normalizing neural networks", NIPS 2017. p = 1 gives zeros, as in
-    PyTorch.
+    Klambauer et al., "Self-normalizing neural networks", NIPS 2017, section "New Dropout
+    Technique". If p is 1, the result is 0, as in PyTorch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> x = np.random.default_rng(0).standard_normal(100_000)
+    >>> y = cdropout.alpha_dropout(x, p=0.1, training=True, rng=7)
+    >>> bool(abs(y.mean()) < 0.02 and abs(y.std() - 1) < 0.02)
+    True
     """
     p, x = check_probability(p), as_any_array(x)
     return _alpha_dropout(x, x.ndim, p, training, inplace, rng, mask, return_mask, out)
 
 
+@_variant
 def feature_alpha_dropout(
     x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
-    """`alpha_dropout` of whole channels of `x`, an array of shape (N, C, ...).
+    """Apply `alpha_dropout` to whole channels of `x`.
 
     Parameters
     ----------
-    x, p, training, inplace, rng, return_mask, out
+    x : array of shape (N, C, ...)
+        The input.
+    p, training, inplace, rng, return_mask, out
         As in `alpha_dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        As in `alpha_dropout`, and with one draw per channel.
+        As in `alpha_dropout`, with one draw per channel.
+
+    Returns
+    -------
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
@@ -278,43 +527,100 @@ def feature_alpha_dropout(
         If x has fewer than two dimensions.
     TypeError, ValueError
         As `dropout`.
+
+    See Also
+    --------
+    alpha_dropout
     """
     p, x = check_probability(p), as_any_array(x)
     _check_channels(x.ndim, 2)
     return _alpha_dropout(x, 2, p, training, inplace, rng, mask, return_mask, out)
 
 
-def as_copies(n):
-    """Return the number of copies as an int; TypeError or ValueError if n is none."""
-    if isinstance(n, bool) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
-        raise TypeError(f"n has to be an int, but got {type(n).__name__}")
-    n = operator.index(n)
+def as_copies(n: SupportsIndex) -> int:
+    """Return the number of copies of `mc_dropout` as a Python int."""
+    n = as_index(n, "n")
     if n < 0:
         raise ValueError(f"n has to be at least 0, but got {n}")
     return n
 
 
+@overload
+def mc_dropout(
+    x: NDArray[Scalar],
+    p: Probability = 0.5,
+    n: SupportsIndex = 1,
+    *,
+    rng: RNG = None,
+    mask: Mask | None = None,
+    return_mask: Literal[False] = False,
+    out: NDArray[Scalar] | None = None,
+) -> NDArray[Scalar]: ...
+@overload
+def mc_dropout(
+    x: NDArray[Scalar],
+    p: Probability = 0.5,
+    n: SupportsIndex = 1,
+    *,
+    rng: RNG = None,
+    mask: Mask | None = None,
+    return_mask: Literal[True],
+    out: NDArray[Scalar] | None = None,
+) -> tuple[NDArray[Scalar], Mask]: ...
+@overload
+def mc_dropout(
+    x: Exporter,
+    p: Probability = 0.5,
+    n: SupportsIndex = 1,
+    *,
+    rng: RNG = None,
+    mask: Mask | None = None,
+    return_mask: Literal[False] = False,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+@overload
+def mc_dropout(
+    x: Exporter,
+    p: Probability = 0.5,
+    n: SupportsIndex = 1,
+    *,
+    rng: RNG = None,
+    mask: Mask | None = None,
+    return_mask: Literal[True],
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], Mask]: ...
+@overload
+def mc_dropout(
+    x: Exporter,
+    p: Probability = 0.5,
+    n: SupportsIndex = 1,
+    *,
+    rng: RNG = None,
+    mask: Mask | None = None,
+    return_mask: bool,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=None):
-    """Return `n` differently masked copies of `x`, for Monte-Carlo dropout.
+    """Return `n` copies of `x` with different masks, for Monte-Carlo dropout.
 
     Parameters
     ----------
     x : array
-    n : int
+        The input.
+    n : int, default 1
         The number of copies, at least 0.
     p, rng, return_mask
-        As in `dropout`. All copies come from one mask of shape ``(n, *x.shape)``, and so from
-        one call number.
+        As in `dropout`. One mask of shape ``(n, *x.shape)`` is drawn for all copies.
     mask : Mask, optional
-        A mask of that shape to apply instead of a new one, which excludes `rng`. `p` has to be left
-        out or equal to the mask's; 0.5 counts as left out.
+        A mask of this shape to apply instead of a new one; it excludes `rng`. `p` has to be equal
+        to the mask's, or 0.5, the default.
     out : ndarray of shape ``(n, *x.shape)``, optional
-        Takes the result; it must not overlap x.
+        The array for the result, of the type of x. It must not overlap x.
 
     Returns
     -------
-    ndarray of shape ``(n, *x.shape)``
-        Its memory is its own: also with p = 0 the copies are independent of x and of each other.
+    ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) with return_mask
+        The copies. They never share memory with x or with each other.
 
     Raises
     ------
@@ -324,6 +630,13 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     Notes
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> cdropout.mc_dropout(np.ones((2, 3)), p=0.1, n=5).shape
+    (5, 2, 3)
     """
     p, n = check_probability(p), as_copies(n)
     array = as_any_array(x)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 
-# ---- dropout per backend; `state` is the pair of a seed and a call number ------------------------
+# ---- dropout per backend; `state` is the pair of a seed and a call number -----------------------
 
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
@@ -47,7 +47,8 @@ def _dropout_jax(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
 
     from cdropout.jax import dropout
 
-    return dropout(jnp.zeros(4, "uint32").at[1::2].set(state), x, p, axes)
+    key = jnp.zeros(4, "uint32").at[1::2].set(state)  # two 64-bit numbers, the higher halves first
+    return dropout(key, x, p, axes)
 
 
 def _dropout_tensorflow(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Dropout as modules: forward, backward, train and eval, for networks of NumPy arrays."""
+"""Modules that apply dropout to NumPy arrays, with forward, backward, train and eval."""
 
 from __future__ import annotations
 
@@ -23,38 +23,54 @@ if TYPE_CHECKING:
 class Dropout:
     """Zero elements with probability `p` during training; scale the others by ``1 / (1 - p)``.
 
-    Every forward call draws a new mask. In evaluation the input is returned as it is.
+    Each call of `forward` draws a new mask. In evaluation, `forward` returns its input.
 
     Parameters
     ----------
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     inplace : bool, default False
-        Write the result of forward to its input.
+        Write the result of `forward` to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        Where masks come from: the default generator (see `manual_seed`), another one, or the seed
-        of one of its own.
-        Two modules with the same int draw the same masks: give layers one Generator, or different
-        seeds.
+        The source of masks. None is the default generator (see `manual_seed`). From an int, a NumPy
+        generator or a SeedSequence, a new Generator is created.
 
     Attributes
     ----------
-    p, inplace
-        As given; they may be changed at any time.
+    p : float
+    inplace : bool
     training : bool
-        True until `eval` is called.
+        Whether elements are dropped. It is True initially; `train` and `eval` set it.
     mask : Mask or None
-        That of the last forward, in evaluation one that keeps everything; None before the first.
+        The mask of the last call of `forward`; None before the first call. In evaluation, the mask
+        keeps all elements.
+
+    Methods
+    -------
+    forward(x)
+        Apply dropout to x.
+    backward(gy, *, mask=None, out=None)
+        Return the gradient with respect to the input.
+    train(mode=True)
+        Set training mode.
+    eval()
+        Set evaluation mode.
 
     Raises
     ------
     TypeError, ValueError
-        If p is not a number in [0, 1], inplace is not a bool, or rng is of another type.
+        If p is not a number in [0, 1], inplace is not a bool, or rng is of the wrong type.
+
+    Notes
+    -----
+    Two modules with the same int as rng draw the same masks. Use one Generator for all layers of a
+    network, or different seeds.
 
     Examples
     --------
     >>> import numpy as np
-    >>> m = Dropout(p=0.2, rng=0)
+    >>> import cdropout
+    >>> m = cdropout.Dropout(p=0.2, rng=0)
     >>> y = m(np.ones((2, 3), np.float32))
     >>> gx = m.backward(np.ones_like(y))
     >>> m
@@ -75,7 +91,7 @@ class Dropout:
     @overload
     def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
-        """Return x dropped and scaled, as `dropout` does; in evaluation x itself."""
+        """Apply dropout to x; in evaluation, return x itself."""
         y, self.mask = dropout(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
@@ -86,7 +102,7 @@ class Dropout:
     @overload
     def __call__(self, x: Exporter) -> NDArray[Any]: ...
     def __call__(self, x: Any) -> Any:
-        """The same as forward."""
+        """Return ``forward(x)``."""
         return self.forward(x)
 
     @overload
@@ -104,20 +120,25 @@ class Dropout:
         self, gy: Exporter, *, mask: Mask | None = None, out: None = None
     ) -> NDArray[Any]: ...
     def backward(self, gy: Any, *, mask: Mask | None = None, out: Any = None) -> Any:
-        """Return the gradient of a forward's input, given that of its output.
+        """Return the gradient with respect to the input of `forward`.
 
         Parameters
         ----------
         gy : ndarray
+            The gradient with respect to the output.
         mask : Mask, optional
-            The `mask` that the module had after that forward; by default that of the last one.
+            The mask of that call of `forward`; by default the mask of the last call.
         out : ndarray, optional
-            Takes the result, as in `dropout_backward`.
+            The array for the result, as in `dropout_backward`.
+
+        Returns
+        -------
+        ndarray
 
         Raises
         ------
         RuntimeError
-            If there was no forward yet, and no mask is given.
+            If `forward` was not called before, and no mask is given.
         """
         mask = self.mask if mask is None else mask
         if mask is None:
@@ -128,7 +149,12 @@ class Dropout:
         return dropout_backward(gy, mask, out=out)
 
     def train(self, mode: bool = True) -> Self:
-        """Drop from now on, or with ``mode=False`` stop dropping; return the module.
+        """Set training mode, or evaluation mode if mode is False.
+
+        Returns
+        -------
+        Dropout
+            The module itself.
 
         Raises
         ------
@@ -140,11 +166,11 @@ class Dropout:
         return self
 
     def eval(self) -> Self:
-        """Return inputs as they are from now on; return the module."""
+        """Set evaluation mode; return the module itself."""
         return self.train(False)
 
     def extra_repr(self) -> str:
-        """What stands between the brackets of repr."""
+        """Return the arguments that repr shows."""
         return f"p={self.p}, inplace={self.inplace}"
 
     def __repr__(self) -> str:
@@ -152,61 +178,61 @@ class Dropout:
 
 
 class _Variant(Dropout):
-    """A module of another function with dropout's arguments."""
+    """A module that applies another function with the arguments of `dropout`."""
 
-    function: ClassVar[Callable[..., Any]]
+    _function: ClassVar[Callable[..., Any]]
 
     @overload
     def forward(self, x: Array[Shape, Scalar]) -> Array[Shape, Scalar]: ...
     @overload
     def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
-        """Return the function of x; shapes, types and errors are the function's."""
-        y, self.mask = self.function(
+        """Apply the function to x; in evaluation, return x itself."""
+        y, self.mask = self._function(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
         return y
 
 
 class Dropout1d(_Variant):
-    """`dropout1d` as a module: whole channels of (N, C, L) or (C, L). Otherwise as `Dropout`."""
+    """Zero whole channels, as `dropout1d` does. Otherwise the same as `Dropout`."""
 
-    function = staticmethod(functional.dropout1d)
+    _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_Variant):
-    """`dropout2d` as a module: whole channels of (N, C, H, W). Otherwise as `Dropout`."""
+    """Zero whole channels, as `dropout2d` does. Otherwise the same as `Dropout`."""
 
-    function = staticmethod(functional.dropout2d)
+    _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_Variant):
-    """`dropout3d` as a module: whole channels of (N, C, D, H, W) or (C, D, H, W)."""
+    """Zero whole channels, as `dropout3d` does. Otherwise the same as `Dropout`."""
 
-    function = staticmethod(functional.dropout3d)
+    _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_Variant):
-    """`alpha_dropout` as a module, for SELU networks. Otherwise as `Dropout`."""
+    """Apply `alpha_dropout`, for SELU networks. Otherwise the same as `Dropout`."""
 
-    function = staticmethod(functional.alpha_dropout)
+    _function = staticmethod(functional.alpha_dropout)
 
 
 class FeatureAlphaDropout(_Variant):
-    """`feature_alpha_dropout` as a module: whole channels of (N, C, ...). Else as `Dropout`."""
+    """Apply `feature_alpha_dropout`, for SELU networks. Otherwise the same as `Dropout`."""
 
-    function = staticmethod(functional.feature_alpha_dropout)
+    _function = staticmethod(functional.feature_alpha_dropout)
 
 
 class DropPath(_Variant):
-    """`drop_path` as a module: whole samples of (N, ...).
+    """Zero whole samples, as `drop_path` does. Otherwise the same as `Dropout`.
 
     Parameters
     ----------
     p, inplace, rng
         As in `Dropout`.
     scale_by_keep : bool, default True
-        Scale the samples that are kept by ``1 / (1 - p)``.
+        Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
     """
 
     def __init__(
@@ -221,36 +247,46 @@ class DropPath(_Variant):
         super().__init__(p, inplace, rng=rng)
         self.scale_by_keep = scale_by_keep
 
-    def function(
+    def _function(
         self, x: Any, p: Probability, training: bool, inplace: bool, **options: Any
     ) -> Any:
-        """The function of this module, with its option."""
+        """Apply `drop_path` with the module's scale_by_keep."""
         return functional.drop_path(
             x, p, training, inplace, scale_by_keep=self.scale_by_keep, **options
         )
 
     def extra_repr(self) -> str:
-        """What stands between the brackets of repr."""
+        """Return the arguments that repr shows."""
         return f"{super().extra_repr()}, scale_by_keep={self.scale_by_keep}"
 
 
 @contextlib.contextmanager
 def always_on(*modules: object) -> Iterator[None]:
-    """Hold modules in training mode for a while, as Monte-Carlo dropout needs them at prediction.
+    """Keep modules in training mode within a ``with`` block, for Monte-Carlo dropout at prediction.
 
     Parameters
     ----------
-    *modules : modules, or lists, tuples, sets and dicts (their values) of modules, nested as one
-    likes
+    *modules : module, list, tuple, set or dict
+        Modules, or nested containers of modules. For a dict, its values are used.
 
     Raises
     ------
     TypeError
-        If one of them is no module, that is, has no `train` method and `training` attribute.
+        If an object has no method `train` or no attribute `training`.
 
     Notes
     -----
-    At the end, after an error too, each module is put back to the mode it had.
+    At the end of the block, also after an error, each module returns to its previous mode.
+
+    Examples
+    --------
+    >>> import cdropout
+    >>> m = cdropout.Dropout(p=0.2).eval()
+    >>> with cdropout.always_on(m):
+    ...     m.training
+    True
+    >>> m.training
+    False
     """
     found = list(_all_modules(modules))
     modes = [module.training for module in found]
@@ -264,15 +300,15 @@ def always_on(*modules: object) -> Iterator[None]:
 
 
 def _all_modules(thing: Any) -> Iterator[Any]:
-    """Every module in nested containers."""
+    """Yield the modules in nested containers."""
     if isinstance(thing, dict):
         thing = tuple(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset)):
         for item in thing:
             yield from _all_modules(item)
     elif hasattr(thing, "train") and hasattr(thing, "training"):
-        yield from thing.modules() if hasattr(thing, "modules") else (thing,)  # torch's hold others
+        yield from thing.modules() if hasattr(thing, "modules") else (thing,)  # as in PyTorch
     else:
         raise TypeError(
-            f"always_on takes modules and containers of them, but got {type(thing).__name__}"
+            f"always_on requires modules and containers of modules, but got {type(thing).__name__}"
         )

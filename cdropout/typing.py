@@ -1,4 +1,4 @@
-"""What the functions take and return, as types: for the `.pyi` files, and for your annotations."""
+"""Types of arguments and results, for annotations."""
 
 from typing import Any, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
@@ -24,34 +24,34 @@ __all__ = [
 
 
 class SupportsBuffer(Protocol):
-    """What has the buffer protocol: memoryview, array.array, an array of ctypes."""
+    """An object with the buffer protocol, such as a memoryview, array.array or ctypes array."""
 
     def __buffer__(self, flags: int, /) -> memoryview:
-        """A view of the memory."""
+        """Return a view of the memory."""
 
 
 class SupportsDLPack(Protocol):
-    """What has DLPack's protocol: the tensors of other libraries."""
+    """An object with the DLPack protocol, such as a tensor of another library."""
 
     def __dlpack__(self) -> Any:
-        """A capsule that holds a view of the memory."""
+        """Return a capsule with a view of the memory."""
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
-        """The kind and number of the device that the memory belongs to."""
+        """Return the type and the number of the device of the memory."""
 
 
 Probability: TypeAlias = SupportsFloat
 RNG: TypeAlias = Generator | np.random.Generator | np.random.SeedSequence | SupportsIndex | None
 Axes: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | list[int]
 
-# A mask of packed bits (uint8), of bools, or of 0 and 1 / (1 - p) in the type of x
+# An array is a mask of packed bits (uint8), of bools, or of 0 and 1 / (1 - p) in the type of x.
 GivenMask: TypeAlias = Mask | NDArray[np.generic]
 
-# All that is read without a copy. Which types of elements dropout takes cannot be said here:
-# ml_dtypes.bfloat16 is no np.floating, but an np.generic as all others are.
+# Objects that are read without a copy. The element type is np.generic, because bfloat16 of
+# ml_dtypes is not a subclass of np.floating.
 Exporter: TypeAlias = SupportsBuffer | SupportsDLPack | np.generic
 
 Shape = TypeVar("Shape", bound=tuple[int, ...])
 Scalar = TypeVar("Scalar", bound=np.generic)
 Array: TypeAlias = np.ndarray[Shape, np.dtype[Scalar]]
-Output = TypeVar("Output", bound=NDArray[Any])  # what was given as out, and is the result
+Output = TypeVar("Output", bound=NDArray[Any])  # the type of out, which is also the result

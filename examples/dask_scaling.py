@@ -4,12 +4,12 @@ Run `python examples/dask_scaling.py`. It requires `pip install 'dask[array,dist
 are processes on this machine, so more workers than cores are not faster. The program checks that
 each result has as many kept elements as the mask, drawn without Dask.
 
-Many machines: the task of a chunk contains the mask and the position of the chunk. It needs no data
-from other chunks, so machines exchange none, and a machine that fails loses only its own chunks.
-The limit is the scheduler, which took 2.4 ms per chunk for 100 to 8,000 chunks, on two cores shared
-with two workers. A worker takes 0.1 s for a chunk of 128 MiB, so one scheduler can supply about 40
-workers, or about 300 with chunks of 1 GiB. Without a scheduler each machine can apply its own
-window of the mask, `mask[rows]`; the result is the same.
+The task of a chunk contains the mask and the position of the chunk, and needs no data from other
+chunks. Many machines would therefore exchange no data, and only the chunks of a failed machine
+would have to be computed again. The limit is the scheduler. It took 2.4 ms per chunk for 100 to
+8,000 chunks, on two cores that it shared with two workers. A worker takes 0.1 s for a chunk of 128
+MiB, so one scheduler can supply about 40 workers, or about 300 with chunks of 1 GiB. Without a
+scheduler, each machine can apply its own window of the mask, `mask[rows]`. The result is the same.
 """
 
 import os
@@ -28,7 +28,7 @@ P, SEED = 0.1, 42
 
 
 def count_kept(size):
-    """Return the number of elements that the mask keeps, counted without Dask."""
+    """Return the number of elements that the mask keeps, without Dask."""
     mask = cdropout.Mask(size, P, SEED)
     return sum(np.count_nonzero(mask[start : start + CHUNK]) for start in range(0, size, CHUNK))
 

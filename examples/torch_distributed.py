@@ -1,10 +1,10 @@
-"""Two processes share one dropout mask, and then train with masks of their own.
+"""Share one dropout mask among two processes, then train with a different mask per process.
 
     python examples/torch_distributed.py
 
-First each rank of a gloo group draws its window of one global mask: what is gathered, forward and
-backward, equals a single process's result to the bit. Then DistributedDataParallel trains a model
-on both, where each rank's generator gives masks of its own. It needs PyTorch.
+First, each rank of a gloo group draws its window of one global mask. The gathered results, forward
+and backward, are identical to those of a single process. Then DistributedDataParallel trains a
+model on both ranks, where each rank draws its own masks. This requires PyTorch.
 """
 
 import tempfile
@@ -21,11 +21,11 @@ import cdropout.torch
 
 RANKS, SHAPE, STEPS = 2, (1000, 333), 60
 MASK = cdropout.Mask(SHAPE, p=0.1, seed=42)  # of the whole batch
-P = 0.5  # of the model that is trained
+P = 0.5  # of the trained model
 
 
 def forward_and_backward(rows):
-    """Return the rows of the dropped batch, and of the gradient of half the sum of its squares."""
+    """Return rows of the result of dropout, and of the gradient of half the sum of its squares."""
     batch = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     x = batch[rows].requires_grad_()
     y = cdropout.torch.dropout(x, mask=MASK[rows])
@@ -33,73 +33,72 @@ def forward_and_backward(rows):
     return torch.stack([y.detach(), x.grad])
 
 
-def gathered(part):
-    """Return the tensors of all ranks, in their order."""
+def gather(part):
+    """Return the tensors of all ranks, in the order of the ranks."""
     parts = [torch.empty_like(part) for _ in range(RANKS)]
     dist.all_gather(parts, part)
     return parts
 
 
 def share_one_mask(rank):
-    """Compare what the ranks computed with what one process computes."""
+    """Compare the result of the ranks with the result of one process."""
     size = SHAPE[0] // RANKS
-    parts = gathered(forward_and_backward(slice(rank * size, (rank + 1) * size)))
+    parts = gather(forward_and_backward(slice(rank * size, (rank + 1) * size)))
     whole = forward_and_backward(slice(None))
     if not torch.equal(torch.cat(parts, dim=1), whole):
         raise AssertionError("the ranks' windows do not make up the single-process result")
     if rank == 0:
-        print(f"One mask on {RANKS} ranks: forward and backward equal one process's, bit for bit.")
+        print(f"One mask on {RANKS} ranks: forward and backward are identical to one process.")
 
 
-def masks_agree():
-    """Return the share of elements that are kept on both ranks or dropped on both."""
+def agreement_of_masks():
+    """Return the fraction of elements that are kept on both ranks or dropped on both."""
     kept = nn.functional.dropout(torch.ones(100_000), P) > 0
-    first, second = gathered(kept.to(torch.uint8))
+    first, second = gather(kept.to(torch.uint8))
     return (first == second).double().mean().item()
 
 
 def train(rank):
-    """Let the ranks learn a linear function together, each from examples of its own."""
-    torch.manual_seed(0)  # the same function on both
+    """Train a model of a linear function on both ranks, which draw different batches."""
+    torch.manual_seed(0)  # the same function on both ranks
     function = torch.randn(32, 1)
-    torch.seed()  # from here on each rank's numbers are its own again, as they are by default
+    torch.seed()  # different random numbers per rank, which is the default
     model = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Dropout(P), nn.Linear(256, 1))
-    shared = DistributedDataParallel(model)
-    optimizer = torch.optim.Adam(shared.parameters(), lr=0.01)
+    distributed = DistributedDataParallel(model)
+    optimizer = torch.optim.Adam(distributed.parameters(), lr=0.01)
     losses = []
     for _ in range(STEPS):
         x = torch.randn(64, 32)
-        loss = nn.functional.mse_loss(shared(x), x @ function)
+        loss = nn.functional.mse_loss(distributed(x), x @ function)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    weights = gathered(nn.utils.parameters_to_vector(model.parameters()).detach())
+    weights = gather(nn.utils.parameters_to_vector(model.parameters()).detach())
     if rank == 0:
         print(f"DDP: the loss fell from {losses[0]:.2f} to {losses[-1]:.2f};", end=" ")
         print(f"weights equal on all ranks: {torch.equal(*weights)}.")
 
 
-def work(rank, folder):
-    """What one process does."""
-    store = (Path(folder) / "store").as_uri()  # a file: no port that another could hold
+def run_rank(rank, folder):
+    """Run the example in one process."""
+    store = (Path(folder) / "store").as_uri()  # a file, since a port may be in use
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     share_one_mask(rank)
     with cdropout.torch.accelerate():
-        shares = [masks_agree()]  # before any seed is set
+        fractions = [agreement_of_masks()]  # before any seed is set
         train(rank)
         torch.manual_seed(7)
-        shares.append(masks_agree())
+        fractions.append(agreement_of_masks())
     if rank == 0:
         print(
-            f"Masks of the ranks agree in {shares[0]:.1%} of the elements, as chance has it;",
-            end=" ",
+            f"The masks of the ranks agree in {fractions[0]:.1%} of the elements, as expected "
+            f"by chance; after manual_seed(7) on both ranks, in {fractions[1]:.1%}."
         )
-        print(f"after manual_seed(7) on both, in {shares[1]:.1%}.")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (folder,), nprocs=RANKS)
+        mp.spawn(run_rank, (folder,), nprocs=RANKS)

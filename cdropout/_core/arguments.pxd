@@ -1,14 +1,14 @@
-"""Checks of arguments, for the modules above."""
+"""Validation of arguments, for the other modules of the core."""
 from libc.stdint cimport uint64_t
 
 cdef double as_number(object value, requirement) except? -1
 cdef double as_probability(object p) except -1
-cdef object as_index(object value, name)
+cpdef object as_index(object value, name)
 cdef bint as_numpy_flag(object value, name) except -1
 
 
 cdef inline bint as_flag(object value, name) except -1:
-    """Return a bool argument; TypeError, with its name, if it is neither a bool nor a numpy.bool_."""
+    """Return the value of a flag. Raise TypeError, with its name, unless it is a bool or a numpy.bool_."""
     if value is True:
         return True
     if value is False:

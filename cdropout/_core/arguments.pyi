@@ -1,6 +1,9 @@
 """Types of _core/arguments.pyx."""
 
+from typing import SupportsIndex
+
 from cdropout.typing import Probability
 
 def check_flag(value: object, name: str) -> None: ...
 def check_probability(p: Probability) -> float: ...
+def as_index(value: SupportsIndex, name: str) -> int: ...

@@ -1,4 +1,4 @@
-"""Types of _core/bias_dropout_add.pyx: what comes back is always an array."""
+"""Types of _core/bias_dropout_add.pyx."""
 
 from typing import Any, Literal, overload
 

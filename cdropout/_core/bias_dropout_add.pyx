@@ -1,4 +1,4 @@
-"""bias_dropout_add and its backward: three operations on one reading of their arrays."""
+"""bias_dropout_add and its backward pass: three operations in one pass over memory."""
 cimport numpy as cnp
 from libc.stdint cimport SIZE_MAX, uint64_t
 
@@ -18,12 +18,12 @@ cnp.import_array()
 
 
 cdef cnp.ndarray as_kernel_input(cnp.ndarray array):
-    """In C order, as float32 or float64: what the kernels compute in."""
+    """Return the array in C order as float32 or float64, the types of the kernels."""
     return np.asarray(array, order="C", dtype=np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
 
 
 cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
-    """How many elements of x share none of bias: bias repeats after them. 0 if it does not repeat so."""
+    """Return after how many elements of x, in C order, bias repeats; 0 if it does not repeat without gaps."""
     bias = strip_leading_ones(bias)
     if bias == shape[len(shape) - len(bias):] and bias:
         return np.prod(bias, dtype=np.intp)
@@ -31,49 +31,64 @@ cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
 
 
 cdef tuple strip_leading_ones(tuple shape):
-    """Without leading axes of length 1."""
+    """Return the shape without leading axes of length 1."""
     while shape and shape[0] == 1:
         shape = shape[1:]
     return shape
 
 
 def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=None, return_mask=False, out=None):
-    """Return ``residual + dropout(x + bias, p)``, in one pass.
+    """Return ``residual + dropout(x + bias, p)``, computed in one pass.
 
     Parameters
     ----------
     x : ndarray
-        What `dropout` takes.
+        The input. The same types as in `dropout` are supported.
     bias : ndarray
-        Of x's type, and of a shape that broadcasts to x's; that of the last axes is fastest.
+        An array of x's type whose shape broadcasts to the shape of x. It is fastest if it has the last axes of x.
     residual : ndarray
-        Of x's shape and type.
-    p, training, rng, return_mask, out
-        As in `dropout`; out may be x or residual.
+        An array of the same shape and type as x.
+    p, training, rng, return_mask
+        As in `dropout`.
     mask : Mask, optional
-        As in `dropout`; it has to be a `Mask`.
+        As in `dropout`, but arrays are not supported.
+    out : ndarray, optional
+        As in `dropout`. It may also be residual.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask)
+    ndarray, or (ndarray, Mask) with return_mask
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; ValueError if bias does not broadcast to x, or residual has another shape or type.
+        As `dropout`; also if bias does not broadcast to x, or residual has another shape or type.
+
+    See Also
+    --------
+    bias_dropout_add_backward
 
     Notes
     -----
-    The operations are those of x's type, each rounded; float16 and bfloat16 are computed in float32 and rounded once.
+    Each operation is rounded to the type of x, but float16 and bfloat16 are computed in float32 and rounded once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> x, bias, residual = np.ones((2, 3)), np.ones(3), np.ones((2, 3))
+    >>> cdropout.bias_dropout_add(x, bias, residual, p=0)
+    array([[3., 3., 3.],
+           [3., 3., 3.]])
     """
-    cdef bint trains = as_flag(training, "training")
+    cdef bint is_training = as_flag(training, "training")
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array, bias_array, residual_array
     cdef tuple shape
     cdef Mask drawn
     cdef Generator generator = None
-    rng = as_rng(rng)                 # like p before the arrays, which its own code may change
+    rng = as_rng(rng)                 # before the arrays are read, because methods of p and rng may change them
     array = as_array(x)
     bias_array = as_array(bias, "bias")
     residual_array = as_array(residual, "residual")
@@ -84,9 +99,9 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
         raise ValueError(
             "out overlaps bias, or partly overlaps residual; it has to be residual itself or must not overlap either"
         )
-    if not trains:
+    if not is_training:
         probability = 0
-    if trains and mask is not None:
+    if is_training and mask is not None:
         check_not_given("rng", rng)
         check_mask(mask, shape, (), probability)
         drawn = mask
@@ -101,7 +116,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
         generator.next_id(&drawn.id)
     try:
         run_forward(sources[0], sources[1], sources[2], result, drawn)
-    except BaseException:             # a signal handler has raised
+    except BaseException:             # raised by a signal handler
         if generator is not None:
             generator.undo_next_id(&drawn.id)
         raise
@@ -111,13 +126,13 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
 
 
 cdef round_to(cnp.ndarray y, cnp.ndarray values):
-    """Fill y with values of a wider type; too large ones become infinite, as in the kernels, without a warning."""
+    """Round values of a wider type into y, without warnings; values that are too large become infinite."""
     with np.errstate(all="ignore"):
         np.copyto(y, values, casting="same_kind")
 
 
 cdef cnp.ndarray round_like(cnp.ndarray values, cnp.ndarray like):
-    """values in the type of `like`."""
+    """Return values rounded to the type of `like`."""
     if values.dtype == like.dtype:
         return values
     y = np.empty(shape_of(values), like.dtype)
@@ -126,6 +141,7 @@ cdef cnp.ndarray round_like(cnp.ndarray values, cnp.ndarray like):
 
 
 cdef check_operands(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual):
+    """Raise an error unless bias and residual fit x."""
     if bias.dtype != x.dtype:
         raise TypeError(f"bias has to be of the type of x, {x.dtype}, but got {bias.dtype}")
     if residual.dtype != x.dtype:
@@ -136,24 +152,25 @@ cdef check_operands(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual):
 
 
 cdef check_broadcast(tuple bias, tuple shape):
+    """Raise ValueError unless the shape of bias broadcasts to the shape of x."""
     lengths = zip(reversed(bias), reversed(shape))
     if len(bias) > len(shape) or not all([a in (1, b) for a, b in lengths]):
         raise ValueError(f"bias has to broadcast to the shape of x, {shape}, but got {bias}")
 
 
 cdef cnp.ndarray as_repeating(cnp.ndarray bias, tuple shape):
-    """bias in a form that repeats along x: itself if it has the last axes of x, else at x's full shape."""
+    """Return bias if it repeats along x without gaps, otherwise a view of it in the full shape of x."""
     return bias if repeat_length(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
-cdef struct Tiles:                    # of rows x columns: a tile is some whole rows or, where they are long, part of one
-    size_t rows, columns, size        # size: bytes an element
+cdef struct Tiles:                    # a matrix of rows x columns; a tile is several rows, or a part of a long row
+    size_t rows, columns, itemsize
     cdropout_dtype dtype
-    const char* x                     # or its gradient
-    const char* bias                  # of `columns` elements, or NULL, as
-    const char* residual
-    char* y                           # or x's gradient
-    double* sums                      # the gradient of bias
+    const char* x                     # in the backward pass, gy
+    const char* bias                  # `columns` elements; in the backward pass, NULL
+    const char* residual              # in the backward pass, NULL
+    char* y                           # in the backward pass, gx
+    double* sums                      # in the backward pass, the gradient of bias; otherwise NULL
     const cdropout_mask* mask
     uint64_t start
 
@@ -170,27 +187,29 @@ cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
     return ((tiles.rows - 1) // rows_per_tile(tiles) + 1) * tiles_per_row(tiles) if tiles.rows and tiles.columns else 0
 
 
-cdef void run_tile(const void* call, size_t number) noexcept nogil:
-    cdef const Tiles* tiles = <const Tiles*>call
+cdef void run_tile(const void* context, size_t number) noexcept nogil:
+    """Execute a work chunk: tile `number`."""
+    cdef const Tiles* tiles = <const Tiles*>context
     cdef size_t row = number // tiles_per_row(tiles) * rows_per_tile(tiles)
     cdef size_t column = number % tiles_per_row(tiles) * CHUNK
     cdef size_t rows = min(tiles.rows - row, rows_per_tile(tiles))
     cdef size_t columns = min(tiles.columns - column, <size_t>CHUNK)
     cdef size_t first = row * tiles.columns + column
-    cdef size_t at = first * tiles.size
+    cdef size_t offset = first * tiles.itemsize
     if tiles.sums == NULL:
         kernels.bias_dropout_add(
-            tiles.dtype, tiles.x + at, tiles.bias + column * tiles.size, tiles.residual + at, tiles.y + at, rows, columns,
-            tiles.mask, tiles.start + first,
+            tiles.dtype, tiles.x + offset, tiles.bias + column * tiles.itemsize, tiles.residual + offset, tiles.y + offset,
+            rows, columns, tiles.mask, tiles.start + first,
         )
     else:
         kernels.bias_dropout_add_backward(
-            tiles.dtype, tiles.x + at, tiles.y + at, tiles.sums + column, rows, columns, tiles.mask, tiles.start + first,
+            tiles.dtype, tiles.x + offset, tiles.y + offset, tiles.sums + column, rows, columns, tiles.mask,
+            tiles.start + first,
         )
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """y = residual + (x + bias) masked and scaled; all in C order but bias, which repeats along x."""
+    """Compute y from arrays in C order, of which bias repeats along x."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Tiles tiles = Tiles(
@@ -206,7 +225,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
 
 
 cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Do the same with a mask in another order than C order."""
+    """Do the same as `run_forward` for a mask that is not in C order."""
     with np.errstate(all="ignore"):
         total = np.add(x, bias)
         mask.apply(total, total)
@@ -219,21 +238,39 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     Parameters
     ----------
     gy : ndarray
-        The gradient of the output.
+        The gradient with respect to the output.
     mask : Mask
-        What ``bias_dropout_add(..., return_mask=True)`` returned.
+        The mask that ``bias_dropout_add(..., return_mask=True)`` returned.
     bias_shape : tuple of int, optional
-        The shape of bias; by default that of gy's last axis. Its gradient is summed over the other elements, in double
-        and in an order that never changes.
+        The shape of bias; by default the last axis of gy.
 
     Returns
     -------
-    (gx, gbias, gresidual) : of gy's type; gresidual is gy itself, or for an exporter an array over its memory
+    gx, gbias, gresidual : ndarray
+        The gradients, in the type of gy. gresidual is gy itself, or an array that shares its memory if gy is not an
+        ndarray.
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout_backward`; ValueError if bias_shape does not broadcast to gy's shape.
+        As `dropout_backward`; also if bias_shape does not broadcast to the shape of gy.
+
+    See Also
+    --------
+    bias_dropout_add
+
+    Notes
+    -----
+    gbias is summed in double precision and in a fixed order, so that the result does not depend on the number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> mask = cdropout.Mask((2, 3), p=0)
+    >>> gx, gbias, gresidual = cdropout.bias_dropout_add_backward(np.ones((2, 3)), mask)
+    >>> gbias
+    array([2., 2., 2.])
     """
     cdef cnp.ndarray array
     cdef tuple shape
@@ -252,7 +289,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     columns = repeat_length(shape, bias_shape)
     if given.strides_ is not None or not columns:
         gx = given.apply(as_kernel_input(array))
-        axes = tuple([i for i in range(len(shape)) if broadcast_at(i, shape, bias_shape)])
+        axes = tuple([i for i in range(len(shape)) if is_broadcast(i, shape, bias_shape)])
         with np.errstate(all="ignore"):
             sums = np.asarray(gx.astype(np.float64).sum(axis=axes)).reshape(bias_shape)
         return round_like(gx, array), round_like(sums, array), gresidual
@@ -272,10 +309,10 @@ cdef as_lengths(bias_shape):
     return tuple([as_index(length, "each length in bias_shape") for length in bias_shape])
 
 
-cdef bint broadcast_at(i, tuple shape, tuple bias):
-    """Whether bias is the same along axis i of shape, so that its gradient is a sum."""
-    at = i - (len(shape) - len(bias))
-    return at < 0 or (bias[at] == 1 and shape[i] != 1)
+cdef bint is_broadcast(i, tuple shape, tuple bias):
+    """Return whether bias is broadcast along axis i of shape, so that its gradient is summed along it."""
+    offset = i - (len(shape) - len(bias))
+    return offset < 0 or (bias[offset] == 1 and shape[i] != 1)
 
 
 cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
@@ -285,5 +322,5 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
         &mask.id, mask.start_,
     )
-    with nogil:                       # serially, so that the order of the sums never changes
+    with nogil:                       # serially, because the order of the sums must be fixed
         run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)

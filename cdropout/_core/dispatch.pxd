@@ -1,4 +1,4 @@
-"""The table of the kernels in use, for the compiled modules above."""
+"""The table of kernels, for the other compiled modules."""
 from cdropout cimport cdropout_table
 
 cdef const cdropout_table* kernels

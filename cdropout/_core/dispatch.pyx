@@ -1,4 +1,7 @@
-"""Picks the kernels of the widest instruction set that was built and that this CPU runs, once; CDROPOUT_ISA caps it."""
+"""Choice of the kernels: at import, those of the widest instruction set that was built and that this CPU supports.
+
+The environment variable CDROPOUT_ISA chooses another set.
+"""
 import importlib
 import importlib.util
 import os
@@ -18,40 +21,41 @@ cdef extern from "simd.h" nogil:
     bint CD_HAS_VECTORS
     const char* CD_COMPILER
 
-# The bits that the instruction sets of setup.py need: in ECX of CPUID's leaf 1 (OSXSAVE, AVX, F16C), in EBX of leaf 7 (AVX2;
-# AVX-512 F, DQ, BW, VL), and in XCR0 (the system saves XMM and YMM; the mask registers and ZMM).
+# The bits that the instruction sets of setup.py require in three registers: ECX of CPUID leaf 1 (OSXSAVE, AVX, F16C); EBX of
+# CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL); XCR0 (the system saves XMM and YMM; mask registers and ZMM).
 NEEDED = {
     "baseline": (0, 0, 0),
     "avx2": (7 << 27, 1 << 5, 0x06),
     "avx512": (7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
 }
-INSTRUCTION_SETS = tuple(NEEDED)    # the wider the later
-vectors = bool(CD_HAS_VECTORS)          # otherwise the portable form of simd.h was compiled
+INSTRUCTION_SETS = tuple(NEEDED)        # from narrow to wide
+vectors = bool(CD_HAS_VECTORS)          # False if the portable version of simd.h was compiled
 compiler = (<bytes>CD_COMPILER).decode()
 
 
 def module_of(isa):
+    """Return the name of the module with the kernels for an instruction set."""
     return f"cdropout._core._kernels_{isa}"
 
 
 def built():
-    """Return the instruction sets that this package was built for."""
+    """Return the instruction sets whose kernels are installed."""
     return tuple(isa for isa in INSTRUCTION_SETS if importlib.util.find_spec(module_of(isa)))
 
 
 def supported(leaf1, leaf7, xcr0):
-    """Return the instruction sets that a CPU with these registers runs."""
+    """Return the instruction sets that a CPU with these registers supports."""
     return tuple([isa for isa, (a, b, c) in NEEDED.items() if a & ~leaf1 == b & ~leaf7 == c & ~xcr0 == 0])
 
 
 def runnable():
-    """Return the instruction sets that this CPU runs."""
+    """Return the instruction sets that this CPU supports."""
     cpu = cd_probe_cpu()
     return supported(cpu.leaf1, cpu.leaf7, cpu.xcr0)
 
 
 def choose(wanted, built, runnable):
-    """Return the widest usable set, or `wanted` (CDROPOUT_ISA in any case, or None); ValueError if that is not usable."""
+    """Return `wanted`, the value of CDROPOUT_ISA in upper or lower case, if it is given, otherwise the widest usable set."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
@@ -68,12 +72,12 @@ def choose(wanted, built, runnable):
 
 
 def describe(isas, vectors):
-    """Return the names of these instruction sets, and that the build is portable if it has no vector types."""
+    """Return the names of instruction sets, with a remark if the build has no vector types."""
     return ", ".join(isas) + ("" if vectors else " (portable: built without vector types)")
 
 
 def advise(isa, built, runnable, vectors):
-    """Return what would make this package faster than it is with the set `isa`, or an empty string."""
+    """Return how to make this package faster than with the instruction set `isa`, or an empty string."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]
@@ -85,35 +89,37 @@ def advise(isa, built, runnable, vectors):
 
 
 def last_level_cache():
-    """Return the bytes of the last-level cache, or 32 MiB if they are not known. (sysconf can say ten times too much.)"""
+    """Return the size of the last-level cache in bytes, or 32 MiB if it is unknown.
+
+    sysconf is not used, because it can return ten times the size.
+    """
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max([int(size[:-1]) << 10 for size in sizes if size.endswith("K")], default=1 << 25)
 
 
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
 module = importlib.import_module(module_of(isa))
-streaming_threshold = last_level_cache() // 2             # bytes of an output: the input takes the other half
+streaming_threshold = last_level_cache() // 2    # bytes of an output; the input uses the other half
 module.set_streaming_threshold(streaming_threshold)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.table")
 
 
 def get_table():
-    """Return the address of the table of kernels.
+    """Return the address of the table of kernels, the struct `cdropout_table` of `cdropout.h`.
 
-    The table is the struct `cdropout_table` of `cdropout.h`. The address is for what calls C functions by their
-    addresses, such as ctypes, cffi, Numba and Rust. C, C++ and Cython call `cdropout_import()`,
-    which also checks the version.
+    The address is for ctypes, cffi, Numba, Rust and others that call C functions by address. C, C++ and Cython code
+    calls `cdropout_import()`, which also checks the version.
 
     Returns
     -------
     int
-        The address, which is valid until the process ends.
+        The address. It is valid until the process ends.
 
     Notes
     -----
-    The table begins with two 32-bit numbers: its version, and its size in bytes. The functions of a version are in all later
-    versions too, at the same places.
+    The table begins with two 32-bit numbers: its version, and its size in bytes. Later versions of the table only add
+    functions at the end.
 
     Examples
     --------

@@ -1,23 +1,15 @@
 """Types of _core/dropout.pyx."""
 
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from cdropout._core.mask import Mask
-from cdropout.typing import (
-    RNG,
-    Array,
-    Axes,
-    Exporter,
-    GivenMask,
-    Output,
-    Probability,
-    Scalar,
-    Shape,
-)
+from cdropout.typing import RNG, Array, Axes, Exporter, GivenMask, Probability, Scalar, Shape
 
-_Given = TypeVar("_Given", bound=GivenMask)
+_Given = TypeVar("_Given", bound=GivenMask, default=Mask)
+_Output = TypeVar("_Output", bound=NDArray[Any], default=NDArray[Any])
 
 @overload
 def dropout(
@@ -41,20 +33,7 @@ def dropout(
     *,
     rng: RNG = None,
     broadcast_dims: Axes = (),
-    mask: Mask | None = None,
-    return_mask: Literal[True],
-    out: Array[Shape, Scalar] | None = None,
-) -> tuple[Array[Shape, Scalar], Mask]: ...
-@overload
-def dropout(
-    x: Array[Shape, Scalar],
-    p: Probability = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    rng: RNG = None,
-    broadcast_dims: Axes = (),
-    mask: _Given,
+    mask: _Given | None = None,
     return_mask: Literal[True],
     out: Array[Shape, Scalar] | None = None,
 ) -> tuple[Array[Shape, Scalar], _Given | Mask]: ...
@@ -63,14 +42,14 @@ def dropout(
     x: Exporter,
     p: Probability = 0.5,
     training: bool = True,
-    inplace: Literal[False] = False,
+    inplace: bool = False,
     *,
     rng: RNG = None,
     broadcast_dims: Axes = (),
     mask: GivenMask | None = None,
     return_mask: Literal[False] = False,
-    out: Output,
-) -> Output: ...
+    out: _Output | None = None,
+) -> _Output: ...
 @overload
 def dropout(
     x: Exporter,
@@ -80,23 +59,10 @@ def dropout(
     *,
     rng: RNG = None,
     broadcast_dims: Axes = (),
-    mask: GivenMask | None = None,
-    return_mask: Literal[False] = False,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any]: ...
-@overload
-def dropout(
-    x: Exporter,
-    p: Probability = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    rng: RNG = None,
-    broadcast_dims: Axes = (),
-    mask: Mask | None = None,
+    mask: _Given | None = None,
     return_mask: Literal[True],
-    out: NDArray[Any] | None = None,
-) -> tuple[NDArray[Any], Mask]: ...
+    out: _Output | None = None,
+) -> tuple[_Output, _Given | Mask]: ...
 @overload
 def dropout(
     x: Exporter,
@@ -108,8 +74,8 @@ def dropout(
     broadcast_dims: Axes = (),
     mask: _Given | None = None,
     return_mask: bool,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any] | tuple[NDArray[Any], _Given | Mask]: ...
+    out: _Output | None = None,
+) -> _Output | tuple[_Output, _Given | Mask]: ...
 @overload
 def dropout_backward(
     gy: Array[Shape, Scalar],
@@ -123,20 +89,11 @@ def dropout_backward(
 def dropout_backward(
     gy: Exporter,
     mask: GivenMask,
-    inplace: Literal[False] = False,
-    *,
-    p: Probability | None = None,
-    out: Output,
-) -> Output: ...
-@overload
-def dropout_backward(
-    gy: Exporter,
-    mask: GivenMask,
     inplace: bool = False,
     *,
     p: Probability | None = None,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any]: ...
+    out: _Output | None = None,
+) -> _Output: ...
 def dropout_features(
     x: Exporter,
     leading: int,

@@ -1,4 +1,4 @@
-"""The calls that apply a new mask, or a given one, to an array; compiled, since small calls are mostly overhead."""
+"""Dropout of NumPy arrays with a new or a given mask. Compiled, because small calls are mostly overhead."""
 cimport numpy as cnp
 
 import numpy as np
@@ -9,7 +9,8 @@ from cdropout._core.dispatch cimport kernels
 from cdropout._core.arguments cimport as_flag, as_probability
 from cdropout._core.generator cimport Generator, as_generator, as_rng, generator_for
 from cdropout._core.mask cimport (
-    Mask, as_axes, axes_to_strides, check_mask, check_not_given, check_shape, new_mask, scale_of, uses_call_number, with_scale,
+    Mask, as_axes, axes_to_strides, check_mask, check_not_given, check_shape, new_mask, scale_of, uses_call_number,
+    with_scale,
 )
 
 cnp.import_array()
@@ -23,50 +24,66 @@ def dropout(
 
     Parameters
     ----------
-    x : ndarray of float16, bfloat16, float32 or float64, of any shape and strides
-        Or any object with DLPack or the buffer protocol over such elements, which is read without a copy, or a NumPy
-        scalar. Of the subclasses of ndarray only those that add no meaning to the elements are taken: memmap, matrix
-        and recarray.
+    x : ndarray of float16, bfloat16, float32 or float64
+        The input, of any shape and strides. NumPy scalars are supported too, and objects with DLPack or the buffer
+        protocol, which are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are
+        refused, because the result would lose their meaning.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
-        If False, `x` is returned as it is, and nothing is drawn.
+        If False, return `x` unchanged.
     inplace : bool, default False
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        Where the mask comes from: the default generator (see `manual_seed`), another one, or an int, which names
-        the same mask in every call (that seed, call 0). From a NumPy generator one seed is drawn, and a SeedSequence
-        gives one, the same each time.
-    broadcast_dims : int or tuple of int
-        Axes along which one draw is shared: elements that differ only there are kept or dropped together.
+        The source of the mask. None is the default generator (see `manual_seed`). An int is a seed: each call with it
+        uses the same mask, that with call number 0. From a NumPy generator one seed is drawn. A SeedSequence is
+        equivalent to an int.
+    broadcast_dims : int or tuple of int, default ()
+        Axes along which one draw is shared.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one, which excludes `rng` and `broadcast_dims`: a `Mask`, with `p` left out or
-        equal to the mask's (0.5, the default, counts as left out); packed bits (uint8) or bools, with their `p`; or an
-        array of 0 and ``1 / (1 - p)``, of x's type.
+        A mask to apply instead of a new one; it excludes `rng` and `broadcast_dims`. With a `Mask`, `p` has to be equal
+        to the mask's, or 0.5, the default. An array contains packed bits (uint8) or bools, which require `p`, or 0 and
+        ``1 / (1 - p)`` in the type of x.
     return_mask : bool, default False
-        Return ``(y, mask)``: the mask is what `dropout_backward` needs.
+        Return ``(y, mask)``. `dropout_backward` needs the mask.
     out : ndarray, optional
-        Takes the result: an array of x's shape and type, x itself or one that does not overlap it.
+        The array for the result: x itself, or an array of the same shape and type that does not overlap x.
 
     Returns
     -------
-    ndarray
-        In the memory order of `x`. With p = 0 or without training, and in place, `x` itself. If x is not an array, it
-        is then an array over the memory of x (for a NumPy scalar, a read-only array of its value with 0 dimensions).
+    ndarray, or (ndarray, Mask) with return_mask
+        The result, in the memory order of `x`. It is `x` itself if inplace is True, training is False, or p is 0. If x
+        is not an ndarray, it is then an array that shares the memory of x; for a NumPy scalar it is read-only.
 
     Raises
     ------
     TypeError
-        If an argument is of a type that is not taken; the message names it.
+        If an argument is of the wrong type.
     ValueError
-        If p is not in [0, 1], out or mask does not fit x, or an argument excludes another one. After any error nothing has
-        changed. (After a signal handler has raised, as that of Ctrl-C does, out is written in part, and no call number used
-        up.)
+        If p is not in [0, 1], out or mask does not fit x, or two arguments exclude each other.
+
+    See Also
+    --------
+    dropout_backward, Mask, Generator
 
     Notes
     -----
-    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014), in the
-    inverted form, which needs no scaling in evaluation. A dropped element is +0.0, even where x is NaN or infinite.
+    This is inverted dropout, which needs no scaling in evaluation: Srivastava et al., "Dropout: a simple way to prevent
+    neural networks from overfitting", JMLR 15 (2014). A dropped element is +0.0, also if x is NaN or infinite.
+
+    After an error, no argument and no generator has changed. If a signal handler raises an exception, as for Ctrl-C,
+    the result may be partly written, but no call number is used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> x = np.ones((2, 3), np.float32)
+    >>> y, mask = cdropout.dropout(x, p=0.5, rng=7, return_mask=True)
+    >>> bool((y == mask.apply(x)).all())
+    True
+    >>> cdropout.dropout(x, training=False) is x
+    True
     """
     if mask is None or not as_flag(training, "training"):
         return apply_new_mask(
@@ -79,26 +96,42 @@ def dropout(
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
-    """Return the gradient of the dropout that drew `mask`: ``gy / (1 - p)`` where kept, else +0.0.
+    """Return the gradient of dropout with respect to its input: ``gy * scale`` where kept, otherwise +0.0.
 
     Parameters
     ----------
     gy : ndarray
-        The gradient of the output; what `dropout` takes as x.
+        The gradient with respect to the output. The same types as x of `dropout` are supported.
     mask : Mask or ndarray
-        What ``dropout(..., return_mask=True)`` returned; or packed bits (uint8) or bools, which need `p`; or an array
-        of 0 and ``1 / (1 - p)``, of gy's type.
+        The mask that ``dropout(..., return_mask=True)`` returned, or an array as in `dropout`.
     inplace : bool, default False
         Write the result to `gy`.
     p : float, optional
-        The probability that an element was dropped, for masks that do not say it.
+        The probability that an element was dropped. Masks of packed bits or bools require it.
     out : ndarray, optional
-        Takes the result, as in `dropout`.
+        The array for the result, as in `dropout`.
+
+    Returns
+    -------
+    ndarray
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; ValueError if the mask has another shape, or needs p.
+        As `dropout`; ValueError if the mask has another shape, or requires p.
+
+    See Also
+    --------
+    dropout
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y, mask = cdropout.dropout(np.ones(4), p=0.5, rng=7, return_mask=True)
+    >>> gx = cdropout.dropout_backward(np.ones(4), mask)
+    >>> bool((gx == y).all())
+    True
     """
     return apply_any_mask(gy, mask, p, inplace, out)
 
@@ -106,7 +139,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 def dropout_features(
     x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
-    """`dropout` with one draw along all axes of x but the leading ones. For scale and shift see `apply_new_mask`."""
+    """Apply dropout with one draw along all axes except the leading ones; scale and shift are those of `apply_new_mask`."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
     if mask is None or not as_flag(training, "training"):
         return apply_new_mask(
@@ -121,32 +154,33 @@ def dropout_features(
 
 
 cdef bint is_empty(broadcast_dims):
+    """Return whether broadcast_dims is an empty tuple, its default."""
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
 cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
-    """Apply the next mask of rng, which is drawn after the memory of the result is there.
+    """Apply the next mask of rng to x.
 
-    `scale` replaces 1 / (1 - p). The numbers of `shift`, for float32 and float64 only, are added to kept elements and
-    take the place of dropped ones.
+    `scale` replaces 1 / (1 - p). `shift`, for float32 and float64 only, is a pair of numbers: kept elements are added to
+    the first, and dropped elements are replaced by the second.
     """
     cdef cdropout_mask id
-    cdef bint trains = as_flag(training, "training")
+    cdef bint is_training = as_flag(training, "training")
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)
     cdef cnp.ndarray array, target
     cdef tuple strides = None
-    cdef bint shares = not is_empty(broadcast_dims)
-    # The code of p, rng and broadcast_dims may change arrays, so it runs before they are read.
+    cdef bint broadcasts = not is_empty(broadcast_dims)
+    # Methods of p, rng and broadcast_dims may change arrays, so they run before x is read.
     if rng is not None:
         rng = as_rng(rng)
-    if shares:
+    if broadcasts:
         broadcast_dims = as_axes(broadcast_dims)
     array = as_array(x)
-    if shares:
+    if broadcasts:
         strides = axes_to_strides(shape_of(array), broadcast_dims)
-    if not trains:
+    if not is_training:
         probability = 0
     kernels.mask_init(&id, 0, 0, probability)
     if scale is not None and 0 < probability < 1:
@@ -165,33 +199,33 @@ cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, o
 
 
 cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple strides, tuple shift):
-    """Fill in the seed and the call number of the next mask of rng, and apply it."""
+    """Apply the next mask of rng; the result is allocated before, so that a MemoryError uses no call number."""
     own = rng is None or isinstance(rng, Generator)
     cdef Generator generator = as_generator(rng) if own else generator_for(rng, [x, y])
     generator.next_id(id)
     try:
         apply_mask(x, y, id, 0, strides, shift)
-    except BaseException:             # a signal handler has raised
+    except BaseException:             # raised by a signal handler
         generator.undo_next_id(id)
         raise
 
 
 cdef apply_given_mask(x, p, inplace, mask, return_mask, out, tuple shift):
-    """Apply the mask that a call was given."""
+    """Apply the mask that was given to `dropout`."""
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
-    cdef double probability = as_probability(p)  # once: a number's own code might answer otherwise the second time
+    cdef double probability = as_probability(p)  # once, because __float__ may return another number later
     p = None if isinstance(mask, Mask) and probability == 0.5 else probability
     y = apply_any_mask(x, mask, p, inplace, out, shift)
     return (y, mask) if returns_mask else y
 
 
 cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
-    """x masked and scaled by a Mask, packed bits (uint8), bools, or an array of 0 and 1/(1 - p)."""
+    """Apply a Mask, packed bits (uint8), bools, or an array of 0 and 1 / (1 - p) to x."""
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef cnp.ndarray array
     cdef cnp.ndarray given
     if p is not None:
-        p = as_probability(p)         # first: a number's own code may change arrays
+        p = as_probability(p)         # before x is read, because __float__ may change arrays
     array = as_array(x)
     same = x if isinstance(x, cnp.ndarray) else array
     if isinstance(mask, Mask):
@@ -220,14 +254,15 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
 
 
 cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
-    """y = x * scale, an array, where that is not 0, else +0.0."""
+    """Multiply x by an array of scale and 0: ``y = x * scale``, but +0.0 where scale is 0."""
     dropped = scale == 0
-    with np.errstate(all="ignore"):   # a dropped infinity times 0, before it becomes 0; overflow, as in the kernels
+    with np.errstate(all="ignore"):   # the kernels do not warn either
         np.multiply(x, scale, out=y)
     np.copyto(y, 0, where=dropped)
 
 
 cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
+    """Raise an error unless `mask` is an array that can be applied to x."""
     shape = shape_of(x)
     if mask.dtype == np.uint8:
         shape = ((cnp.PyArray_SIZE(x) + 7) // 8,)
@@ -240,4 +275,4 @@ cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
             f"mask has to be a Mask, or an array of bool, uint8 (packed bits) or {x.dtype}, but got {mask.dtype}"
         )
     if mask.dtype != x.dtype and p is None:
-        raise ValueError(f"a mask of {'bools' if mask.dtype == np.bool_ else 'packed bits'} does not say p; pass p=")
+        raise ValueError(f"a mask of {'bools' if mask.dtype == np.bool_ else 'packed bits'} requires p; pass p=")

@@ -1,21 +1,21 @@
-"""The table of element types, by which every framework's arrays are recognized."""
+"""The table of element types, which identifies the dtypes of all frameworks."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
 from cdropout cimport cdropout_dtype
 
-cdef enum Framework:                  # each has its own number of a type
+cdef enum Framework:                  # each numbers the element types differently
     NUMPY
     XLA
     TENSORFLOW
     FRAMEWORKS
 
 cdef struct ElementType:
-    cdropout_dtype code               # also the index in the table
-    const char* name                  # of NumPy, ml_dtypes, PyTorch and JAX
+    cdropout_dtype code               # also the row of the table
+    const char* name                  # the name in NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
-    uint8_t dlpack                    # DLPack's code; its bits are 8 * itemsize
-    int numbers[FRAMEWORKS]           # UNKNOWN is NumPy's for a type of ml_dtypes until an array of it comes
+    uint8_t dlpack                    # type code of DLPack; the number of bits is 8 * itemsize
+    int numbers[FRAMEWORKS]           # UNKNOWN for a type of ml_dtypes in NumPy until the first array of it
 
 cdef ElementType* types
 

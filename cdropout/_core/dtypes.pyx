@@ -1,4 +1,4 @@
-"""The table of element types: cdropout's codes, and what NumPy, DLPack, XLA and TensorFlow call the same types."""
+"""The table of element types: the codes of cdropout, NumPy, DLPack, XLA and TensorFlow."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
@@ -9,9 +9,9 @@ from cdropout cimport (
 cnp.import_array()
 
 cdef enum:
-    UNKNOWN = -1000                      # no framework's number; -1 is that of many of NumPy's types
-    ROWS = 5                         # rows of the table
-    IEEE_FLOAT = 2                    # DLPack's codes
+    UNKNOWN = -1000                   # not used by any framework; NumPy uses -1 for several types
+    ROWS = 5                          # rows of the table
+    IEEE_FLOAT = 2                    # type codes of DLPack
     BRAIN_FLOAT = 4
     BOOL = 6
 
@@ -21,15 +21,15 @@ types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, IEEE_
 types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, IEEE_FLOAT, [cnp.NPY_DOUBLE, 12, 2])
 types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, IEEE_FLOAT, [cnp.NPY_FLOAT16, 10, 19])
 types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [UNKNOWN, 16, 14])
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # of masks, never of x
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # only for masks
 
 cdef list rows = [(types[code].itemsize, code) for code in range(ROWS) if code != <int>CDROPOUT_BOOL]
-FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types that x may have
+FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types of x
 FLOATS_TEXT = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
 
 
 cdef const ElementType* by_number(Framework framework, int number) noexcept nogil:
-    """Return the type of a framework's number, or NULL if dropout does not take it."""
+    """Return the type with a framework's number, or NULL if it is not supported."""
     cdef int i
     for i in range(ROWS):
         if types[i].numbers[<int>framework] == number:
@@ -38,7 +38,7 @@ cdef const ElementType* by_number(Framework framework, int number) noexcept nogi
 
 
 cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
-    """Return the type of an array's elements, or NULL if dropout does not take it."""
+    """Return the type of an array's elements, or NULL if it is not supported."""
     cdef int number = cnp.PyArray_TYPE(array)
     cdef const ElementType* known = by_number(NUMPY, number)
     cdef int i
@@ -52,7 +52,7 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
 
 
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
-    """Return the type of a DLPack tensor's elements, bool included, or NULL."""
+    """Return the type of a DLPack tensor's elements, which may be bool, or NULL if it is not supported."""
     cdef int i
     for i in range(ROWS):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:
@@ -61,7 +61,7 @@ cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
 
 
 def element_type(name):
-    """Return the NumPy type of this name, which may be one of ml_dtypes."""
+    """Return the dtype with this name, from NumPy or ml_dtypes."""
     import numpy as np
     if hasattr(np, name):
         return np.dtype(name)

@@ -1,7 +1,7 @@
-"""The engine: the one way from any caller's arrays to the kernels.
+"""The engine applies masks to the arrays of all callers.
 
-A caller describes its arrays and what determines the kept elements in an `Operation`, and chooses an executor. Contiguous or
-strided, work chunks, threads, streaming stores and the GIL are decided here.
+A caller describes its arrays and the mask in an `Operation`, and chooses an executor. The engine chooses the kernels, the
+work chunks and the number of threads, and decides when to use streaming stores and when to release the GIL.
 """
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport SIZE_MAX, int64_t, uint8_t, uint64_t
@@ -14,15 +14,15 @@ from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_fo
 from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
-    SMALLEST_TILE = 1 << 15           # elements of a view, or of a thread's part of it, that are not split into tiles
-    INTERRUPTIBLE_MIN = 1 << 22          # contiguous elements that take less time than a user waits for Ctrl-C
+    MIN_TILE = 1 << 15                # elements; smaller tiles cost more than the balance between threads gains
+    INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements; smaller operations end before a user notices a delay of Ctrl-C
 
-cdef cdropout_mask drop_all           # of p = 1, whose scale is 0
+cdef cdropout_mask drop_all           # the mask of p = 1; its scale is 0
 cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
-    """Replace the axes by one and return True if they are in C order without gaps. That is most of what `arrange` does."""
+    """Replace the axes by one and return True if they are in C order without gaps: a fast path before `arrange`."""
     cdef int64_t step = 1
     cdef cdropout_axis* axis
     cdef int i
@@ -37,7 +37,7 @@ cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept
 
 
 cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
-    """Return whether the view, arranged, is one axis without gaps in x, y and the mask, for which there is a kernel."""
+    """Return whether a kernel exists for the arranged view: one axis without gaps in x, y and the mask."""
     cdef const cdropout_axis* axis = &operation.view.axes[0]
     cdef ptrdiff_t itemsize = types[<int>operation.dtype].itemsize
     if operation.view.ndim > 1 or operation.bools != NULL or operation.shifts:
@@ -46,34 +46,34 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 
 
 cdef void choose_lengths(Operation* operation) noexcept nogil:
-    """Choose the lengths of work chunks: tiles that the threads can share evenly."""
+    """Choose the lengths of work chunks: tiles small enough that all threads get about the same work."""
     cdef View* view = &operation.view
     cdef size_t largest = MAX_TILE
     cdef size_t threads
     cdef BitLayout drawn
     cdef int i
-    if operation.size <= SMALLEST_TILE:
+    if operation.size <= MIN_TILE:
         for i in range(view.ndim):
             operation.lengths[i] = view.axes[i].length
         return
-    if operation.threads > 1:
-        threads = min(operation.threads, exchange_thread_limit(0))
-        largest = max(min(largest, operation.size // threads), <size_t>SMALLEST_TILE)
+    if operation.max_threads > 1:
+        threads = min(operation.max_threads, exchange_thread_limit(0))
+        largest = max(min(largest, operation.size // threads), <size_t>MIN_TILE)
     choose_tile(operation.lengths, &drawn, view, largest)
 
 
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
-    """Decide how the operation is executed. The seed and the call number of its mask may still change after this."""
+    """Decide how to execute the operation. The seed and the call number of its mask may still change afterwards."""
     cdef View* view = &operation.view
     operation.size = count_elements(view)
     if operation.size == 0:
         return
-    if operation.mask == NULL and operation.scale == 0:    # p = 1 keeps nothing, whatever the bits or bools are
+    if operation.mask == NULL and operation.scale == 0:    # p = 1; the bits and bools do not matter
         use_mask(operation, &drop_all)
     if not merge_contiguous(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
     operation.executor = executor
-    operation.threads = threads_for(executor, operation.size, max_threads)
+    operation.max_threads = threads_for(executor, operation.size, max_threads)
     operation.contiguous = has_row_kernel(operation)
     if operation.contiguous:
         operation.lengths[0] = CHUNK
@@ -85,7 +85,7 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
 
 
 cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
-    """Execute a work chunk of a contiguous operation, which begins at element `first`."""
+    """Execute the work chunk of a contiguous operation that begins at element `first`."""
     cdef size_t n = min(operation.view.axes[0].length - first, <size_t>CHUNK)
     cdef size_t offset = first * types[<int>operation.dtype].itemsize
     cdef const char* x = operation.view.x + offset
@@ -102,7 +102,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
-    """Execute a work chunk of any other operation: tile `number` of its view."""
+    """Execute a work chunk of a strided operation: tile `number` of its view."""
     cdef View tile
     get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
@@ -126,8 +126,8 @@ cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
         )
 
 
-cdef void run_chunk(const void* call, size_t number) noexcept nogil:
-    cdef const Operation* operation = <const Operation*>call
+cdef void run_chunk(const void* context, size_t number) noexcept nogil:
+    cdef const Operation* operation = <const Operation*>context
     if operation.contiguous:
         run_row(operation, number * CHUNK)
     else:
@@ -135,25 +135,25 @@ cdef void run_chunk(const void* call, size_t number) noexcept nogil:
 
 
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
-    """Return whether `run` may check for signals: short operations end before that."""
+    """Return whether `run` may check for signals; short operations end before the first check."""
     return operation.size > <size_t>(INTERRUPTIBLE_MIN if operation.contiguous else CHUNK)
 
 
 cdef int run(const Operation* operation) except -1 nogil:
-    """Execute a prepared operation; -1 if a signal's handler raised."""
+    """Execute a prepared operation. Return -1 if a signal handler raised an exception."""
     if operation.size == 0:
         return 0
     if operation.contiguous and operation.size <= CHUNK:
         run_row(operation, 0)
         return 0
     return operation.executor.run(
-        run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.threads,
+        run_chunk, operation, count_tiles(&operation.view, operation.lengths), operation.max_threads,
         operation.executor.checks_signals and may_be_interrupted(operation),
     )
 
 
 cdef int run_prepared(const Operation* operation) except -1:
-    """Do what `run` does, and release the GIL where that pays."""
+    """Execute a prepared operation, without the GIL if the operation is large enough."""
     if operation.size < RELEASE_GIL_MIN:
         return run(operation)
     with nogil:
@@ -161,24 +161,24 @@ cdef int run_prepared(const Operation* operation) except -1:
 
 
 cdef int apply(Operation* operation, const Executor* executor) except -1:
-    """Prepare and execute an operation, on as many threads as the executor has."""
+    """Prepare and execute an operation on at most all threads of the executor."""
     prepare(operation, executor, SIZE_MAX)
     return run_prepared(operation)
 
 
-# ---- many masks ---------------------------------------------------------------------------------
+# ---- batches of masks ---------------------------------------------------------------------------
 
 cdef struct Batch:
-    const Operation* operation        # prepared
-    size_t masks
-    size_t masks_per_chunk                       # masks of a work chunk
+    const Operation* operation        # prepared, for the first part
+    size_t masks                      # number of masks
+    size_t masks_per_chunk
     InitMask init_mask
-    const void* call                  # for init_mask
+    const void* context               # argument of init_mask
 
 
 cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
-    """Apply the masks with the indices from `first` to before `last`, each to its part of x."""
-    cdef Operation operation = batch.operation[0]    # a copy per range: copying takes longer than applying a small mask
+    """Apply the masks with indices first, ..., last - 1, each to its part of x."""
+    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy costs more than a small mask
     cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
     cdef cdropout_mask mask
     cdef size_t i
@@ -186,37 +186,38 @@ cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept no
     operation.view.x += first * nbytes
     operation.view.y += first * nbytes
     for i in range(first, last):
-        batch.init_mask(&mask, batch.call, i)
+        batch.init_mask(&mask, batch.context, i)
         run(&operation)
         operation.view.x += nbytes
         operation.view.y += nbytes
 
 
-cdef void apply_chunk(const void* work, size_t number) noexcept nogil:
-    """Apply the masks of a work chunk of the whole batch."""
-    cdef const Batch* batch = <const Batch*>work
+cdef void apply_chunk(const void* context, size_t number) noexcept nogil:
+    """Apply the masks of a work chunk of the batch."""
+    cdef const Batch* batch = <const Batch*>context
     apply_range(batch, number * batch.masks_per_chunk, min((number + 1) * batch.masks_per_chunk, batch.masks))
 
 
 cdef void apply_masks(
-    Operation* operation, const Executor* executor, size_t masks, InitMask init_mask, const void* call
+    Operation* operation, const Executor* executor, size_t masks, InitMask init_mask, const void* context
 ) noexcept nogil:
-    """Apply masks to parts of x, which follow each other in x and y: large ones in turn, small ones at the same time.
+    """Apply one mask to each of the adjacent parts of x. Small parts are executed in parallel, large ones one by one.
 
-    The operation describes the first part, without its mask; `init_mask(&mask, call, i)` writes the mask with index i.
-    The executor must not answer signals.
+    The operation describes the first part, without its mask; `init_mask(&mask, context, i)` writes the mask with index i.
+    The executor must not check for signals.
     """
     cdef Batch batch
     cdef size_t size = count_elements(&operation.view)
     cdef bint together = masks > 1 and size < CHUNK
     if masks == 0 or size == 0:
         return
-    use_mask(operation, &drop_all)     # each mask takes its place
+    use_mask(operation, &drop_all)    # a placeholder for the masks of init_mask
     prepare(operation, executor, 1 if together else SIZE_MAX)
-    batch = Batch(operation, masks, CHUNK // size + 1, init_mask, call)
+    batch = Batch(operation, masks, CHUNK // size + 1, init_mask, context)
     if together:
         executor.run(
-            apply_chunk, &batch, (masks - 1) // batch.masks_per_chunk + 1, threads_for(executor, size * masks, SIZE_MAX), False,
+            apply_chunk, &batch, (masks - 1) // batch.masks_per_chunk + 1,
+            threads_for(executor, size * masks, SIZE_MAX), False,
         )
     else:
         apply_range(&batch, 0, masks)

@@ -1,32 +1,32 @@
-"""Executors: operations are split into work chunks, which threads share, and end between two chunks by a signal."""
+"""Executors run the work chunks of an operation, on one thread or more, and check for signals between two chunks."""
 from libc.stdint cimport int64_t
 
-ctypedef void (*Work)(const void* call, size_t chunk) noexcept nogil
+ctypedef void (*Work)(const void* context, size_t chunk) noexcept nogil
 
 ctypedef int (*Run)(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
+    Work work, const void* context, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil
 
 cdef struct Executor:
-    Run run                           # work(call, i) for each i < chunks; -1 if a signal's handler raised
+    Run run                           # calls work(context, i) for each i < chunks; returns -1 if a signal handler raised
     size_t parallel_min               # elements from which a second thread saves more time than it costs
-    bint checks_signals              # whether signals' handlers may run between two chunks
+    bint checks_signals               # whether signal handlers may run between two chunks
 
 cdef Executor* pool                   # the threads of this package
-cdef Executor* uninterruptible_pool   # the same, for callers that cannot pass on what a signal's handler raises
-cdef bint forked                      # this process has none of the threads that were there at the import
+cdef Executor* uninterruptible_pool   # the same threads, for callers that cannot propagate Python exceptions
+cdef bint forked                      # this process was forked after the import, and lacks the threads of its parent
 
 
 cdef inline size_t threads_for(const Executor* executor, size_t n, size_t max_threads) noexcept nogil:
-    """Return how many threads may share an operation on n elements."""
+    """Return how many threads may execute an operation on n elements."""
     return max_threads if n >= executor.parallel_min else 1
 
 
 cdef int run_serially(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
+    Work work, const void* context, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil
 cdef int run_in_pool(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
+    Work work, const void* context, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil
 cdef size_t exchange_thread_limit(size_t new) noexcept nogil
 cdef int check_signals(int64_t* last) except -1 nogil

@@ -1,9 +1,8 @@
 """Executors: the calling thread alone, and a pool of threads.
 
-The pool's threads never call Python. They wait until a gate opens, take chunks of the call that is in the pool until none
-is left, and wait again. They use Python's own locks, which every Python has on every system.
+The threads of the pool never call Python. They wait until a gate opens, execute chunks of the current job until all have
+begun, and wait again. The pool uses CPython's locks, because these exist on every platform.
 """
-import operator
 import os
 import sys
 import threading
@@ -11,6 +10,8 @@ import threading
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc
+
+from cdropout._core.arguments cimport as_index
 
 cdef extern from "pythread.h" nogil:
     ctypedef void* Lock "PyThread_type_lock"
@@ -30,61 +31,93 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    PARALLEL_MIN = 1 << 19                  # elements from which waking a second thread pays
-    SPINS = 2000                      # before going to sleep: the others need about as long as the caller's last chunk
-    SIGNAL_INTERVAL = 20_000_000             # ns between two checks for signals: another thread may hold the GIL for 5 ms each time
+    PARALLEL_MIN = 1 << 19            # elements from which a second thread saves more time than waking it costs
+    SPINS = 2000                      # attempts to get a lock before sleeping; threads usually finish at about the same time
+    SIGNAL_INTERVAL = 20_000_000      # ns between two checks for signals; each may wait 5 ms for the GIL
 
 cdef struct Pool:
-    Lock lock                         # of all that follows
-    Lock gate                         # held while there is nothing to do; a thread that gets it takes part
-    Lock done                         # held, but when the last thread has left a call for whose end the caller waits
-    size_t threads                    # that were started
-    bint open                         # the gate is, and nobody has come through yet
-    bint taken                        # there is a call in the pool
-    bint waiting                      # its caller waits until nobody is busy
-    size_t wanted                     # threads that may still come
-    size_t busy                       # threads at work on a chunk
-    size_t next, chunks
+    Lock lock                         # protects all fields below
+    Lock gate                         # a thread that acquires it joins the job; held while no thread is needed
+    Lock done                         # released when the last busy thread has finished and the caller waits
+    size_t threads                    # number of started threads
+    bint open                         # the gate was released, and no thread has acquired it yet
+    bint occupied                     # the pool has a job
+    bint waiting                      # the caller waits until no thread is busy
+    size_t wanted                     # threads that may still join
+    size_t busy                       # threads that are executing a chunk
+    size_t next, chunks               # the next chunk, and the number of chunks
     Work work
-    const void* call
+    const void* context
 
 cdef Pool* current = NULL
-cdef size_t thread_limit = 1                # of threads that may share a call; read and written with the pool's lock held
-cdef unsigned long main_thread = 0    # the one in which signals' handlers run
+cdef size_t thread_limit = 1          # threads per job, the caller's included; protected by the pool's lock
+cdef unsigned long main_thread = 0    # the thread in which Python runs signal handlers
 
 
 # ---- the number of threads ----------------------------------------------------------------------
 
 
 def available_cpus():
-    """The CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_num_threads(n):
-    """Let at most `n` threads share one call, the caller's included.
+    """Set the maximum number of threads of a call, including the thread that makes the call.
 
     Parameters
     ----------
     n : int
-        At least 1. The result of a call never depends on it. Calls on PyTorch's tensors are shared by no more threads
-        than `torch.set_num_threads` allows either.
+        The number of threads, at least 1. The result of a call never depends on it.
+
+    Raises
+    ------
+    TypeError
+        If n is not an int.
+    ValueError
+        If n is less than 1.
+
+    See Also
+    --------
+    get_num_threads
+
+    Notes
+    -----
+    Calls on PyTorch tensors also respect the limit of `torch.set_num_threads`.
+
+    Examples
+    --------
+    >>> import cdropout
+    >>> before = cdropout.get_num_threads()
+    >>> cdropout.set_num_threads(1)
+    >>> cdropout.get_num_threads()
+    1
+    >>> cdropout.set_num_threads(before)
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"the number of threads has to be an int, but got {type(n).__name__}")
-    n = operator.index(n)
+    n = as_index(n, "the number of threads")
     if n < 1:
         raise ValueError(f"the number of threads has to be at least 1, but got {n}")
     exchange_thread_limit(min(n, sys.maxsize))
 
 
 def get_num_threads():
-    """Return the number of threads that may share one call: CDROPOUT_NUM_THREADS, or the CPUs this process may use."""
+    """Return the maximum number of threads of a call, including the thread that makes the call.
+
+    Returns
+    -------
+    int
+        The number given to `set_num_threads`. If it was not called, the value of the environment variable
+        CDROPOUT_NUM_THREADS, otherwise the number of CPUs that this process may use.
+
+    See Also
+    --------
+    set_num_threads
+    """
     return exchange_thread_limit(0)
 
 
 cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
-    """The number so far; new from now on, unless that is 0."""
+    """Return the thread limit, and set it to `new` unless that is 0."""
     global thread_limit
     cdef size_t old
     if current != NULL:
@@ -98,6 +131,7 @@ cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
 
 
 def threads_from_environment(text):
+    """Return the thread limit that the value of CDROPOUT_NUM_THREADS, or None, gives."""
     if not text:
         return available_cpus()
     if not text.isdecimal() or int(text) < 1:
@@ -105,11 +139,11 @@ def threads_from_environment(text):
     return int(text)
 
 
-# ---- the pool's threads -------------------------------------------------------------------------
+# ---- the threads of the pool --------------------------------------------------------------------
 
 
 cdef Pool* new_pool() noexcept:
-    """Return a pool without threads, or NULL if there is no memory; then each caller does its work alone."""
+    """Return a pool without threads, or NULL if memory is short; callers then execute their chunks alone."""
     cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
     if new == NULL:
         return NULL
@@ -122,7 +156,7 @@ cdef Pool* new_pool() noexcept:
 
 
 def reset_pool():
-    """Make a new pool: at import, and in a forked child, which has none of its parent's threads."""
+    """Create a new pool. This runs at import and in each forked child, which lacks the threads of its parent."""
     global current, main_thread, forked
     forked = current != NULL
     current = new_pool()
@@ -130,34 +164,37 @@ def reset_pool():
 
 
 cdef void open_gate(Pool* pool) noexcept nogil:
-    """Let one more thread in, which will let in the next. The lock is held."""
+    """Let one more thread join, which then lets the next one join. The caller holds the lock."""
     if pool.wanted and pool.next < pool.chunks and not pool.open:
         pool.open = True
         PyThread_release_lock(pool.gate)
 
 
 cdef bint run_next_chunk(Pool* pool) noexcept nogil:
-    """Do the next chunk, if there is one. The lock is held before and after, but not meanwhile."""
+    """Execute the next chunk and return True, or return False if all have begun.
+
+    The caller holds the lock; it is released while the chunk is executed.
+    """
     cdef size_t chunk = pool.next
     if chunk == pool.chunks:
         return False
     pool.next += 1
     pool.busy += 1
     PyThread_release_lock(pool.lock)
-    pool.work(pool.call, chunk)
+    pool.work(pool.context, chunk)
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.busy -= 1
     return True
 
 
 cdef void run_thread(void* argument) noexcept nogil:
-    """The life of a thread."""
+    """Join one job after the other. This function never returns."""
     cdef Pool* pool = <Pool*>argument
     while True:
         PyThread_acquire_lock(pool.gate, WAIT)
         PyThread_acquire_lock(pool.lock, WAIT)
         pool.open = False
-        if pool.wanted:               # not too late
+        if pool.wanted:               # otherwise the job has ended
             pool.wanted -= 1
             open_gate(pool)
             while run_next_chunk(pool):
@@ -168,30 +205,30 @@ cdef void run_thread(void* argument) noexcept nogil:
         PyThread_release_lock(pool.lock)
 
 
-# ---- the caller ---------------------------------------------------------------------------------
+# ---- jobs ---------------------------------------------------------------------------------------
 
 
-cdef bint submit(Pool* pool, Work work, const void* call, size_t chunks, size_t max_threads) noexcept nogil:
-    """Put a call into the pool; return False if another call is in it (its threads are busy), or one thread is enough."""
+cdef bint submit(Pool* pool, Work work, const void* context, size_t chunks, size_t max_threads) noexcept nogil:
+    """Give a job to the pool. Return False if the pool has another job, or if the job needs one thread only."""
     cdef size_t helpers
     if pool == NULL or min(chunks, max_threads) < 2:
         return False
     PyThread_acquire_lock(pool.lock, WAIT)
     helpers = min(thread_limit, max_threads, chunks) - 1
-    if pool.taken or helpers == 0:
+    if pool.occupied or helpers == 0:
         PyThread_release_lock(pool.lock)
         return False
     while pool.threads < helpers and PyThread_start_new_thread(run_thread, pool) != NOT_STARTED:
-        pool.threads += 1             # where none can be started, the others do what is left
-    pool.taken = True
-    pool.work, pool.call, pool.next, pool.chunks, pool.wanted = work, call, 0, chunks, helpers
+        pool.threads += 1             # if a thread cannot be started, the others execute its chunks
+    pool.occupied = True
+    pool.work, pool.context, pool.next, pool.chunks, pool.wanted = work, context, 0, chunks, helpers
     open_gate(pool)
     PyThread_release_lock(pool.lock)
     return True
 
 
 cdef void finish(Pool* pool) noexcept nogil:
-    """Let no thread begin another chunk, and wait for those at work, since they use the caller's memory."""
+    """End the job: no further chunk begins. Wait for the busy threads, because they use the caller's memory."""
     cdef int _spin
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.wanted = 0
@@ -205,11 +242,12 @@ cdef void finish(Pool* pool) noexcept nogil:
         else:
             PyThread_acquire_lock(pool.done, WAIT)
         PyThread_acquire_lock(pool.lock, WAIT)
-    pool.taken = False
+    pool.occupied = False
     PyThread_release_lock(pool.lock)
 
 
 cdef int run_chunks(Pool* pool, bint checks_signals) except -1 nogil:
+    """Execute chunks of the job that the caller submitted, until all have begun."""
     cdef int64_t last = 0
     cdef bint more = True
     while more:
@@ -221,34 +259,34 @@ cdef int run_chunks(Pool* pool, bint checks_signals) except -1 nogil:
             if current != pool:
                 with gil:
                     raise RuntimeError(
-                        "a signal's handler has forked within a call on several threads, which the child lacks"
+                        "a signal handler forked during a call on several threads, which the child process lacks"
                     )
     return 0
 
 
 cdef int run_serially(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
+    Work work, const void* context, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
-    """Execute a call on the calling thread, one chunk after the other."""
+    """Execute all chunks in order on the calling thread."""
     cdef int64_t last = 0
     cdef size_t chunk
     for chunk in range(chunks):
-        work(call, chunk)
+        work(context, chunk)
         if checks_signals:
             check_signals(&last)
     return 0
 
 
 cdef int run_in_pool(
-    Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
+    Work work, const void* context, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
-    """Execute a call on at most max_threads threads, and on no more than `set_num_threads` allows.
+    """Execute all chunks on at most max_threads threads, within the limit of `set_num_threads`.
 
-    If a signal's handler raises, some chunks are not done.
+    If a signal handler raises an exception, the remaining chunks are not executed.
     """
     cdef Pool* pool = current
-    if not submit(pool, work, call, chunks, max_threads):
-        return run_serially(work, call, chunks, 1, checks_signals)
+    if not submit(pool, work, context, chunks, max_threads):
+        return run_serially(work, context, chunks, 1, checks_signals)
     try:
         return run_chunks(pool, checks_signals)
     finally:
@@ -257,7 +295,10 @@ cdef int run_in_pool(
 
 
 cdef int check_signals(int64_t* last) except -1 nogil:
-    """Let signals' handlers run if the last check was long ago; -1 if one raised. `last` is 0 at the beginning."""
+    """Run pending signal handlers if SIGNAL_INTERVAL has passed since `last`, which is 0 before the first call.
+
+    Return -1 if a handler raised an exception.
+    """
     cdef timespec time
     cdef int64_t now
     if PyThread_get_thread_ident() != main_thread:

@@ -1,4 +1,4 @@
-"""Generator, for the modules above."""
+"""Generator, and conversions of the rng argument, for the other modules of the core."""
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask
@@ -7,7 +7,7 @@ cdef class Generator:
     cdef uint64_t seed_
     cdef uint64_t calls_
     cdef uint64_t spawned
-    cdef int forks_at_seeding                     # the number of forks at the time of seeding; SEEDED once a seed was given
+    cdef int forks_at_seeding         # value of forks when the system's entropy was used; SEEDED if a seed was given
 
     cdef reseed(self, seed)
     cdef reseed_after_fork(self)

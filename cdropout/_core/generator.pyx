@@ -1,4 +1,4 @@
-"""Generator, the source of masks, and what else may be given as rng."""
+"""Generator, the source of masks, and conversions of the other types of the rng argument."""
 import os
 
 cimport cython
@@ -14,19 +14,20 @@ from cdropout._core.stream cimport GAMMA, mix
 cdef uint64_t LAST_CALL = <uint64_t>-1
 
 
-cdef uint64_t entropy():
+cdef uint64_t random_seed():
+    """Return a seed from the system's entropy."""
     return int.from_bytes(os.urandom(8), "little")
 
 
 # ---- Generator ----------------------------------------------------------------------------------
 
-cdef int forks = 0                    # of which this process is the outcome
+cdef int forks = 0                    # forks since the import that led to this process
 cdef enum:
-    SEEDED = -1
+    SEEDED = -1                       # in place of a number of forks
 
 
 def count_fork():
-    """Lets the unseeded generators of a forked child see that they have to seed themselves anew."""
+    """Count a fork, after which each unseeded generator needs a new seed in the child."""
     global forks
     forks += 1
 
@@ -37,18 +38,64 @@ if hasattr(os, "register_at_fork"):
 
 cdef class Generator:
     """Generator(seed=None)\n--\n
-    A source of masks; the generator's seed and the next call number determine each mask.
+    A source of masks. The seed and a call number, which counts the masks, determine each mask.
 
     Parameters
     ----------
     seed : int, optional
-        In [-2**63, 2**64); a negative one counts as its two's complement. Without one, the system's entropy is
-        asked, and asked again in a forked child. A generator that was given a seed goes on in both processes with
-        the same masks.
+        The seed, in [-2**63, 2**64). A negative seed is equivalent to its two's complement. By default, the seed is
+        drawn from the system's entropy.
+
+    Attributes
+    ----------
+    seed : int
+        The seed, in [0, 2**64).
+    calls : int
+        The number of used call numbers, which is the next call number.
+    state : dict
+        The state of the generator. It can be assigned to restore the generator.
+
+    Methods
+    -------
+    next_mask(shape, p, *, broadcast_dims=(), scale=None)
+        Return the next mask.
+    spawn(n)
+        Return new generators with independent seeds.
+
+    Raises
+    ------
+    TypeError
+        If seed is not an int.
+    ValueError
+        If seed is out of range.
+
+    See Also
+    --------
+    Mask, manual_seed
 
     Notes
     -----
-    Methods may be called from many threads at once; each call number is handed out once.
+    Generators are thread-safe: no two masks get the same call number.
+
+    After a fork, a generator without a given seed gets a new seed in the child process. A generator with a given seed
+    returns the same masks in both processes.
+
+    **Compatibility Guarantee**
+
+    `Generator` guarantees that a fixed seed and a fixed sequence of calls give the same masks in every release with
+    version 1 of the mask stream, on every platform and for any number of threads. The seeds of spawned generators are
+    part of this guarantee.
+
+    Examples
+    --------
+    >>> import cdropout
+    >>> rng = cdropout.Generator(seed=7)
+    >>> rng.next_mask((2, 3), p=0.5)
+    Mask((2, 3), p=0.5, seed=7, call=0)
+    >>> rng.next_mask((2, 3), p=0.5)
+    Mask((2, 3), p=0.5, seed=7, call=1)
+    >>> rng
+    Generator(seed=7, calls=2)
     """
 
     __module__ = "cdropout"
@@ -57,7 +104,8 @@ cdef class Generator:
         self.reseed(seed)
 
     cdef reseed(self, seed):
-        cdef uint64_t value = entropy() if seed is None else as_seed(seed)
+        """Restart with a seed, or with the system's entropy if it is None."""
+        cdef uint64_t value = random_seed() if seed is None else as_seed(seed)
         with cython.critical_section(self):
             self.seed_ = value
             self.calls_ = 0
@@ -65,22 +113,22 @@ cdef class Generator:
             self.forks_at_seeding = forks if seed is None else SEEDED
 
     cdef reseed_after_fork(self):
-        """After a fork, an unseeded generator must not repeat its parent's masks."""
+        """Restart an unseeded generator after a fork, so that it does not repeat the masks of the parent process."""
         if self.forks_at_seeding != forks and self.forks_at_seeding != SEEDED:
             self.reseed(None)
 
     cdef next_id(self, cdropout_mask* mask):
-        """Write the seed and the next call number into mask, and use the number up."""
+        """Set the seed and the call number of a mask, and advance to the next call number."""
         with cython.critical_section(self):
             self.reseed_after_fork()
             if self.calls_ == LAST_CALL:
-                raise OverflowError("this generator has handed out all its 2**64 - 1 call numbers; give it another seed")
+                raise OverflowError("this generator has used all 2**64 - 1 call numbers; create one with another seed")
             mask.seed = self.seed_
             mask.call = self.calls_
             self.calls_ += 1
 
     cdef undo_next_id(self, const cdropout_mask* mask):
-        """Undo next_id after a call was interrupted, unless the next number has been handed out since."""
+        """Undo `next_id` after a call was interrupted, unless another call number was used since."""
         with cython.critical_section(self):
             if self.seed_ == mask.seed and self.calls_ == mask.call + 1:
                 self.calls_ = mask.call
@@ -91,26 +139,26 @@ cdef class Generator:
         Parameters
         ----------
         shape : int or tuple of int
-            The shape of the arrays that the mask is for.
+            The shape of the arrays that the mask applies to.
         p : float
             The probability that an element is dropped, in [0, 1].
-        broadcast_dims : int or tuple of int
-            Axes along which one draw is shared: elements that differ only there are kept or dropped together.
+        broadcast_dims : int or tuple of int, default ()
+            Axes along which one draw is shared.
         scale : float, optional
-            The number that kept elements are multiplied by; by default 1 / (1 - p).
+            The positive number by which kept elements are multiplied; by default ``1 / (1 - p)``.
 
         Returns
         -------
         Mask
-            It uses up one call number, and none if nothing is drawn: at p = 0, at p = 1, or without elements. Its seed
-            and call are then 0.
+            The mask. If it does not depend on random numbers, because p is 0 or 1 or there are no elements, no call
+            number is used, and the mask's seed and call are 0.
 
         Raises
         ------
         TypeError, ValueError
-            As `Mask`; ValueError if broadcast_dims names an axis twice or one that shape does not have.
+            As `Mask`; ValueError if broadcast_dims has an axis that does not exist, or has an axis twice.
         OverflowError
-            If all 2**64 - 1 call numbers are used up. After any error the generator is as it was.
+            If all 2**64 - 1 call numbers are used. The generator does not change after any error.
 
         Examples
         --------
@@ -136,12 +184,12 @@ cdef class Generator:
 
     @property
     def calls(self):
-        """How many call numbers were handed out, and so the number of the next one."""
+        """The number of used call numbers, which is the next call number."""
         return self.state["calls"]
 
     @property
     def state(self):
-        """Everything that decides what comes next, as a dict; assign it to go back there."""
+        """The state as a dict with the keys seed, calls and spawned. It can be assigned to restore the generator."""
         with cython.critical_section(self):
             self.reseed_after_fork()
             return {"seed": self.seed_, "calls": self.calls_, "spawned": self.spawned}
@@ -153,7 +201,7 @@ cdef class Generator:
         self.restore_state(state, SEEDED)
 
     cdef restore_state(self, state, int forks_at_seeding):
-        """Set `state`. With the present `forks_at_seeding`, a generator without a seed still seeds itself anew in a forked child."""
+        """Set the state; `forks_at_seeding` is SEEDED, or the present value to keep an unseeded generator unseeded."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -165,9 +213,35 @@ cdef class Generator:
             self.forks_at_seeding = forks_at_seeding
 
     def spawn(self, n):
-        """Return a list of `n` new generators, each with a seed of its own that follows from this one's.
+        """Return new generators with independent seeds, which the seed of this generator determines.
 
-        The k-th child over the life of this generator has the seed mix(mix(seed + 2 * GAMMA) + GAMMA * (k + 1)).
+        Parameters
+        ----------
+        n : int
+            The number of new generators.
+
+        Returns
+        -------
+        list of Generator
+
+        Raises
+        ------
+        TypeError, ValueError
+            If n is not an int, or is negative.
+        OverflowError
+            If more than 2**64 - 1 generators were spawned in total.
+
+        Notes
+        -----
+        The k-th generator, counted from 0 over all calls, has the seed
+        ``mix(mix(seed + 2 * GAMMA) + GAMMA * (k + 1))``, where ``mix`` and ``GAMMA`` are those of SplitMix64.
+
+        Examples
+        --------
+        >>> import cdropout
+        >>> a, b = cdropout.Generator(seed=7).spawn(2)
+        >>> a.seed == b.seed
+        False
         """
         cdef uint64_t first, seed, count
         count = as_count(n, "n")
@@ -176,11 +250,11 @@ cdef class Generator:
             first = self.spawned
             seed = self.seed_
             if count > LAST_CALL - first:
-                raise OverflowError("a generator has 2**64 - 1 children at the most")
-            self.spawned += count     # before the children are made: meanwhile another thread may get in
+                raise OverflowError("a generator can spawn at most 2**64 - 1 generators")
+            self.spawned += count     # before the list is built, so that other threads use other seeds
         try:
             return [Generator(mix(mix(seed + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
-        except BaseException:         # no room
+        except BaseException:         # such as a MemoryError
             with cython.critical_section(self):
                 if self.seed_ == seed and self.spawned == first + count:
                     self.spawned = first
@@ -201,14 +275,36 @@ default_generator = default
 
 
 def manual_seed(seed):
-    """Seed the default generator, which every call without `rng` draws from; return it."""
+    """Seed the default generator, which calls without `rng` use.
+
+    Parameters
+    ----------
+    seed : int
+        The seed, in [-2**63, 2**64).
+
+    Returns
+    -------
+    Generator
+        The default generator.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If seed is not an int, or is out of range.
+
+    Examples
+    --------
+    >>> import cdropout
+    >>> cdropout.manual_seed(7)
+    Generator(seed=7, calls=0)
+    """
     default.reseed(as_seed(seed))
     return default
 
 
 cpdef as_rng(rng):
-    """What as_generator takes: a seed becomes a generator, so that no code of rng's runs later. TypeError if it is none."""
-    if rng is None or isinstance(rng, Generator):    # before NumPy's: np.random is imported when it is first named
+    """Return rng, or a new Generator if it is a seed. Raise TypeError if it is of another type."""
+    if rng is None or isinstance(rng, Generator):    # first, because the first use of np.random imports it
         return rng
     if isinstance(rng, (np.random.Generator, np.random.SeedSequence)):
         return rng
@@ -222,7 +318,7 @@ cpdef as_rng(rng):
 
 
 cdef Generator as_generator(rng):
-    """The generator that as_rng's rng names; from NumPy's, one seed is drawn for a new one."""
+    """Return the Generator for a result of `as_rng`; a NumPy generator gives the seed of a new Generator."""
     if rng is None:
         return default
     if isinstance(rng, Generator):
@@ -233,7 +329,7 @@ cdef Generator as_generator(rng):
 
 
 cpdef Generator generator_for(rng, list arrays):
-    """as_generator for a call on these arrays; ValueError if the code of a NumPy generator has changed one of them."""
+    """Return `as_generator(rng)`. Raise ValueError if drawing a seed from a NumPy generator changed one of the arrays."""
     if rng is None or isinstance(rng, Generator):
         return as_generator(rng)
     before = [layout_of(array) for array in arrays]
@@ -244,7 +340,7 @@ cpdef Generator generator_for(rng, list arrays):
 
 
 def next_mask(rng, shape, p, broadcast_dims=()):
-    """Return the next mask of what may be given as rng; NumPy's generators give a seed only if something is drawn."""
+    """Return the next mask of rng. A seed is drawn from a NumPy generator only if the mask depends on random numbers."""
     cdef Mask mask
     rng = as_rng(rng)
     mask = unseeded_mask(shape, p, broadcast_dims, None)
@@ -254,12 +350,12 @@ def next_mask(rng, shape, p, broadcast_dims=()):
 
 
 cdef tuple layout_of(array):
-    """Return where an array, and the one that it is a view of, lie in memory, and how."""
+    """Return the memory layout of an array and of its base."""
     base = array.base
     return array.__array_interface__, base.__array_interface__ if isinstance(base, np.ndarray) else None
 
 
 def own_generator(rng):
-    """The generator of a module: None stays None, which is the default generator at the time of each call."""
+    """Return the Generator of a module, or None, which is the default generator at the time of each call."""
     rng = as_rng(rng)
     return None if rng is None else as_generator(rng)

@@ -125,7 +125,7 @@ cdef size_t itemsize_of(cdropout_dtype dtype) noexcept nogil:
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
 
 
-cdef inline bint are_known_flags(uint32_t flags) noexcept nogil:
+cdef inline bint are_known(uint32_t flags) noexcept nogil:
     return flags & ~<uint32_t>CDROPOUT_PART_OF_LARGE == 0
 
 
@@ -142,7 +142,7 @@ cdef int apply(
     cdropout_dtype dtype, uint32_t flags, const void* x, void* y, size_t n, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
     cdef bint large = is_large(flags, n * itemsize_of(dtype))
-    if itemsize_of(dtype) == 0 or not are_known_flags(flags) or n and any_null(x, y, mask):
+    if itemsize_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, mask):
         return -1
     if n == 0:
         return 0
@@ -164,7 +164,7 @@ cdef int apply_bits(
     double scale
 ) noexcept nogil:
     cdef bint large = is_large(flags, n * itemsize_of(dtype))
-    if itemsize_of(dtype) == 0 or not are_known_flags(flags) or n and any_null(x, y, bits):
+    if itemsize_of(dtype) == 0 or not are_known(flags) or n and any_null(x, y, bits):
         return -1
     if dtype == CDROPOUT_FLOAT32:
         mask_and_scale_large(<const float*>x, <float*>y, bits, bit_start, n, scale, large)
@@ -249,9 +249,7 @@ cdef int apply_source(
     cdef View view
     cdef size_t bytes = itemsize_of(dtype)
     cdef int i
-    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known_flags(flags):
-        return -1
-    if not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
+    if bytes == 0 and dtype != CDROPOUT_BOOL or not are_known(flags) or not 0 <= ndim <= MAX_DIMS or ndim and axes == NULL:
         return -1
     for i in range(ndim):
         if axes[i].length == 0:
@@ -406,7 +404,7 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
-fill_bit_masks()                                       # before the first call of a kernel
+fill_bit_masks()                                  # before the first call of a kernel
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

@@ -1,22 +1,22 @@
-"""Mask, for the modules above."""
+"""Mask, and functions that create and validate masks, for the other modules of the core."""
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask
 
 cdef class Mask:
-    cdef cdropout_mask id             # seed, call, threshold; and the scale
+    cdef cdropout_mask id             # seed, call, threshold and scale
     cdef uint64_t start_              # position of the element with index 0, ..., 0
     cdef readonly tuple shape
     cdef readonly double p
-    cdef tuple strides_               # strides, or None for C order
+    cdef tuple strides_               # None for C order
 
     cdef set_positions(self, tuple shape, start, strides)
     cdef tuple fields(self)
 
 
 cdef inline bint uses_call_number(double p, bint empty) noexcept:
-    """Return whether a mask has anything to draw, and so uses up a call number."""
+    """Return whether a mask depends on random numbers, and so uses a call number."""
     return 0 < p < 1 and not empty
 
 

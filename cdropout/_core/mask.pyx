@@ -1,6 +1,4 @@
-"""Mask: which elements are kept, as a few numbers from which they are drawn."""
-import operator
-
+"""Mask: the numbers that determine which elements of an array are kept."""
 cimport cython
 cimport numpy as cnp
 
@@ -15,11 +13,11 @@ cnp.import_array()
 
 cdef str NO_ARITHMETIC = "call mask.apply(x) for the scaled product, or np.asarray(mask) for an array of bools"
 cdef double SMALLEST = np.finfo(np.float32).smallest_subnormal
-cdef double LARGEST = np.finfo(np.float32).max    # a scale is rounded to float32 for all types but float64
+cdef double LARGEST = np.finfo(np.float32).max    # the scale is rounded to float32 unless the type is float64
 
 
 cdef tuple c_strides(tuple shape):
-    """Elements from one index to the next along each axis, in C order."""
+    """Return the strides of C order, in elements."""
     step = 1
     strides = []
     for length in reversed(shape):
@@ -29,14 +27,14 @@ cdef tuple c_strides(tuple shape):
 
 
 cdef tuple normal_strides(tuple shape, strides):
-    """None if the strides are those of C order wherever they matter; else with 0 wherever they do not."""
+    """Return None if the strides are equivalent to C order, otherwise the strides with 0 for axes of length 1."""
     strides = tuple([0 if length == 1 else stride for length, stride in zip(shape, strides)])
     plain = [0 if length == 1 else stride for length, stride in zip(shape, c_strides(shape))]
     return None if list(strides) == plain or 0 in shape else strides
 
 
 cdef tuple as_shape(shape):
-    """Return shape, an int or a sequence of them, as a tuple of Python ints."""
+    """Return shape, an int or a sequence of ints, as a tuple of Python ints."""
     lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
     lengths = tuple([as_index(length, "each length in shape") for length in lengths])
     if any(length < 0 for length in lengths):
@@ -51,16 +49,16 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
-    """Return the strides of a mask with one draw along each of broadcast_dims: it is drawn as if these had length 1."""
+    """Return the strides of a mask that is drawn as if broadcast_dims had length 1, or None for C order."""
     return axes_to_strides(shape, as_axes(broadcast_dims))
 
 
 cdef tuple axes_to_strides(tuple shape, tuple dims):
-    """Do the part of `broadcast_strides` that runs no code of the caller's."""
+    """Return the strides of `broadcast_strides`, from axes that are Python ints."""
     cdef Py_ssize_t ndim = len(shape)
     cdef Py_ssize_t i
     cdef bint in_c_order = True
-    cdef list strides = [None] * ndim  # None: not shared
+    cdef list strides = [None] * ndim  # None for axes that are not broadcast
     for axis in dims:
         if not -ndim <= axis < ndim:
             raise ValueError(f"broadcast_dims has to be in [{-ndim}, {ndim}) for {ndim} dimensions, but got {axis}")
@@ -85,46 +83,98 @@ cdef tuple axes_to_strides(tuple shape, tuple dims):
 @cython.c_api_binop_methods(True)
 cdef class Mask:
     """Mask(shape, p, seed=0, call=0, start=0, strides=None, scale=None)\n--\n
-    A value that determines which elements of an array are kept; nothing is stored per element.
+    A value that determines which elements of an array are kept.
 
-    Two masks are equal if their numbers are. They can be dictionary keys, pickle to some hundred bytes, and draw the
-    same elements on every machine.
+    A mask stores a few numbers, and nothing per element. Masks are immutable and hashable, are equal if their numbers
+    are equal, and need about a hundred bytes in a pickle.
 
     Parameters
     ----------
     shape : int or tuple of int
+        The shape of the arrays that the mask applies to.
     p : float
         The probability that an element is dropped, in [0, 1].
-    seed : int
-        In [-2**63, 2**64), a negative one as its two's complement.
-    call : int
-        In [0, 2**64): tells the masks of one seed from each other.
-    start : int
-        The position in the stream of masks of the element with index 0, ..., 0.
+    seed : int, default 0
+        The seed, in [-2**63, 2**64). A negative seed is equivalent to its two's complement.
+    call : int, default 0
+        The call number, in [0, 2**64). It distinguishes the masks of one seed.
+    start : int, default 0
+        The position in the mask stream of the element with index 0, ..., 0.
     strides : tuple of int, optional
-        How far the position moves from one index to the next along each axis; by default as in C order. With start
-        this is how a window (``mask[2:5, ::-1]``) or a shared draw (stride 0) is a mask again.
+        The steps in the mask stream from one index to the next along each axis; by default those of C order. An axis
+        with stride 0 shares one draw.
     scale : float, optional
-        The number that kept elements are multiplied by: 1 / (1 - p) if not given, positive and finite otherwise.
+        The positive number by which kept elements are multiplied; by default ``1 / (1 - p)``.
 
     Attributes
     ----------
-    shape, p, seed, call, start, strides, scale
-        As given, seed in [0, 2**64).
-    ndim, size : int
-        The number of axes, and of elements.
+    shape : tuple of int
+    p : float
+    seed : int
+        The seed, in [0, 2**64).
+    call : int
+    start : int
+    strides : tuple of int
+    scale : float
+        The number by which kept elements are multiplied; 0 if p is 1.
+    ndim : int
+        The number of axes.
+    size : int
+        The number of elements.
+
+    Methods
+    -------
+    apply(x, out=None)
+        Apply the mask to an array.
+    bits()
+        Return the mask as packed bits.
+    to_scale(dtype="float32")
+        Return the mask as an array of scale and 0.
+    to_dask(chunks="auto")
+        Return the mask as a Dask array of bools.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of the wrong type.
+    ValueError
+        If an argument is out of range, or positions would be outside of [0, 2**64).
+
+    See Also
+    --------
+    Generator.next_mask
 
     Notes
     -----
-    The element at position e is dropped if the number that (seed, call, e) draws is below p; see tests/reference.py.
+    An element is dropped if its random number, which is determined by seed, call and position, is less than p.
 
-    So masks that differ only in p are not independent. If the masks of two p draw equally many bits per element (12, unless
-    p is a multiple of 2**-11), they are nested: whatever the lower p drops, the higher p drops too. Comparisons of
-    several p on one seed profit from that; two layers of a network must not have the same seed and call.
+    Indexing with ints, slices, ``...`` and None returns a window, which is a mask again. ``np.asarray(mask)`` is an
+    array of bools. Functions that convert their arguments to arrays, such as ``np.dot``, use these bools.
 
-    A Mask does not support arithmetic: ``mask * x`` is a TypeError, because the product would not be scaled. `apply`
-    returns the scaled product, and ``np.asarray(mask)`` an array of bools. Functions that convert the mask to an array,
-    such as ``np.dot``, ``np.einsum`` and ``np.average``, use these bools and do not scale.
+    A mask does not support arithmetic. ``mask * x`` raises TypeError, because the product would not be scaled.
+
+    Masks that differ only in p are not independent: they use the same random numbers. If neither p is a multiple of
+    2**-11, the mask with the higher p drops every element that the other mask drops. Layers of a network need different
+    seeds or calls.
+
+    **Compatibility Guarantee**
+
+    `Mask` guarantees that the same arguments determine the same elements in every release with version 1 of the mask
+    stream, on every platform and with every instruction set.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> mask = cdropout.Mask((2, 4), p=0.5, seed=7)
+    >>> x = np.ones((2, 4), np.float32)
+    >>> y = mask.apply(x)
+    >>> bool((y == 2 * np.asarray(mask)).all())
+    True
+    >>> mask[1, ::2]
+    Mask((2,), p=0.5, seed=7, call=0, start=4, strides=(2,))
+    >>> bool((mask[1, ::2].apply(x[1, ::2]) == y[1, ::2]).all())
+    True
     """
 
     __module__ = "cdropout"
@@ -136,24 +186,24 @@ cdef class Mask:
         if strides is not None:
             strides = tuple([as_index(step, "each of strides") for step in strides])
             if len(strides) != len(shape):
-                raise ValueError(f"strides has to have one number an axis of {shape}, but got {strides}")
+                raise ValueError(f"strides has to have one number per axis of {shape}, but got {strides}")
         mask.seed = as_seed(seed)
         mask.call = as_count(call, "call")
         probability = as_probability(p)
         kernels.mask_init(&mask, mask.seed, mask.call, probability)
         set_scale(&mask, probability, scale)
         self.set_positions(shape, as_count(start, "start"), strides)
-        self.id = mask                # only now: a second call of __init__ that fails leaves the mask as it was
+        self.id = mask                # at the end, so that the mask does not change after an error
         self.p = probability
 
     cdef set_positions(self, tuple shape, start, strides):
-        """Set what says where the elements lie in the stream."""
+        """Set the fields that determine the positions of the elements."""
         full = c_strides(shape) if strides is None else strides
         if 0 not in shape:
             low = start + sum([min(0, (length - 1) * step) for length, step in zip(shape, full)])
             high = start + sum([max(0, (length - 1) * step) for length, step in zip(shape, full)])
             if low < 0 or high >= 1 << 64:
-                raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would reach from {low} to {high}")
+                raise ValueError(f"a mask has positions 0 to 2**64 - 1, but this one would have positions {low} to {high}")
         self.shape = shape
         self.start_ = 0 if 0 in shape else start
         self.strides_ = None if strides is None else normal_strides(shape, strides)
@@ -170,17 +220,17 @@ cdef class Mask:
 
     @property
     def start(self):
-        """The position of the element with index 0, ..., 0."""
+        """The position in the mask stream of the element with index 0, ..., 0."""
         return self.start_
 
     @property
     def strides(self):
-        """How far the position moves from one index to the next along each axis."""
+        """The steps in the mask stream from one index to the next along each axis."""
         return c_strides(self.shape) if self.strides_ is None else self.strides_
 
     @property
     def scale(self):
-        """The number that kept elements are multiplied by; 0 for p = 1, which keeps none."""
+        """The number by which kept elements are multiplied; 0 if p is 1."""
         return self.id.scale
 
     @property
@@ -195,8 +245,6 @@ cdef class Mask:
         for length in self.shape:
             size *= length
         return size
-
-    # -- a value --
 
     cdef tuple fields(self):
         return self.shape, self.p, self.id.seed, self.id.call, self.start_, self.strides_, self.id.scale
@@ -220,8 +268,6 @@ cdef class Mask:
             text += f", scale={self.id.scale}"
         return text + ")"
 
-    # -- windows --
-
     def __len__(self):
         if not self.shape:
             raise TypeError("a mask of 0 dimensions has no length")
@@ -232,10 +278,9 @@ cdef class Mask:
         return (self[i] for i in range(length))
 
     def __bool__(self):
-        return True                   # as an argument it is there, whatever its length
+        return True                   # also if the length is 0: code such as `if mask:` tests for None
 
     def __getitem__(self, index):
-        """A window, as a mask of its own: integers, slices, ... and None."""
         cdef Mask window = Mask.__new__(Mask)
         start = self.start_
         shape = []
@@ -259,25 +304,30 @@ cdef class Mask:
         window.set_positions(tuple(shape), start, strides)
         return window
 
-    # -- what it says --
-
     def __array__(self, dtype=None, copy=None):
-        """Kept as bool, in C order."""
+        """Return the mask as bools, in C order."""
         if copy is False:
-            raise ValueError("a mask holds no array that could be shared: copy=False cannot be met")
+            raise ValueError("a mask stores no array that could be shared: copy=False is not possible")
         out = np.empty(self.shape, np.bool_)
         draw_into(out, self)
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        """Refuse arithmetic: the products of an array of bools would not be scaled."""
+        """Raise TypeError, because the product with an array of bools would not be scaled."""
         raise TypeError(f"a Mask does not support {ufunc.__name__}: {NO_ARITHMETIC}")
 
     def __mul__(left, right):
         raise TypeError(f"a Mask does not support multiply: {NO_ARITHMETIC}")
 
     def bits(self):
-        """Kept as packed bits in C order: uint8 of length ceil(size / 8), least significant bit first."""
+        """Return the mask as packed bits.
+
+        Returns
+        -------
+        ndarray of uint8
+            One bit per element in C order, least significant bit first: 1 if the element is kept. The length is
+            ``ceil(size / 8)``.
+        """
         if self.strides_ is not None:
             return np.packbits(self.__array__().reshape(-1), bitorder="little")
         out = np.empty((self.size + 7) // 8, np.uint8)
@@ -285,28 +335,68 @@ cdef class Mask:
         return out
 
     def to_dask(self, chunks="auto"):
-        """Kept as a lazy bool Dask array; `chunks` as in dask.array.from_array. ImportError without Dask."""
+        """Return the mask as a Dask array of bools.
+
+        Parameters
+        ----------
+        chunks : int, tuple or str, default "auto"
+            The chunks, as in ``dask.array.from_array``.
+
+        Returns
+        -------
+        dask.array.Array
+            Each chunk is drawn when it is computed.
+
+        Raises
+        ------
+        ImportError
+            If Dask is not installed.
+        """
         from cdropout.dask import mask_to_dask
         return mask_to_dask(self, chunks)
 
     def to_scale(self, dtype="float32"):
-        """Return an array of the scale where the mask keeps, otherwise 0; `dtype` is one that `dropout` takes."""
+        """Return the mask as an array of scale and 0.
+
+        Parameters
+        ----------
+        dtype : data-type, default "float32"
+            One of the element types that `dropout` supports.
+
+        Returns
+        -------
+        ndarray
+            The scale where an element is kept, otherwise 0.
+        """
         ones = np.ones(self.shape, dtype)
         return self.apply(ones, ones)
 
     def apply(self, x, out=None):
-        """Return x / (1 - p) where kept, else +0.0: dropout's forward, and its backward.
+        """Apply the mask to an array, as the forward and the backward pass of dropout do.
 
         Parameters
         ----------
-        x : array of the mask's shape
+        x : ndarray
+            An array of the mask's shape.
         out : ndarray, optional
-            Takes the result: x itself, or an array of its shape and type that does not overlap it.
+            The array for the result: x itself, or an array of the same shape and type that does not overlap x.
+
+        Returns
+        -------
+        ndarray
+            ``x * scale`` where an element is kept, otherwise +0.0.
 
         Raises
         ------
         TypeError, ValueError
             As `cdropout.dropout`; ValueError if x has another shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout
+        >>> cdropout.Mask(3, p=0).apply(np.array([1.0, 2.0, 3.0]))
+        array([1., 2., 3.])
         """
         cdef cnp.ndarray array = as_array(x)
         check_shape(self.shape, array)
@@ -316,30 +406,31 @@ cdef class Mask:
 
 
 def draw_into(cnp.ndarray out, Mask mask):
-    """Fill out, bools of the mask's shape in C order, with what the mask keeps."""
+    """Fill `out`, an array of bools with the mask's shape, with True for kept elements."""
     draw_bools(out, &mask.id, mask.start_, mask.strides_)
 
 
 cdef double scale_of(double p) noexcept:
+    """Return the scale of p, as the kernels compute it."""
     cdef cdropout_mask mask
     kernels.mask_init(&mask, 0, 0, p)
     return mask.scale
 
 
-# SELU's value for an argument of minus infinity, -lambda * alpha, with the constants of equation
-# (14) of Klambauer et al., "Self-normalizing neural networks", NIPS 2017
+# The limit of SELU for x -> -inf, -lambda * alpha. Source of the constants: equation (14) of Klambauer et al.,
+# "Self-normalizing neural networks", NIPS 2017.
 SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 
 def alpha_terms(p):
-    """Return a, b and c for 0 < p < 1: `alpha_dropout` gives a * x + b where kept, and c where dropped."""
+    """Return a, b and c for 0 < p < 1: `alpha_dropout` replaces kept elements by a * x + b, and dropped elements by c."""
     a = ((1 - p) * (1 + p * SATURATION**2)) ** -0.5
     b = -a * p * SATURATION
     return a, b, a * SATURATION + b
 
 
 cdef set_scale(cdropout_mask* mask, double p, scale):
-    """Give mask a scale other than 1 / (1 - p), unless scale is None."""
+    """Set the scale of a mask, unless `scale` is None. Raise ValueError if it is not positive and finite."""
     cdef double value
     if scale is None:
         return
@@ -352,7 +443,7 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
 
 
 cdef list expand_index(index, int ndim):
-    """One item an axis, and None where a new axis comes in."""
+    """Return an index as a list with one item per axis, and None for each new axis."""
     items = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, item in enumerate(items) if item is ...]
     named = len([item for item in items if item is not None and item is not ...])
@@ -366,16 +457,20 @@ cdef list expand_index(index, int ndim):
 
 
 cdef object as_position(item, length):
-    """The place that an integer index names."""
-    if isinstance(item, bool) or not hasattr(item, "__index__") or getattr(item, "ndim", 0):
-        raise IndexError(f"a mask takes integers, slices, ... and None as indices, but got {type(item).__name__}")
-    place = operator.index(item)
-    if not -length <= place < length:
-        raise IndexError(f"index {place} is out of bounds for an axis of length {length}")
-    return place % length
+    """Return an index along an axis as an int in [0, length)."""
+    try:
+        i = as_index(item, "index")
+    except TypeError:
+        raise IndexError(
+            f"indices of a mask have to be ints, slices, ... or None, but got {type(item).__name__}"
+        ) from None
+    if not -length <= i < length:
+        raise IndexError(f"index {i} is out of bounds for an axis of length {length}")
+    return i % length
 
 
 cdef check_shape(tuple shape, cnp.ndarray array):
+    """Raise ValueError unless the array has the shape of a mask."""
     cdef int ndim = cnp.PyArray_NDIM(array)
     cdef int i
     cdef bint same = ndim == len(shape)
@@ -386,7 +481,7 @@ cdef check_shape(tuple shape, cnp.ndarray array):
 
 
 cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
-    """Return a mask of checked numbers."""
+    """Return a mask from validated numbers; `strides` is None for C order."""
     cdef Mask mask = Mask.__new__(Mask)
     mask.id = id
     mask.shape = shape
@@ -396,7 +491,7 @@ cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
 
 
 cdef Mask unseeded_mask(shape, p, broadcast_dims, scale):
-    """Return a mask of seed 0 and call 0, of which a generator replaces the seed and the call number."""
+    """Return a mask with seed 0 and call 0, which a generator replaces."""
     cdef cdropout_mask id
     cdef double probability = as_probability(p)
     cdef tuple axes = as_axes(broadcast_dims)
@@ -410,7 +505,7 @@ cdef Mask unseeded_mask(shape, p, broadcast_dims, scale):
 
 
 cpdef Mask with_scale(Mask mask, double scale):
-    """Return the mask with another scale, which has to be good."""
+    """Return a copy of the mask with another scale, which is not validated."""
     cdef Mask other = new_mask(mask.id, mask.shape, mask.p, mask.strides_)
     other.start_ = mask.start_
     other.id.scale = scale
@@ -418,7 +513,7 @@ cpdef Mask with_scale(Mask mask, double scale):
 
 
 cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
-    """Raise an error unless mask is a Mask of this shape with one draw along axes, and p is its p or the default."""
+    """Raise an error unless mask is a Mask of this shape that is broadcast along axes, and p is its p or the default."""
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if (<Mask>mask).shape != shape:
@@ -430,6 +525,6 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 
 
 cpdef check_not_given(name, value):
-    """Raise a ValueError if an argument that mask= excludes is given: if it is not None, () or []."""
+    """Raise ValueError if an argument that mask= excludes is not None, () or []."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
         raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

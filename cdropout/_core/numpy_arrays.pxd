@@ -1,4 +1,4 @@
-"""Validation of arrays, and operations on them, for the compiled modules above."""
+"""Validation of NumPy arrays and operations on them, for the other modules of the core."""
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 

@@ -1,4 +1,4 @@
-"""Validation of NumPy arrays and exporters, and their views for the engine."""
+"""Validation of NumPy arrays and of objects that export their memory, and operations of the engine on them."""
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -16,7 +16,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cnp.import_array()
 
-# What to do about objects that are not taken, by the package that defines their type.
+# How to convert objects that are not supported, by the package that defines their type.
 cdef dict ADVICE = {
     "astropy": "pass {}.value",
     "autograd": "multiply {} by mask.to_scale()",
@@ -35,16 +35,16 @@ cdef dict ADVICE = {
 }
 
 
-# ---- what comes in ----------------------------------------------------------------------------
+# ---- validation -------------------------------------------------------------------------------
 
 
 cdef bint is_plain_array(object x):
-    """Return whether x is an array whose type adds no meaning to its elements, as masks and units do."""
+    """Return whether x is an ndarray or of a subclass that adds no meaning, such as units, to the elements."""
     return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
 
 
 cdef advice(x, name, default=""):
-    """Return the end of an error message: what to do with x, which is not taken."""
+    """Return the end of an error message, which tells how to convert x."""
     packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
     found = [ADVICE[package] for package in packages if package in ADVICE]
     text = found[0] if found else default
@@ -52,14 +52,15 @@ cdef advice(x, name, default=""):
 
 
 cdef refuse_subclass(x, name):
-    if isinstance(x, np.ma.MaskedArray):  # np.ma is imported when it is first named, so not for a plain array
-        raise TypeError(f"{name} is a masked array, which has a mask of its own; pass {name}.data or {name}.filled()")
-    way = advice(x, name, "pass np.asarray({})")
-    raise TypeError(f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose{way}")
+    """Raise the TypeError for an ndarray of an unsupported subclass."""
+    if isinstance(x, np.ma.MaskedArray):  # the first use of np.ma imports it, so plain arrays do not get here
+        raise TypeError(f"{name} is a masked array, and its mask would be lost; pass {name}.data or {name}.filled()")
+    problem = f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose"
+    raise TypeError(problem + advice(x, name, "pass np.asarray({})"))
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """x as an array of a type that the kernels know, without a copy; TypeError, with its name, if it is none."""
+    """Return x as an ndarray, without a copy. Raise TypeError, with the argument's name, if x is not supported."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -69,7 +70,7 @@ cdef cnp.ndarray as_array(object x, name="x"):
         array = np.asarray(x)
     elif isinstance(x, np.generic):
         array = np.asarray(x)
-        array.flags.writeable = False  # a scalar's value cannot change
+        array.flags.writeable = False  # scalars are immutable
     else:
         array = from_exporter(x, name)
     if by_array(array) == NULL:
@@ -80,20 +81,20 @@ cdef cnp.ndarray as_array(object x, name="x"):
 
 
 def from_exporter(x, name):
-    """A NumPy array over the memory of an object with DLPack or the buffer protocol."""
-    if hasattr(type(x), "__dlpack__"):  # some wrappers, such as quantities, hand on the attributes of what they hold
+    """Return a NumPy array that shares the memory of an object with DLPack or the buffer protocol."""
+    if hasattr(type(x), "__dlpack__"):  # on the type, because some wrappers forward the attributes of their contents
         try:
             return np.from_dlpack(x)
         except Exception as error:
-            way = advice(x, name)
-            if not way and not isinstance(error, (BufferError, RuntimeError)):  # NumPy's, of types and devices
+            suggestion = advice(x, name)
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # NumPy raises these two
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
-            problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{way}"
+            problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"
             raise kind(f"{problem}: {error}") from error
     try:
         return np.asarray(memoryview(x))
-    except (TypeError, ValueError):    # no buffer; or one of elements that NumPy does not know
+    except (TypeError, ValueError):    # no buffer, or an element type that NumPy does not support
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
             f"with elements of {FLOATS_TEXT}, but got {type(x).__name__}{advice(x, name)}"
@@ -101,12 +102,13 @@ def from_exporter(x, name):
 
 
 def as_any_array(x):
-    """Return x, or for an exporter an array over its memory, which is read once; TypeError if dropout does not take it."""
+    """Return x if it is an array, otherwise an array that shares its memory. Raise TypeError if x is not supported."""
     array = as_array(x)
     return x if isinstance(x, cnp.ndarray) else array
 
 
 cdef check_writable(cnp.ndarray array, name):
+    """Raise ValueError if an array is read-only or its elements overlap."""
     cdef View view
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
@@ -119,7 +121,7 @@ cdef check_writable(cnp.ndarray array, name):
 
 
 cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
-    """Whether every element of the one lies where the other's does."""
+    """Return whether arrays of the same shape have the same elements in memory."""
     cdef int i
     if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
         return False
@@ -130,6 +132,7 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
+    """Return whether arrays share memory without being identical; True if that is too hard to determine."""
     cdef const char* first = <const char*>cnp.PyArray_DATA(a)
     cdef const char* second = <const char*>cnp.PyArray_DATA(b)
     if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
@@ -143,6 +146,7 @@ cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef check_out(cnp.ndarray x, cnp.ndarray out):
+    """Raise ValueError unless out can receive the result for x."""
     if not cnp.PyArray_SAMESHAPE(x, out):
         raise ValueError(f"out has to have the shape of x, {shape_of(x)}, but got {shape_of(out)}")
     if cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(x) or not cnp.PyArray_ISNOTSWAPPED(out):
@@ -153,10 +157,10 @@ cdef check_out(cnp.ndarray x, cnp.ndarray out):
 
 
 cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
-    """The array that the result is written to: x, out, or a new one in the memory order of x."""
+    """Return the array that receives the result: x, out, or a new array in the memory order of x."""
     if inplace:
         if out is not None:
-            raise ValueError("inplace=True writes to x: it excludes out")
+            raise ValueError("inplace=True and out= exclude each other")
         check_writable(x, "x")
         return x
     if out is None:
@@ -170,11 +174,11 @@ cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
     return out
 
 
-# ---- operations on whole arrays -----------------------------------------------------------------
+# ---- operations ---------------------------------------------------------------------------------
 
 
 cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple strides):
-    """Describe x and y, with the mask's strides (None: those of C order)."""
+    """Fill in a view of x and y. If `strides` is None, the mask has the strides of C order."""
     cdef cdropout_axis* axis
     cdef int64_t step = 1
     cdef int i
@@ -194,9 +198,10 @@ cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple s
 cdef apply_mask(
     cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=None,
 ):
-    """y = x * scale where the mask keeps, else +0.0; strides in elements of the mask, None if x is drawn in C order.
+    """Apply a mask to x: ``y = x * scale`` where it keeps an element, otherwise +0.0.
 
-    With shift, y = x * scale + shift[0] where the mask keeps, else shift[1].
+    `strides` are those of the mask, or None for C order. With `shift`, kept elements are ``x * scale + shift[0]``, and
+    dropped elements are shift[1].
     """
     cdef Operation operation
     fill_view(&operation.view, x, y, start, strides)
@@ -208,7 +213,7 @@ cdef apply_mask(
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
-    """y = x * scale where keep (bools, of the shape of x) is true, else +0.0."""
+    """Apply bools, in the shape of x: ``y = x * scale`` where `keep` is true, otherwise +0.0."""
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, (<object>keep).strides)
     operation.dtype = by_array(x).code
@@ -217,7 +222,7 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
-    """y = x * scale where the packed bit (contiguous, in the C order of x) is set, else +0.0."""
+    """Apply packed bits, contiguous and in the C order of x: ``y = x * scale`` where the bit is 1, otherwise +0.0."""
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, None)
     operation.dtype = by_array(x).code
@@ -226,7 +231,7 @@ cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
 
 
 cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tuple strides):
-    """Fill out (a byte per element) with 1 where the mask keeps, else 0."""
+    """Fill `out`, which has one byte per element, with 1 where the mask keeps an element, otherwise 0."""
     cdef Operation operation
     fill_view(&operation.view, out, out, start, strides)
     operation.dtype = CDROPOUT_BOOL
@@ -235,7 +240,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
-    """Fill out (uint8, contiguous) with n keep bits, least significant first."""
+    """Fill `out`, contiguous uint8, with n packed bits, least significant bit first."""
     cdef Operation operation
     operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
     operation.view.start = start

@@ -16,12 +16,14 @@ cdef extern from "simd.h" nogil:
     void store_f64 "cd_store_f64"(void*, f64)
     f32 fill_f32 "cd_fill_f32"(float)
     f64 fill_f64 "cd_fill_f64"(double)
-    void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
-    void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
     f32 kept_f32 "cd_kept_f32"(f32, const uint8_t*, size_t)
     f64 kept_f64 "cd_kept_f64"(f64, const uint8_t*, size_t)
     void store_streaming "cd_store_streaming"(void*, const void*, size_t)
     void end_streaming "cd_end_streaming"()
+
+cdef extern from "half.h" nogil:
+    void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
+    void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
 
 cdef struct half:                                 # structs, because Cython would treat two ctypedefs of uint16_t as one type
     uint16_t bits
@@ -102,8 +104,8 @@ cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
 
     A store across two lines takes twice as long.
     """
-    cdef size_t n_before = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
-    return n_before if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
+    cdef size_t head = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
+    return head if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
 
 
 cdef inline void mask_and_scale(

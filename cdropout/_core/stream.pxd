@@ -39,7 +39,7 @@ cdef extern from *:
     const uint64_t INCREMENT "CD_INCREMENT"
     const uint64_t* LANE_OFFSETS "CD_LANE_OFFSETS"  # added to the seed of the first lane
     const int VECTORS "CD_VECTORS"                # vectors per 8 lanes
-    const int PART_VECTORS "CD_PART_VECTORS"      # vectors per part; a part is drawn in registers
+    const int PART_VECTORS "CD_PART_VECTORS"      # vectors per part of a group; more do not fit in registers
     const int PARTS "CD_PARTS"                    # parts per group
 
 cdef enum:
@@ -94,7 +94,7 @@ cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
 
 
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:
-    """Prepare to draw from element `group` on, a multiple of GROUP; p must be between 0 and 1, exclusively."""
+    """Prepare to draw from element `group` on, which is a multiple of GROUP; 0 < p < 1."""
     cdef uint64_t key = mix(mask.seed + GAMMA)
     cdef uint64_t _step
     cdef int v

@@ -1,4 +1,4 @@
-"""A copy past the cache: what memory allows a function whose output is not soon read."""
+"""A copy with streaming stores, to measure the bandwidth of memory."""
 cimport numpy as cnp
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t
@@ -11,11 +11,11 @@ cdef extern from "simd.h" nogil:
 
 cnp.import_array()
 
-streams = CD_STREAMS != 0             # whether there are stores here that pass the cache by
+streams = CD_STREAMS != 0             # whether this platform has streaming stores
 
 
 cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
-    """Whole cache lines of `to` past the cache, and what lies before and after them."""
+    """Copy n bytes: whole cache lines of `to` with streaming stores, the rest with memcpy."""
     cdef size_t head = min(n, <size_t>(-<uintptr_t>to % 64))
     cdef size_t last = n - (n - head) % 64
     memcpy(to, source, head)
@@ -25,7 +25,7 @@ cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
 
 
 def stream_copy(cnp.ndarray to, cnp.ndarray source):
-    """Copy `source` to `to`, both contiguous and of as many bytes, with streaming stores where there are any."""
+    """Copy `source` to `to`, which are contiguous arrays of the same size, with streaming stores if possible."""
     cdef size_t n = cnp.PyArray_NBYTES(to)
     if n != <size_t>cnp.PyArray_NBYTES(source):
         raise ValueError(f"to has to have the {source.nbytes} bytes of source, but has {to.nbytes}")

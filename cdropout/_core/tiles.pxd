@@ -21,8 +21,8 @@ from cdropout._core.view cimport (
 )
 
 cdef extern from "simd.h" nogil:
-    size_t load_alternate "cd_load_alternate"(void* to, const void* x, size_t n, size_t size)
-    size_t store_alternate "cd_store_alternate"(void* y, const void* elements, size_t n, size_t size)
+    size_t load_alternate "cd_load_alternate"(void* y, const void* x, size_t n, size_t itemsize)
+    size_t store_alternate "cd_store_alternate"(void* y, const void* x, size_t n, size_t itemsize)
 
 cdef enum:
     SMALL_BYTES = 1 << 15             # bytes of packed bits per SMALL_TILE
@@ -184,7 +184,8 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
-cdef struct Transform:                # a kept element becomes x * scale, or x * scale + shift; a dropped one 0.0 or constant
+# A kept element becomes x * scale, and a dropped one 0. With a shift, they become x * scale + shift, and the constant.
+cdef struct Transform:
     double scale
     bint large                        # y is part of an array that exceeds the cache: use streaming stores
     bint has_shift                    # shift and constant are used (float32 and float64 only)

@@ -137,7 +137,7 @@ cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nog
 cdef struct BitLayout:
     int order[MAX_DIMS]               # axes with a stride in the mask, by increasing stride
     int ndim                          # number of these axes
-    int run_ndim                      # number of them, from the first on, that a run contains
+    int run_ndim                      # number of axes within a run; the first ones of `order`
     uint64_t run_bits                 # bits per run
     uint64_t pitch                    # bits of the buffer per run
     uint64_t size                     # bits of the buffer that are used

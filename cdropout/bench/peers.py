@@ -1,32 +1,70 @@
-"""Who takes part in `cdropout bench`: copies, this package, NumPy's idioms, and the frameworks."""
+"""The implementations of dropout that `cdropout bench` times, and copies of the same bytes.
 
+A factory takes the number of threads and the name of an element type, and returns an
+Implementation. It imports its library when it is called.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import cdropout as cd
 from cdropout._core import streaming_copy
-from cdropout.bench.contestant import Contestant
-from cdropout.bench.frameworks import FRAMEWORKS, tensorflow_adapter, torch_adapter
+from cdropout._core.dtypes import element_type
 
-PIECE = 1 << 18  # bytes from which a copy is worth handing to another thread
-
-# ---- what everything is measured against ------------------------------------------------------
+MIN_COPY = 1 << 18  # bytes per thread; fewer are not worth handing to another thread
 
 
-def split_copy(copy, to, source, pool, threads):
-    """A call without arguments that copies source to `to`, each thread a piece."""
-    pieces = min(threads, to.size // PIECE)
-    if pieces < 2:
-        return lambda: copy(to, source)
-    parts = np.array_split(to, pieces), np.array_split(source, pieces)
+class Arrays(NamedTuple):
+    """The arrays of a measurement: the input x, its gradient gx, the output y, its gradient gy."""
+
+    x: np.ndarray
+    gy: np.ndarray
+    y: np.ndarray
+    gx: np.ndarray
+
+
+class Implementation(NamedTuple):
+    """An implementation of dropout.
+
+    `prepare(arrays, p)` returns two functions without arguments: `forward()` returns y, `both()`
+    returns (y, gx). Each call draws a new mask, and returns when its result is ready.
+    """
+
+    name: str
+    version: str
+    prepare: Callable[[Arrays, float], tuple[Callable[[], Any], Callable[[], Any]]]
+    as_array: Callable[[Any], np.ndarray] = np.asarray
+
+
+def example_arrays(n, dtype):
+    """Return arrays of n elements; x and gy have no zeros, so zeros of y and gx are dropped."""
+    i, kind = np.arange(n), element_type(dtype)
+    x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
+    return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))
+
+
+# ---- copies -----------------------------------------------------------------------------------
+
+
+def split_copy(copy, target, source, pool, threads):
+    """Return a function without arguments that copies source to target, a part per thread."""
+    count = min(threads, target.size // MIN_COPY)
+    if count < 2:
+        return lambda: copy(target, source)
+    parts = np.array_split(target, count), np.array_split(source, count)
     return lambda: list(pool.map(copy, *parts))
 
 
-def copier(copy, threads=1):
-    """The `prepare` of a copy of the same bytes, to memory that is already there."""
+def prepare_copy(copy, threads=1):
+    """Return the `prepare` of a copy that moves the bytes of a dropout."""
     pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def prepare(arrays, _):
@@ -37,23 +75,26 @@ def copier(copy, threads=1):
     return prepare
 
 
-def rooflines(threads):
-    """The copies that show the limits of memory: {name: prepare}.
+def copies(threads):
+    """Return {name: prepare} of copies, which show the limits of memory.
 
-    `memcpy` is one thread's; `memcpy-threads` that of all; `memcpy-stream` that of all with
-    streaming stores, which spare the reading of what is about to be overwritten. The C library
-    uses these by itself only from a size on, of hundreds of megabytes on some machines.
+    `memcpy` uses one thread, `memcpy-threads` all, `memcpy-stream` all and streaming stores, which
+    save reading the memory that is overwritten. The C library uses streaming stores only for large
+    copies, on some machines from hundreds of megabytes.
     """
-    found = {"memcpy": copier(np.copyto)}
+    found = {"memcpy": prepare_copy(np.copyto)}
     if threads > 1:
-        found["memcpy-threads"] = copier(np.copyto, threads)
+        found["memcpy-threads"] = prepare_copy(np.copyto, threads)
     if streaming_copy.streams:
-        found["memcpy-stream"] = copier(streaming_copy.stream_copy, threads)
+        found["memcpy-stream"] = prepare_copy(streaming_copy.stream_copy, threads)
     return found
 
 
-def cdropout(threads, _):
-    """This package, to memory that is there; the mask is all that the backward needs."""
+# ---- NumPy ------------------------------------------------------------------------------------
+
+
+def cdropout_out(threads, _):
+    """cdropout with `out=`; the backward pass needs the mask only."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -65,11 +106,11 @@ def cdropout(threads, _):
 
         return lambda: cd.dropout(x, p, out=y), both
 
-    return Contestant("cdropout", version("cdropout"), prepare)
+    return Implementation("cdropout", cd.__version__, prepare)
 
 
 def cdropout_new(threads, _):
-    """This package, to new arrays, as the frameworks do it."""
+    """cdropout with new arrays as results, as the frameworks allocate them."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -79,26 +120,11 @@ def cdropout_new(threads, _):
 
         return lambda: cd.dropout(arrays.x, p), both
 
-    return Contestant("cdropout-new", version("cdropout"), prepare)
+    return Implementation("cdropout-new", cd.__version__, prepare)
 
 
-OURS = {"cdropout": cdropout, "cdropout-new": cdropout_new}
-ADAPTERS = {  # each beside the framework of its name
-    "cdropout-torch": torch_adapter,
-    "cdropout-tensorflow": tensorflow_adapter,
-}
-
-
-def adapters_beside(others):
-    """The names of the adapters to these frameworks."""
-    return [name for name in ADAPTERS if name.partition("-")[2] in others]
-
-
-# ---- NumPy ------------------------------------------------------------------------------------
-
-
-def numpy_reused(*_):
-    """Uniform numbers of one Generator, compared with p, in arrays that are used again."""
+def numpy_out(*_):
+    """Uniform numbers of a `numpy.random.Generator` compared with p, in reused arrays."""
     random = np.random.default_rng()
 
     def prepare(arrays, p):
@@ -116,11 +142,11 @@ def numpy_reused(*_):
 
         return forward, lambda: (forward(), np.multiply(gy, mask, out=gx))
 
-    return Contestant("numpy", np.__version__, prepare)
+    return Implementation("numpy", np.__version__, prepare)
 
 
-def numpy_idiom(name, scaled_mask):
-    """The contestant that multiplies by `scaled_mask(shape, p)`, in new arrays throughout."""
+def multiply_by(name, scaled_mask):
+    """Return an Implementation that multiplies by `scaled_mask(shape, p)`, in new arrays."""
 
     def prepare(arrays, p):
         x, gy = arrays.x, arrays.gy
@@ -131,41 +157,278 @@ def numpy_idiom(name, scaled_mask):
 
         return lambda: x * scaled_mask(x.shape, p).astype(x.dtype), both
 
-    return Contestant(name, np.__version__, prepare)
+    return Implementation(name, np.__version__, prepare)
 
 
 def numpy_rand(*_):
-    """The lines of many courses: `np.random.rand`, the legacy generator, in float64."""
-    return numpy_idiom("numpy-rand", lambda shape, p: (np.random.rand(*shape) >= p) / (1 - p))
+    """`np.random.rand`, the legacy generator, in float64, as many courses teach it."""
+    return multiply_by("numpy-rand", lambda shape, p: (np.random.rand(*shape) >= p) / (1 - p))
 
 
 def numpy_binomial(*_):
-    """A draw from the binomial distribution of one trial for each element."""
-    random = np.random.default_rng()
-    return numpy_idiom(
-        "numpy-binomial", lambda shape, p: random.binomial(1, 1 - p, shape) / (1 - p)
+    """A binomial distribution with one trial per element."""
+    binomial = np.random.default_rng().binomial
+    return multiply_by("numpy-binomial", lambda shape, p: binomial(1, 1 - p, shape) / (1 - p))
+
+
+# ---- PyTorch ----------------------------------------------------------------------------------
+
+
+def import_torch(threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def to_torch(torch, array):
+    """Return a tensor over the same memory; `from_numpy` does not take the types of ml_dtypes."""
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    integers = array.view(f"int{8 * array.itemsize}")
+    return torch.from_numpy(integers).view(getattr(torch, array.dtype.name))
+
+
+def from_torch(torch, tensor):
+    tensor = tensor.detach()
+    kind = element_type(str(tensor.dtype).removeprefix("torch."))
+    if kind.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.view(getattr(torch, f"int{8 * kind.itemsize}")).numpy().view(kind)
+
+
+def torch_autograd(torch, name, dropout, wrap=lambda function: function):
+    """Return an Implementation by `dropout(x, p)`, wrapped by `wrap`, with autograd's backward."""
+
+    def prepare(arrays, p):
+        drop = wrap(lambda x: dropout(x, p))
+        x, gy = to_torch(torch, arrays.x), to_torch(torch, arrays.gy)
+        leaf = x.clone().requires_grad_()
+
+        def both():
+            y = drop(leaf)
+            return y, torch.autograd.grad(y, leaf, gy)[0]
+
+        return lambda: drop(x), both
+
+    return Implementation(name, torch.__version__, prepare, partial(from_torch, torch))
+
+
+def torch_eager(threads, _):
+    """`torch.nn.functional.dropout`, eager."""
+    torch = import_torch(threads)
+    return torch_autograd(torch, "torch", torch.nn.functional.dropout)
+
+
+def torch_adapter(threads, _):
+    """`cdropout.torch.dropout`."""
+    torch = import_torch(threads)
+    from cdropout.torch import dropout
+
+    return torch_autograd(torch, "cdropout-torch", dropout)
+
+
+def torch_compiled(threads, _):
+    """`torch.nn.functional.dropout` under `torch.compile`, for each size: faster than for all."""
+    torch = import_torch(threads)
+
+    def wrap(function):
+        torch.compiler.reset()  # otherwise it silently stops compiling after eight sizes
+        return torch.compile(function, dynamic=False)
+
+    return torch_autograd(torch, "torch-compile", torch.nn.functional.dropout, wrap)
+
+
+def torch_native(threads, _):
+    """`torch.native_dropout` and its backward, without autograd: what F.dropout uses on GPUs."""
+    torch = import_torch(threads)
+
+    def prepare(arrays, p):
+        x, gy = to_torch(torch, arrays.x), to_torch(torch, arrays.gy)
+        backward = torch.ops.aten.native_dropout_backward
+
+        def both():
+            y, keep = torch.native_dropout(x, p, True)
+            return y, backward(gy, keep, 1 / (1 - p))
+
+        return lambda: torch.native_dropout(x, p, True)[0], both
+
+    as_array = partial(from_torch, torch)
+    return Implementation("torch-native", torch.__version__, prepare, as_array)
+
+
+# ---- TensorFlow and Keras ---------------------------------------------------------------------
+
+
+@contextmanager
+def discard_stderr():
+    """Discard what C++ code prints to standard error."""
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+def import_tensorflow(threads):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with discard_stderr():  # the import prints before it reads this variable
+        import tensorflow
+
+    # TensorFlow refuses these settings once it has run an operation; then they are set already.
+    if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:
+        tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+        tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+        tensorflow.config.set_visible_devices([], "GPU")
+        tensorflow.get_logger().setLevel("ERROR")  # otherwise it warns of a graph per size
+    return tensorflow
+
+
+def tensorflow_graph(tensorflow, name, library, make_dropout):
+    """Return an Implementation by `make_dropout(p)` in a `tf.function`, faster than eager calls."""
+
+    def prepare(arrays, p):
+        drop = make_dropout(p)
+        x, gy = tensorflow.constant(arrays.x), tensorflow.constant(arrays.gy)
+
+        def with_gradient(x, gy):
+            with tensorflow.GradientTape() as tape:
+                tape.watch(x)
+                y = drop(x)
+            return y, tape.gradient(y, x, gy)
+
+        forward = tensorflow.function(drop, autograph=False)
+        both = tensorflow.function(with_gradient, autograph=False)
+        return lambda: forward(x), lambda: both(x, gy)
+
+    return Implementation(name, library.__version__, prepare)
+
+
+def tensorflow_nn(threads, _):
+    """`tf.nn.dropout`."""
+    tensorflow = import_tensorflow(threads)
+    dropout = tensorflow.nn.dropout
+    return tensorflow_graph(
+        tensorflow, "tensorflow", tensorflow, lambda p: lambda x: dropout(x, rate=p)
     )
 
 
+def tensorflow_adapter(threads, _):
+    """`cdropout.tensorflow.dropout`."""
+    tensorflow = import_tensorflow(threads)
+    from cdropout.tensorflow import dropout
+
+    cd.set_num_threads(threads)
+    return tensorflow_graph(
+        tensorflow, "cdropout-tensorflow", tensorflow, lambda p: lambda x: dropout(x, p)
+    )
+
+
+def keras_layer(threads, dtype):
+    """`keras.layers.Dropout` with the TensorFlow backend, in a `tf.function` as in `fit`."""
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise RuntimeError(f"KERAS_BACKEND has to be tensorflow, but got {backend}")
+    tensorflow = import_tensorflow(threads)
+    import keras
+
+    def make_dropout(p):
+        return partial(keras.layers.Dropout(p, dtype=dtype), training=True)
+
+    return tensorflow_graph(tensorflow, "keras", keras, make_dropout)
+
+
+# ---- JAX --------------------------------------------------------------------------------------
+
+
+def import_jax(threads, dtype):
+    # JAX reads these when it creates the CPU client; older releases read the first name only.
+    os.environ["NPROC"] = os.environ["PJRT_NPROC"] = str(threads)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if threads == 1:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false"
+    import jax
+
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    return jax
+
+
+def jitted_calls(jax, key, arrays, p):
+    """Return forward and both: `bernoulli` and `where` under `jit`, which splits the key too."""
+
+    def drop(key, x):
+        return jax.numpy.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)
+
+    @jax.jit
+    def forward(key, x):
+        key, subkey = jax.random.split(key)
+        return key, drop(subkey, x)
+
+    @jax.jit
+    def both(key, x, gy):
+        key, subkey = jax.random.split(key)
+        y, vjp = jax.vjp(lambda x: drop(subkey, x), x)
+        return key, (y, vjp(gy)[0])
+
+    x, gy = jax.numpy.asarray(arrays.x), jax.numpy.asarray(arrays.gy)
+
+    def run(function, *arrays):
+        nonlocal key
+        key, result = function(key, *arrays)
+        return jax.block_until_ready(result)
+
+    return lambda: run(forward, x), lambda: run(both, x, gy)
+
+
+def jax_jit(threads, dtype, *, name, generator):
+    """JAX with one of its generators."""
+    jax = import_jax(threads, dtype)
+
+    def prepare(arrays, p):
+        key = jax.random.key(secrets.randbits(31), impl=generator)
+        return jitted_calls(jax, key, arrays, p)
+
+    return Implementation(name, jax.__version__, prepare)
+
+
+# ---- all of them ------------------------------------------------------------------------------
+
+OURS = {"cdropout": cdropout_out, "cdropout-new": cdropout_new}
+ADAPTERS = {"cdropout-torch": torch_adapter, "cdropout-tensorflow": tensorflow_adapter}
 PEERS = {
-    "numpy": numpy_reused,
+    "numpy": numpy_out,
     "numpy-rand": numpy_rand,
     "numpy-binomial": numpy_binomial,
-    **FRAMEWORKS,
+    "torch": torch_eager,
+    "torch-native": torch_native,
+    "torch-compile": torch_compiled,
+    "tensorflow": tensorflow_nn,
+    "jax": partial(jax_jit, name="jax", generator="threefry2x32"),
+    "jax-rbg": partial(jax_jit, name="jax-rbg", generator="rbg"),
+    "keras": keras_layer,
 }
 
 
+def adapters_of(names):
+    """Return the names of the adapters of those peers that have one."""
+    return [name for name in ADAPTERS if name.removeprefix("cdropout-") in names]
+
+
 def is_variant(name: str) -> bool:
-    """Whether this is another way to call a library that takes part already."""
+    """Return whether this peer is another way to call the library of an earlier one."""
     return "-" in name
 
 
 def missing(name: str) -> str | None:
     """Return a package that this peer needs and that is not installed; import none."""
-    needed = ["tensorflow"] if name == "keras" else []  # its backend in the race
-    return next((each for each in [name.partition("-")[0], *needed] if not find_spec(each)), None)
+    backend = ["tensorflow"] if name == "keras" else []
+    return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers that can be imported, without importing them."""
+    """Return the names of the peers that can be imported; import none."""
     return [name for name in PEERS if missing(name) is None]

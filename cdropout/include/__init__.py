@@ -1,12 +1,12 @@
-"""The folder of the header of the C interface."""
+"""The folder of cdropout.h, the header of the C interface."""
 
 import os
 
 
 def get_include() -> str:
-    """Return the folder of cdropout.h, for a compiler's -I.
+    """Return the folder of cdropout.h, for the include path of a C compiler.
 
-    On the command line, `cdropout info --include` prints it.
+    The command `cdropout info --include` prints it.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-/* The C interface for C and C++: cdropout_mask, and the table of kernels. Must match cdropout/__init__.pxd.
+/* The C interface for C and C++: cdropout_mask, and the table of kernels. It must match cdropout/__init__.pxd.
  *
- * Where Python.h is included first, cdropout_import() returns the table. Without Python.h this header works alone: a program
- * gets the table as a pointer, which is what cdropout.get_table() returns in Python, as an int. */
+ * If Python.h is included before this header, cdropout_import() returns the table. Python.h is optional: in Python,
+ * cdropout.get_table() returns the address of the table as an int, which a program can receive as a pointer. */
 #ifndef CDROPOUT_H
 #define CDROPOUT_H
 
@@ -12,9 +12,9 @@
 extern "C" {
 #endif
 
-/* A mask: which elements are dropped, and the scale of the others. The caller owns it.
- * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. With a scale of 0, as for p = 1, nothing is kept;
- * with a threshold of 0 everything is. */
+/* A mask determines which elements are dropped, and the scale of the others. The caller owns it.
+ * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If the scale is 0, as for p = 1, all elements are
+ * dropped; if only the threshold is 0, all are kept. */
 typedef struct {
   uint64_t seed, call, threshold;
   double scale;
@@ -25,69 +25,70 @@ typedef enum {
   CDROPOUT_FLOAT64 = 1,
   CDROPOUT_FLOAT16 = 2,
   CDROPOUT_BFLOAT16 = 3,
-  CDROPOUT_BOOL = 4 /* only for apply_strided, apply_bits_strided and apply_bools_strided: see there */
+  CDROPOUT_BOOL = 4 /* only for apply_strided, apply_bits_strided and apply_bools_strided, as described there */
 } cdropout_dtype;
 
-/* Flags are added up; 0 means none. */
+/* The flags argument is a sum of these; 0 is no flag. */
 typedef enum {
-  /* y is part of an array that does not fit in the cache, so it is written with streaming stores. The kernels write a y that does
-   * not fit in the cache by itself in this way without the flag. The result is the same. */
+  /* y is part of an array that does not fit in the cache, so it is written with streaming stores. The flag is not needed if y
+   * alone does not fit in the cache. It never changes the result. */
   CDROPOUT_PART_OF_LARGE = 1
 } cdropout_flags;
 
-/* One axis of x, y and a mask: its length, the bytes from one index to the next in x and in y, and the elements of the mask (or
- * bits, or bytes) from one index to the next. A stride may be negative. Where the stride of the mask is 0, one draw is shared along the axis. */
+/* One axis of x, y and a mask: the length, the strides of x and y in bytes, and the stride of the mask in elements (of bits or
+ * bools in place of a mask, in bits or bytes). A stride may be negative. If the stride of the mask is 0, one draw is shared along
+ * the axis. */
 typedef struct {
   size_t length;
   ptrdiff_t x, y;
   int64_t mask;
 } cdropout_axis;
 
-/* The table only grows at its end, and its version grows with it: a program runs with the version that it was compiled for and
- * with all later ones. */
+/* Later versions of the table only add functions at its end. A program works with the version that it was compiled for and with
+ * all later ones. */
 #define CDROPOUT_TABLE_VERSION 1
 
 /* All kernels follow these rules:
  *
- * - A kernel does not call Python, lock or keep state. Any thread may call any kernel at any time, with or without the GIL, if no
- *   two calls write the same memory. `start` is the position in the mask of the first element, so that each thread can take a
- *   range of its own.
- * - Most kernels allocate no memory. The strided ones may allocate up to 257 KiB during a call on more than 2^18 elements; if there
- *   is no memory, the call takes longer.
- * - n, rows, columns, start and bit_start count elements; the strides of x and y count bytes. Positions in a mask are 64-bit
- *   numbers: after the last, 2^64 - 1, comes 0. Packed bits are bytes, least significant bit first.
- * - Input and output must be identical or must not overlap, and no two elements of y may overlap. Elements, bits and bytes need
- *   no alignment; masks, axes and the doubles of gbias need that of their C types.
- * - A kernel returns 0. It returns -1 and writes nothing if a dtype or a flag is unknown or not supported, a pointer is NULL or ndim is not in [0, 64].
- *   If there are no elements, every pointer but the one to the axes may be NULL.
- * - A dropped element is +0.0, whatever x holds. A kept one is x * scale, rounded once; the half types are computed in float32, to
- *   which the scale is rounded too. */
+ * - A kernel does not call Python, does not lock and has no state. Any thread may call any kernel at any time, with or without the
+ *   GIL, if no two calls write the same memory. `start` is the position in the mask of the first element, so several threads can
+ *   apply one mask to different ranges.
+ * - Most kernels allocate no memory. A strided kernel may allocate up to 257 KiB during a call on more than 2^18 elements; if this
+ *   fails, the call is slower.
+ * - n, rows, columns, start and bit_start are numbers of elements; the strides of x and y are numbers of bytes. Positions in a mask
+ *   are 64-bit numbers, which wrap around after 2^64 - 1. Packed bits are bytes, least significant bit first.
+ * - Input and output must be identical or must not overlap, and the elements of y must not overlap each other. Elements, bits and
+ *   bytes need no alignment; masks, axes and the doubles of gbias need the alignment of their C types.
+ * - A kernel returns 0. It returns -1 and writes nothing if a dtype or a flag is unknown or not supported, a pointer is NULL, or
+ *   ndim is not in [0, 64]. If there are no elements, every pointer except the one to the axes may be NULL.
+ * - A dropped element becomes +0.0 for any value of x. A kept element becomes x * scale, rounded once; float16 and bfloat16 are
+ *   computed in float32, to which the scale is rounded too. */
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
   uint32_t size;    /* bytes of its table */
-  /* Fill in the mask of a seed and a call number, of 64 bits each. Returns -1 too if p is not in [0, 1]. */
+  /* Initialize the mask of a seed and a call number. Return -1 also if p is not in [0, 1]. */
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
-  /* y = x * scale where the mask keeps, otherwise +0.0: the forward pass and, with the same mask, the backward pass. */
+  /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* The same with packed bits, from bit number bit_start on, in place of a mask: an element is kept if its bit is 1. */
+  /* The same with packed bits, beginning at bit bit_start, in place of a mask. An element is kept if its bit is 1. */
   int (*apply_bits)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start,
                     double scale);
-  /* Write which elements the mask keeps: as packed bits (n / 8 bytes, rounded up; the rest of the last byte is 0), and as n bytes
-   * of 0 or 1. */
+  /* Write which elements the mask keeps: bits writes packed bits (n / 8 bytes, rounded up; the unused bits are 0), and bools writes
+   * n bytes of 0 or 1. */
   int (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* y = residual + (x + bias) * scale where the mask keeps, otherwise residual + 0; float32 and float64, rows without gaps. bias has
-   * `columns` elements, the same for every row; y may be x or residual. */
+  /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. float32 and float64 only. The rows
+   * have no gaps. bias has `columns` elements and is added to every row. y may be x or residual. */
   int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows, size_t columns,
                           const cdropout_mask *mask, uint64_t start);
-  /* gx = gy * scale where kept, otherwise +0.0; the sum of gx over the rows is added to the `columns` doubles of gbias. */
+  /* gx = gy * scale where the mask keeps an element, otherwise +0.0. The sum of gx over the rows is added to the `columns` doubles
+   * of gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
-  /* The same for arrays with any strides: ndim axes, from 0 to 64, in any order. x and y point to the elements with index 0 along
-   * every axis, and start is the position of that element in the mask. apply_bits_strided takes packed bits, where positions are
-   * numbers of bits. apply_bools_strided takes bytes, where bools points to the byte of that element; an element is kept if its
-   * byte is not 0. All bits or bytes from the first to the last one may be read, also those of no element. A call needs 100 KB of
-   * stack.
+  /* The same as apply and apply_bits for arrays with any strides and 0 to 64 axes, in any order. x and y point to the elements with
+   * index 0 along every axis; start, or bit_start, is the position of that element in the mask, or in the packed bits. In
+   * apply_bools_strided, bools points to the byte of that element; an element is kept if its byte is not 0. All bits or bytes from
+   * the first to the last element may be read, including those between elements. A call uses up to 100 KB of stack.
    *
    * If dtype is CDROPOUT_BOOL, y gets one byte per element: 1 where an element is kept, otherwise 0. Then x and the strides of x
    * are not read, x may be NULL, and scale is not used. */
@@ -97,8 +98,8 @@ typedef struct {
                             const uint8_t *bits, uint64_t bit_start, double scale);
   int (*apply_bools_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                              const uint8_t *bools, double scale);
-  /* Alpha dropout of float32 and float64: y = x * scale + shift, each operation rounded, where the mask keeps, else constant. If the
-   * mask's scale is 0, y is +0.0. */
+  /* Alpha dropout, for float32 and float64 only: y = x * scale + shift where the mask keeps an element, each operation rounded,
+   * otherwise y = constant. If the scale of the mask is 0, y = +0.0. */
   int (*apply_alpha_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                              const cdropout_mask *mask, uint64_t start, double shift, double constant);
 } cdropout_table;
@@ -110,12 +111,12 @@ typedef struct {
 
 #if !defined(CDROPOUT_IMPORT) && !defined(Py_PYTHON_H)
 #undef cdropout_import
-#define cdropout_import() include_Python_h_before_cdropout_h /* is not declared: an error if it is used */
+#define cdropout_import() include_Python_h_before_cdropout_h /* not declared, so that a call is an error */
 #elif !defined(CDROPOUT_IMPORT)
 #define CDROPOUT_IMPORT
 #undef cdropout_import
-/* Return the table of the installed package, which is valid until the process ends. Return NULL with ImportError set if there is
- * none, or if it is older than this header. Needs the GIL: call it once, when your module is imported. */
+/* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is older
+ * than this header, return NULL and set ImportError. The caller needs the GIL. Call this once, when your module is imported. */
 static inline const cdropout_table *cdropout_import(void) {
   const char *name = "cdropout._core.table";
   PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
@@ -124,7 +125,7 @@ static inline const cdropout_table *cdropout_import(void) {
   capsule = PyObject_GetAttrString(dispatch, "table");
   Py_DECREF(dispatch);
   if (PyCapsule_IsValid(capsule, name)) table = (const cdropout_table *)PyCapsule_GetPointer(capsule, name);
-  Py_XDECREF(capsule); /* the table is static data of a module, and those are never unloaded */
+  Py_XDECREF(capsule); /* the table is static data of an extension module, which is never unloaded */
   if (table == NULL) {
     PyErr_Format(PyExc_ImportError, "cdropout._core.dispatch.table has to be a capsule named %s", name);
     return NULL;

@@ -226,7 +226,7 @@ def _key_data(key: Any) -> Any:
     return data
 
 
-# ---- the primitive, which is linear in x ---------------------------------------------------------
+# ---- the primitive, which is linear in x --------------------------------------------------------
 
 _dropout = Primitive("cdropout")
 _compiled_dropout = jax.jit(_dropout.bind, static_argnames=("broadcast_axes", "inplace"))
@@ -239,7 +239,7 @@ def _apply_key(
     """Bind the primitive for one key.
 
     The operands of the primitive are key data, x and p. The shape of x begins with that of the
-    keys; the other dimensions are those of a mask, and broadcast_axes counts these only. A traced p
+    keys; the other dimensions are those of a mask, in which broadcast_axes are numbered. A traced p
     is a float32 or float64. A known p is a float64 whose bits are two uint32, the higher one first.
     Under `vmap` there may be one p per key.
     """
@@ -320,7 +320,7 @@ def _to_front(operand: Any, axis: int | None, size: int) -> Any:
 batching.primitive_batchers[_dropout] = _batch
 
 
-# ---- lowering to the kernels ---------------------------------------------------------------------
+# ---- lowering to the kernels --------------------------------------------------------------------
 
 
 @cache

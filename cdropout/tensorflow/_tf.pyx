@@ -14,8 +14,8 @@ mask_id
 rate
     float64: one rate for all mask ids, or one per mask id.
 noise_shape
-    int64[n], aligned with the last axes of x, or a scalar for a mask of the shape of x. An entry is 1, the length of the
-    axis of x, or AXIS_LENGTH for that length. An axis of length 1, or without an entry, is a broadcast axis.
+    int64[n], aligned with the last axes of x, or any scalar for a mask without broadcast axes. An entry is 1, the length of
+    the axis of x, or AXIS_LENGTH for that length. An axis of length 1, or without an entry, is a broadcast axis.
 
 The only attribute is the type: a program can compute inputs, and a float attribute would be rounded to float32.
 """
@@ -117,7 +117,7 @@ cdef void check_masks(Call* call, void** inputs) noexcept nogil:
     view.ndim = x_ndim - mask_id_ndim
     view.start = 0
     if x_ndim > MAX_DIMS:
-        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but has %d", x_ndim)
+        snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but got %d", x_ndim)
         return
     if mask_id_ndim < 0 or view.ndim < 0 or tf.get_length(inputs[MASK_ID], mask_id_ndim) != 2:
         snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
@@ -201,7 +201,7 @@ cdef void check_and_apply(void* context, void** inputs, void* status) noexcept n
     if call.error[0]:
         tf.set_status(status, INVALID_ARGUMENT, call.error)
         return
-    tf.delete_tensor(inputs[X])       # this is a reference; without it TensorFlow can use the memory of x for y
+    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory of x, and uses it for y if there is no other reference
     inputs[X] = NULL
     y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
     if tf.get_code(status) == 0:

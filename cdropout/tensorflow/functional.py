@@ -15,7 +15,7 @@ from cdropout._core import dtypes
 from cdropout.tensorflow import op
 
 FLOATS = tuple(getattr(tf, name) for name in dtypes.FLOATS)
-NO_NOISE_SHAPE = 0  # for the op
+NO_NOISE_SHAPE = 0  # the op takes any scalar
 
 
 @tf.autograph.experimental.do_not_convert

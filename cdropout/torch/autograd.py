@@ -71,7 +71,7 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
                 "PyTorch's default generator can"
             )
         return draw_from(generator)
-    # The compiler would replace a call without the argument generator by its own generator
+    # Without the argument generator, the compiler would use its own generator
     return torch.randint(SEED_LIMIT, (), generator=None, device="cpu"), 0
 
 
@@ -169,7 +169,7 @@ class TransformableDropout(torch.autograd.Function):
 
 def _check_in_place(x: Tensor) -> None:
     """Raise PyTorch's error, before a mask is drawn, if x cannot be written to."""
-    if torch._debug_has_internal_overlap(x):  # PyTorch does not exclude an overlap
+    if torch._debug_has_internal_overlap(x):  # PyTorch cannot exclude an overlap
         _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
@@ -293,7 +293,7 @@ def implementation_for(x: Tensor) -> Implementation | None:
     """Return the function that applies masks to x; None if only PyTorch's operators can."""
     if not is_dynamo_compiling() and runs_eagerly(x):
         return dropout_eagerly
-    if is_compiling():  # by torch.export too
+    if is_compiling():  # also by torch.export
         return dropout_by_operators if _has_supported_type(x) else None
     if torch._C._get_tracing_state() is not None:
         return None
@@ -382,8 +382,8 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
                 f"PyTorch's own dropout, without {name}="
             )
         raise NotImplementedError(
-            f"{name}= is supported for plain CPU tensors of {FLOATS_TEXT}, but got a {type(x).__name__} "
-            f"of {x.dtype} on {x.device}, which is passed to PyTorch's own dropout"
+            f"{name}= is supported for plain CPU tensors of {FLOATS_TEXT}, but got "
+            f"a {type(x).__name__} of {x.dtype} on {x.device}, which is passed to PyTorch's dropout"
         )
 
 

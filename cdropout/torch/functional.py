@@ -18,7 +18,7 @@ from cdropout.torch.autograd import (
     implementation_for,
     restore_on_error,
 )
-from cdropout.torch.fx import REPLACEMENTS, is_proxy, record_call
+from cdropout.torch.fx import REPLACEMENTS, has_proxy, record_call
 
 if TYPE_CHECKING:
     from cdropout._core.mask import Mask
@@ -88,11 +88,11 @@ def dropout(
     part of `input` may have been written.
 
     `torch.compile`, `torch.export`, `make_fx` and `aot_function` record an operator that draws a
-    new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph, and raises
-    an error if ``fullgraph=True``; the others record an operator with the torch.Generator or the
-    numbers of the mask, but refuse a cdropout.Generator. `torch.fx` records a call of this function
-    if it has neither a generator nor a mask. `torch.jit.trace` records PyTorch's function, and
-    `torch.jit.script` compiles it.
+    new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
+    ``fullgraph=True`` it raises an error. The others record a torch.Generator or the numbers of a
+    mask, but refuse a cdropout.Generator. `torch.fx` records a call of this function, but refuses
+    `generator` and `mask`. `torch.jit.trace` records PyTorch's function, and `torch.jit.script`
+    compiles it.
     """
     return apply_dropout(F.dropout, input, p, training, inplace, generator, mask)
 
@@ -111,7 +111,7 @@ def dropout1d(
     Other numbers of dimensions raise RuntimeError. See `dropout` for parameters, results and
     errors.
     """
-    if type(input) is not Tensor and is_proxy(input):
+    if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout1d, input, p, training, inplace, generator=generator, mask=mask)
     broadcast_axes = (input.dim() - 1,)
     if input.dim() not in (2, 3):
@@ -133,7 +133,7 @@ def dropout2d(
     Other numbers of dimensions are read as (N, C, ...), with PyTorch's warnings. See `dropout` for
     parameters, results and errors.
     """
-    if type(input) is not Tensor and is_proxy(input):
+    if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
     if input.dim() != 4:
         return _call_deprecated(F.dropout2d, input, p, training, inplace, generator, mask)
@@ -154,7 +154,7 @@ def dropout3d(
     Other numbers of dimensions are read as (C, ...), with PyTorch's warning. See `dropout` for
     parameters, results and errors.
     """
-    if type(input) is not Tensor and is_proxy(input):
+    if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
     ndim = input.dim()
     if ndim not in (4, 5):
@@ -214,7 +214,7 @@ def feature_alpha_dropout(
     mask: Mask | None = None,
 ) -> Tensor:
     """Apply `alpha_dropout` to whole channels of (N, C, ...); fewer axes raise RuntimeError."""
-    if type(input) is not Tensor and is_proxy(input):
+    if type(input) is not Tensor and has_proxy(input):
         return record_call(
             feature_alpha_dropout, input, p, training, inplace, generator=generator, mask=mask
         )
@@ -252,21 +252,20 @@ def drop_path(
     Huang et al., "Deep networks with stochastic depth", ECCV 2016. The parameters have the names
     that timm uses.
     """
-
-    if type(input) is not Tensor and is_proxy(input):
+    if type(input) is not Tensor and has_proxy(input):
         options = {"scale_by_keep": scale_by_keep}
         return record_call(
             drop_path, input, p, training, inplace, generator=generator, mask=mask, **options
         )
 
     def fallback(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
-        rows = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
-        factors = F.dropout(rows, p, training)
-        factors = factors if scale_by_keep or p == 1 else factors * (1 - p)
-        return x.mul_(factors) if inplace else x * factors
+        ones = torch.ones(x.shape[:1] + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        scales = F.dropout(ones, p, training)
+        scales = scales if scale_by_keep or p == 1 else scales * (1 - p)
+        return x.mul_(scales) if inplace else x * scales
 
     if mask is not None and not scale_by_keep:
-        raise ValueError("mask= has a scale of its own: it excludes scale_by_keep=False")
+        raise ValueError("mask= determines the scale: it excludes scale_by_keep=False")
     broadcast_axes = tuple(range(1, input.dim()))
     form = "scale" if scale_by_keep else "keep"
     return apply_dropout(
@@ -285,8 +284,8 @@ def mc_dropout(
     -----
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
     """
-    as_copies(n)
-    if type(input) is not Tensor and is_proxy(input):
+    n = as_copies(n)
+    if type(input) is not Tensor and has_proxy(input):
         return record_call(mc_dropout, input, p, n, generator=generator, mask=mask)
     copies = input.expand(n, *input.shape)
     y = dropout(copies, p, generator=generator, mask=mask)
@@ -309,11 +308,11 @@ def bias_dropout_add(
     ----------
     input : Tensor
     bias, residual : Tensor
-        Broadcast as in PyTorch's sums.
+        Tensors that are broadcast to the shape of the sum.
     p, training, generator, mask
         See `dropout`, also for errors.
     """
-    if is_proxy(input, bias, residual):
+    if has_proxy(input, bias, residual):
         return record_call(
             bias_dropout_add, input, bias, residual, p, training, generator=generator, mask=mask
         )

@@ -14,7 +14,7 @@ LEAF_MODULES: set[type] = set()
 REPLACEMENTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
 
-def is_proxy(*args: Any) -> bool:
+def has_proxy(*args: Any) -> bool:
     """Return whether torch.fx traces a call with these arguments."""
     return any(isinstance(x, Proxy) for x in args)
 

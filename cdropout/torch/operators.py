@@ -64,8 +64,8 @@ def _(
     scale: float,
     alpha: bool,
 ) -> Tensor:
-    unsigned = [number & UINT64_MAX for number in (seed, call, start)]
-    mask = Mask(tuple(x.shape), p, *unsigned, strides, scale)
+    seed, call, start = seed & UINT64_MAX, call & UINT64_MAX, start & UINT64_MAX
+    mask = Mask(tuple(x.shape), p, seed, call, start, strides, scale)
     return apply_mask(x, given_mask(mask, "alpha" if alpha else "scale"))
 
 
@@ -90,10 +90,10 @@ def _(
     broadcast_axes: list[int],
     form: str,
 ) -> tuple[Tensor, int]:
-    x, seed = move_batch_axis_first(info, in_dims, x, seed)
+    x, one_seed = move_batch_axis_first(info, in_dims, x, seed)
     mask = seeded_mask(0, call, p, tuple(broadcast_axes), form)
     mask = mask.with_batch_axis(in_dims[1] is None)
-    return dropout_operator(x, seed, *mask.dropout_arguments()), 0
+    return dropout_operator(x, one_seed, *mask.dropout_arguments()), 0
 
 
 @torch.library.register_vmap(mask_operator)
@@ -108,9 +108,8 @@ def _(
     *others: Any,
 ) -> tuple[Tensor, int]:
     x, _ = move_batch_axis_first(info, in_dims, x, None)
-    if strides is None:
-        strides = Mask(tuple(x.shape[1:]), 0).strides
-    return mask_operator(x, seed, call, start, (0, *strides), *others), 0
+    sample_strides = Mask(tuple(x.shape[1:]), 0).strides if strides is None else strides
+    return mask_operator(x, seed, call, start, (0, *sample_strides), *others), 0
 
 
 class OperatorDerivatives(torch.autograd.Function):
@@ -173,7 +172,7 @@ def _(info: Any, in_dims: tuple[int | None], seed: Tensor) -> tuple[Tensor, int 
 
 @saved_seed.register_torch_dispatch(ProxyTorchDispatchMode)
 def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> object:
-    """Record the operator, and prevent that the partitioner repeats it in the backward pass.
+    """Record the operator so that the partitioner cannot repeat it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
     A budget of 0 saves nothing, so it is replaced by the smallest positive number.

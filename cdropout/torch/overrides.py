@@ -1,4 +1,4 @@
-"""Rerouting of PyTorch's own CPU dropout to this package, in functions, attention and RNNs."""
+"""Kernels that replace PyTorch's own CPU dropout, also within attention and recurrent networks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
-    """State of rerouting in the process; operators cannot be registered per thread."""
+    """State of the replacement. It applies to the process, as kernels cannot differ per thread."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -59,7 +59,7 @@ class _Switch:
         self.active = False
 
     def change(self, enabled: bool | None = None, depth_change: int = 0) -> None:
-        """Enable or disable rerouting, or enter or leave accelerate."""
+        """Enable or disable the replacement, or enter or leave a context of accelerate."""
         with self.lock:
             if self.library is None:
                 self.library = _register_kernels()
@@ -72,7 +72,7 @@ _switch = _Switch()
 
 
 def enable() -> None:
-    """Reroute PyTorch's dropout on the CPU, in all threads, until `disable` is called.
+    """Replace PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
     This affects all callers of the operators aten::dropout, feature_dropout, alpha_dropout and
     feature_alpha_dropout, in place or not, and aten::native_dropout: functions and modules of
@@ -92,7 +92,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undo `enable`. An active `accelerate` context continues to reroute."""
+    """Undo `enable`. An active context of `accelerate` remains in effect."""
     _switch.change(enabled=False)
 
 
@@ -122,11 +122,10 @@ class _Acceleration(contextlib.ContextDecorator):
 
 
 def accelerate() -> _Acceleration:
-    """Reroute PyTorch's dropout on the CPU, as `enable` does, within a context.
+    """Replace PyTorch's dropout on the CPU, as `enable` does, within a context.
 
-    The result is a context manager and a decorator of functions. It can be nested. Rerouting
-    affects all threads of the process and ends when the last thread has left its context, also on
-    an error.
+    The result is a context manager and a decorator of functions. It can be nested. The replacement
+    affects all threads of the process and ends when the last context is left, also by an exception.
 
     Raises
     ------
@@ -162,8 +161,8 @@ def _register_kernels() -> torch.library.Library:
         native = torch.library.get_kernel("aten::native_dropout", key).call_boxed
         with warnings.catch_warnings():  # about the replacement of a kernel, which is intended
             warnings.simplefilter("ignore")
-            kernel = functools.partial(_native_dropout_kernel, native)
-            library.impl("native_dropout", kernel, key, with_keyset=True)
+            native_kernel = functools.partial(_native_dropout_kernel, native)
+            library.impl("native_dropout", native_kernel, key, with_keyset=True)
     return library
 
 

@@ -1,4 +1,4 @@
-"""ctypes: each row of a float32 array by a mask of its own, row i by that of call number i."""
+"""ctypes: apply a separate mask to each row of a float32 array; row i has call number i."""
 
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
@@ -20,7 +20,7 @@ class Mask(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """The beginning of cdropout_table, up to the last function that is used here."""
+    """The beginning of cdropout_table, up to the last function used."""
 
     _fields_ = [
         ("version", c_uint32),
@@ -40,7 +40,7 @@ kernels = Table.from_address(cdropout.get_table())
 
 
 def dropout_rows(x, y, p, seed):
-    """Drop each row of x into y; the kernel runs without the GIL."""
+    """Write dropout of each row of x to y. The kernel runs without the GIL."""
     mask = Mask()
     for row in range(len(x)):
         if kernels.mask_init(mask, seed, row, p):
@@ -52,5 +52,5 @@ if __name__ == "__main__":
     x = np.ones((3, 1000), np.float32)
     y = np.empty_like(x)
     dropout_rows(x, y, 0.1, seed=42)
-    right = [cdropout.Mask(1000, 0.1, seed=42, call=row).apply(x[row]) for row in range(3)]
-    print("as from Python:", np.array_equal(y, right))
+    expected = [cdropout.Mask(1000, 0.1, seed=42, call=row).apply(x[row]) for row in range(3)]
+    print("same as in Python:", np.array_equal(y, expected))

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
-"""A Cython module: each row of a float32 array by a mask of its own, row i by that of call number i."""
+"""Cython: apply a separate mask to each row of a float32 array; row i has call number i."""
 from cdropout cimport CDROPOUT_FLOAT32, cdropout_import, cdropout_mask, cdropout_table
 from libc.stdint cimport uint64_t
 
@@ -7,7 +7,7 @@ cdef const cdropout_table* kernels = cdropout_import()
 
 
 def dropout_rows(const float[:, ::1] x, float[:, ::1] y, double p, uint64_t seed):
-    """Drop each row of x into y."""
+    """Write dropout of each row of x to y."""
     cdef cdropout_mask mask
     cdef Py_ssize_t row
     if x.shape[0] != y.shape[0] or x.shape[1] != y.shape[1]:

@@ -1,14 +1,14 @@
-/* A C extension: each row of a float32 array by a mask of its own, row i by that of call number i. */
+/* A C extension that applies a separate mask to each row of a float32 array; row i has call number i. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <string.h>
 
-#include "cdropout.h" /* after Python.h, which cdropout_import needs */
+#include "cdropout.h" /* after Python.h, which declares what cdropout_import uses */
 
 static const cdropout_table *kernels;
 
-static int drop_rows(const float *x, float *y, size_t rows, size_t columns, double p, uint64_t seed) {
+static int apply_rows(const float *x, float *y, size_t rows, size_t columns, double p, uint64_t seed) {
   cdropout_mask mask;
   if (kernels->mask_init(&mask, seed, 0, p) < 0) return -1;
   for (size_t row = 0; row < rows; row++) {
@@ -33,7 +33,7 @@ static PyObject *dropout_rows(PyObject *self, PyObject *args) {
     goto release_y;
   }
   Py_BEGIN_ALLOW_THREADS
-  status = drop_rows(x.buf, y.buf, (size_t)x.shape[0], (size_t)x.shape[1], p, seed);
+  status = apply_rows(x.buf, y.buf, (size_t)x.shape[0], (size_t)x.shape[1], p, seed);
   Py_END_ALLOW_THREADS
   if (status < 0)
     PyErr_SetString(PyExc_ValueError, "p has to be between 0 and 1");
@@ -47,7 +47,7 @@ release_x:
 }
 
 static PyMethodDef methods[] = {
-    {"dropout_rows", dropout_rows, METH_VARARGS, "dropout_rows(x, y, p, seed): drop each row of x into y."},
+    {"dropout_rows", dropout_rows, METH_VARARGS, "dropout_rows(x, y, p, seed): write dropout of each row of x to y."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "extension", .m_methods = methods};
@@ -56,7 +56,7 @@ PyMODINIT_FUNC PyInit_extension(void) {
   PyObject *extension = NULL;
   kernels = cdropout_import();
   if (kernels) extension = PyModule_Create(&module);
-#ifdef Py_GIL_DISABLED /* otherwise a free-threaded Python would turn the GIL on */
+#ifdef Py_GIL_DISABLED /* otherwise a free-threaded Python enables the GIL */
   if (extension) PyUnstable_Module_SetGIL(extension, Py_MOD_GIL_NOT_USED);
 #endif
   return extension;

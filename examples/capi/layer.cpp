@@ -1,5 +1,5 @@
-/* A float32 layer in C++17, as a framework would have it: it holds a reference to the table, and knows nothing of Python. An array is
- * applied in chunks, as a framework's threads would do it; the flag tells the kernel how large the whole array is. */
+/* A float32 dropout layer in C++17, as in a framework. It uses the table without Python. Arrays are processed in chunks, as
+ * the threads of a framework do; the flag tells the kernel that the whole array is large. */
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
@@ -15,7 +15,7 @@ class Dropout {
   }
 
   void forward(const float *x, float *y, std::size_t n) {
-    last_ = next_; /* all that backward needs */
+    last_ = next_; /* backward needs only the mask */
     next_.call++;
     apply(x, y, n);
   }
@@ -24,7 +24,7 @@ class Dropout {
 
  private:
   static constexpr std::size_t kChunk = 65536;                /* elements */
-  static constexpr std::size_t kCache = std::size_t{1} << 24; /* bytes of an output that fits in the cache beside its input */
+  static constexpr std::size_t kCache = std::size_t{1} << 24; /* bytes; a larger output does not fit in the cache together with its input */
 
   void apply(const float *x, float *y, std::size_t n) const {
     const std::uint32_t flags = n * sizeof(float) > kCache ? CDROPOUT_PART_OF_LARGE : 0;

@@ -1,4 +1,4 @@
-"""Numba: each row of a float32 array by a mask of its own, row i by that of call number i."""
+"""Numba: apply a separate mask to each row of a float32 array; row i has call number i."""
 
 import ctypes
 from ctypes import c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
@@ -11,7 +11,7 @@ import cdropout
 FLOAT32 = 0  # cdropout_dtype
 MASK = np.dtype([("seed", "u8"), ("call", "u8"), ("threshold", "u8"), ("scale", "f8")])
 
-# The table begins with two 32-bit numbers, which the functions follow: mask_init, apply, ...
+# The table begins with two 32-bit numbers; mask_init and apply follow.
 addresses = (c_size_t * 2).from_address(cdropout.get_table() + 8)
 mask_init = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_double)(addresses[0])
 apply = ctypes.CFUNCTYPE(c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64)(
@@ -21,7 +21,7 @@ apply = ctypes.CFUNCTYPE(c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c
 
 @numba.njit(nogil=True)
 def dropout_rows(x, y, p, seed):
-    """Drop each row of x into y."""
+    """Write dropout of each row of x to y."""
     mask = np.zeros(1, MASK)
     if mask_init(mask.ctypes, seed, 0, p) < 0:
         raise ValueError("p has to be between 0 and 1")
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     x = np.ones((3, 1000), np.float32)
     y = np.empty_like(x)
     dropout_rows(x, y, 0.1, 42)
-    right = [cdropout.Mask(1000, 0.1, seed=42, call=row).apply(x[row]) for row in range(3)]
-    print("as from Python:", np.array_equal(y, right))
+    expected = [cdropout.Mask(1000, 0.1, seed=42, call=row).apply(x[row]) for row in range(3)]
+    print("same as in Python:", np.array_equal(y, expected))

@@ -1,4 +1,6 @@
-/* The functions that the small extension bridge.c calls: programs that know the table, and nothing of Python. */
+/* Programs that use the table without Python; the extension bridge.c calls them.
+ *
+ * Functions that take p return 0, or -1 if p is not valid. */
 #ifndef PROGRAMS_H
 #define PROGRAMS_H
 #include "cdropout.h"
@@ -7,17 +9,17 @@
 extern "C" {
 #endif
 
-/* layer.cpp: y = forward(x), then gx = backward(gy), of n floats each; 0, or -1 for a bad p. */
+/* layer.cpp: y = forward(x) and gx = backward(gy) of n floats. */
 int layer_run(const cdropout_table *kernels, const float *x, const float *gy, float *y, float *gx, size_t n, double p, uint64_t seed);
 
-/* threads.c: y = dropout(x) of n floats, by all threads of OpenMP; 0, or -1 for a bad p. */
+/* threads.c: y = dropout(x) of n floats with OpenMP threads. */
 int threads_apply(const cdropout_table *kernels, const float *x, float *y, size_t n, double p, uint64_t seed);
 
-/* images.c: y = dropout2d(x), and y = dropout(x), of images whose channels are last; 0, or -1 for a bad p. */
+/* images.c: y = dropout2d(x) and y = dropout(x) of channels-last images. */
 int images_drop_channels(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed);
 int images_drop_elements(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed);
 
-/* training.c: one step of a network of two layers; see there. */
+/* training.c: one training step of a network with two layers; returns the loss. */
 enum { SAMPLES = 32, INPUTS = 6, HIDDEN = 40 };
 typedef struct {
   double first[INPUTS][HIDDEN], second[HIDDEN];
@@ -26,7 +28,7 @@ typedef struct {
   double hidden[SAMPLES][HIDDEN], dropped[SAMPLES][HIDDEN];     /* before and after dropout */
   double g_dropped[SAMPLES][HIDDEN], g_hidden[SAMPLES][HIDDEN]; /* the gradient of the loss with respect to both */
 } activations;
-double training_step(const cdropout_table *kernels, const double x[SAMPLES][INPUTS], const double wanted[SAMPLES], const weights *now,
+double training_step(const cdropout_table *kernels, const double x[SAMPLES][INPUTS], const double targets[SAMPLES], const weights *current,
                      weights *gradient, activations *work, const cdropout_mask *mask);
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
-"""Builds the compiled examples beside their sources: `python setup.py build_ext --inplace`.
+"""Build the compiled examples next to their sources: `python setup.py build_ext --inplace`.
 
-It needs setuptools, a C and a C++ compiler, and cdropout installed; for one of them also Cython.
+This needs setuptools, a C and a C++ compiler, and cdropout. One example also needs Cython.
 """
 
 import sys
@@ -11,10 +11,10 @@ import cdropout
 
 try:
     from Cython.Build import cythonize
-except ImportError:  # without Cython only the other two are built
+except ImportError:  # cython_rows is not built
     cythonize = None
 
-# Without OpenMP, as Apple's compiler comes, threads.c is an ordinary loop.
+# Apple's compiler has no OpenMP; without it, threads.c is a serial loop.
 openmp = {"linux": ["-fopenmp"], "win32": ["/openmp"]}.get(sys.platform, [])
 include = [cdropout.get_include()]
 

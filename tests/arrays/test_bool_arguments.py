@@ -30,7 +30,7 @@ def test_flags_have_to_be_bools(calls_with, flag, value):
 
 
 def results(flag, value):
-    """Return {name: results and objects after the call} of all functions with this flag."""
+    """Call all functions with this flag; return {name: (results, objects after the call)}."""
     found = {}
     for name in [call.name for call in valid_calls(new_objects()) if call.has("x", flag)]:
         cd.manual_seed(1)

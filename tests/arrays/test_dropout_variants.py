@@ -1,4 +1,4 @@
-"""Dropout of channels, samples and copies, alpha dropout, and every module of them."""
+"""Tests of dropout of channels and samples, alpha dropout, Monte-Carlo dropout, and modules."""
 
 import copy
 import pickle
@@ -11,19 +11,19 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.arrays import assert_same_bits, every_dtype, normal
 from ..helpers.requirements import import_or_skip
 
-DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 SHAPE = (5, 7, 4, 3, 2, 2)
 SEED = 0xFEDCBA9876543210
-# Axes along which a draw is shared, by the number of dimensions; None: refused
-CHANNELS = {
+# broadcast axes for 0 to 6 dimensions; None if an error is raised
+BROADCAST_AXES = {
     "dropout1d": [None, None, (1,), (2,), None, None, None],
     "dropout2d": [None, None, (), (2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)],
     "dropout3d": [None, (), (1,), (1, 2), (1, 2, 3), (2, 3, 4), (1, 2, 3, 4, 5)],
     "feature_alpha_dropout": [None, None, (), (2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)],
 }
-FEW = "Feature dropout requires at least 2 dimensions in the input"
+TOO_FEW = "Feature dropout requires at least 2 dimensions in the input"
 ONE_DIMENSION = (
     "dropout1d: Expected 2D or 3D input, but received a {}D input. Note that dropout1d exists to "
     "provide channel-wise dropout on inputs with 1 spatial dimension, a channel dimension, and an "
@@ -35,7 +35,7 @@ DEPRECATED = (
     "Note that {0} exists to provide channel-wise dropout on inputs with {2} spatial dimensions, a "
     "channel dimension, and an optional batch dimension (i.e. {3}D or {4}D inputs)."
 )
-NO_BATCH = (
+WITHOUT_BATCH = (
     "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout "
     "behavior is desired - input is interpreted as shape (N, C, L), where C is the channel dim. "
     "This behavior will change in a future release to interpret the input as one without a batch "
@@ -44,18 +44,8 @@ NO_BATCH = (
 )
 
 
-def numbers(dtype, shape=SHAPE):
-    return np.random.default_rng(3).standard_normal(shape).astype(dtype)
-
-
-def same(y, want):
-    """Both are of one type and shape, with the same bits."""
-    assert (y.dtype, y.shape) == (want.dtype, want.shape)
-    assert y.tobytes() == want.tobytes()
-
-
 def outcome(function, *args, **kwargs):
-    """Return (result or None, words of the error or None, words of the warnings)."""
+    """Return (result or None, message of the error or None, messages of the warnings)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -66,118 +56,119 @@ def outcome(function, *args, **kwargs):
     return y, error, [str(warning.message) for warning in caught]
 
 
-def words(name, ndim):
-    """Return the words of the error, or None, and those of the warnings."""
+def messages(name, ndim):
+    """Return the expected message of the error, or None, and those of the warnings."""
     if name == "dropout1d":
         return (None if ndim in (2, 3) else ONE_DIMENSION.format(ndim)), []
-    error = FEW if CHANNELS[name][ndim] is None else None
+    error = TOO_FEW if BROADCAST_AXES[name][ndim] is None else None
     spatial = {"dropout2d": 2, "dropout3d": 3}.get(name)
-    warned = [NO_BATCH] if (name, ndim) == ("dropout2d", 3) else []
+    warnings_ = [WITHOUT_BATCH] if (name, ndim) == ("dropout2d", 3) else []
     if spatial and ndim not in (spatial + 1, spatial + 2):
-        warned = [DEPRECATED.format(name, ndim, spatial, spatial + 1, spatial + 2)]
-    return error, warned
+        warnings_ = [DEPRECATED.format(name, ndim, spatial, spatial + 1, spatial + 2)]
+    return error, warnings_
 
 
 # ---- channels ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", ["dropout1d", "dropout2d", "dropout3d"])
-def test_channels_of_every_number_of_dimensions(name, ndim, dtype):
-    function, x, dims = getattr(cd, name), numbers(dtype, SHAPE[:ndim]), CHANNELS[name][ndim]
+def test_dropout_of_channels_equals_reference(name, ndim, dtype):
+    function, x, dims = getattr(cd, name), normal(SHAPE[:ndim], dtype), BROADCAST_AXES[name][ndim]
     before, generator = x.copy(), cd.Generator(SEED)
-    result, *told = outcome(function, x, 0.4, rng=generator, return_mask=True)
-    assert tuple(told) == words(name, ndim)
-    same(x, before)
+    result, *raised = outcome(function, x, 0.4, rng=generator, return_mask=True)
+    assert tuple(raised) == messages(name, ndim)
+    assert_same_bits(x, before)
     if dims is None:
         assert generator.calls == 0
         return
     y, mask = result
-    want = reference.dropout(x, 0.4, SEED, 0, dims)
-    same(y, want)
+    expected = reference.dropout(x, 0.4, SEED, 0, dims)
+    assert_same_bits(y, expected)
     assert generator.calls == 1 and pickle.loads(pickle.dumps(mask)) == mask
     drawn = [1 if axis in dims else length for axis, length in enumerate(x.shape)]
     positions = sum((n - 1) * step for n, step in zip(mask.shape, mask.strides, strict=True)) + 1
     assert positions == np.prod(drawn)
-    same(np.asarray(mask), np.asarray(reference.broadcast_keep(x.shape, 0.4, SEED, 0, dims)))
-    same(cd.dropout_backward(before[::-1], mask), reference.apply(before[::-1], mask, 0.4))
-    same(outcome(function, x, 0.4, rng=SEED, out=np.ones_like(x))[0], want)
+    assert_same_bits(mask, reference.broadcast_keep(x.shape, 0.4, SEED, 0, dims))
+    gy = before[::-1]
+    assert_same_bits(cd.dropout_backward(gy, mask), reference.apply(gy, mask, 0.4))
+    assert_same_bits(outcome(function, x, 0.4, rng=SEED, out=np.ones_like(x))[0], expected)
     assert outcome(function, x, 0.4, inplace=True, rng=SEED)[0] is x
-    same(x, want)
+    assert_same_bits(x, expected)
 
 
 @pytest.mark.parametrize("ndim", range(7))
-@pytest.mark.parametrize("name", CHANNELS)
-def test_the_words_are_those_of_torch(name, ndim):
+@pytest.mark.parametrize("name", BROADCAST_AXES)
+def test_messages_are_those_of_torch(name, ndim):
     torch = import_or_skip("torch")
     if torch.__version__.split("+")[0] != "2.13.0":
-        pytest.skip("the words are those of PyTorch 2.13.0")
-    theirs = getattr(torch.nn.functional, name)
+        pytest.skip("the messages are those of PyTorch 2.13.0")
+    torch_function = getattr(torch.nn.functional, name)
     x = np.ones(SHAPE[:ndim], np.float32)
-    # of fewer dimensions PyTorch asks for two only if it drops; cdropout always does
+    # in evaluation PyTorch does not require two dimensions, but cdropout does
     for training in (True, False) if ndim >= 2 else (True,):
-        told = outcome(theirs, torch.from_numpy(x), 0.4, training)[1:]
-        assert told == words(name, ndim) == outcome(getattr(cd, name), x, 0.4, training)[1:]
+        raised = outcome(torch_function, torch.from_numpy(x), 0.4, training)[1:]
+        assert raised == messages(name, ndim) == outcome(getattr(cd, name), x, 0.4, training)[1:]
 
 
 @pytest.mark.parametrize("ndim", range(7))
-@pytest.mark.parametrize("name", CHANNELS)
-def test_dimensions_are_checked_in_evaluation_too(name, ndim):
-    x, generator = numbers(np.float32, SHAPE[:ndim]), cd.Generator(1)
+@pytest.mark.parametrize("name", BROADCAST_AXES)
+def test_dimensions_are_checked_in_every_mode(name, ndim):
+    x, generator = normal(SHAPE[:ndim]), cd.Generator(1)
     for p, training in ((0.4, False), (0, True), (1, True), (0.4, True)):
         assert generator.calls == 0
-        y, *told = outcome(getattr(cd, name), x, p, training, rng=generator)
-        assert tuple(told) == words(name, ndim)
-        assert told[0] or (y is x) == (p == 0 or not training)
+        y, *raised = outcome(getattr(cd, name), x, p, training, rng=generator)
+        assert tuple(raised) == messages(name, ndim)
+        assert raised[0] or (y is x) == (p == 0 or not training)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize(
     "name, shape",
     [("dropout1d", (4, 9, 33)), ("dropout2d", (3, 6, 7, 11)), ("dropout3d", (2, 8, 3, 4, 5))],
 )
-def test_channels_last_and_strided_memory(name, shape, dtype):
+def test_dropout_of_channels_accepts_any_memory_order(name, shape, dtype):
     p, function, dims = 0.3, getattr(cd, name), tuple(range(2, len(shape)))
-    packed = numbers(dtype, (shape[0], *shape[2:], shape[1]))  # N...C
+    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # channels last
     wide = np.zeros((2 * shape[0], *shape[1:]), dtype)
     for x in (np.moveaxis(packed, -1, 1), wide[::-2]):
-        x[...] = numbers(dtype, shape)
-        want = reference.dropout(x, p, SEED, 0, dims)
+        x[...] = normal(shape, dtype)
+        expected = reference.dropout(x, p, SEED, 0, dims)
         y, mask = function(x, p, rng=SEED, return_mask=True)
-        same(y, want)
+        assert_same_bits(y, expected)
         assert mask.strides == (shape[1], 1, *[0] * len(dims))
         assert np.argsort(y.strides).tolist() == np.argsort(np.abs(x.strides)).tolist()
-        same(cd.dropout_backward(x, mask), want)
+        assert_same_bits(cd.dropout_backward(x, mask), expected)
         function(x, p, inplace=True, rng=SEED)
-        same(x, want)
+        assert_same_bits(x, expected)
     assert not wide[::2].any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("p", [0.1, 0.5])
 @pytest.mark.parametrize("shape", [(), (9,), (40, 30), (200, 3, 5), (3, 2, 70, 90)], ids=str)
-def test_drop_path(shape, p, dtype):
-    x, dims = numbers(dtype, shape), tuple(range(1, len(shape)))
+def test_drop_path_equals_reference(shape, p, dtype):
+    x, dims = normal(shape, dtype), tuple(range(1, len(shape)))
     keep = reference.broadcast_keep(shape, p, SEED, 0, dims)
     y, mask = cd.drop_path(x, p, rng=SEED, return_mask=True)
-    same(y, reference.apply(x, keep, p))
+    assert_same_bits(y, reference.apply(x, keep, p))
     assert mask.scale == 1 / (1 - p) and mask.strides == ((1,) if shape else ()) + (0,) * len(dims)
     y, mask = cd.drop_path(x, p, scale_by_keep=False, rng=SEED, return_mask=True)
-    want = reference.apply(x, keep, 0)  # a scale of 1
-    same(y, want)
+    expected = reference.apply(x, keep, 0)  # a scale of 1
+    assert_same_bits(y, expected)
     assert mask.scale == 1 and pickle.loads(pickle.dumps(mask)) == mask
-    same(cd.dropout_backward(x, mask), want)
+    assert_same_bits(cd.dropout_backward(x, mask), expected)
     cd.drop_path(x, p, inplace=True, scale_by_keep=False, rng=SEED)
-    same(x, want)
+    assert_same_bits(x, expected)
 
 
-def test_drop_path_that_draws_nothing():
-    x, kwargs = numbers(np.float32), {"scale_by_keep": False, "rng": cd.Generator(1)}
+def test_drop_path_without_a_draw_keeps_the_generator():
+    x, kwargs = normal(SHAPE), {"scale_by_keep": False, "rng": cd.Generator(1)}
     for args in ((0,), (0.5, False), (1, False)):
         assert cd.drop_path(x, *args, **kwargs) is x
     y, mask = cd.drop_path(x * np.nan, 1, return_mask=True, **kwargs)
-    same(y, np.zeros_like(x))
+    assert_same_bits(y, np.zeros_like(x))
     assert mask.scale == 0 and kwargs["rng"].calls == 0
 
 
@@ -185,14 +176,14 @@ SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916
 
 
 def alpha_of(p):
-    """Return (a, b) of Klambauer et al.: a * x + b, x or SATURATION, has mean 0 and variance 1."""
+    """Return a and b of Klambauer et al., with which the result has mean 0 and variance 1."""
     q = 1 - p
     a = (q + SATURATION**2 * p * q) ** -0.5
     return a, -a * p * SATURATION
 
 
-def near(sample, value):
-    """The mean of independent numbers is this, within what one sample in 10**6 exceeds."""
+def assert_mean(sample, value):
+    """Assert the mean of independent numbers; a correct sample fails with a probability of 1e-6."""
     assert abs(sample.mean() - value) < 4.9 * sample.std() / len(sample) ** 0.5
 
 
@@ -202,34 +193,34 @@ def test_alpha_dropout_keeps_mean_and_variance(p, dtype):
     x = np.random.default_rng(1).standard_normal((400, 500, 3)).astype(dtype)
     for function in (cd.alpha_dropout, cd.feature_alpha_dropout):
         y = function(x, p, True, rng=5).astype(np.float64)
-        near(y.mean(axis=2).ravel(), 0)
-        near((y**2).mean(axis=2).ravel(), 1)
+        assert_mean(y.mean(axis=2).ravel(), 0)
+        assert_mean((y**2).mean(axis=2).ravel(), 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("p", [2.0**-20, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name, dims", [("alpha_dropout", ()), ("feature_alpha_dropout", (2, 3))])
-def test_alpha_dropout_is_its_formula(name, dims, p, dtype):
-    function, x = getattr(cd, name), numbers(dtype, (9, 20, 5, 7))
+def test_alpha_dropout_follows_its_formula(name, dims, p, dtype):
+    function, x = getattr(cd, name), normal((9, 20, 5, 7), dtype)
     y, mask = function(x, p, True, rng=SEED, return_mask=True)
     keep = reference.broadcast_keep(x.shape, p, SEED, 0, dims)
-    same(np.asarray(mask), np.asarray(keep))
+    assert_same_bits(np.asarray(mask), np.asarray(keep))
     a, b = alpha_of(p)
     assert mask.scale == pytest.approx(a, rel=1e-15) and y.dtype == x.dtype
     exact = np.where(keep, a * x.astype(np.float64) + b, a * SATURATION + b)
-    # a, b, the product and the sum are rounded, each by at most half of eps
+    # a, b, the product and the sum have a relative rounding error of eps / 2 each
     size = np.where(keep, 1.5 * abs(a * x.astype(np.float64)) + b, 0) + abs(exact) / 2
     eps = float(ml_dtypes.finfo(dtype).eps)
     assert (abs(y.astype(np.float64) - exact) <= 1.01 * eps * size).all()
-    same(cd.dropout_backward(x, mask), mask.apply(x))
-    same(function(x, p, True, rng=SEED, out=np.empty_like(x)), y)
+    assert_same_bits(cd.dropout_backward(x, mask), mask.apply(x))
+    assert_same_bits(function(x, p, True, rng=SEED, out=np.empty_like(x)), y)
     assert function(x, p, True, True, rng=SEED) is x
-    same(x, y)
+    assert_same_bits(x, y)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("function", [cd.alpha_dropout, cd.feature_alpha_dropout])
-def test_alpha_dropout_at_its_ends(function, dtype):
+def test_alpha_dropout_of_special_values_and_probabilities(function, dtype):
     generator = cd.Generator(3)
     for value in (np.nan, np.inf, -np.inf):
         x = np.full((30, 40), value, dtype)
@@ -238,33 +229,34 @@ def test_alpha_dropout_at_its_ends(function, dtype):
         keep = np.asarray(mask)
         assert 0 < keep.sum() < keep.size
         np.testing.assert_array_equal(y[keep].astype(float), value)
-        same(y[~keep], np.full_like(y[~keep], a * SATURATION + b))
+        assert_same_bits(y[~keep], np.full_like(y[~keep], a * SATURATION + b))
         assert not cd.dropout_backward(x, mask)[~keep].any()
-        same(function(x, 1, True, rng=generator), np.zeros_like(x))
+        assert_same_bits(function(x, 1, True, rng=generator), np.zeros_like(x))
         assert function(x, 0.5, rng=generator) is x  # PyTorch's default is training=False
         assert function(x, 0, True, rng=generator) is x
     assert generator.calls == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("n, shape", [(3, ()), (1, (7,)), (4, (50, 300)), (5, (0,))], ids=str)
-def test_mc_dropout(n, shape, dtype):
-    x, generator = numbers(dtype, shape), cd.Generator(SEED)
-    want = reference.dropout(np.broadcast_to(x, (n, *shape)), 0.3, SEED, 0)
+def test_mc_dropout_equals_reference(n, shape, dtype):
+    x, generator = normal(shape, dtype), cd.Generator(SEED)
+    expected = reference.dropout(np.broadcast_to(x, (n, *shape)), 0.3, SEED, 0)
     y, mask = cd.mc_dropout(x, 0.3, n, rng=generator, return_mask=True)
-    same(y, want)
+    assert_same_bits(y, expected)
     assert generator.calls == (1 if x.size else 0)
     assert mask == cd.Mask((n, *shape), 0.3, SEED if x.size else 0, 0)
     assert y.flags.c_contiguous and not np.shares_memory(x, y)
-    same(cd.mc_dropout(x.T, 0.3, np.int8(n), rng=SEED, out=y.transpose(0, *range(x.ndim, 0, -1))),
-         reference.dropout(np.broadcast_to(x.T, (n, *x.T.shape)), 0.3, SEED, 0))  # fmt: skip
+    out = y.transpose(0, *range(x.ndim, 0, -1))
+    expected = reference.dropout(np.broadcast_to(x.T, (n, *x.T.shape)), 0.3, SEED, 0)
+    assert_same_bits(cd.mc_dropout(x.T, 0.3, np.int8(n), rng=SEED, out=out), expected)
 
 
-def test_mc_dropout_at_its_ends():
-    x, generator = numbers(np.float32, (4, 5)), cd.Generator(1)
+def test_mc_dropout_of_special_probabilities():
+    x, generator = normal((4, 5)), cd.Generator(1)
     assert cd.mc_dropout(x, 0.5, 0, rng=generator).shape == (0, 4, 5)
-    same(cd.mc_dropout(x, 0, 2, rng=generator), np.stack([x, x]))
-    same(cd.mc_dropout(x, 1, 2, rng=generator), np.zeros((2, 4, 5), np.float32))
+    assert_same_bits(cd.mc_dropout(x, 0, 2, rng=generator), np.stack([x, x]))
+    assert_same_bits(cd.mc_dropout(x, 1, 2, rng=generator), np.zeros((2, 4, 5), np.float32))
     assert generator.calls == 0
 
 
@@ -283,44 +275,46 @@ every_module = pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__
 
 
 @every_module
-def test_modules_forward_and_backward_in_lifo_order(kind):
+def test_modules_accept_masks_of_earlier_calls(kind):
     function, shape = MODULES[kind]
-    x, m, generator, masks = numbers(np.float32, shape), kind(0.3, rng=-1), cd.Generator(-1), []
+    x, m, generator, masks = normal(shape), kind(0.3, rng=-1), cd.Generator(-1), []
     for _ in range(3):
-        want, mask = function(x, 0.3, True, rng=generator, return_mask=True)
-        same(m(x), want)
+        expected, mask = function(x, 0.3, True, rng=generator, return_mask=True)
+        assert_same_bits(m(x), expected)
         assert m.mask == mask
-        same(m.backward(x), mask.apply(x))
+        assert_same_bits(m.backward(x), mask.apply(x))
         masks.append(mask)
     for mask in reversed(masks):
-        same(m.backward(x, mask=mask, out=np.empty_like(x)), cd.dropout_backward(x, mask))
+        assert_same_bits(
+            m.backward(x, mask=mask, out=np.empty_like(x)), cd.dropout_backward(x, mask)
+        )
     assert len(set(masks)) == 3
 
 
 @every_module
 def test_modules_in_evaluation_and_in_place(kind):
     function, shape = MODULES[kind]
-    x, generator = numbers(np.float64, shape), cd.Generator(2)
+    x, generator = normal(shape, np.float64), cd.Generator(2)
     m, other = kind(0.3, True, rng=generator), kind(0.3, rng=generator)
-    want = function(x, 0.3, True, rng=2)
+    expected = function(x, 0.3, True, rng=2)
     assert m.eval() is m and not m.training
     assert m(x) is x and m.forward(x) is x and generator.calls == 0
-    same(m.backward(x), x)
+    assert_same_bits(m.backward(x), x)
     assert m.train() is m and m.training and m(x) is x and generator.calls == 1
-    same(x, want)
-    assert other(x) is not x and other.mask.call == 1  # modules may share a generator
+    assert_same_bits(x, expected)
+    assert other(x) is not x and other.mask.call == 1  # m used call 0 of the same generator
 
 
 @every_module
-def test_repr_of_modules(kind):
+def test_repr_of_modules_is_that_of_torch(kind):
     name, more = kind.__name__, ", scale_by_keep=True" if kind is cd.DropPath else ""
     assert repr(kind(p=0.2, rng=1)) == f"{name}(p=0.2, inplace=False{more})"
     assert repr(kind(inplace=True)) == f"{name}(p=0.5, inplace=True{more})"
     if kind is cd.DropPath:
         m = kind(0.5, scale_by_keep=False, rng=6)
         assert repr(m) == "DropPath(p=0.5, inplace=False, scale_by_keep=False)"
-        x = numbers(np.float32)
-        same(copy.deepcopy(m)(x), cd.drop_path(x, 0.5, scale_by_keep=False, rng=6))
+        x = normal(SHAPE)
+        assert_same_bits(copy.deepcopy(m)(x), cd.drop_path(x, 0.5, scale_by_keep=False, rng=6))
     else:
         torch = import_or_skip("torch")
         assert repr(kind(p=0.2)) == repr(getattr(torch.nn, name)(p=0.2))
@@ -328,20 +322,24 @@ def test_repr_of_modules(kind):
 
 @every_module
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_of_modules_go_on_with_the_same_masks(kind, copied):
-    x, m = numbers(np.float32, MODULES[kind][1]), kind(0.3, rng=np.random.default_rng(5))
+def test_copied_modules_continue_with_the_same_masks(kind, copied):
+    x, m = normal(MODULES[kind][1]), kind(0.3, rng=np.random.default_rng(5))
     m(x)
     assert m.mask.seed == np.random.default_rng(5).integers(1 << 64, dtype=np.uint64)
-    twin, other = copied({"layers": [m, kind(0.5).eval()]})["layers"]
-    assert (repr(twin), twin.mask, twin.training) == (repr(m), m.mask, True) and not other.training
-    same(twin.backward(x), m.backward(x))
-    same(twin(x), m(x))
-    assert m.mask.call == twin.mask.call == 1
+    clone, other = copied({"layers": [m, kind(0.5).eval()]})["layers"]
+    assert (repr(clone), clone.mask, clone.training) == (
+        repr(m),
+        m.mask,
+        True,
+    ) and not other.training
+    assert_same_bits(clone.backward(x), m.backward(x))
+    assert_same_bits(clone(x), m(x))
+    assert m.mask.call == clone.mask.call == 1
 
 
 @every_module
-def test_errors_of_modules(kind):
-    m, x = kind(rng=1), numbers(np.float32, MODULES[kind][1])
+def test_errors_of_modules_keep_the_mask(kind):
+    m, x = kind(rng=1), normal(MODULES[kind][1])
     with pytest.raises(RuntimeError, match=f"^{kind.__name__}.backward was called before forward"):
         m.backward(x)
     m(x)
@@ -351,7 +349,7 @@ def test_errors_of_modules(kind):
     assert m.mask is mask and m(x) is not x and m.mask.call == 1
 
 
-def test_always_on():
+def test_always_on_restores_the_modes():
     modules = a, b, c, d = [cd.Dropout(rng=i) for i in range(4)]
     before = [True, False, True, False]
     b.eval(), d.eval()
@@ -364,7 +362,7 @@ def test_always_on():
         raise KeyError
     assert [m.training for m in modules] == before
     for thing in (5, None, "encoder", iter([a])):
-        words = f"takes modules and containers of them, but got {type(thing).__name__}"
-        with pytest.raises(TypeError, match=words), cd.always_on(b, [d, thing]):
-            raise AssertionError("the body is not to run")
+        message = f"takes modules and containers of them, but got {type(thing).__name__}"
+        with pytest.raises(TypeError, match=message), cd.always_on(b, [d, thing]):
+            raise AssertionError("the body was run")
         assert [m.training for m in modules] == before

@@ -1,5 +1,6 @@
 """Tests of errors: the type and message of each, and that a call that fails changes nothing."""
 
+import ctypes
 import math
 import mmap
 import os
@@ -7,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from array import array
 from decimal import Decimal
 
 import ml_dtypes
@@ -28,7 +30,7 @@ def each_row(names, table):
 
 NO_P = "^p has to be a number between 0 and 1, but got "
 BAD_P = "^dropout probability has to be between 0 and 1, but got "
-BOOL = type(np.True_).__name__  # NumPy 1 has another
+BOOL = type(np.True_).__name__  # "bool" or "bool_"
 
 
 class NumberWithoutDtype(Number):
@@ -73,9 +75,9 @@ PROBABILITIES = {
 
 
 @each_row("p, error, match", PROBABILITIES)
-def test_wrong_p(calls_with, p, error, match):
+def test_wrong_p_is_refused(calls_with, p, error, match):
     for call in calls_with("p"):
-        if p is not None or "mask" not in call.arguments:  # p of the mask
+        if p is not None or "mask" not in call.arguments:  # None is the p of the mask
             assert_raises(error, match, call, p=p)
 
 
@@ -87,8 +89,12 @@ NO_X = (
     f"with elements of {FLOATS}, but got "
 )
 DTYPE = f"^x has to be an array of {FLOATS}, but got "
-MASKED = r"^x is a masked array, which has a mask of its own; pass x.data or x.filled\(\)$"
-SWAPPED = ">" if sys.byteorder == "little" else "<"
+MASKED = r"^x is a masked array, and its mask would be lost; pass x.data or x.filled\(\)$"
+SWAPPED, SWAPPED_FLOAT = (
+    (">", ctypes.c_float.__ctype_be__)
+    if sys.byteorder == "little"
+    else ("<", ctypes.c_float.__ctype_le__)
+)
 ORDER = "^x has to be in this machine's byte order, but got "
 
 
@@ -99,13 +105,13 @@ class Sparse:
 
 
 class Convertible:
-    """An object that NumPy would convert to an array by calling it."""
+    """An object that NumPy could convert to an array."""
 
     __array__ = fail
 
 
 class ArrayInterface:
-    """An object with an array interface, which is not validated and therefore not used."""
+    """An object with the address of an array, which NumPy would use without validation."""
 
     __array_interface__ = {"version": 3, "data": (8, False), "shape": SHAPE, "typestr": "<f4"}
 
@@ -147,6 +153,17 @@ def exporter_of_used_capsule():
     return Exporter(lambda: capsule)
 
 
+def exporter_of(dtype):
+    return Exporter(lambda: ones(dtype).__dlpack__())
+
+
+def exporter_that_raises(error):
+    def export():
+        raise error
+
+    return Exporter(export)
+
+
 def ones(dtype):
     return np.ones(SHAPE, dtype)
 
@@ -158,6 +175,7 @@ def row_of(dtype):
 
 INPUTS = {
     "list": ([1.0, 2.0], TypeError, NO_X + "list$"),
+    "tuple": ((1.0,), TypeError, NO_X + "tuple$"),
     "float": (1.0, TypeError, NO_X + "float$"),
     "None": (None, TypeError, NO_X + "NoneType$"),
     "str": ("x", TypeError, NO_X + "str$"),
@@ -180,12 +198,24 @@ INPUTS = {
     "longdouble": row_of(np.longdouble),
     "NumPy int": (np.int32(3), TypeError, DTYPE + "int32$"),
     "bytes": (b"abcd", TypeError, DTYPE + "uint8$"),
+    "bytearray": (bytearray(8), TypeError, DTYPE + "uint8$"),
+    "memory of int32": (memoryview(bytes(8)).cast("i"), TypeError, DTYPE + "int32$"),
+    "memory of bool": (memoryview(bytes(8)).cast("?"), TypeError, DTYPE + "bool$"),
+    "memory of char": (memoryview(bytes(8)).cast("c"), TypeError, DTYPE + r"\|S1$"),
+    "array.array": (array("q", [1]), TypeError, DTYPE + "int64$"),
+    "ctypes": ((ctypes.c_int * 3)(1, 2, 3), TypeError, DTYPE + "int32$"),
+    "DLPack of complex64": (exporter_of(np.complex64), TypeError, DTYPE + "complex64$"),
+    "DLPack of bool": (exporter_of(bool), TypeError, DTYPE + "bool$"),
     "swapped float32": (ones(SWAPPED + "f4"), TypeError, ORDER + SWAPPED + "f4$"),
     "swapped float64": (ones(SWAPPED + "f8"), TypeError, ORDER + SWAPPED + "f8$"),
     "swapped memory": (memoryview(ones(SWAPPED + "f8")), TypeError, ORDER + SWAPPED + "f8$"),
+    "swapped ctypes": ((SWAPPED_FLOAT * 3)(1, 2, 3), TypeError, ORDER + SWAPPED + "f4$"),
     "masked array": (np.ma.masked_array([1.0], [True]), TypeError, MASKED),
     "masked array, no mask": (np.ma.masked_array([1.0]), TypeError, MASKED),
     "__dlpack__ raises": (Exporter(fail), ZeroDivisionError, "^not today$"),
+    "BufferError": (exporter_that_raises(BufferError("no")), BufferError, "no$"),
+    "ValueError": (exporter_that_raises(ValueError("not so")), ValueError, "^not so$"),
+    "__dlpack__ is an int": (Exporter(lambda: 5), ValueError, "PyCapsule"),
     "__dlpack__ is None": (Exporter(lambda: None), ValueError, "PyCapsule"),
     "used capsule": (exporter_of_used_capsule(), ValueError, "PyCapsule"),
     "__dlpack_device__ raises": (Exporter(fail, fail), ZeroDivisionError, "^not today$"),
@@ -193,13 +223,13 @@ INPUTS = {
 
 
 @each_row("x, error, match", INPUTS)
-def test_wrong_x(calls_with, x, error, match):
+def test_wrong_x_is_refused(calls_with, x, error, match):
     for call in calls_with("x"):
         assert_raises(error, match, call, x=x)
 
 
 def test_dtype_without_a_number_is_refused():
-    """Dtypes of NumPy's newer kind have the number -1; NumPy has one for its own tests."""
+    """Use a dtype of NumPy's tests: dtypes that packages add to NumPy have the number -1."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:
@@ -211,7 +241,7 @@ def test_dtype_without_a_number_is_refused():
 
 # ---- x and out that cannot be written ---------------------------------------------------------
 
-TWICE = "^elements of {} overlap in memory$"
+OVERLAPPING = "^elements of {} overlap in memory$"
 
 
 def frozen(array):
@@ -224,20 +254,20 @@ def strided(array, strides):
     return np.lib.stride_tricks.as_strided(array, array.shape, strides)
 
 
-def repeated(array):
-    """Return a view whose first axis has a stride of 0."""
+def repeated_rows(array):
+    """Return a view whose first axis has the stride 0."""
     return strided(array, (0, *array.strides[1:]))
 
 
-def window(array):
-    """Return a view whose rows overlap partly."""
+def overlapping_rows(array):
+    """Return a view with equal strides of all axes."""
     return strided(array, (4,) * array.ndim)
 
 
 UNWRITABLE = {
     "read-only": (frozen, "^{} is read-only$"),
-    "stride of 0": (repeated, TWICE),
-    "window": (window, TWICE),
+    "stride of 0": (repeated_rows, OVERLAPPING),
+    "overlapping rows": (overlapping_rows, OVERLAPPING),
 }
 
 
@@ -265,7 +295,7 @@ def test_inplace_excludes_scalars(unchanged):
 
 
 def test_inplace_excludes_out(unchanged, calls_with):
-    match = "^inplace=True writes to x: it excludes out$"
+    match = "^inplace=True and out= exclude each other$"
     for call in calls_with("x", "inplace", "out"):
         for out in (unchanged.out, unchanged.x):
             assert_raises(ValueError, match, call, inplace=True, out=out)
@@ -307,15 +337,16 @@ OUTS = {
     "read-only": (lambda u, out: frozen(out), ValueError, "^out is read-only$"),
     "broadcast": (lambda u, out: np.broadcast_to(out[0], out.shape), ValueError,
                   "^out is read-only$"),
-    "stride of 0": (lambda u, out: repeated(out), ValueError, TWICE.format("out")),
-    "window": (lambda u, out: window(out), ValueError, TWICE.format("out")),
+    "stride of 0": (lambda u, out: repeated_rows(out), ValueError, OVERLAPPING.format("out")),
+    "overlapping rows": (lambda u, out: overlapping_rows(out), ValueError,
+                         OVERLAPPING.format("out")),
     "last element of x": (begin_with_last_element_of_x, ValueError, OVERLAP),
     "first element of x": (end_with_first_element_of_x, ValueError, OVERLAP),
 }  # fmt: skip
 
 
 @each_row("make, error, match", OUTS)
-def test_wrong_out(unchanged, calls_with, make, error, match):
+def test_wrong_out_is_refused(unchanged, calls_with, make, error, match):
     for call in calls_with("out"):
         valid = call.arguments["out"]
         out = make(unchanged, valid)
@@ -343,13 +374,16 @@ def test_out_must_not_partly_overlap_x(dtype):
     for x, out in [
         (base[:20], base[1:21]),
         (base[1:21], base[:20]),
-        (base[:20], base[19:39]),  # one element
+        (base[:20], base[19:39]),  # overlap of one element
         (base, base[::-1]),
         (base[:20:2], base[10:20]),
         (square, square.T),
         (square[:, :3], square[:, 2:5]),
         (square[::2], square[1:4]),
-        (base[:20], bytes_[1 : 1 + 20 * base.itemsize].view(dtype)),  # part of an element
+        (
+            base[:20],
+            bytes_[1 : 1 + 20 * base.itemsize].view(dtype),
+        ),  # part of an element
     ]:
         assert_raises(ValueError, OVERLAP, cd.dropout, x, out=out, rng=generator)
         assert_raises(ValueError, OVERLAP, cd.dropout, x, 0, out=out)
@@ -372,12 +406,12 @@ MASK_DTYPE = (
 )
 
 
-def has_shape(shape):
+def shape_message(shape):
     """Return the message for a mask of this shape."""
     return "^" + re.escape(f"the mask has the shape {shape}, but x has {SHAPE}") + "$"
 
 
-def has_bits(shape):
+def bits_message(shape):
     """Return the message for packed bits of this shape."""
     text = f"packed bits for x of shape {SHAPE} have the shape (15,), but got {shape}"
     return "^" + re.escape(text) + "$"
@@ -394,22 +428,22 @@ MASKS = {
     "float64": (ones(np.float64), TypeError, MASK_DTYPE + "float64$"),
     "swapped": (ones(SWAPPED + "f4"), TypeError, MASK_DTYPE + SWAPPED + "f4$"),
     "object": (ones(object), TypeError, MASK_DTYPE + "object$"),
-    "Mask, transposed": (cd.Mask(SHAPE[::-1], 0.5), ValueError, has_shape(SHAPE[::-1])),
-    "Mask of no axes": (cd.Mask((), 0.5), ValueError, has_shape(())),
-    "Mask, one more axis": (cd.Mask((*SHAPE, 1), 0.5), ValueError, has_shape((*SHAPE, 1))),
-    "bools, transposed": (ones(bool).T, ValueError, has_shape(SHAPE[::-1])),
-    "bools of length 1": (ones(bool)[:1], ValueError, has_shape((1, 3, 4, 5))),
-    "scale, fewer axes": (ones("f4")[0], ValueError, has_shape((3, 4, 5))),
-    "too few bits": (np.ones(14, np.uint8), ValueError, has_bits((14,))),
-    "too many bits": (np.ones(16, np.uint8), ValueError, has_bits((16,))),
-    "no bits": (np.ones(0, np.uint8), ValueError, has_bits((0,))),
-    "bits of x's shape": (ones(np.uint8), ValueError, has_bits(SHAPE)),
+    "Mask, transposed": (cd.Mask(SHAPE[::-1], 0.5), ValueError, shape_message(SHAPE[::-1])),
+    "Mask of no axes": (cd.Mask((), 0.5), ValueError, shape_message(())),
+    "Mask, one more axis": (cd.Mask((*SHAPE, 1), 0.5), ValueError, shape_message((*SHAPE, 1))),
+    "bools, transposed": (ones(bool).T, ValueError, shape_message(SHAPE[::-1])),
+    "bools of length 1": (ones(bool)[:1], ValueError, shape_message((1, 3, 4, 5))),
+    "scale, fewer axes": (ones("f4")[0], ValueError, shape_message((3, 4, 5))),
+    "too few bits": (np.ones(14, np.uint8), ValueError, bits_message((14,))),
+    "too many bits": (np.ones(16, np.uint8), ValueError, bits_message((16,))),
+    "no bits": (np.ones(0, np.uint8), ValueError, bits_message((0,))),
+    "bits of x's shape": (ones(np.uint8), ValueError, bits_message(SHAPE)),
     "Mask without __init__": (cd.Mask.__new__(cd.Mask), TypeError, "NoneType"),
 }
 
 
 @each_row("mask, error, match", MASKS)
-def test_wrong_mask(unchanged, calls_with, mask, error, match):
+def test_wrong_mask_is_refused(unchanged, calls_with, mask, error, match):
     for call in calls_with("mask"):
         for changed in ({}, {"out": None, "inplace": True}, {"out": None}):
             assert_raises(error, match, call, mask=mask, **changed)
@@ -423,14 +457,14 @@ def test_module_backward_needs_x_of_the_shape_of_the_mask(unchanged):
 
 
 P_OF_MASKS = {
-    "bools": (None, "^a mask of bools does not say p; pass p=$"),
-    "bits": (None, "^a mask of packed bits does not say p; pass p=$"),
+    "bools": (None, "^a mask of bools requires p; pass p=$"),
+    "bits": (None, "^a mask of packed bits requires p; pass p=$"),
     "Mask": (0.25, "^the mask has p=0.5, but p=0.25 was given$"),
 }
 
 
 @pytest.mark.parametrize("form", P_OF_MASKS)
-def test_dropout_backward_needs_p_of_the_mask(unchanged, form):
+def test_dropout_backward_needs_the_p_of_the_mask(unchanged, form):
     p, match = P_OF_MASKS[form]
     mask = forms_of(unchanged.mask)[form]
     for arguments in ({"out": unchanged.out}, {"inplace": True}, {}):
@@ -470,7 +504,7 @@ SEEDS = {
 
 
 @each_row("seed, error, match", SEEDS)
-def test_wrong_seed(unchanged, calls_with, seed, error, match):
+def test_wrong_seed_is_refused(unchanged, calls_with, seed, error, match):
     as_seed, as_rng = (NO_SEED + match, BAD_RNG + match) if error is TypeError else (match, match)
     assert_raises(error, as_seed, cd.Generator, seed)
     assert_raises(error, as_seed, cd.manual_seed, seed)
@@ -483,22 +517,22 @@ def test_wrong_seed(unchanged, calls_with, seed, error, match):
 
 
 @pytest.mark.parametrize("rng", [np.random.Generator, np.random, np.random.RandomState(1)])
-def test_wrong_type_of_rng(calls_with, rng):
+def test_wrong_type_of_rng_is_refused(calls_with, rng):
     for call in calls_with("rng"):
         assert_raises(TypeError, BAD_RNG + type(rng).__name__ + "$", call, rng=rng)
 
 
-WITHOUT_SEED = {
+FAILING_RNGS = {
     "integers raises": (Rng(fail), ZeroDivisionError, "^not today$"),
     "integers is a str": (Rng(lambda: "1"), TypeError, NO_SEED + "str$"),
     "empty sequence": (Seeds(list), IndexError, "list index out of range"),
     "no call numbers": (exhausted_generator(), OverflowError,
-                        r"^this generator has handed out all its 2\*\*64 - 1 "),
+                        r"^this generator has used all 2\*\*64 - 1 "),
 }  # fmt: skip
 
 
-@each_row("rng, error, match", WITHOUT_SEED)
-def test_rng_that_gives_no_seed(calls_with, rng, error, match):
+@each_row("rng, error, match", FAILING_RNGS)
+def test_errors_of_rng_are_raised(calls_with, rng, error, match):
     for call in calls_with("x", "rng"):
         if call.arguments["p"] == 0.5 and call.arguments.get("training", True):
             assert_raises(error, match, call, rng=rng)
@@ -531,7 +565,7 @@ AXES = {
 
 
 @each_row("axes, error, match", AXES)
-def test_wrong_broadcast_dims(calls_with, axes, error, match):
+def test_wrong_broadcast_dims_is_refused(calls_with, axes, error, match):
     for call in calls_with("broadcast_dims"):
         assert_raises(error, match, call, broadcast_dims=axes)
 
@@ -553,7 +587,7 @@ def set_state(u, **changed):
 
 
 class Keys(dict):
-    """A dict that lists keys without values."""
+    """A dict whose keys have no values."""
 
     def keys(self):
         return {"seed", "calls", "spawned"}
@@ -561,7 +595,7 @@ class Keys(dict):
 
 STATE = "^state has to be a dict with the keys seed, calls and spawned, but got "
 NO_N = "^n has to be an int, but got "
-OTHERS = {
+OTHERS = {  # calls with the objects of `unchanged`
     "bias: dtype": (lambda u: add(u, bias=np.ones(5)), TypeError,
                     "^bias has to be of the type of x, float32, but got float64$"),
     "bias: length": (lambda u: add(u, bias=np.ones(6, "f4")), ValueError,
@@ -612,13 +646,13 @@ OTHERS = {
                    "has to be at least 1, but got 0$"),
     "threads: raises": (lambda u: cd.set_num_threads(Number(fail)), ZeroDivisionError,
                         "^not today$"),
-    "index: float": (lambda u: u.mask[1.0], IndexError, "^a mask takes integers, slices"),
+    "index: float": (lambda u: u.mask[1.0], IndexError, "^indices of a mask have to be ints"),
     "index: raises": (lambda u: u.mask[Number(fail)], ZeroDivisionError, "^not today$"),
     "slice: raises": (lambda u: u.mask[Number(fail):], ZeroDivisionError, "^not today$"),
     "slice: step 0": (lambda u: u.mask[::0], ValueError, "^slice step cannot be zero$"),
     "Mask: call": (lambda u: u.mask.__init__((2, 3), 0.1, 9, 2**64), ValueError, "^call has to"),
     "Mask: start": (lambda u: u.mask.__init__((2, 3), 0.1, 9, start=2**64 - 1), ValueError,
-                    "reach"),
+                    "this one"),
     "Mask: length": (lambda u: cd.Mask((2, -1), 0.5), ValueError,
                      "^shape has to hold lengths of at"),
     "Mask: length raises": (lambda u: cd.Mask((Number(fail),), 0.5), ZeroDivisionError,
@@ -628,7 +662,7 @@ OTHERS = {
     "Mask: scale raises": (lambda u: cd.Mask(3, 0.5, scale=Number(fail)), ZeroDivisionError,
                            "^not today$"),
     "Mask.shape is read-only": (lambda u: setattr(u.mask, "shape", (1,)), AttributeError, "shape"),
-    "Mask needs a copy": (lambda u: u.mask.__array__(copy=False), ValueError, "^a mask holds no"),
+    "Mask needs a copy": (lambda u: u.mask.__array__(copy=False), ValueError, "^a mask stores no"),
     "Mask.to_scale of int": (lambda u: u.mask.to_scale(int), TypeError, "^x has to be an array of"),
     "Dropout.backward first": (
         lambda u: cd.Dropout().backward(u.x), RuntimeError,
@@ -638,7 +672,7 @@ OTHERS = {
 
 
 @each_row("call, error, match", OTHERS)
-def test_other_wrong_arguments(unchanged, call, error, match):
+def test_other_wrong_arguments_are_refused(unchanged, call, error, match):
     assert_raises(error, match, call, unchanged)
 
 
@@ -675,7 +709,7 @@ class Recipe:
 PICKLES = {
     "Mask without p": ((cd.Mask, ()), TypeError, "takes at least 2 pos"),
     "Mask of p = 2": ((cd.Mask, ((3,), 2.0)), ValueError, BAD_P + "2.0$"),
-    "Mask past the end": ((cd.Mask, ((3,), 0.5, 0, 0, 2**64 - 1)), ValueError, "would reach"),
+    "Mask past the end": ((cd.Mask, ((3,), 0.5, 0, 0, 2**64 - 1)), ValueError, "this one"),
     "Generator of str": ((cd.Generator, ("1",)), TypeError, NO_SEED + "str$"),
     "state without keys": ((cd.Generator, (1,), {"seed": 1}), ValueError, STATE),
     "state of str": ((cd.Generator, (1,), "calls"), ValueError, STATE),
@@ -701,20 +735,20 @@ def import_with(**environment):
 
 
 @pytest.mark.parametrize("text", ["AVX3", "../kernels", *slow(" avx2", "avx2,avx512", "\udcff")])
-def test_wrong_instruction_set_in_the_environment(text):
+def test_wrong_cdropout_isa_is_refused(text):
     message = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
     status, error = import_with(CDROPOUT_ISA=text)
     assert status == 1 and error == f"ValueError: {message}{text!r}"
 
 
 @pytest.mark.parametrize("text", ["0", "1_0", *slow("-1", "two", "1.5", " 2", "0x2", "²", "+2")])
-def test_wrong_number_of_threads_in_the_environment(text):
+def test_wrong_cdropout_num_threads_is_refused(text):
     message = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but got "
     status, error = import_with(CDROPOUT_NUM_THREADS=text)
     assert status == 1 and error == f"ValueError: {message}{text!r}"
 
 
 @pytest.mark.slow
-def test_long_number_of_threads_in_the_environment():
+def test_cdropout_num_threads_of_many_digits_is_refused():
     status, error = import_with(CDROPOUT_NUM_THREADS="9" * 5000)
     assert status == 1 and re.match("ValueError: .*4300 digits", error)

@@ -1,6 +1,5 @@
-"""Tests of dropout and dropout_backward by the slow twin: values, arguments and call numbers."""
+"""Tests that dropout and dropout_backward equal the reference implementation."""
 
-import array
 import itertools
 import math
 
@@ -11,155 +10,155 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.arrays import assert_same_bits, every_dtype, with_special_values
 from ..helpers.requirements import slow
 
-DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-MOST = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32  # axes
+MAX_NDIM = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 SHAPES = [(), (0,), (3, 0, 2), (1,), (7,), (64,), (513,), (8193,), (5, 11), (3, 4, 5), (70, 129),
-          (2, 3, 4, 5), (2, 1, 3, 4, 5), (1,) * MOST, (1,) * 20 + (3,) * 5]  # fmt: skip
-PROPER = [0.5, 0.25, 0.75, 2.0**-12, 0.1, 1 / 3, 0.9, 5e-324, 2.0**-64, 2.0**-53, 1 - 2.0**-53]
-SIGMAS = 5.6  # two-sided normal tail 2e-8: the few rates tested together stay near 1e-6
+          (2, 3, 4, 5), (2, 1, 3, 4, 5), (1,) * MAX_NDIM, (1,) * 20 + (3,) * 5]  # fmt: skip
+PROBABILITIES = [
+    0.5,
+    0.25,
+    0.75,
+    2.0**-12,
+    0.1,
+    1 / 3,
+    0.9,
+    5e-324,
+    2.0**-64,
+    2.0**-53,
+    1 - 2.0**-53,
+]
+SIGMAS = 5.6  # a correct rate fails with a probability of 2e-8
 SEED = 0x9D2C5680EFC60001
 
 
-def numbers(shape, dtype, seed=1):
-    """Return normal numbers, of which a fifth are NaN, infinite, zeros or subnormal."""
-    rng = np.random.default_rng(seed)
-    subnormal = np.array([1, 3], f"u{np.dtype(dtype).itemsize}").view(dtype)
-    cases = np.array([math.nan, math.inf, -math.inf, 0.0, -0.0, *subnormal, -subnormal[1]], dtype)
-    plain = rng.standard_normal(shape).astype(dtype) if shape else dtype(rng.standard_normal())
-    return np.where(rng.random(shape) < 0.2, cases[rng.integers(0, len(cases), shape)], plain)
+def bits_of(array):
+    """Return the bits of the elements, in C order, as unsigned integers."""
+    return np.asarray(array).ravel(order="C").view(f"u{array.dtype.itemsize}")
 
 
-def words(values):
-    """Return the bits of an array, in C order, as unsigned integers."""
-    return np.asarray(values).ravel(order="C").view(f"u{values.dtype.itemsize}")
-
-
-def expect_same(actual, expected):
-    """Assert the same bits, except that any NaN equals any NaN."""
+def assert_equal(actual, expected):
+    """Assert the same bits of two arrays; any NaN equals any other."""
     assert type(actual) is np.ndarray
-    assert actual.dtype == expected.dtype and actual.shape == expected.shape
-    nan = np.isnan(expected).ravel()
-    np.testing.assert_array_equal(np.isnan(actual).ravel(), nan)
-    np.testing.assert_array_equal(words(actual)[~nan], words(expected)[~nan])
+    assert_same_bits(actual, expected, equal_nan=True)
 
 
 # ---- values -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_is_the_reference(shape, dtype):
-    x = numbers(shape, dtype)
-    before = words(x).copy()
-    for i, p in enumerate([*PROPER, 1.0]):
-        expect_same(cd.dropout(x, p, rng=SEED + i), reference.dropout(x, p, SEED + i, 0))
-    np.testing.assert_array_equal(words(x), before)
+def test_dropout_equals_reference(shape, dtype):
+    x = with_special_values(shape, dtype)
+    before = bits_of(x).copy()
+    for i, p in enumerate([*PROBABILITIES, 1.0]):
+        assert_equal(cd.dropout(x, p, rng=SEED + i), reference.dropout(x, p, SEED + i, 0))
+    np.testing.assert_array_equal(bits_of(x), before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("p", [0.1, *slow(0.5)])
-def test_every_length_up_to_a_few_groups(p, dtype):
-    x = numbers((1100,), dtype)
+def test_any_length_equals_reference(p, dtype):
+    x = with_special_values((1100,), dtype)
     for n in [*range(140), *range(500, 530), 1023, 1024, 1025, 1100]:
         y, mask = cd.dropout(x[:n], p, rng=n, return_mask=True)
-        expect_same(y, reference.dropout(x[:n], p, n, 0))
-        expect_same(cd.dropout_backward(y, mask), reference.dropout_backward(y, p, n, 0))
+        assert_equal(y, reference.dropout(x[:n], p, n, 0))
+        assert_equal(cd.dropout_backward(y, mask), reference.dropout_backward(y, p, n, 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_p_may_be_anything_with_a_float(dtype):
-    x = numbers((100,), dtype)
+@every_dtype
+def test_p_can_be_any_number(dtype):
+    x = with_special_values((100,), dtype)
     expected = reference.dropout(x, 0.25, SEED, 0)
     for p in (np.float64(0.25), np.float32(0.25), np.array(0.25), np.float16(0.25)):
-        expect_same(cd.dropout(x, p, rng=SEED), expected)
+        assert_equal(cd.dropout(x, p, rng=SEED), expected)
     assert not cd.dropout(x, np.int64(1), rng=SEED).view(f"u{x.itemsize}").any()
-    expect_same(cd.dropout(x, np.float32(0.1), rng=3), reference.dropout(x, np.float32(0.1), 3, 0))
+    assert_equal(cd.dropout(x, np.float32(0.1), rng=3), reference.dropout(x, np.float32(0.1), 3, 0))
 
 
-def test_a_bfloat16_p_is_a_number():
-    x = numbers((100,), np.float32)
+def test_p_can_be_a_bfloat16():
+    x = with_special_values((100,), np.float32)
     p = ml_dtypes.bfloat16(0.25)
-    expect_same(cd.dropout(x, p, rng=SEED), reference.dropout(x, 0.25, SEED, 0))
+    assert_equal(cd.dropout(x, p, rng=SEED), reference.dropout(x, 0.25, SEED, 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_dropped_element_is_plus_zero_whatever_it_was(dtype):
+@every_dtype
+def test_dropped_elements_are_positive_zeros(dtype):
     for value in (math.nan, math.inf, -math.inf, -1.0, -0.0):
         x = np.full((1000,), value, dtype)
         dropped = ~reference.keep(SEED, 0, 0.5, 0, 1000)
         y, mask = cd.dropout(x, 0.5, rng=SEED, return_mask=True)
         for result in (y, cd.dropout_backward(x, mask), cd.dropout(x, 0.5, mask=mask.bits())):
-            assert not words(result)[dropped].any()
-            assert words(result)[~dropped].all()
+            assert not bits_of(result)[dropped].any()
+            assert bits_of(result)[~dropped].all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_p_of_one_gives_plus_zeros(dtype):
-    x = numbers((200, 200), dtype)
-    everything = np.ones(x.shape, bool)
+@every_dtype
+def test_p_of_one_gives_positive_zeros(dtype):
+    x = with_special_values((200, 200), dtype)
+    keep_all = np.ones(x.shape, bool)
     results = [
         cd.dropout(x, 1, rng=SEED),
         cd.dropout(x.T, 1.0),
         cd.dropout(x, 1, broadcast_dims=0),
         cd.Mask(x.shape, 1).apply(x),
-        cd.dropout(x, 1, mask=everything),
-        cd.dropout(x, 1, mask=np.packbits(everything)),
+        cd.dropout(x, 1, mask=keep_all),
+        cd.dropout(x, 1, mask=np.packbits(keep_all)),
     ]
     for y in results:
-        assert y.shape == x.shape and not words(y).any()
+        assert y.shape == x.shape and not bits_of(y).any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_subnormals_survive_and_overflow_is_no_error(dtype):
+@every_dtype
+def test_subnormals_are_kept_and_overflow_raises_no_error(dtype):
     largest = ml_dtypes.finfo(dtype).max
     tiny = np.array([3], f"u{np.dtype(dtype).itemsize}").view(dtype)[0]
     x = np.array([largest, -largest, tiny, -tiny] * 100, dtype)
     expected = reference.dropout(x, 0.5, SEED, 0)
     mask = cd.Mask(x.shape, 0.5, SEED)
     with np.errstate(all="raise"):
-        expect_same(mask.apply(x), expected)
-        for given in (mask, mask.bits(), np.asarray(mask), mask.to_scale(dtype)):
-            expect_same(cd.dropout(x, 0.5, mask=given), expected)
-            expect_same(cd.dropout_backward(x, given, p=0.5), expected)
+        assert_equal(mask.apply(x), expected)
+        for form in (mask, mask.bits(), np.asarray(mask), mask.to_scale(dtype)):
+            assert_equal(cd.dropout(x, 0.5, mask=form), expected)
+            assert_equal(cd.dropout_backward(x, form, p=0.5), expected)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 2.0**-10])
-def test_the_rate_is_p(p):
+def test_rate_of_dropped_elements_is_p(p):
     n = 1_000_000
     dropped = np.count_nonzero(cd.dropout(np.ones(n, np.float32), p, rng=77) == 0)
     assert abs(dropped - n * p) < SIGMAS * math.sqrt(n * p * (1 - p))
 
 
-# ---- nothing is drawn -------------------------------------------------------------------------
+# ---- calls without a draw ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("kwargs", [{"p": 0}, {"training": False}, {"p": 1, "training": False}])
-def test_without_dropping_x_itself_comes_back_and_out_gets_a_copy(kwargs, dtype):
-    x = numbers((3, 50), dtype)
+def test_evaluation_returns_x_or_copies_it_to_out(kwargs, dtype):
+    x = with_special_values((3, 50), dtype)
     assert cd.dropout(x, **kwargs) is x
     assert cd.dropout(x, **kwargs, inplace=True) is x
     y, mask = cd.dropout(x, **kwargs, return_mask=True)
     assert y is x and np.asarray(mask).all() and mask.p == 0
-    expect_same(cd.dropout_backward(x, mask), x)
+    assert_equal(cd.dropout_backward(x, mask), x)
     out = np.ones_like(x)
     assert cd.dropout(x, **kwargs, out=out) is out
-    expect_same(out, x)
+    assert_equal(out, x)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_copy_keeps_the_bits_of_signalling_nans(dtype):
+def test_copy_to_out_keeps_the_bits_of_signalling_nans(dtype):
     x = (np.full(100, math.inf, dtype).view(f"u{np.dtype(dtype).itemsize}") | 1).view(dtype)
     out = np.zeros_like(x)
     cd.dropout(x, 0, out=out)
-    np.testing.assert_array_equal(words(out), words(x))
+    np.testing.assert_array_equal(bits_of(out), bits_of(x))
 
 
 @pytest.mark.parametrize("source", [cd.Generator, np.random.default_rng])
-def test_only_a_drawn_mask_uses_up_a_call(source):
-    rng, untouched, x = source(3), source(3), np.ones((4, 5), np.float32)
+def test_only_a_draw_increments_calls(source):
+    rng, unused, x = source(3), source(3), np.ones((4, 5), np.float32)
     for kwargs in [
         {"p": 0},
         {"p": 1},
@@ -170,9 +169,9 @@ def test_only_a_drawn_mask_uses_up_a_call(source):
         cd.dropout(x, rng=rng, **kwargs)
     for shape in [(0,), (3, 0)]:
         assert cd.dropout(np.ones(shape), 0.5, rng=rng).shape == shape
-    assert repr(state(rng)) == repr(state(untouched))
+    assert repr(state(rng)) == repr(state(unused))
     cd.dropout(x, 5e-324, rng=rng)
-    assert repr(state(rng)) != repr(state(untouched))
+    assert repr(state(rng)) != repr(state(unused))
 
 
 def state(rng):
@@ -182,195 +181,170 @@ def state(rng):
 # ---- rng --------------------------------------------------------------------------------------
 
 
-def test_a_generator_gives_one_mask_after_another():
+def test_generator_gives_consecutive_masks():
     generator = cd.Generator(-5)
-    x = numbers((600,), np.float32)
+    x = with_special_values((600,), np.float32)
     for call in range(5):
         y, mask = cd.dropout(x, 0.3, rng=generator, return_mask=True)
         assert mask == cd.Mask(x.shape, 0.3, -5, call) and generator.calls == call + 1
-        expect_same(y, reference.dropout(x, 0.3, -5, call))
+        assert_equal(y, reference.dropout(x, 0.3, -5, call))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, -1, -(2**63), np.int64(-3), np.uint8(9)])
-def test_an_int_names_the_same_mask_every_time(seed):
-    x = numbers((600,), np.float64)
+def test_int_gives_the_same_mask_in_each_call(seed):
+    x = with_special_values((600,), np.float64)
     expected = reference.dropout(x, 0.3, seed, 0)
     for _ in range(2):
-        expect_same(cd.dropout(x, 0.3, rng=seed), expected)
+        assert_equal(cd.dropout(x, 0.3, rng=seed), expected)
 
 
 @pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
-def test_one_seed_is_drawn_from_a_numpy_generator(kind):
-    rng, twin = np.random.Generator(kind(7)), np.random.Generator(kind(7))
-    x = numbers((600,), np.float32)
+def test_numpy_generator_draws_one_seed(kind):
+    rng, expected_rng = np.random.Generator(kind(7)), np.random.Generator(kind(7))
+    x = with_special_values((600,), np.float32)
     for _ in range(3):
-        seed = int(twin.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
-        expect_same(cd.dropout(x, 0.3, rng=rng), reference.dropout(x, 0.3, seed, 0))
-        assert repr(rng.bit_generator.state) == repr(twin.bit_generator.state)
+        seed = int(expected_rng.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
+        assert_equal(cd.dropout(x, 0.3, rng=rng), reference.dropout(x, 0.3, seed, 0))
+        assert repr(rng.bit_generator.state) == repr(expected_rng.bit_generator.state)
 
 
-def test_one_seed_is_drawn_from_a_seed_sequence():
-    x = numbers((600,), np.float32)
+def test_seed_sequence_gives_one_seed():
+    x = with_special_values((600,), np.float32)
     seed = np.random.SeedSequence(7).generate_state(1, np.uint64)[0]
     y = cd.dropout(x, 0.3, rng=np.random.SeedSequence(7))
-    expect_same(y, reference.dropout(x, 0.3, seed, 0))
+    assert_equal(y, reference.dropout(x, 0.3, seed, 0))
 
 
-def test_without_rng_the_default_generator_is_asked():
-    x = numbers((600,), np.float32)
+def test_default_generator_is_used_without_rng():
+    x = with_special_values((600,), np.float32)
     assert cd.manual_seed(11) is cd.default_generator
     for call in range(3):
-        expect_same(cd.dropout(x, 0.3), reference.dropout(x, 0.3, 11, call))
+        assert_equal(cd.dropout(x, 0.3), reference.dropout(x, 0.3, 11, call))
     cd.manual_seed(-11)
     _, mask = cd.dropout(x, 0.3, return_mask=True)
     assert mask == cd.Mask(x.shape, 0.3, -11, 0)
 
 
-# ---- where the result goes --------------------------------------------------------------------
+# ---- inplace and out --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (37,), (9, 1000), (2, 3, 4)])
-def test_in_place_and_out(shape, dtype):
-    x = numbers(shape, dtype)
+def test_inplace_and_out_equal_reference(shape, dtype):
+    x = with_special_values(shape, dtype)
     expected = reference.dropout(x, 0.3, SEED, 0)
     out = np.ones_like(x)
     assert cd.dropout(x, 0.3, rng=SEED, out=out) is out
-    expect_same(out, expected)
+    assert_equal(out, expected)
     for kwargs in ({"inplace": True}, {"out": "itself"}):
         y = x.copy()
         kwargs = {key: y if value == "itself" else value for key, value in kwargs.items()}
         assert cd.dropout(y, 0.3, rng=SEED, **kwargs) is y
-        expect_same(y, expected)
+        assert_equal(y, expected)
     y = x.copy()
     assert cd.dropout(y, 0.3, rng=SEED, out=y[...]).base is y
-    expect_same(y, expected)
+    assert_equal(y, expected)
 
 
-class OnlyDLPack:
-    """An array of another library: it shows its memory through DLPack, and nothing else."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def __dlpack__(self, **kwargs):
-        return self.values.__dlpack__(**kwargs)
-
-    def __dlpack_device__(self):
-        return self.values.__dlpack_device__()
+def test_scalar_gives_an_array():
+    assert_equal(cd.dropout(np.float32(3), 0.5, rng=1), reference.dropout(np.float32(3), 0.5, 1, 0))
 
 
-@pytest.mark.parametrize("wrap", [memoryview, OnlyDLPack, lambda x: array.array("d", x)])
-def test_other_arrays_are_read_and_written_through_their_memory(wrap):
-    x = numbers((300,), np.float64)
-    expected = reference.dropout(x, 0.3, SEED, 0)
-    other = wrap(x.copy())
-    expect_same(cd.dropout(other, 0.3, rng=SEED), expected)
-    expect_same(cd.Mask(300, 0.3, SEED).apply(other), expected)
-    if not isinstance(other, OnlyDLPack):  # which NumPy makes read-only
-        cd.dropout(other, 0.3, rng=SEED, inplace=True)
-        expect_same(np.asarray(other), expected)
+# ---- mask -------------------------------------------------------------------------------------
 
 
-def test_a_scalar_comes_back_as_an_array():
-    expect_same(cd.dropout(np.float32(3), 0.5, rng=1), reference.dropout(np.float32(3), 0.5, 1, 0))
-
-
-# ---- a mask that is given ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (64,), (5, 211), (3, 4, 5), (40, 1000)], ids=str)
-def test_every_kind_of_mask_masks_forward_and_backward(shape, dtype):
-    x = numbers(shape, dtype)
+def test_masks_of_every_form_equal_reference(shape, dtype):
+    x = with_special_values(shape, dtype)
     for p in (0.5, 0.3):
         mask = cd.Mask(shape, p, SEED, 5)
         expected = reference.dropout(x, p, SEED, 5)
-        kinds = [mask, mask.bits(), np.asarray(mask)]
-        if p == 0.5 or dtype in (np.float32, np.float64):  # the half types round this scale
-            kinds.append(mask.to_scale(dtype))
-        for given, order in itertools.product(kinds, "CF"):
+        forms = [mask, mask.bits(), np.asarray(mask)]
+        if p == 0.5 or dtype in (np.float32, np.float64):  # float16 and bfloat16 round this scale
+            forms.append(mask.to_scale(dtype))
+        for form, order in itertools.product(forms, "CF"):
             ordered = np.array(x, order=order)
-            y, back = cd.dropout(ordered, p, mask=given, return_mask=True)
-            expect_same(y, expected)
-            assert back is given
-            expect_same(cd.dropout_backward(ordered, given, p=p), expected)
+            y, returned = cd.dropout(ordered, p, mask=form, return_mask=True)
+            assert_equal(y, expected)
+            assert returned is form
+            assert_equal(cd.dropout_backward(ordered, form, p=p), expected)
             out = np.ones_like(x)
-            assert cd.dropout_backward(ordered, given, p=p, out=out) is out
-            expect_same(out, expected)
-            assert cd.dropout_backward(ordered, given, True, p=p) is ordered
-            expect_same(ordered, expected)
+            assert cd.dropout_backward(ordered, form, p=p, out=out) is out
+            assert_equal(out, expected)
+            assert cd.dropout_backward(ordered, form, True, p=p) is ordered
+            assert_equal(ordered, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
-def test_a_mask_may_lie_in_the_memory_of_the_result(dtype):
-    n = 1 << 19  # more than one tile
+def test_mask_can_overlap_the_result(dtype):
+    n = 1 << 19  # several work chunks
     x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
     for inplace in (False, True):
         memory = np.zeros(n, np.float32)
-        given = memory.view(dtype)[: n // 8 if dtype == np.uint8 else n]
-        given[:] = mask.bits() if dtype == np.uint8 else np.asarray(mask)
+        form = memory.view(dtype)[: n // 8 if dtype == np.uint8 else n]
+        form[:] = mask.bits() if dtype == np.uint8 else np.asarray(mask)
         if inplace:
-            want = cd.dropout(memory.copy(), 0.3, mask=given.copy())
-            cd.dropout(memory, 0.3, mask=given, inplace=True)
+            expected = cd.dropout(memory.copy(), 0.3, mask=form.copy())
+            cd.dropout(memory, 0.3, mask=form, inplace=True)
         else:
-            want = mask.apply(x)
-            cd.dropout(x, 0.3, mask=given, out=memory)
-        expect_same(memory, want)
+            expected = mask.apply(x)
+            cd.dropout(x, 0.3, mask=form, out=memory)
+        assert_equal(memory, expected)
 
 
-def test_masks_of_any_strides():
-    x = numbers((30, 40), np.float32)
+def test_mask_can_have_any_strides():
+    x = with_special_values((30, 40), np.float32)
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)
     expected = reference.apply(x, keep, 0.25)
     spread = np.zeros(2 * 150, np.uint8)
     spread[::2] = np.packbits(keep, bitorder="little")
     flipped = np.asarray(keep)[::-1].copy()
     scale = np.where(keep, np.float32(4 / 3), np.float32(0))
-    for given in (spread[::2], flipped[::-1], np.asfortranarray(keep), np.asfortranarray(scale)):
-        expect_same(cd.dropout(x, 0.25, mask=given), expected)
+    for form in (spread[::2], flipped[::-1], np.asfortranarray(keep), np.asfortranarray(scale)):
+        assert_equal(cd.dropout(x, 0.25, mask=form), expected)
     row = np.broadcast_to(keep[0], x.shape)
-    expect_same(cd.dropout(x, 0.25, mask=row), reference.apply(x, row, 0.25))
+    assert_equal(cd.dropout(x, 0.25, mask=row), reference.apply(x, row, 0.25))
 
 
-def test_bools_count_as_numpy_counts_them():
-    octets = np.tile(np.array([0, 1, 2, 128, 255], np.uint8), 300)
-    x = numbers(octets.shape, np.float32)
-    expected = reference.apply(x, octets != 0, 0.3)
-    expect_same(cd.dropout(x, 0.3, mask=octets.view(bool)), expected)
+def test_nonzero_bytes_are_true_bools():
+    values = np.tile(np.array([0, 1, 2, 128, 255], np.uint8), 300)
+    x = with_special_values(values.shape, np.float32)
+    expected = reference.apply(x, values != 0, 0.3)
+    assert_equal(cd.dropout(x, 0.3, mask=values.view(bool)), expected)
 
 
-def test_the_memory_of_a_scale_array_is_no_place_for_a_wrong_result():
-    x = numbers((300,), np.float32)
+def test_scale_array_as_out_gives_the_result_or_an_error():
+    x = with_special_values((300,), np.float32)
     mask = cd.Mask(300, 0.5, SEED)
-    given = mask.to_scale(np.float32)
+    form = mask.to_scale(np.float32)
     try:
-        cd.dropout(x, 0.5, mask=given, out=given)
+        cd.dropout(x, 0.5, mask=form, out=form)
     except ValueError:
-        expect_same(given, mask.to_scale(np.float32))
+        assert_equal(form, mask.to_scale(np.float32))
     else:
-        expect_same(given, mask.apply(x))
+        assert_equal(form, mask.apply(x))
 
 
-# ---- shared draws -----------------------------------------------------------------------------
+# ---- broadcast_dims ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 1), (40, 3, 700), (3, 0, 2)], ids=str)
-def test_broadcast_dims_are_the_reference(shape):
-    x = numbers(shape, np.float64)
-    every = [(), 0, -1, [1], (-2, 2), (0, 1, 2), *itertools.combinations(range(3), 2)]
-    for dims in every:
+def test_broadcast_dims_equal_reference(shape):
+    x = with_special_values(shape, np.float64)
+    cases = [(), 0, -1, [1], (-2, 2), (0, 1, 2), *itertools.combinations(range(3), 2)]
+    for dims in cases:
         y, mask = cd.dropout(x, 0.4, rng=SEED, broadcast_dims=dims, return_mask=True)
         axes = (dims,) if isinstance(dims, int) else tuple(dims)
-        expect_same(y, reference.dropout(x, 0.4, SEED, 0, axes))
+        assert_equal(y, reference.dropout(x, 0.4, SEED, 0, axes))
         kept = reference.broadcast_keep(shape, 0.4, SEED, 0, axes)
         np.testing.assert_array_equal(np.asarray(mask), kept)
-        expect_same(cd.dropout_backward(x, mask), y)
+        assert_equal(cd.dropout_backward(x, mask), y)
         assert mask.shape == shape
 
 
-def test_sharing_along_axes_of_length_one_changes_nothing():
-    x = numbers((1, 50, 1), np.float32)
-    _, plain = cd.dropout(x, 0.4, rng=SEED, return_mask=True)
-    _, shared = cd.dropout(x, 0.4, rng=SEED, broadcast_dims=(0, 2), return_mask=True)
-    assert plain == shared and hash(plain) == hash(shared)
+def test_broadcast_axes_of_length_one_change_nothing():
+    x = with_special_values((1, 50, 1), np.float32)
+    _, mask = cd.dropout(x, 0.4, rng=SEED, return_mask=True)
+    _, broadcast = cd.dropout(x, 0.4, rng=SEED, broadcast_dims=(0, 2), return_mask=True)
+    assert mask == broadcast and hash(mask) == hash(broadcast)

@@ -10,9 +10,8 @@ from ..helpers.bad_calls import Number, Rng, Seeds, assert_raises
 
 CHANGED = "^an array of this call was changed while a seed was drawn from rng$"
 OUT_SHAPE = "^out has to have the shape of x"
-sets_a_shape = pytest.mark.filterwarnings(
-    "ignore:Setting the shape:DeprecationWarning"
-)  # NumPy 2.5
+# NumPy 2.5 warns
+sets_a_shape = pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 
 
 def shrink(array):
@@ -25,7 +24,7 @@ def shrink(array):
 
 @sets_a_shape
 def test_drawing_a_seed_must_not_change_a_shape():
-    """With the strides of another shape, memory outside of an array could be accessed."""
+    """With the strides of another shape, a call could access memory outside of an array."""
     base = np.ones((4096, 2), np.float32)
     for changed in (0, 1):
         arrays = x, out = base[:, :1], np.zeros((4096, 2), np.float32)[:, :1]
@@ -43,7 +42,7 @@ def test_converting_a_seed_may_change_a_shape():
     assert not out.any()
 
 
-CALLS = {  # calls with x and other arrays of its shape, (4096,), and the number of the others
+CALLS = {  # (call with x and other arrays of shape (4096,), number of the others)
     "dropout": (lambda rng, x, out: cd.dropout(x, rng=rng, out=out), 1),
     "dropout in place": (lambda rng, x: cd.dropout(x, rng=rng, inplace=True), 0),
     "dropout of a view": (lambda rng, x, out: cd.dropout(x[1:], rng=rng, out=out[1:]), 1),

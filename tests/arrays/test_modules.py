@@ -1,4 +1,4 @@
-"""Tests of Dropout as a module: forward, backward, train, eval, and what it remembers."""
+"""Tests of the module Dropout: forward, backward, train, eval, and its generator and mask."""
 
 import copy
 import doctest
@@ -10,18 +10,15 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.arrays import normal
 
-DTYPES = [np.float32, np.float64]
-
-
-def numbers(dtype, shape=(20, 30)):
-    return np.random.default_rng(3).standard_normal(shape).astype(dtype)
+SHAPE = 20, 30
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.1, 0.5, 1.0, 0])
-def test_forward_and_backward_are_the_reference(p, dtype):
-    m, x, gy = cd.Dropout(p, rng=7), numbers(dtype), numbers(dtype)[::-1]
+def test_forward_and_backward_equal_reference(p, dtype):
+    m, x, gy = cd.Dropout(p, rng=7), normal(SHAPE, dtype), normal(SHAPE, dtype)[::-1]
     for call in range(3):
         forward = m.forward if call else m
         np.testing.assert_array_equal(forward(x), reference.dropout(x, p, 7, call), strict=True)
@@ -32,18 +29,18 @@ def test_forward_and_backward_are_the_reference(p, dtype):
         np.testing.assert_array_equal(out, expected)
 
 
-def test_the_mask_of_the_last_forward_is_kept():
+def test_module_keeps_the_mask_of_the_last_forward():
     m = cd.Dropout(0.25, rng=-2)
     assert m.mask is None
     for call in range(2):
-        m(numbers(np.float32))
-        assert m.mask == cd.Mask((20, 30), 0.25, -2, call)
-    gx = m.backward(numbers(np.float64))  # another type than forward's
-    np.testing.assert_array_equal(gx, reference.dropout(numbers(np.float64), 0.25, -2, 1))
+        m(normal(SHAPE))
+        assert m.mask == cd.Mask(SHAPE, 0.25, -2, call)
+    gx = m.backward(normal(SHAPE, np.float64))  # another dtype than in forward
+    np.testing.assert_array_equal(gx, reference.dropout(normal(SHAPE, np.float64), 0.25, -2, 1))
 
 
-def test_backward_with_the_mask_of_an_earlier_forward():
-    m, x = cd.Dropout(0.25, rng=-2), numbers(np.float32)
+def test_backward_accepts_the_mask_of_an_earlier_forward():
+    m, x = cd.Dropout(0.25, rng=-2), normal(SHAPE)
     masks = [(m(x), m.mask)[1] for _ in range(3)]
     for call, mask in enumerate(masks):
         gx = m.backward(x, mask=mask)
@@ -52,21 +49,21 @@ def test_backward_with_the_mask_of_an_earlier_forward():
     assert m.mask is masks[-1]
 
 
-def test_train_and_eval():
-    m, x = cd.Dropout(0.5, rng=1), numbers(np.float32)
+def test_train_and_eval_switch_the_mode():
+    m, x = cd.Dropout(0.5, rng=1), normal(SHAPE)
     assert m.training is True
     assert m.eval() is m and m.training is False
     assert m(x) is x
     np.testing.assert_array_equal(m.backward(x), x)
     assert m.train() is m and m.training is True
-    np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 1, 0))  # eval used up no call
+    np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 1, 0))  # eval() drew no mask
     np.testing.assert_array_equal(m.eval().backward(x), reference.dropout(x, 0.5, 1, 0))
     assert m.train(False).training is False and m.train(True).training is True
     np.testing.assert_array_equal(m.eval().train().forward(x), reference.dropout(x, 0.5, 1, 1))
 
 
-def test_in_place():
-    m, x = cd.Dropout(0.5, inplace=True, rng=1), numbers(np.float64)
+def test_inplace_writes_x():
+    m, x = cd.Dropout(0.5, inplace=True, rng=1), normal(SHAPE, np.float64)
     expected = reference.dropout(x, 0.5, 1, 0)
     assert m(x) is x
     np.testing.assert_array_equal(x, expected)
@@ -78,8 +75,8 @@ def test_in_place():
     np.testing.assert_array_equal(x, before)
 
 
-def test_p_can_be_changed_and_is_checked_at_the_call():
-    m, x = cd.Dropout(rng=1), numbers(np.float32)
+def test_p_can_be_changed_and_is_checked_by_forward():
+    m, x = cd.Dropout(rng=1), normal(SHAPE)
     assert m.p == 0.5
     m.p = 0.9
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.9, 1, 0))
@@ -92,7 +89,7 @@ def test_p_can_be_changed_and_is_checked_at_the_call():
 
 
 @pytest.mark.parametrize(
-    "m, text",
+    "module, text",
     [
         (cd.Dropout(), "Dropout(p=0.5, inplace=False)"),
         (cd.Dropout(0.2), "Dropout(p=0.2, inplace=False)"),
@@ -100,26 +97,26 @@ def test_p_can_be_changed_and_is_checked_at_the_call():
         (cd.Dropout(np.float64(0.1), rng=3), "Dropout(p=0.1, inplace=False)"),
     ],
 )
-def test_repr_is_that_of_torch(m, text):
-    assert repr(m) == text
-    assert m.extra_repr() == text[len("Dropout(") : -1]
+def test_repr_is_that_of_torch(module, text):
+    assert repr(module) == text
+    assert module.extra_repr() == text[len("Dropout(") : -1]
 
 
-def test_a_subclass_names_itself():
-    class Quiet(cd.Dropout):
+def test_repr_and_errors_name_the_subclass():
+    class Subclass(cd.Dropout):
         def extra_repr(self):
             return f"only p={self.p}"
 
-    assert repr(Quiet(0.2)) == "Quiet(only p=0.2)"
-    with pytest.raises(RuntimeError, match="Quiet.backward was called before forward"):
-        Quiet().backward(numbers(np.float32))
+    assert repr(Subclass(0.2)) == "Subclass(only p=0.2)"
+    with pytest.raises(RuntimeError, match="Subclass.backward was called before forward"):
+        Subclass().backward(normal(SHAPE))
 
 
-# ---- where masks come from --------------------------------------------------------------------
+# ---- rng -------------------------------------------------------------------------------------
 
 
-def test_an_int_gives_each_module_a_generator_of_its_own():
-    a, b, x = cd.Dropout(0.5, rng=6), cd.Dropout(0.5, rng=6), numbers(np.float32)
+def test_each_module_with_an_int_has_a_new_generator():
+    a, b, x = cd.Dropout(0.5, rng=6), cd.Dropout(0.5, rng=6), normal(SHAPE)
     cd.manual_seed(0)
     for call in range(3):
         np.testing.assert_array_equal(a(x), reference.dropout(x, 0.5, 6, call))
@@ -127,29 +124,29 @@ def test_an_int_gives_each_module_a_generator_of_its_own():
     assert cd.default_generator.calls == 0
 
 
-def test_a_generator_is_shared():
-    generator, x = cd.Generator(6), numbers(np.float32)
+def test_modules_can_use_one_generator():
+    generator, x = cd.Generator(6), normal(SHAPE)
     a, b = cd.Dropout(0.5, rng=generator), cd.Dropout(0.5, rng=generator)
     np.testing.assert_array_equal(a(x), reference.dropout(x, 0.5, 6, 0))
     np.testing.assert_array_equal(b(x), reference.dropout(x, 0.5, 6, 1))
     assert generator.calls == 2
 
 
-def test_without_rng_the_default_generator_is_asked_at_each_call():
-    m, x = cd.Dropout(0.5), numbers(np.float32)
+def test_default_generator_is_used_in_each_call():
+    m, x = cd.Dropout(0.5), normal(SHAPE)
     m(x)
     cd.manual_seed(12)
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 12, 0))
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 12, 1))
 
 
-def test_from_numpy_one_seed_is_drawn_when_the_module_is_made():
-    rng, twin, x = np.random.default_rng(4), np.random.default_rng(4), numbers(np.float32)
+def test_constructor_draws_one_seed_from_numpy():
+    rng, expected_rng, x = np.random.default_rng(4), np.random.default_rng(4), normal(SHAPE)
     m = cd.Dropout(0.5, rng=rng)
-    seed = int(twin.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
+    seed = int(expected_rng.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
     for call in range(2):
         np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, seed, call))
-    assert rng.bit_generator.state == twin.bit_generator.state
+    assert rng.bit_generator.state == expected_rng.bit_generator.state
     seed = int(np.random.SeedSequence(4).generate_state(1, np.uint64)[0])
     m = cd.Dropout(0.5, rng=np.random.SeedSequence(4))
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, seed, 0))
@@ -157,7 +154,7 @@ def test_from_numpy_one_seed_is_drawn_when_the_module_is_made():
 
 @pytest.mark.parametrize("protocol", [*range(pickle.HIGHEST_PROTOCOL + 1), "deepcopy"])
 def test_copies_continue_with_the_same_masks(protocol):
-    m, x = cd.Dropout(0.3, inplace=True, rng=-8).eval(), numbers(np.float64)
+    m, x = cd.Dropout(0.3, inplace=True, rng=-8).eval(), normal(SHAPE, np.float64)
     m.train()(x.copy())
     m.eval()
     clone = copy.deepcopy(m) if protocol == "deepcopy" else pickle.loads(pickle.dumps(m, protocol))
@@ -172,25 +169,25 @@ def test_copies_continue_with_the_same_masks(protocol):
 # ---- errors and examples ----------------------------------------------------------------------
 
 
-def test_backward_before_forward():
+def test_backward_before_forward_is_an_error():
     m = cd.Dropout(0.5, rng=1)
     for module in (m, m.eval(), copy.deepcopy(m)):
         with pytest.raises(RuntimeError, match="^Dropout.backward was called before forward: "):
-            module.backward(numbers(np.float32))
+            module.backward(normal(SHAPE))
     with pytest.raises(TypeError):
         m(None)
-    with pytest.raises(RuntimeError, match="before forward"):  # that forward did not take place
-        m.backward(numbers(np.float32))
+    with pytest.raises(RuntimeError, match="before forward"):  # forward failed
+        m.backward(normal(SHAPE))
 
 
-def test_a_gradient_of_another_shape():
-    m, x = cd.Dropout(0.5, rng=1), numbers(np.float32)
+def test_gradient_has_to_have_the_shape_of_the_mask():
+    m, x = cd.Dropout(0.5, rng=1), normal(SHAPE)
     m(x)
     with pytest.raises(ValueError, match=r"has the shape \(20, 30\), but x has \(30, 20\)"):
         m.backward(x.T)
 
 
-def test_the_docstrings_examples():
+def test_examples_in_the_docstring_run():
     examples = doctest.DocTestFinder().find(cd.Dropout, "Dropout")
     results = [doctest.DocTestRunner().run(example) for example in examples]
     assert sum(result.attempted for result in results) >= 4

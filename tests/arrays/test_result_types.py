@@ -1,4 +1,4 @@
-"""Types of results: an ndarray for every exporter; arrays with their own meaning are refused."""
+"""Tests of result types, and of subclasses and array types that are refused."""
 
 import array
 import ctypes
@@ -8,26 +8,26 @@ import pytest
 
 import cdropout as cd
 
+from ..helpers.arrays import normal
+from ..helpers.requirements import import_or_skip
+
 SEED = 42
+SHAPE = 2, 3, 4
 
 
-class Counting:
-    """An exporter that counts how often its memory is asked for."""
+class CountingExporter:
+    """An exporter that counts its exports."""
 
     def __init__(self, source):
         self.source = source
-        self.asked = 0
+        self.exports = 0
 
     def __dlpack__(self, **options):
-        self.asked += 1
+        self.exports += 1
         return self.source.__dlpack__(**options)
 
     def __dlpack_device__(self):
         return self.source.__dlpack_device__()
-
-
-def numbers(shape=(2, 3, 4)):
-    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
 
 
 FUNCTIONS = {
@@ -48,7 +48,7 @@ MODES = {
     "evaluation": {"training": False},
     "p = 0": {"p": 0},
     "p = 1": {"p": 1},
-    "a mask back": {"return_mask": True},
+    "return_mask": {"return_mask": True},
 }
 
 
@@ -57,14 +57,14 @@ MODES = {
 
 @every_function
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_an_exporter_is_asked_once(name, mode):
-    x = Counting(numbers(SHAPES.get(name, (2, 3, 4))))
+def test_exporters_are_read_once(name, mode):
+    x = CountingExporter(normal(SHAPES.get(name, SHAPE)))
     FUNCTIONS[name](x, rng=SEED, **mode)
-    assert x.asked == 1
+    assert x.exports == 1
 
 
-def test_an_exporter_is_asked_once_by_the_other_functions():
-    x = numbers()
+def test_exporters_are_read_once_per_argument():
+    x = normal(SHAPE)
     mask = cd.Mask(x.shape, 0.5)
     for call, count in [
         (lambda x: cd.mc_dropout(x, 0.5, 3), 1),
@@ -82,13 +82,13 @@ def test_an_exporter_is_asked_once_by_the_other_functions():
         (cd.DropPath(0.5), 1),
         (cd.AlphaDropout(0.5), 1),
     ]:
-        source = Counting(x[:, :, :, None] if isinstance(call, cd.Dropout2d) else x)
+        source = CountingExporter(x[:, :, :, None] if isinstance(call, cd.Dropout2d) else x)
         call(source)
-        assert source.asked == count
+        assert source.exports == count
 
 
-def arrow(x):
-    return pytest.importorskip("pyarrow").array(x.reshape(-1))
+def arrow_array(x):
+    return import_or_skip("pyarrow").array(x.reshape(-1))
 
 
 EXPORTERS = {
@@ -96,16 +96,16 @@ EXPORTERS = {
     "bytearray": lambda x: memoryview(bytearray(x.tobytes())).cast("f"),
     "array.array": lambda x: array.array("f", x.reshape(-1).tolist()),
     "ctypes": lambda x: (ctypes.c_float * x.size)(*x.reshape(-1).tolist()),
-    "DLPack": Counting,
-    "torch": lambda x: pytest.importorskip("torch").from_numpy(x),
-    "JAX": lambda x: pytest.importorskip("jax.numpy").asarray(x),
-    "Arrow": arrow,
+    "DLPack": CountingExporter,
+    "torch": lambda x: import_or_skip("torch").from_numpy(x),
+    "JAX": lambda x: import_or_skip("jax.numpy").asarray(x),
+    "Arrow": arrow_array,
 }
-ARROW = "ignore:Exporting an unversioned DLPack capsule:DeprecationWarning"
+ARROW_WARNING = "ignore:Exporting an unversioned DLPack capsule:DeprecationWarning"
 
 
 def address(x):
-    if isinstance(x, Counting):
+    if isinstance(x, CountingExporter):
         x = x.source
     if hasattr(x, "unsafe_buffer_pointer"):
         return x.unsafe_buffer_pointer()
@@ -114,26 +114,29 @@ def address(x):
     return np.asarray(x).__array_interface__["data"][0]
 
 
-@pytest.mark.filterwarnings(ARROW)
+@pytest.mark.filterwarnings(ARROW_WARNING)
 @pytest.mark.parametrize("make", EXPORTERS.values(), ids=EXPORTERS)
-def test_exporters_give_arrays(make):
-    x = make(numbers())
+def test_evaluation_gives_a_view_of_an_exporter(make):
+    x = make(normal(SHAPE))
     for kwargs in ({"training": False}, {"p": 0}, {"p": 1, "training": False}):
         y, mask = cd.dropout(x, return_mask=True, **kwargs)
         assert type(y) is np.ndarray and y.__array_interface__["data"][0] == address(x)
         assert mask == cd.Mask(y.shape, 0)
-        np.testing.assert_array_equal(y.reshape(-1), numbers().reshape(-1))
+        np.testing.assert_array_equal(y.reshape(-1), normal(SHAPE).reshape(-1))
     assert type(cd.dropout(x, 0.5, rng=1)) is np.ndarray
     assert type(cd.Dropout(0.5).eval()(x)) is np.ndarray
 
 
+NEED_AXES = {"dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"}
+
+
 @pytest.mark.parametrize("make", EXPORTERS.values(), ids=EXPORTERS)
 @every_function
-@pytest.mark.filterwarnings(ARROW)
-def test_every_function_gives_arrays(name, make):
-    x = make(numbers(SHAPES.get(name, (2, 3, 4))))
-    if np.asarray(x if not isinstance(x, Counting) else x.source).ndim == 1 and name in FLAT:
-        pytest.skip("this exporter has one dimension only")
+@pytest.mark.filterwarnings(ARROW_WARNING)
+def test_every_function_gives_arrays_for_exporters(name, make):
+    x = make(normal(SHAPES.get(name, SHAPE)))
+    if name in NEED_AXES and np.ndim(getattr(x, "source", x)) == 1:
+        pytest.skip("this exporter has only one dimension")
     for kwargs in ({}, {"p": 1}):
         assert type(FUNCTIONS[name](x, rng=SEED, **kwargs)) is np.ndarray
     for kwargs in ({"training": False}, {"p": 0}):
@@ -141,65 +144,62 @@ def test_every_function_gives_arrays(name, make):
         assert type(y) is np.ndarray and y.__array_interface__["data"][0] == address(x)
 
 
-FLAT = {"dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"}
-
-
 @every_function
-def test_in_place_exporters_give_arrays_over_their_memory(name):
+def test_inplace_gives_a_view_of_an_exporter(name):
     for kwargs in ({}, {"p": 1}, {"p": 0}, {"training": False}):
-        x = numbers(SHAPES.get(name, (2, 3, 4)))
+        x = normal(SHAPES.get(name, SHAPE))
         y = FUNCTIONS[name](memoryview(x), rng=SEED, inplace=True, **kwargs)
-        want = FUNCTIONS[name](numbers(x.shape), rng=SEED, **kwargs)
+        expected = FUNCTIONS[name](normal(x.shape), rng=SEED, **kwargs)
         assert type(y) is np.ndarray and np.shares_memory(x, y)
-        np.testing.assert_array_equal(x, want)
+        np.testing.assert_array_equal(x, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_scalar_gives_an_array_in_both_modes(dtype):
+def test_scalars_give_arrays(dtype):
     for kwargs in ({"rng": 1}, {"p": 0}, {"p": 1}, {"training": False}):
         y = cd.dropout(dtype(3), **kwargs)
         assert type(y) is np.ndarray and y.shape == () and y.dtype == dtype
         assert y in (0, 3, 6)
 
 
-# ---- copies -----------------------------------------------------------------------------------
+# ---- mc_dropout -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0, 0.0, 1])
-@pytest.mark.parametrize("make", [np.copy, memoryview, Counting, lambda x: x.T], ids=str)
-def test_copies_for_monte_carlo_are_independent(make, p):
-    x = numbers()
+@pytest.mark.parametrize("make", [np.copy, memoryview, CountingExporter, lambda x: x.T], ids=str)
+def test_mc_dropout_gives_independent_copies(make, p):
+    x = normal(SHAPE)
     for n in (1, 3):
         copies = cd.mc_dropout(make(x), p, n)
         assert copies.flags.writeable and not np.shares_memory(copies, x)
         for value, copy in enumerate(copies):
             copy[...] = value
         assert [np.unique(copy).tolist() for copy in copies] == [[value] for value in range(n)]
-    np.testing.assert_array_equal(x, numbers())
+    np.testing.assert_array_equal(x, normal(SHAPE))
 
 
 @pytest.mark.parametrize("p", [0, 0.0, 1])
-def test_copies_of_a_tensor_are_independent(p):
-    torch = pytest.importorskip("torch")
+def test_mc_dropout_gives_independent_tensors(p):
+    torch = import_or_skip("torch")
     from cdropout.torch import mc_dropout
 
-    tensor = torch.from_numpy(numbers())
+    tensor = torch.from_numpy(normal(SHAPE))
     for x in (tensor, tensor.transpose(0, 2)):
         for n in (1, 3):
             copies = mc_dropout(x, p, n)
             for value, copy in enumerate(copies):
                 copy.fill_(value)
             assert [copy.unique().tolist() for copy in copies] == [[i] for i in range(n)]
-    np.testing.assert_array_equal(tensor.numpy(), numbers())
+    np.testing.assert_array_equal(tensor.numpy(), normal(SHAPE))
 
 
 # ---- subclasses of ndarray --------------------------------------------------------------------
 
 
 @pytest.fixture(params=["memmap", "recarray", "matrix"])
-def plain(request, tmp_path):
-    """Return an array of a subclass that adds no meaning to its elements."""
-    x = numbers((3, 4))
+def subclass_array(request, tmp_path):
+    """Return an array of a subclass whose elements are ordinary numbers."""
+    x = normal((3, 4))
     if request.param == "memmap":
         y = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
         y[:] = x
@@ -208,69 +208,69 @@ def plain(request, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-def test_plain_subclasses_are_taken(plain):
-    """In training a plain array comes back; in evaluation, in place and as out the array itself."""
-    x, mask = numbers((3, 4)), cd.Mask((3, 4), 0.5, SEED)
-    want = cd.dropout(x, 0.5, rng=SEED)
+def test_subclasses_of_ordinary_numbers_are_accepted(subclass_array):
+    """Training gives an ndarray; evaluation, inplace and out give the given array."""
+    x, mask = normal((3, 4)), cd.Mask((3, 4), 0.5, SEED)
+    expected = cd.dropout(x, 0.5, rng=SEED)
     for name in ("dropout", "drop_path", "alpha_dropout", "feature_alpha_dropout"):
-        y = FUNCTIONS[name](plain, rng=SEED)
+        y = FUNCTIONS[name](subclass_array, rng=SEED)
         assert type(y) is np.ndarray
         np.testing.assert_array_equal(y, FUNCTIONS[name](x, rng=SEED))
         for kwargs in ({"training": False}, {"p": 0}, {"p": 0, "inplace": True}):
-            assert FUNCTIONS[name](plain, **kwargs) is plain
-    for y in (mask.apply(plain), cd.dropout_backward(plain, mask)):
+            assert FUNCTIONS[name](subclass_array, **kwargs) is subclass_array
+    for y in (mask.apply(subclass_array), cd.dropout_backward(subclass_array, mask)):
         assert type(y) is np.ndarray
-        np.testing.assert_array_equal(y, want)
-    assert cd.bias_dropout_add_backward(plain, mask)[2] is plain
-    assert type(cd.mc_dropout(plain, 0, 2)) is np.ndarray
-    assert cd.dropout(x, 0.5, rng=SEED, out=plain) is plain
-    np.testing.assert_array_equal(plain, want)
-    plain[...] = x
-    assert cd.dropout(plain, 0.5, rng=SEED, inplace=True) is plain
-    np.testing.assert_array_equal(plain, want)
+        np.testing.assert_array_equal(y, expected)
+    assert cd.bias_dropout_add_backward(subclass_array, mask)[2] is subclass_array
+    assert type(cd.mc_dropout(subclass_array, 0, 2)) is np.ndarray
+    assert cd.dropout(x, 0.5, rng=SEED, out=subclass_array) is subclass_array
+    np.testing.assert_array_equal(subclass_array, expected)
+    subclass_array[...] = x
+    assert cd.dropout(subclass_array, 0.5, rng=SEED, inplace=True) is subclass_array
+    np.testing.assert_array_equal(subclass_array, expected)
 
 
 def of_package(package, base=object, name="Fake"):
-    """Return a class that says it is from a package."""
+    """Return a class whose module is in a package."""
     return type(name, (base,), {"__module__": f"{package}.core"})
 
 
-LOSES = "x is of type Fake, a subclass of ndarray whose meaning the result would lose; pass "
+SUBCLASS = "x is of type Fake, a subclass of ndarray whose meaning the result would lose; pass "
 
 
 @pytest.mark.parametrize(
-    "package, way",
+    "package, advice",
     [("astropy", "x.value"), ("unyt", "x.value"), ("mine", r"np.asarray\(x\)")],
 )
-def test_other_subclasses_are_refused(package, way):
+def test_other_subclasses_are_refused(package, advice):
     kind = of_package(package, np.ndarray)
-    x, generator, mask = numbers((3, 4, 5)), cd.Generator(1), cd.Mask((3, 4, 5), 0.5)
-    given = x.view(kind)
+    x, generator, mask = normal((3, 4, 5)), cd.Generator(1), cd.Mask((3, 4, 5), 0.5)
+    subclass_array = x.view(kind)
     for kwargs in ({}, {"p": 0}, {"training": False}, {"inplace": True}):
         for function in FUNCTIONS.values():
-            with pytest.raises(TypeError, match=f"^{LOSES}{way}$"):
-                function(given, rng=generator, **kwargs)
+            with pytest.raises(TypeError, match=f"^{SUBCLASS}{advice}$"):
+                function(subclass_array, rng=generator, **kwargs)
     for call in (
-        lambda: cd.mc_dropout(given),
-        lambda: cd.dropout_backward(given, mask),
-        lambda: mask.apply(given),
-        lambda: cd.bias_dropout_add(given, x, x, rng=generator),
-        lambda: cd.Dropout(0.5)(given),
+        lambda: cd.mc_dropout(subclass_array),
+        lambda: cd.dropout_backward(subclass_array, mask),
+        lambda: mask.apply(subclass_array),
+        lambda: cd.bias_dropout_add(subclass_array, x, x, rng=generator),
+        lambda: cd.Dropout(0.5)(subclass_array),
     ):
-        with pytest.raises(TypeError, match=f"^{LOSES}{way}$"):
+        with pytest.raises(TypeError, match=f"^{SUBCLASS}{advice}$"):
             call()
     with pytest.raises(TypeError, match="^bias is of type Fake, .*; pass .*bias"):
-        cd.bias_dropout_add(x, given, x, rng=generator)
+        cd.bias_dropout_add(x, subclass_array, x, rng=generator)
     with pytest.raises(TypeError, match="^out has to be a NumPy array, but got Fake$"):
-        cd.dropout(x, rng=generator, out=given)
+        cd.dropout(x, rng=generator, out=subclass_array)
     with pytest.raises(TypeError, match="^mask has to be a Mask or a NumPy array, but got Fake$"):
-        cd.dropout(x, mask=given)
+        cd.dropout(x, mask=subclass_array)
     assert generator.calls == 0
 
 
-# ---- what to pass instead ---------------------------------------------------------------------
+# ---- advice in messages -----------------------------------------------------------------------
 
-WAYS = {
+ADVICE = {
     "autograd.numpy": "multiply x by mask.to_scale()",
     "dask.array": "use cdropout.dask",
     "keras.src": "use cdropout.keras",
@@ -285,18 +285,18 @@ WAYS = {
 NO_ARRAY = "x has to be a NumPy array, or have DLPack or the buffer protocol, with elements of "
 
 
-@pytest.mark.parametrize("package, way", WAYS.items())
-def test_the_message_names_what_to_pass(package, way):
+@pytest.mark.parametrize("package, advice", ADVICE.items())
+def test_message_for_an_array_type_gives_advice(package, advice):
     kind = of_package(package)
-    for x in (kind(), of_package("mine", kind)()):  # and classes derived from it
-        with pytest.raises(TypeError) as caught:
+    for x in (kind(), of_package("mine", kind)()):  # the second is of a derived class
+        with pytest.raises(TypeError) as raised:
             cd.dropout(x)
-        assert str(caught.value).startswith(NO_ARRAY)
-        assert str(caught.value).endswith(f" but got Fake; {way}")
+        assert str(raised.value).startswith(NO_ARRAY)
+        assert str(raised.value).endswith(f" but got Fake; {advice}")
 
 
 class Quantity:
-    """A wrapper that hands on the attributes of what it holds, as pint's does."""
+    """A wrapper with all attributes of an array, as in pint."""
 
     __module__ = "pint.registry"
 
@@ -307,9 +307,9 @@ class Quantity:
         return getattr(self.magnitude, name)
 
 
-def test_a_wrapper_is_not_read_as_what_it_holds():
+def test_wrappers_of_arrays_are_refused():
     with pytest.raises(TypeError, match="but got Quantity; pass x.magnitude$"):
-        cd.dropout(Quantity(numbers()), training=False)
+        cd.dropout(Quantity(normal(SHAPE)), training=False)
 
 
 class Unreadable:
@@ -321,36 +321,36 @@ class Unreadable:
 
 
 @pytest.mark.parametrize(
-    "package, way",
+    "package, advice",
     [("torch", "use cdropout.torch"), ("jax._src", "use cdropout.jax"),
      ("tensorflow.python", "use cdropout.tensorflow")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "error, kind", [(BufferError, BufferError), (ValueError, BufferError), (TypeError, TypeError)]
 )
-def test_the_message_for_a_tensor_that_cannot_be_read(package, way, error, kind):
+def test_message_for_an_unreadable_tensor_gives_advice(package, advice, error, kind):
     x = of_package(package, Unreadable)()
     x.error = error("no bfloat16")
-    words = f"^x, of type Fake, cannot be read as a NumPy array; {way}: no bfloat16$"
-    with pytest.raises(kind, match=words) as caught:
+    message = f"^x, of type Fake, cannot be read as a NumPy array; {advice}: no bfloat16$"
+    with pytest.raises(kind, match=message) as raised:
         cd.dropout(x)
-    assert caught.type is kind
+    assert raised.type is kind
 
 
-def test_the_message_for_what_jax_traces_or_numpy_lacks():
-    jax = pytest.importorskip("jax")
-    words = "cannot be read as a NumPy array; use cdropout.jax: "
+def test_message_for_traced_or_bfloat16_jax_arrays_gives_advice():
+    jax = import_or_skip("jax")
+    message = "cannot be read as a NumPy array; use cdropout.jax: "
     x = jax.numpy.ones(3)
     for transform in (jax.jit, jax.vmap, lambda function: jax.grad(lambda x: function(x).sum())):
-        with pytest.raises(TypeError, match=words):
+        with pytest.raises(TypeError, match=message):
             transform(cd.dropout)(x)
-    with pytest.raises(BufferError, match=words):
+    with pytest.raises(BufferError, match=message):
         cd.dropout(x.astype("bfloat16"))
 
 
-def test_the_messages_for_real_objects():
+def test_messages_for_arrays_of_installed_packages_give_advice():
     found = 0
-    for package, make, way in [
+    for package, make, advice in [
         ("pandas", lambda module: module.Series([1.0]), "pass x.to_numpy()"),
         ("pandas", lambda module: module.DataFrame([1.0]), "pass x.to_numpy()"),
         ("xarray", lambda module: module.DataArray([1.0]), "pass x.data"),
@@ -364,9 +364,9 @@ def test_the_messages_for_real_objects():
             module = __import__(package, fromlist=["x"])
         except ImportError:
             continue
-        with pytest.raises(TypeError) as caught:
+        with pytest.raises(TypeError) as raised:
             cd.dropout(make(module))
-        assert str(caught.value).endswith(f"; {way}")
+        assert str(raised.value).endswith(f"; {advice}")
         found += 1
     if not found:
         pytest.skip("none of these packages is installed")

@@ -1,4 +1,4 @@
-"""The C interface: kernels with odd arguments, the header, cdropout_import with odd packages."""
+"""Tests of the C interface: arguments of the kernels, the header, and cdropout_import."""
 
 import ctypes
 import doctest
@@ -32,11 +32,11 @@ def table(request):
     return tables.tables()[request.param]
 
 
-# ---- null pointers, no elements, the end of the positions -------------------------------------
+# ---- null pointers, no elements, positions that wrap around -----------------------------------
 
 
 def calls(table, rows, columns, code, address):
-    """Yield (kernel, its arguments) on rows * columns elements; `address` is each buffer's."""
+    """Yield (kernel, arguments) for rows * columns elements; all buffers are at `address`."""
     n, mask, buffers = rows * columns, new_mask(table, 0.3), [address] * 4
     yield "apply", [code, 0, *buffers[:2], n, mask, 0]
     yield "apply_bits", [code, 0, *buffers[:2], n, buffers[2], 0, 2.0]
@@ -54,7 +54,7 @@ def calls(table, rows, columns, code, address):
 
 
 def pointers(table, kernel):
-    """Return the places of the arguments that are pointers."""
+    """Return the indices of the arguments that are pointers."""
     kinds = tables.KERNELS[kernel][1:]
     return [
         i for i, kind in enumerate(kinds) if kind in (ctypes.c_void_p, tables.MASK, tables.AXES)
@@ -62,16 +62,16 @@ def pointers(table, kernel):
 
 
 @pytest.mark.parametrize("code", DTYPES.values())
-def test_a_null_pointer_is_refused(table, code):
-    room = GuardedBuffer(16 * N, content=np.arange(16 * N, dtype=np.uint8))
+def test_null_pointers_are_refused(table, code):
+    buffer = GuardedBuffer(16 * N, content=np.arange(16 * N, dtype=np.uint8))
     seen = set()
-    for kernel, arguments in calls(table, 3, N // 3, code, room.address):
+    for kernel, arguments in calls(table, 3, N // 3, code, buffer.address):
         assert getattr(table, kernel)(*arguments) == 0
-        before = room.inside.copy()
-        for place in pointers(table, kernel):
-            missing = [*arguments[:place], None, *arguments[place + 1 :]]
-            assert getattr(table, kernel)(*missing) == -1, (kernel, place)
-            assert room.holds(before), (kernel, place)
+        before = buffer.inside.copy()
+        for index in pointers(table, kernel):
+            missing = [*arguments[:index], None, *arguments[index + 1 :]]
+            assert getattr(table, kernel)(*missing) == -1, (kernel, index)
+            assert buffer.holds(before), (kernel, index)
         seen.add(kernel)
     expected = set(tables.KERNELS) - {"mask_init"}
     if code not in REALS:
@@ -83,11 +83,11 @@ def test_a_null_pointer_is_refused(table, code):
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_without_elements_pointers_may_be_null(table, code, rows, columns):
-    """All but the pointer to the axes, which say that there are no elements."""
+    """The axes must not be null, because they contain the length 0."""
     for kernel, arguments in calls(table, rows, columns, code, None):
-        for place in pointers(table, kernel):
-            if tables.KERNELS[kernel][1 + place] is not tables.AXES:
-                arguments[place] = None
+        for index in pointers(table, kernel):
+            if tables.KERNELS[kernel][1 + index] is not tables.AXES:
+                arguments[index] = None
         assert getattr(table, kernel)(*arguments) == 0, kernel
         if isinstance(arguments[0], int):
             assert getattr(table, kernel)(77, *arguments[1:]) == -1, kernel
@@ -95,7 +95,7 @@ def test_without_elements_pointers_may_be_null(table, code, rows, columns):
             assert getattr(table, kernel)(*arguments[:5], None, *arguments[6:]) == -1, kernel
 
 
-def test_without_axes_there_is_one_element(table):
+def test_zero_axes_mean_one_element(table):
     x, mask = np.ones(1), new_mask(table, 0.3)
     for start in range(20):
         y, want = GuardedBuffer(8), GuardedBuffer(1)
@@ -120,7 +120,7 @@ def test_bools_need_no_x(table):
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_after_the_last_position_comes_the_first(table, p):
+def test_positions_wrap_around(table, p):
     before, after, mask = 700, 9000, new_mask(table, p)
     start = 2**64 - before
     n = before + after
@@ -168,7 +168,7 @@ def compile_strictly(compiler, source, *language):
 )
 @pytest.mark.parametrize("python", [True, False], ids=["with Python.h", "alone"])
 @every_compiler
-def test_the_header_compiles_without_a_warning(compiler, language, python, tmp_path):
+def test_header_compiles_without_warnings(compiler, language, python, tmp_path):
     source = tmp_path / "source"
     lines = ["#include <Python.h>"] * python + ['#include "cdropout.h"'] * 2
     call = "return cdropout_import() == 0;" if python else "return sizeof(cdropout_table) == 0;"
@@ -176,10 +176,10 @@ def test_the_header_compiles_without_a_warning(compiler, language, python, tmp_p
     compile_strictly(compiler, source, "-x", language[0], f"-std={language[1]}")
 
 
-@pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["alone", "too late"])
+@pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["missing", "too late"])
 @pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
 @every_compiler
-def test_the_import_function_needs_python_first(compiler, language, python, tmp_path):
+def test_import_function_needs_python_h_before_the_header(compiler, language, python, tmp_path):
     source = tmp_path / "source"
     call = "int main(void) { return cdropout_import() == 0; }\n"
     source.write_text(f'#include "cdropout.h"\n{python}{call}')
@@ -206,13 +206,13 @@ def test_flags_need_no_cast(compiler, language, tmp_path):
 
 @pytest.mark.parametrize("name", SOURCES)
 @every_compiler
-def test_the_examples_compile_without_a_warning(compiler, name):
+def test_examples_compile_without_warnings(compiler, name):
     compile_strictly(compiler, EXAMPLES / name, "-std=c11" if name.endswith(".c") else "-std=c++17")
 
 
 @pytest.mark.skipif(not COMPILERS, reason="needs GCC or Clang")
-def test_a_fault_would_be_seen(tmp_path):
-    source = tmp_path / "fault.c"
+def test_compile_strictly_detects_warnings(tmp_path):
+    source = tmp_path / "source.c"
     source.write_text('#include "cdropout.h"\nint main(void) { cdropout_mask mask; }\n')
     with pytest.raises(AssertionError, match="unused variable"):
         compile_strictly(COMPILERS[0], source)
@@ -236,11 +236,11 @@ new_capsule.restype = ctypes.py_object
 new_capsule.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
 
 
-def imported(path):
+def import_extension(path):
     specification = spec_from_file_location("extension", path)
     module = module_from_spec(specification)
     specification.loader.exec_module(module)
-    sys.modules.pop("extension", None)  # the next test may import one that found another table
+    sys.modules.pop("extension", None)  # the next test imports it with another table
     return module
 
 
@@ -251,8 +251,8 @@ def works(module):
     return np.array_equal(y, [mask.apply(x[0]) for mask in masks])
 
 
-def edited(old, new, header=None):
-    """The header with one thing changed."""
+def edit(old, new, header=None):
+    """Return the header after one replacement."""
     header = HEADER.read_text() if header is None else header
     header, count = re.subn(old, new, header, flags=re.DOTALL)
     assert count == 1, old
@@ -260,20 +260,20 @@ def edited(old, new, header=None):
 
 
 def older_header():
-    """Return a header of which the table ends earlier."""
+    """Return a header with a table that lacks the last function."""
     last = list(tables.KERNELS)[-1]
-    header = edited(rf"  int \(\*{last}\)\([^;]*;\n(?=}} cdropout_table)", "")
-    return edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION - 1}\n", header)
+    header = edit(rf"  int \(\*{last}\)\([^;]*;\n(?=}} cdropout_table)", "")
+    return edit(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION - 1}\n", header)
 
 
 def newer_header():
-    header = edited(r"(?=} cdropout_table)", "  int (*newer)(void);\n")
-    return edited(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION + 1}\n", header)
+    header = edit(r"(?=} cdropout_table)", "  int (*newer)(void);\n")
+    return edit(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION + 1}\n", header)
 
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory):
-    """Build examples/capi/extension.c with three headers; return {name: file}."""
+    """Build examples/capi/extension.c with three headers; return the files by name."""
     find_or_skip("setuptools")
     folder = tmp_path_factory.mktemp("extensions")
     headers = {"own": None, "older": older_header(), "newer": newer_header()}
@@ -281,7 +281,7 @@ def extensions(tmp_path_factory):
         (folder / name).mkdir()
         shutil.copy(EXAMPLES / "extension.c", folder / name)
         if header:
-            (folder / name / "cdropout.h").write_text(header)  # the compiler looks here first
+            (folder / name / "cdropout.h").write_text(header)  # found before the installed header
     (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -299,7 +299,7 @@ def extension(extensions):
 
 @pytest.fixture
 def other_table(monkeypatch):
-    """A function that puts another table in the place of the package's for one test."""
+    """Return a function that replaces the table of the package during one test."""
 
     def replace(version, size, name=b"cdropout._core.table"):
         memory = ctypes.create_string_buffer(SIZE + 64)
@@ -308,7 +308,7 @@ def other_table(monkeypatch):
         head = tables.Table.from_buffer(memory)
         head.version, head.size = version, size
         monkeypatch.setattr(dispatch, "table", new_capsule(ctypes.addressof(memory), name, None))
-        return memory, name  # which have to live as long as the capsule
+        return memory, name  # the caller keeps them alive as long as the capsule
 
     return replace
 
@@ -320,8 +320,7 @@ def refusal(version, size, own_version=VERSION, own_size=SIZE):
     )
 
 
-def test_get_table_is_the_address_of_the_table():
-    """The docstring's example runs too."""
+def test_get_table():
     address = cdropout.get_table()
     assert type(address) is int
     assert address == tables.capsule_pointer(dispatch.table, b"cdropout._core.table")
@@ -332,46 +331,46 @@ def test_get_table_is_the_address_of_the_table():
         assert example.examples and not doctest.DocTestRunner().run(example).failed
 
 
-def test_a_program_runs_with_its_own_version(extension):
-    assert works(imported(extension))
+def test_same_version_is_accepted(extension):
+    assert works(import_extension(extension))
 
 
-def test_a_program_of_an_older_header_runs(extensions):
-    assert works(imported(extensions["older"]))
+def test_program_with_an_older_header_is_accepted(extensions):
+    assert works(import_extension(extensions["older"]))
 
 
-def test_a_program_of_a_newer_header_is_refused(extensions):
+def test_program_with_a_newer_header_is_refused(extensions):
     with pytest.raises(ImportError, match=refusal(VERSION, SIZE, VERSION + 1, SIZE + 8)):
-        imported(extensions["newer"])
+        import_extension(extensions["newer"])
 
 
-def test_a_newer_package_is_taken(extension, other_table):
+def test_newer_package_is_accepted(extension, other_table):
     alive = other_table(VERSION + 3, SIZE + 64)
-    assert works(imported(extension)) and alive
+    assert works(import_extension(extension)) and alive
 
 
 @pytest.mark.parametrize("version, size", [(VERSION - 1, SIZE), (VERSION, SIZE - 8)])
-def test_an_older_package_is_refused(extension, other_table, version, size):
+def test_older_package_is_refused(extension, other_table, version, size):
     alive = other_table(version, size)
     with pytest.raises(ImportError, match=refusal(version, size)):
-        imported(extension)
+        import_extension(extension)
     assert alive
 
 
-def test_another_capsule_is_refused(extension, other_table, monkeypatch):
+def test_wrong_capsule_is_refused(extension, other_table, monkeypatch):
     message = "cdropout._core.dispatch.table has to be a capsule named cdropout._core.table"
     alive = other_table(VERSION, SIZE, b"another")
     with pytest.raises(ImportError, match=message):
-        imported(extension)
+        import_extension(extension)
     monkeypatch.setattr(dispatch, "table", alive)
     with pytest.raises(ImportError, match=message):
-        imported(extension)
+        import_extension(extension)
     monkeypatch.delattr(dispatch, "table")
     with pytest.raises(ImportError, match=message):
-        imported(extension)
+        import_extension(extension)
 
 
-def test_a_missing_package_is_said(extension, monkeypatch):
+def test_missing_package_is_reported(extension, monkeypatch):
     monkeypatch.setitem(sys.modules, "cdropout._core.dispatch", None)
     with pytest.raises(ImportError, match="import of cdropout._core.dispatch halted"):
-        imported(extension)
+        import_extension(extension)

@@ -1,4 +1,4 @@
-"""The consumers in examples/capi, built elsewhere against the installed package, and Python."""
+"""Tests of examples/capi, built outside the checkout with the installed package."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ SEED = 2**64 - 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the examples are, built, and can be imported."""
+    """Return the folder in which the examples are built."""
     find_or_skip("setuptools")
     if not shutil.which(os.environ.get("CC", "cc")) or not shutil.which(
         os.environ.get("CXX", "c++")
@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
         if path.is_file():
             shutil.copy(path, folder)
     command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
-    quickly = {**os.environ, "CFLAGS": "-O0"}  # what Cython writes takes long to compile
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=quickly)
+    unoptimized = {**os.environ, "CFLAGS": "-O0"}  # optimizing the output of Cython takes long
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=unoptimized)
     assert done.returncode == 0, done.stderr
     assert "warning: " not in done.stderr, done.stderr
     return folder
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def load(folder, monkeypatch):
-    """A function that imports one of the examples."""
+    """Return a function that imports one of the examples."""
     monkeypatch.syspath_prepend(folder)
 
     def load(name):
@@ -60,12 +60,12 @@ def numbers(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-# ---- each row by a mask of its own ------------------------------------------------------------
+# ---- one mask per row -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 @pytest.mark.parametrize("name", COMPILED + INTERPRETED)
-def test_rows_are_as_from_python(load, name, p):
+def test_rows_equal_python(load, name, p):
     dropout_rows = load(name).dropout_rows
     for shape in SHAPES:
         x, y = numbers(*shape), np.full(shape, 9, np.float32)
@@ -76,7 +76,7 @@ def test_rows_are_as_from_python(load, name, p):
 
 
 @pytest.mark.parametrize("name", COMPILED + INTERPRETED)
-def test_a_bad_p_is_refused(load, name):
+def test_bad_p_is_refused(load, name):
     x, y = numbers(3, 10), np.full((3, 10), 9, np.float32)
     for p in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match="p has to be between 0 and 1"):
@@ -85,33 +85,33 @@ def test_a_bad_p_is_refused(load, name):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_other_shapes_are_refused(load, name):
+def test_different_shapes_are_refused(load, name):
     with pytest.raises(ValueError, match="x and y have to be .*of one shape"):
         load(name).dropout_rows(numbers(3, 10), numbers(3, 11), 0.1, SEED)
 
 
 @pytest.mark.parametrize("name", ["ctypes_rows", "cffi_rows", *slow("numba_rows")])
-def test_interpreted_examples_say_that_they_are_right(load, folder, name):
+def test_interpreted_examples_run_as_scripts(load, folder, name):
     load(name)
     done = subprocess.run([sys.executable, folder / f"{name}.py"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "as from Python: True\n")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "same as in Python: True\n")
 
 
 @pytest.mark.slow
-def test_the_cost_of_a_call_is_printed(load, folder):
+def test_cost_per_call_is_printed(load, folder):
     load("numba_rows")
     load("cython_rows")
     command = [sys.executable, "cost.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    names = re.findall(r"^(\w+) +\d+\.\d ns a call \(quartiles .*\)$", done.stdout, re.MULTILINE)
+    names = re.findall(r"^(\w+) +\d+\.\d ns per call \(quartiles .*\)$", done.stdout, re.MULTILINE)
     assert names == ["C", "Cython", "Numba"]
 
 
-# ---- programs that know nothing of Python -----------------------------------------------------
+# ---- programs without Python ------------------------------------------------------------------
 
 
-def test_programs_include_no_python():
+def test_programs_do_not_include_python():
     for name in ("programs.h", "images.c", "layer.cpp", "threads.c", "training.c"):
         assert "Python.h" not in (EXAMPLES / name).read_text()
 
@@ -119,8 +119,8 @@ def test_programs_include_no_python():
 @pytest.mark.parametrize(
     "n, p", [(10_007, 0), (10_007, 0.1), (10_007, 0.5), (10_007, 1), ((1 << 22) + 77, 0.1)]
 )
-def test_the_layer_is_as_the_module(load, n, p):
-    """The last length is one for which the layer sets its flag."""
+def test_layer_equals_python(load, n, p):
+    """At the last length, the layer sets CDROPOUT_PART_OF_LARGE."""
     x, gy = numbers(n), numbers(n, seed=1)
     y, gx = np.empty_like(x), np.empty_like(x)
     load("bridge").layer(x, gy, y, gx, p, 42)
@@ -131,8 +131,8 @@ def test_the_layer_is_as_the_module(load, n, p):
 
 @pytest.mark.parametrize("by_channel", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 11, 13), (1, 64, 9, 7), (3, 1, 5, 8), (2, 0, 3, 3)])
-def test_images_are_as_in_python(load, shape, by_channel):
-    """Their memory is in the order images, rows, columns, channels."""
+def test_images_equal_python(load, shape, by_channel):
+    """The memory order is images, rows, columns, channels."""
     x = numbers(shape[0], shape[2], shape[3], shape[1])
     y, p = np.full_like(x, 9), 0.3
     load("bridge").images(x, y, *shape, by_channel, p, 42)
@@ -144,13 +144,13 @@ def test_images_are_as_in_python(load, shape, by_channel):
 
 
 @pytest.mark.parametrize("n", [0, 1, 65_535, 65_536, 1_000_003])
-def test_threads_make_one_mask(load, n):
+def test_threads_equal_python(load, n):
     x, y = numbers(n), np.empty(n, np.float32)
     load("bridge").threads(x, y, 0.1, 42)
     assert y.tobytes() == cdropout.Mask(n, 0.1, 42).apply(x).tobytes()
 
 
-def test_the_number_of_threads_has_no_say(load, folder):
+def test_number_of_threads_does_not_change_the_result(load, folder):
     code = "import bridge, hashlib, numpy as np; x = np.ones(10**6, np.float32); y = x.copy();"
     code += "bridge.threads(x, y, 0.1, 42); print(hashlib.sha256(y).hexdigest())"
     found = set()
@@ -161,13 +161,13 @@ def test_the_number_of_threads_has_no_say(load, folder):
     assert len(found) == 1
 
 
-def test_programs_refuse(load):
+def test_programs_refuse_bad_arguments(load):
     bridge, x, y = load("bridge"), numbers(10), np.full(10, 9, np.float32)
     with pytest.raises(ValueError, match="p has to be between 0 and 1"):
         bridge.threads(x, y, 1.5, 42)
     with pytest.raises(ValueError, match="p has to be between 0 and 1"):
         bridge.layer(x, x, y, y, -1, 42)
-    with pytest.raises(ValueError, match="the arrays are not of the lengths that are expected"):
+    with pytest.raises(ValueError, match="the arrays have the wrong lengths"):
         bridge.threads(x, y[1:], 0.5, 42)
     assert np.all(y == 9)
 
@@ -180,22 +180,22 @@ WEIGHTS = INPUTS * HIDDEN + HIDDEN
 
 
 class Training:
-    """The step of training.c, on data of its own."""
+    """The step of training.c on random data."""
 
     def __init__(self, bridge):
         rng = np.random.default_rng(3)
         self.bridge = bridge
-        self.x, self.wanted = rng.standard_normal((SAMPLES, INPUTS)), rng.standard_normal(SAMPLES)
+        self.x, self.targets = rng.standard_normal((SAMPLES, INPUTS)), rng.standard_normal(SAMPLES)
         self.weights, self.gradient = rng.standard_normal(WEIGHTS) / 4, np.empty(WEIGHTS)
         self.work = np.empty((4, SAMPLES, HIDDEN))
 
     def loss(self, call, weights=None):
         weights = self.weights if weights is None else weights
-        data = self.x, self.wanted, weights, self.gradient, self.work
+        data = self.x, self.targets, weights, self.gradient, self.work
         return self.bridge.training(*data, 0.4, 42, call)
 
     def slopes(self, call):
-        """The gradient by central differences, with an error near 1e-9."""
+        """Return the gradient by central differences, with an error of about 1e-9."""
         steps = 1e-5 * np.eye(WEIGHTS)
         pairs = [
             (self.loss(call, self.weights + h), self.loss(call, self.weights - h)) for h in steps
@@ -208,7 +208,7 @@ def training(load):
     return Training(load("bridge"))
 
 
-def test_the_gradient_is_the_slope_of_the_loss(training):
+def test_gradient_equals_finite_differences(training):
     for call in (0, 7):
         slopes = training.slopes(call)
         training.loss(call)
@@ -216,13 +216,13 @@ def test_the_gradient_is_the_slope_of_the_loss(training):
         np.testing.assert_allclose(training.gradient, slopes, atol=1e-8)
 
 
-def test_another_mask_has_another_gradient(training):
+def test_gradient_depends_on_the_mask(training):
     slopes = training.slopes(0)
     training.loss(1)
     assert np.abs(training.gradient - slopes).max() > 0.01
 
 
-def test_its_masks_are_as_from_python(training):
+def test_masks_equal_python(training):
     training.loss(7)
     hidden, dropped, g_dropped, g_hidden = training.work
     mask = cdropout.Mask((SAMPLES, HIDDEN), 0.4, 42, 7)
@@ -231,7 +231,7 @@ def test_its_masks_are_as_from_python(training):
     assert np.count_nonzero(dropped == 0) > 300
 
 
-def test_steps_lower_the_loss(training):
+def test_training_reduces_the_loss(training):
     losses = []
     for call in range(300):
         losses.append(training.loss(call))

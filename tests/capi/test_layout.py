@@ -1,8 +1,7 @@
-"""The C interface as it was recorded: its end may grow, and nothing else may change.
+"""Tests of the binary compatibility of the C interface with its recorded layout.
 
-    python -m tests.capi.test_layout --record
-
-adds what is new to capi_layout.json. Do that when a version is released.
+Fields may be added at the end of the table; nothing else may change. Before a release, record the
+additions in capi_layout.json with `python -m tests.capi.test_layout --record`.
 """
 
 import json
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.maxsize < 2**32, reason="the record is of 64
 
 
 def layout(header):
-    """Return what a header declares: the version, the codes, and each field after its offset."""
+    """Return the version, the codes, and the fields with their offsets that a header declares."""
     ffi = cffi.FFI()
     ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])
     version = int(re.search(r"#define CDROPOUT_TABLE_VERSION (\d+)\n", header)[1])
@@ -42,12 +41,12 @@ def layout(header):
     return {"version": version, "codes": dict(chain(*codes)), **fields}
 
 
-def breaks(recorded, present):
-    """Yield what programs compiled for the recorded layout would not survive."""
+def breaking_changes(recorded, present):
+    """Yield each change that breaks programs compiled for the recorded layout."""
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"
-    for name in ("cdropout_mask", "cdropout_axis"):  # callers own these: they cannot even grow
+    for name in ("cdropout_mask", "cdropout_axis"):  # allocated by callers, so they must not grow
         if present[name] != recorded[name]:
             yield f"{name} was {recorded[name]}, and is {present[name]}"
     before, now = recorded["cdropout_table"], present["cdropout_table"]
@@ -57,19 +56,19 @@ def breaks(recorded, present):
     if present["version"] < recorded["version"]:
         yield f"the version was {recorded['version']}, and is {present['version']}"
     if len(now) > len(before) and present["version"] <= recorded["version"]:
-        yield f"the table has grown, but its version is {present['version']} still"
+        yield f"the table has grown, but its version is still {present['version']}"
 
 
 def record():
     return json.loads(RECORD.read_text())
 
 
-def test_what_is_recorded_has_not_changed():
-    assert list(breaks(record(), layout(HEADER))) == []
+def test_recorded_layout_is_unchanged():
+    assert list(breaking_changes(record(), layout(HEADER))) == []
 
 
-def test_the_record_is_complete():
-    """Of its version: what is added has a later one, until that is recorded too."""
+def test_record_is_complete():
+    """Additions have a later version until they are recorded."""
     present = layout(HEADER)
     assert present["version"] > record()["version"] or present == record()
 
@@ -96,14 +95,14 @@ def edited(*edits):
     [GROWN, [CODE], [FLAG], [*GROWN, CODE, FLAG]],
     ids=["function", "type", "flag", "all"],
 )
-def test_the_end_may_grow(edits):
-    assert list(breaks(record(), edited(*edits))) == []
+def test_additions_at_the_end_are_allowed(edits):
+    assert list(breaking_changes(record(), edited(*edits))) == []
 
 
 @pytest.mark.parametrize(
     "edits, message",
     [
-        ([GROWN[0]], r"^the table has grown, but its version is \d+ still$"),
+        ([GROWN[0]], r"^the table has grown, but its version is still \d+$"),
         ([(r"TABLE_VERSION \d+", "TABLE_VERSION 0")], r"^the version was \d+, and is 0$"),
         ([(r"(int \(\*mask_init\))", r"int (*newer)(void);\n\1")], "had .* mask_init', .* newer'"),
         ([(r"\(\*bits\)", "(*draw_bits)")], "had .* bits', .* draw_bits'"),
@@ -128,25 +127,25 @@ def test_the_end_may_grow(edits):
         ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
     ],
 )
-def test_what_would_break_programs_is_seen(edits, message):
-    found = list(breaks(record(), edited(*edits)))
+def test_breaking_changes_are_detected(edits, message):
+    found = list(breaking_changes(record(), edited(*edits)))
     assert any(re.search(message, each) for each in found), found
 
 
-def test_a_function_may_not_go():
+def test_functions_must_not_be_removed():
     shorter = layout(HEADER)
     last = shorter["cdropout_table"].pop()
-    assert list(breaks(record(), shorter)) == [f"the table had {last!r}, and has []"]
+    assert list(breaking_changes(record(), shorter)) == [f"the table had {last!r}, and has []"]
 
 
 def signatures(text):
-    """Return (result, name, arguments) of each function, less what differs in C and Cython."""
+    """Return (result, name, arguments) of each function in a syntax common to C and Cython."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]
 
 
-def test_the_cython_declarations_are_those_of_the_header():
+def test_cython_declarations_equal_those_of_the_header():
     cython = files("cdropout").joinpath("__init__.pxd").read_text()
     tidy = re.sub(r"\s+", " ", cython).replace("( ", "(").replace(" )", ")")
     assert signatures(tidy) == signatures(re.sub(r"\s+", " ", HEADER))

@@ -1,8 +1,8 @@
-/* Every kernel on buffers of every length at every address, between inaccessible pages: the loops of test_guard_pages.py.
+/* The loops of test_guard_pages.py: call the kernels on buffers of many lengths and alignments next to inaccessible pages.
  *
- * Sanitizers do not see which memory masked vector loads and streaming stores access; the CPU does. Buffers end where an inaccessible
- * page begins or, in a second pass, begin where one ends, and an access outside is a segmentation fault. The output alone
- * is `offset` bytes from that page; the bytes next to it have a known value, so that a wrong store is found. */
+ * Sanitizers do not check masked vector loads and streaming stores, so memory protection checks them. A buffer ends where an
+ * inaccessible page begins or, in a second pass, begins where one ends. An access outside is a segmentation fault. Only the
+ * output is `offset` bytes away from that page; the bytes next to it have a known value, so that a wrong store is detected. */
 #define _DEFAULT_SOURCE
 #include <cdropout.h>
 #include <signal.h>
@@ -11,45 +11,45 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { MOST = 2100, OFFSETS = 64, EDGE = 64, GROUP = 512, KNOWN = 0xA5 };
-enum { X, Y, RESIDUAL, BIAS, KEEP, AXES, NAMES, BUFFERS };
-static const size_t SIZES[] = {4, 8, 2, 2, 1}; /* bytes per element of each dtype */
+enum { MAX_LENGTH = 2100, OFFSETS = 64, EDGE = 64, GROUP = 512, KNOWN = 0xA5 };
+enum { X, Y, RESIDUAL, BIAS, KEEP, AXES, MASKS, BUFFERS };
+static const size_t ITEMSIZES[] = {4, 8, 2, 2, 1}; /* bytes per element of each dtype */
 
 static const cdropout_table *table;
 static char *low[BUFFERS], *high[BUFFERS];
-static struct { /* the call that is made; a fault's handler reads it */
+static struct { /* the current call; the signal handler reads it */
   const char *kernel;
   int dtype, at_end;
   size_t n, rows, columns, offset;
   uint64_t start;
-} volatile now;
+} volatile current;
 static long long calls;
 
-static char *room(int buffer, size_t bytes) {
-  size_t away = buffer == Y ? now.offset : 0;
-  return now.at_end ? high[buffer] - bytes - away : low[buffer] + away;
+static char *place(int buffer, size_t bytes) { /* return the address of a buffer of this size */
+  size_t distance = buffer == Y ? current.offset : 0;
+  return current.at_end ? high[buffer] - bytes - distance : low[buffer] + distance;
 }
 
-static void tell(const char *what) {
+static void report(const char *error) {
   char text[300];
-  int size =
-      snprintf(text, sizeof text, "%s: %s, dtype %d, %zu elements, %zu x %zu, start %llu, y %zu bytes from the %s\n", what, now.kernel,
-               now.dtype, now.n, now.rows, now.columns, (unsigned long long)now.start, now.offset, now.at_end ? "end" : "beginning");
+  int size = snprintf(text, sizeof text, "%s: %s, dtype %d, %zu elements, %zu x %zu, start %llu, y %zu bytes from the %s\n", error,
+                      current.kernel, current.dtype, current.n, current.rows, current.columns, (unsigned long long)current.start,
+                      current.offset, current.at_end ? "end" : "beginning");
   if (write(2, text, size) != size) _exit(3);
 }
 
 static void on_fault(int number) {
-  tell("a page outside was touched");
+  report("an inaccessible page was accessed");
   signal(number, SIG_DFL);
   raise(number);
 }
 
-/* Give the bytes around the output the known value, make the call, and see whether they still have it. */
+/* The bytes next to the output have the known value before a call, and must have it afterwards. */
 static char *edge_below, *edge_above;
 static size_t below, above;
 
 static char *output(size_t bytes) {
-  char *y = room(Y, bytes);
+  char *y = place(Y, bytes);
   below = y - low[Y] < EDGE ? y - low[Y] : EDGE;
   above = high[Y] - (y + bytes) < EDGE ? high[Y] - (y + bytes) : EDGE;
   edge_below = y - below;
@@ -59,118 +59,120 @@ static char *output(size_t bytes) {
   return y;
 }
 
-static void done(void) {
+static void check_edges(void) {
   static const unsigned char known[EDGE] = {[0 ... EDGE - 1] = KNOWN};
   calls++;
   if (memcmp(edge_below, known, below) || memcmp(edge_above, known, above)) {
-    tell("a byte beside the output was written");
+    report("a byte next to the output was written");
     _exit(2);
   }
 }
 
-#define CALL(name, ...) (now.kernel = #name, table->name(__VA_ARGS__), done())
+#define CALL(name, ...) (current.kernel = #name, table->name(__VA_ARGS__), check_edges())
 
-static void apply(const cdropout_mask *mask, const cdropout_mask *halves) {
-  size_t bytes = now.n * SIZES[now.dtype];
-  char *x = room(X, bytes), *y = output(bytes);
-  CALL(apply, now.dtype, 0, x, y, now.n, mask, now.start);
-  CALL(apply, now.dtype, 0, y, y, now.n, halves, now.start);
-  uint8_t *bits = (uint8_t *)room(KEEP, (now.start + now.n + 7) / 8);
-  CALL(apply_bits, now.dtype, 0, x, y, now.n, bits, now.start, 2.0);
-  CALL(apply_bits, now.dtype, 0, y, y, now.n, bits, now.start, 2.0);
+static void apply(const cdropout_mask *mask, const cdropout_mask *in_place) {
+  size_t bytes = current.n * ITEMSIZES[current.dtype];
+  char *x = place(X, bytes), *y = output(bytes);
+  CALL(apply, current.dtype, 0, x, y, current.n, mask, current.start);
+  CALL(apply, current.dtype, 0, y, y, current.n, in_place, current.start);
+  uint8_t *bits = (uint8_t *)place(KEEP, (current.start + current.n + 7) / 8);
+  CALL(apply_bits, current.dtype, 0, x, y, current.n, bits, current.start, 2.0);
+  CALL(apply_bits, current.dtype, 0, y, y, current.n, bits, current.start, 2.0);
 }
 
 static void draw(const cdropout_mask *mask) {
-  CALL(bits, (uint8_t *)output((now.n + 7) / 8), now.n, mask, now.start);
-  CALL(bools, (uint8_t *)output(now.n), now.n, mask, now.start);
+  CALL(bits, (uint8_t *)output((current.n + 7) / 8), current.n, mask, current.start);
+  CALL(bools, (uint8_t *)output(current.n), current.n, mask, current.start);
 }
 
-/* Return the items that a view of rows x columns reaches over at these steps, in items, and how many come before the first. */
-static size_t reach(const ptrdiff_t steps[2], size_t *before) {
-  size_t lengths[] = {now.rows, now.columns}, all = 1;
+/* Return the extent of a view of rows x columns with these steps, and the distance of its first item from the lowest one. */
+static size_t extent(const ptrdiff_t steps[2], size_t *before) {
+  size_t lengths[] = {current.rows, current.columns}, total = 1;
   *before = 0;
-  if (now.rows == 0 || now.columns == 0) return 0;
+  if (current.rows == 0 || current.columns == 0) return 0;
   for (int i = 0; i < 2; i++) {
-    size_t far = (lengths[i] - 1) * (size_t)(steps[i] < 0 ? -steps[i] : steps[i]);
-    all += far;
-    if (steps[i] < 0) *before += far;
+    size_t distance = (lengths[i] - 1) * (size_t)(steps[i] < 0 ? -steps[i] : steps[i]);
+    total += distance;
+    if (steps[i] < 0) *before += distance;
   }
-  return all;
+  return total;
 }
 
-static char *field(int buffer, size_t size, const ptrdiff_t steps[2]) { /* the first item of a view */
-  size_t before, bytes = reach(steps, &before) * size;
-  return (buffer == Y ? output(bytes) : room(buffer, bytes)) + before * size;
+static char *place_view(int buffer, size_t itemsize, const ptrdiff_t steps[2]) { /* return the address of the first item */
+  size_t before, bytes = extent(steps, &before) * itemsize;
+  return (buffer == Y ? output(bytes) : place(buffer, bytes)) + before * itemsize;
 }
 
-typedef struct { /* items from row to row and from column to column */
+typedef struct { /* items per row and per column */
   ptrdiff_t x[2], y[2], mask[2];
 } Steps;
 
 static void apply_view(const cdropout_mask *mask, const Steps *steps) {
-  ptrdiff_t size = SIZES[now.dtype];
-  cdropout_axis *axes = (cdropout_axis *)room(AXES, 2 * sizeof *axes);
-  for (int i = 0; i < 2; i++) axes[i] = (cdropout_axis){i ? now.columns : now.rows, steps->x[i] * size, steps->y[i] * size, steps->mask[i]};
-  char *x = now.dtype == CDROPOUT_BOOL ? NULL : field(X, size, steps->x), *y = field(Y, size, steps->y);
-  CALL(apply_strided, now.dtype, 0, x, y, 2, axes, mask, now.start);
-  size_t before, first = now.start % 8, bytes = (first + reach(steps->mask, &before) + 7) / 8;
-  uint8_t *bits = (uint8_t *)room(KEEP, bytes);
-  CALL(apply_bits_strided, now.dtype, 0, x, y, 2, axes, bits, first + before, 2.0);
-  uint8_t *bools = (uint8_t *)field(KEEP, 1, steps->mask);
-  CALL(apply_bools_strided, now.dtype, 0, x, y, 2, axes, bools, 2.0);
-  if (now.dtype <= CDROPOUT_FLOAT64) CALL(apply_alpha_strided, now.dtype, 0, x, y, 2, axes, mask, now.start, 0.5, -1.0);
+  ptrdiff_t itemsize = ITEMSIZES[current.dtype];
+  cdropout_axis *axes = (cdropout_axis *)place(AXES, 2 * sizeof *axes);
+  for (int i = 0; i < 2; i++)
+    axes[i] = (cdropout_axis){i ? current.columns : current.rows, steps->x[i] * itemsize, steps->y[i] * itemsize, steps->mask[i]};
+  char *x = current.dtype == CDROPOUT_BOOL ? NULL : place_view(X, itemsize, steps->x), *y = place_view(Y, itemsize, steps->y);
+  CALL(apply_strided, current.dtype, 0, x, y, 2, axes, mask, current.start);
+  size_t before, first = current.start % 8, bytes = (first + extent(steps->mask, &before) + 7) / 8;
+  uint8_t *bits = (uint8_t *)place(KEEP, bytes);
+  CALL(apply_bits_strided, current.dtype, 0, x, y, 2, axes, bits, first + before, 2.0);
+  uint8_t *bools = (uint8_t *)place_view(KEEP, 1, steps->mask);
+  CALL(apply_bools_strided, current.dtype, 0, x, y, 2, axes, bools, 2.0);
+  if (current.dtype <= CDROPOUT_FLOAT64) CALL(apply_alpha_strided, current.dtype, 0, x, y, 2, axes, mask, current.start, 0.5, -1.0);
 }
 
 static void add_bias(const cdropout_mask *mask) {
-  size_t rows = now.rows, columns = now.columns, size = SIZES[now.dtype], bytes = rows * columns * size;
-  char *x = room(X, bytes), *y = output(bytes);
-  CALL(bias_dropout_add, now.dtype, x, room(BIAS, columns * size), room(RESIDUAL, bytes), y, rows, columns, mask, now.start);
-  CALL(bias_dropout_add_backward, now.dtype, x, y, (double *)room(BIAS, columns * 8), rows, columns, mask, now.start);
+  size_t rows = current.rows, columns = current.columns, itemsize = ITEMSIZES[current.dtype], bytes = rows * columns * itemsize;
+  char *x = place(X, bytes), *y = output(bytes);
+  CALL(bias_dropout_add, current.dtype, x, place(BIAS, columns * itemsize), place(RESIDUAL, bytes), y, rows, columns, mask, current.start);
+  CALL(bias_dropout_add_backward, current.dtype, x, y, (double *)place(BIAS, columns * 8), rows, columns, mask, current.start);
 }
 
 static void views(const cdropout_mask *mask) {
-  ptrdiff_t rows = now.rows, columns = now.columns;
+  ptrdiff_t rows = current.rows, columns = current.columns;
   const Steps kinds[] = {
-      {{columns, 1}, {columns, 1}, {columns, 1}},     /* C order, */
-      {{columns, 1}, {columns, 1}, {1, 0}},           /* one draw per row, */
-      {{columns, 1}, {columns, 1}, {0, 1}},           /* one per column */
+      {{columns, 1}, {columns, 1}, {columns, 1}},     /* C order */
+      {{columns, 1}, {columns, 1}, {1, 0}},           /* one draw per row */
+      {{columns, 1}, {columns, 1}, {0, 1}},           /* one draw per column */
       {{columns, -1}, {-columns, 1}, {-columns, -1}}, /* backwards */
       {{0, 1}, {3 * columns, 3}, {-2 * columns, -2}}, /* gaps */
       {{1, rows}, {1, rows}, {columns, 1}},           /* Fortran order */
-      {{columns, 1}, {1, rows}, {columns + 7, 1}},    /* into Fortran order, by a window of a mask */
+      {{columns, 1}, {1, rows}, {columns + 7, 1}},    /* from C to Fortran order, with a window of a mask */
   };
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }
 
-/* All calls for one length and offset; views, which are slower, for one in `every` of them, the types in turn. */
+/* Make all calls for one length and offset. Views, which are slower, are called for one in `every` of them per type. */
 static void all_kernels(const cdropout_mask *masks, int every) {
-  now.rows = now.columns = 0;
+  current.rows = current.columns = 0;
   draw(&masks[0]);
-  for (now.dtype = 0; now.dtype <= CDROPOUT_BOOL; now.dtype++) {
-    if (now.dtype != CDROPOUT_BOOL) apply(&masks[0], &masks[1]);
-    if (now.dtype != CDROPOUT_BOOL && now.offset == 0) apply(&masks[2], &masks[2]);
-    if ((now.n + now.offset + now.dtype) % every == 0) {
-      now.columns = 1 + (7 * now.n + 31 * now.offset) % 97, now.rows = now.n / now.columns;
-      if ((now.n + now.offset / 16) % 4 == 0) now.columns = now.n, now.rows = 1;
+  for (current.dtype = 0; current.dtype <= CDROPOUT_BOOL; current.dtype++) {
+    if (current.dtype != CDROPOUT_BOOL) apply(&masks[0], &masks[1]);
+    if (current.dtype != CDROPOUT_BOOL && current.offset == 0) apply(&masks[2], &masks[2]);
+    if ((current.n + current.offset + current.dtype) % every == 0) {
+      current.columns = 1 + (7 * current.n + 31 * current.offset) % 97, current.rows = current.n / current.columns;
+      if ((current.n + current.offset / 16) % 4 == 0) current.columns = current.n, current.rows = 1;
       views(&masks[0]);
-      if (now.dtype <= CDROPOUT_FLOAT64) add_bias(&masks[0]);
+      if (current.dtype <= CDROPOUT_FLOAT64) add_bias(&masks[0]);
     }
   }
 }
 
-/* Steps outside by one byte: above the output, below it, or next to it. */
-static void step_outside(const cdropout_mask *mask, int where) {
-  now.at_end = where != -2;
-  now.n = 17, now.offset = where == -3 ? 5 : 0;
-  char *y = output(now.n);
-  CALL(bools, (uint8_t *)y - (where == -2), now.n + 1, mask, 0);
+/* Write one byte outside: above the output, below it, or next to it. */
+static void write_outside(const cdropout_mask *mask, int where) {
+  current.at_end = where != -2;
+  current.n = 17, current.offset = where == -3 ? 5 : 0;
+  char *y = output(current.n);
+  CALL(bools, (uint8_t *)y - (where == -2), current.n + 1, mask, 0);
 }
 
-/* Make all calls in one of `sparse` places, or with every = 0 only those that may use streaming stores, or with every < 0 a
- * wrong one, to show that it is noticed; return the number of calls, or -1 if there is no memory. */
+/* Make the calls for one in `sparse` positions of the buffers; return their number, or -1 if memory cannot be allocated.
+ *
+ * every = 0: only calls that may use streaming stores. every < 0: one wrong call, to show that it is detected. */
 long long run(const cdropout_table *kernels, int every, int sparse) {
   static const double PROBABILITIES[] = {0.3, 0.5, 1.0};
-  size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MOST + OFFSETS + EDGE + page - 1) / page * page;
+  size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MAX_LENGTH + OFFSETS + EDGE + page - 1) / page * page;
   for (int i = 0; i < BUFFERS; i++) {
     char *memory = mmap(NULL, size + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) || mprotect(memory + page + size, page, PROT_NONE)) return -1;
@@ -180,22 +182,22 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
   }
   table = kernels;
   signal(SIGSEGV, on_fault);
-  signal(SIGBUS, on_fault); /* macOS's word for it */
-  for (now.at_end = 0; now.at_end < 2; now.at_end++) {
-    now.offset = 0;
-    cdropout_mask *masks = (cdropout_mask *)room(NAMES, sizeof *masks * 3);
+  signal(SIGBUS, on_fault); /* raised on macOS instead */
+  for (current.at_end = 0; current.at_end < 2; current.at_end++) {
+    current.offset = 0;
+    cdropout_mask *masks = (cdropout_mask *)place(MASKS, sizeof *masks * 3);
     for (int i = 0; i < 3; i++) table->mask_init(&masks[i], 1, 2, PROBABILITIES[i]);
-    if (every < 0) step_outside(masks, every);
-    for (now.n = 0; now.n <= MOST; now.n++)
-      for (now.offset = 0; now.offset < OFFSETS; now.offset++) {
-        if ((now.n + now.offset + now.n / 16) % sparse) continue;
-        now.start = (37 * now.n + now.offset) % GROUP; /* every place in a lane, too */
+    if (every < 0) write_outside(masks, every);
+    for (current.n = 0; current.n <= MAX_LENGTH; current.n++)
+      for (current.offset = 0; current.offset < OFFSETS; current.offset++) {
+        if ((current.n + current.offset + current.n / 16) % sparse) continue;
+        current.start = (37 * current.n + current.offset) % GROUP; /* covers all positions in a lane */
         if (every)
           all_kernels(masks, every);
         else
-          for (now.dtype = 0; now.dtype < 2; now.dtype++) {
+          for (current.dtype = 0; current.dtype < 2; current.dtype++) {
             const Steps row = {{0, 1}, {0, 1}, {0, 0}};
-            now.rows = 1, now.columns = now.n;
+            current.rows = 1, current.columns = current.n;
             apply(&masks[0], &masks[1]);
             apply_view(&masks[0], &row);
           }

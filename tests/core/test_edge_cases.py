@@ -1,4 +1,4 @@
-"""What few masks meet: a constant that would be 0, steps whose product wraps around."""
+"""Tests of masks that are rare: c would be 0, or strides of the mask wrap around."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ MASK64 = 2**64 - 1
 @pytest.mark.parametrize("c", [0, 1, 2])
 @pytest.mark.parametrize("isa", ISAS)
 def test_c_is_never_0(isa, c):
-    """One call of a seed would have 0, with which both words of a lane could be 0: it has 1."""
+    """c = 0 could make the state of a lane 0, so c = 1 in the call for which it would be 0."""
     table, seed, p, n = tables.tables()[isa], 7, 0.1, 20000
     _, first, _ = reference.mask_constants(seed, 0)
     call = (c - first) & MASK64
@@ -27,8 +27,8 @@ def test_c_is_never_0(isa, c):
 
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("seed", range(10))
-def test_steps_whose_product_wraps_around(seed, order):
-    """Rows 2^64 / 3 apart, columns as far backwards: twice the one is the other, modulo 2^64."""
+def test_strides_of_the_mask_that_wrap_around(seed, order):
+    """Twice the stride of the rows is the negative stride of the columns, modulo 2^64."""
     columns = (2**64 + 2) // 3
     mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]
     elements = [row * columns + column for row in (0, 1) for column in (columns - 1, 1)]

@@ -1,7 +1,7 @@
-"""Kernels on buffers beside memory that nobody may read or write; the loops are in guard_pages.c.
+"""Tests of kernels on buffers next to inaccessible pages; the loops are in guard_pages.c.
 
-A wrong access is a segmentation fault, so this file runs itself in a child process for each
-instruction set. The child says which call it died of.
+An access outside a buffer is a segmentation fault, so `main` runs in a subprocess for each
+instruction set. The subprocess prints the call that caused the fault.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SOURCE = Path(__file__).with_name("guard_pages.c")
 LENGTHS, OFFSETS = 2101, 64
-# A place is a length, an offset, and the end of the memory at which it is. The slow tests try all.
-# Views take longer: they are tried in one of 16 places, the types in turn, and in all of them by
+# A position of a buffer is a length, an offset, and one end of the memory. Slow tests use all of
+# them, but for views, which take longer, only one in 16 per type. This command uses all for views:
 # `GUARD_PAGES_EVERY=1 pytest -m slow tests/core/test_guard_pages.py`.
 EVERY = int(os.environ.get("GUARD_PAGES_EVERY", 16))
 sparsely = pytest.mark.parametrize("sparse", [64, *slow(1)])
@@ -32,38 +32,38 @@ sparsely = pytest.mark.parametrize("sparse", [64, *slow(1)])
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    """The compiled loops."""
+    """Compile guard_pages.c; return the path of the library."""
     if not hasattr(mmap, "PROT_READ"):
         pytest.skip("needs the mmap and mprotect of Linux or macOS")
     path = tmp_path_factory.mktemp("guard_pages") / "guard_pages.so"
     compiler = sysconfig.get_config_var("CC").split()
     command = [*compiler, "-O2", "-shared", "-fPIC", "-I", cdropout.get_include()]
-    # without a sanitizer that is preloaded into the tests: the compiler has leaks of its own
+    # do not preload a sanitizer into the compiler, which leaks memory
     clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True, env=clean)
     return path
 
 
-def run_child(library, isa, every, sparse=1):
-    """Return the child's exit status, the number of calls it made, and its errors."""
+def run_in_subprocess(library, isa, every, sparse=1):
+    """Return the exit status, the number of calls, and the errors of a subprocess."""
     arguments = str(library), isa, every, sparse
     status, out, err = run(f"{FIND_TESTS}from {__name__} import main\nmain{arguments}")
     return status, int(out or 0), err
 
 
-def places(sparse):
-    """Return the (length, offset) that guard_pages.c tries at either end."""
+def positions(sparse):
+    """Return the pairs (length, offset) that guard_pages.c uses at both ends."""
     every = itertools.product(range(LENGTHS), range(OFFSETS))
     return [(n, offset) for n, offset in every if (n + offset + n // 16) % sparse == 0]
 
 
 @sparsely
 @pytest.mark.parametrize("isa", ISAS)
-def test_nothing_outside_the_buffers_is_touched(library, isa, sparse):
-    status, calls, errors = run_child(library, isa, EVERY, sparse)
+def test_only_buffers_are_accessed(library, isa, sparse):
+    status, calls, errors = run_in_subprocess(library, isa, EVERY, sparse)
     assert (status, errors) == (0, "")
     expected = 0
-    for n, offset in places(sparse):
+    for n, offset in positions(sparse):
         expected += 2 + 4 * 4  # bits and bools; apply and apply_bits of each type, also in place
         expected += 4 * 4 * (offset == 0)  # the same at p = 1
         for dtype in range(5):
@@ -76,30 +76,30 @@ def test_nothing_outside_the_buffers_is_touched(library, isa, sparse):
 
 @sparsely
 @pytest.mark.parametrize("isa", ISAS)
-def test_nor_by_streaming_stores(library, isa, sparse):
-    status, calls, errors = run_child(library, isa, 0, sparse)
-    assert (status, calls, errors) == (0, 2 * len(places(sparse)) * 2 * 8, "")
+def test_streaming_stores_write_only_the_output(library, isa, sparse):
+    status, calls, errors = run_in_subprocess(library, isa, 0, sparse)
+    assert (status, calls, errors) == (0, 2 * len(positions(sparse)) * 2 * 8, "")
 
 
 @pytest.mark.parametrize(
-    "every, words",
+    "every, message",
     [
-        (-1, "a page outside was touched: bools, dtype 0, 17 elements, .* 0 bytes from the end"),
-        (-2, "a page outside was touched: bools, .* 0 bytes from the beginning"),
-        (-3, "a byte beside the output was written: bools, dtype 0, 17 elements, .* 5 bytes"),
+        (-1, "an inaccessible page was accessed: bools, dtype 0, 17 .* 0 bytes from the end"),
+        (-2, "an inaccessible page was accessed: bools, .* 0 bytes from the beginning"),
+        (-3, "a byte next to the output was written: bools, dtype 0, 17 elements, .* 5 bytes"),
     ],
 )
-def test_one_byte_outside_is_noticed(library, every, words):
-    status, _, errors = run_child(library, "baseline", every)
+def test_an_access_outside_is_detected(library, every, message):
+    status, _, errors = run_in_subprocess(library, "baseline", every)
     assert status == (2 if every == -3 else -11)
-    assert re.search(words, errors), errors
+    assert re.search(message, errors), errors
 
 
 def main(library, isa, every, sparse):
-    """Make the calls in this process, and print how many there were."""
+    """Make the calls in this process and print their number."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # some tests expect a crash
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump of an expected crash
     loops = ctypes.CDLL(library).run
     loops.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
     loops.restype = ctypes.c_longlong

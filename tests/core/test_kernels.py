@@ -1,4 +1,7 @@
-"""Every kernel of every instruction set against the slow twin, to the bit, through the C table."""
+"""Tests of the kernels of each instruction set: equality with the reference implementation.
+
+They are called through the C table. Strided kernels are tested in test_view.py.
+"""
 
 import itertools
 import math
@@ -14,17 +17,17 @@ import pytest
 
 from .. import reference
 from ..helpers import kernel_tables as tables
-from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, new_mask, as_bytes, guarded_copy
+from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, as_bytes, guarded_copy, new_mask
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
 PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
 LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
            16383, 16384, 16385, 20000]  # fmt: skip
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
           2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
-MOST = max(LENGTHS)
-LONG = (1 << 21) + 4321  # elements: more than a cache holds, where kernels may store otherwise
+MAX_LENGTH = max(LENGTHS)
+LONG = (1 << 21) + 4321  # elements; more than the cache, so that streaming stores may be used
 
 
 @pytest.fixture(params=ISAS)
@@ -38,16 +41,16 @@ def dtype(request):
 
 
 @cache
-def kept(p, start, n=MOST):
+def kept(p, start, n=MAX_LENGTH):
     return reference.keep(SEED, CALL, p, start, n)
 
 
-def numbers(dtype, n=MOST):
+def numbers(dtype, n=MAX_LENGTH):
     return tables.numbers(dtype, n)
 
 
 @cache
-def expected(dtype, p, start, n=MOST):
+def expected(dtype, p, start, n=MAX_LENGTH):
     return reference.apply(numbers(dtype, n), kept(p, start, n), p)
 
 
@@ -60,7 +63,7 @@ def unpack(bits):
 
 
 def check(kernel, x, want, rng):
-    """Call kernel(address of x, address of y), wherever they lie, apart and in place."""
+    """Call kernel(x, y) with addresses of any alignment, out of place and in place."""
     source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, rng.randrange(64))
     assert kernel(source.address, target.address) == 0
     assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
@@ -68,7 +71,7 @@ def check(kernel, x, want, rng):
     assert source.holds(want), source.address % 64
 
 
-# ---- drawn and applied ------------------------------------------------------------------------
+# ---- apply, bits and bools --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ranges", [40, *slow(400)])
@@ -97,9 +100,9 @@ def test_bits_and_bools(table, p, ranges):
             assert out.holds(want), (start, n, out.address % 64)
 
 
-def test_a_mask_may_have_another_scale(table, dtype):
+def test_scale_of_the_mask_is_used(table, dtype):
     mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
-    for p in (0.0, 0.75):  # whose scales are 1 and 4
+    for p in (0.0, 0.75):
         mask.scale, y = 1 / (1 - p), guarded_copy(x)
         assert table.apply(DTYPES[dtype], 0, y.address, y.address, 1000, mask, 7) == 0
         assert y.holds(reference.apply(x, keep, p))
@@ -116,7 +119,8 @@ def test_a_mask_may_have_another_scale(table, dtype):
 def test_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
-    source, target, bits = guarded_copy(x), GuardedBuffer(x.nbytes, offset), GuardedBuffer(packed.nbytes, offset)
+    source, target = guarded_copy(x), GuardedBuffer(x.nbytes, offset)
+    bits = GuardedBuffer(packed.nbytes, offset)
     table.bits(bits.address, LONG, mask, start)
     assert bits.holds(packed)
     table.apply(code, 0, source.address, target.address, LONG, mask, start)
@@ -144,22 +148,23 @@ def test_up_to_the_last_position(table, dtype, before_end):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_a_range_equals_its_pieces(table, dtype, p):
+def test_split_range_equals_the_whole(table, dtype, p):
     mask, rng, code = new_mask(table, p), random.Random(3), DTYPES[dtype]
     for _ in range(200):
         start, n = rng.choice(STARTS) + rng.randrange(9000), rng.choice([100, 1000, 20000])
         x, cut = numbers(dtype)[:n], rng.randrange(n + 1)
-        source, whole, pieces = guarded_copy(x), GuardedBuffer(x.nbytes), GuardedBuffer(x.nbytes)
-        to, middle = pieces.address, cut * x.itemsize
+        source = guarded_copy(x)
+        whole, parts = GuardedBuffer(x.nbytes), GuardedBuffer(x.nbytes)
+        to, middle = parts.address, cut * x.itemsize
         table.apply(code, 0, source.address, whole.address, n, mask, start)
         table.apply(code, 0, source.address, to, cut, mask, start)
         table.apply(code, 0, source.address + middle, to + middle, n - cut, mask, start + cut)
-        assert pieces.holds(whole.inside), (start, n, cut)
+        assert parts.holds(whole.inside), (start, n, cut)
 
 
-def test_where_the_hash_equals_what_is_left_of_p(table):
-    """Kept, since dropped is what is below p: one element in 2**64, unless p is made for it."""
-    seed, call, element = 1, 0, 23_804_840  # the first to draw 12 bits of 0 and a hash that fits
+def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
+    """Only numbers below p are dropped. For a random p, this occurs once in 2**64 elements."""
+    seed, call, element = 1, 0, 23_804_840  # the first with 12 drawn bits of 0 and a suitable hash
     _, _, tie = reference.mask_constants(seed, call)
     hashed = reference.mix(tie + reference.GAMMA * (element + 1))
     assert hashed % 4096 == 0
@@ -176,29 +181,29 @@ def test_where_the_hash_equals_what_is_left_of_p(table):
             assert bit.holds(np.array([keep]))
 
 
-# ---- a given mask applied ---------------------------------------------------------------------
+# ---- apply_bits -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [20, *slow(len(LENGTHS))])
 @pytest.mark.parametrize("p", [0.3, 0.9])
 def test_apply_bits(table, dtype, p, lengths):
-    apply_bits, factor, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
+    apply_bits, scale, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
     bits, x = np.random.default_rng(6).integers(0, 256, 3600, np.uint8), numbers(dtype)
     for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
-        want = reference.apply(x, unpack(bits)[first : first + MOST], p)
+        want = reference.apply(x, unpack(bits)[first : first + MAX_LENGTH], p)
         for n in rng.sample(LENGTHS, lengths):
-            # no byte past the last that holds a bit: what lies there must not show in y
+            # the packed bits end at the last byte that is needed
             packed = guarded_copy(bits[: (first + n + 7) // 8], rng.randrange(8))
 
             def kernel(x, y, n=n, first=first, packed=packed):
-                return apply_bits(DTYPES[dtype], 0, x, y, n, packed.address, first, factor)
+                return apply_bits(DTYPES[dtype], 0, x, y, n, packed.address, first, scale)
 
             check(kernel, x[:n], want[:n], rng)
 
 
-def test_apply_bits_far_into_the_mask(table, dtype):
+def test_apply_bits_at_a_large_bit_offset(table, dtype):
     x, first = numbers(dtype, 999), 2**32 + 5
-    bits = np.zeros(2**29 + 200, np.uint8)  # the system hands out only the pages that are touched
+    bits = np.zeros(2**29 + 200, np.uint8)  # only pages that are used take memory
     bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
     keep, y = unpack(bits[2**29 :])[5 : 5 + len(x)], GuardedBuffer(x.nbytes)
     where = x.ctypes.data, y.address, len(x), bits.ctypes.data
@@ -216,53 +221,54 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 def test_bias_dropout_add(table, dtype, p):
-    # no NaN comes in: of two that meet, either may come out
-    some = np.nan_to_num(numbers(dtype, MOST + 1000), posinf=np.inf, neginf=-np.inf)
-    some[::5] = -0.0  # plus the +0.0 of a dropped element: +0.0
+    # no NaN, because a sum of two NaNs may be either of them
+    values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
+    values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
     start, rng = 2**33 - 77, random.Random(7)
-    for (rows, columns), place in itertools.product(ROWS, ["apart", "x", "residual"]):
+    for (rows, columns), output in itertools.product(ROWS, ["separate", "x", "residual"]):
         n = rows * columns
-        given = {"x": some[:n], "bias": some[99 : 99 + columns], "residual": some[7 : 7 + n]}
+        inputs = {"x": values[:n], "bias": values[99 : 99 + columns], "residual": values[7 : 7 + n]}
         with np.errstate(all="ignore"):
-            biased = given["x"].reshape(rows, columns) + given["bias"]
-            want = given["residual"] + reference.apply(biased.reshape(n), kept(p, start)[:n], p)
-        rooms = {name: guarded_copy(array, rng.randrange(64)) for name, array in given.items()}
-        rooms["apart"] = GuardedBuffer(want.nbytes, rng.randrange(64))
-        where = *(rooms[name].address for name in [*given, place]), rows, columns
+            biased = inputs["x"].reshape(rows, columns) + inputs["bias"]
+            want = inputs["residual"] + reference.apply(biased.reshape(n), kept(p, start)[:n], p)
+        buffers = {name: guarded_copy(array, rng.randrange(64)) for name, array in inputs.items()}
+        buffers["separate"] = GuardedBuffer(want.nbytes, rng.randrange(64))
+        where = *(buffers[name].address for name in [*inputs, output]), rows, columns
         assert table.bias_dropout_add(DTYPES[dtype], *where, new_mask(table, p), start) == 0
-        assert rooms.pop(place).holds(want), (rows, columns, place)
-        assert all(rooms[name].holds(given[name]) for name in given if name in rooms)
+        assert buffers.pop(output).holds(want), (rows, columns, output)
+        assert all(buffers[name].holds(inputs[name]) for name in inputs if name in buffers)
 
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 def test_bias_dropout_add_backward(table, dtype, p):
-    start, rng, some = 2**33 - 77, random.Random(8), np.random.default_rng(9).normal(size=MOST)
-    for (rows, columns), apart in itertools.product(ROWS, [True, False]):
+    start, rng = 2**33 - 77, random.Random(8)
+    values = np.random.default_rng(9).normal(size=MAX_LENGTH)
+    for (rows, columns), separate in itertools.product(ROWS, [True, False]):
         n = rows * columns
-        gy = some[:n].astype(dtype)
+        gy = values[:n].astype(dtype)
         want = reference.apply(gy, kept(p, start)[:n], p)
         sums = np.zeros(columns)
-        for row in want.reshape(rows, columns):  # in this order
+        for row in want.reshape(rows, columns):  # the order matters for rounding
             sums += row
         source, total = guarded_copy(gy, rng.randrange(64)), guarded_copy(np.zeros(columns), 8)
-        target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if apart else source
+        target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if separate else source
         where = source.address, target.address, total.address, rows, columns
         code, mask = DTYPES[dtype], new_mask(table, p)
         assert table.bias_dropout_add_backward(code, *where, mask, start) == 0
-        assert target.holds(want) and total.holds(sums), (rows, columns, apart)
-        assert not apart or source.holds(gy)
+        assert target.holds(want) and total.holds(sums), (rows, columns, separate)
+        assert not separate or source.holds(gy)
 
 
-# ---- odd values and bad arguments -------------------------------------------------------------
+# ---- special values and bad arguments ---------------------------------------------------------
 
 
-def product(value, factor, dtype):
-    """Return value * factor for factor > 0, from the exact product; halves go by float32."""
+def product(value, scale, dtype):
+    """Return the rounded value * scale, scale > 0; half types are rounded to float32 first."""
     if not np.isfinite(value):
         return value
-    try:  # 24 bits times 24 bits fit a float64, so that float32 is rounded once
-        rounded = float(Fraction(float(value)) * Fraction(float(factor)))
+    try:  # a product of two float32 is exact in float64, so that it is rounded once
+        rounded = float(Fraction(float(value)) * Fraction(float(scale)))
     except OverflowError:
         rounded = math.inf
     with np.errstate(over="ignore"):
@@ -272,17 +278,18 @@ def product(value, factor, dtype):
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
-def test_odd_values(table, dtype, p, kernel):
+def test_special_values(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
-    tiny, least, most = (
-        float(value) for value in (info.smallest_subnormal, info.smallest_normal, info.max)
-    )
-    sizes = [np.nan, np.inf, 0, tiny, 3 * tiny, 0.7 * least, least, 1, 1 / 3, most / 2, most]
-    odd = np.array([sign * size for size in sizes for sign in (1, -1)], dtype)
-    x, room, factor = np.resize(odd, n), GuardedBuffer(n * odd.itemsize), reference.scale(p, dtype)
-    y = np.resize(np.array([product(value, factor, dtype) for value in odd], dtype), n)
+    limits = info.smallest_subnormal, info.smallest_normal, info.max
+    tiny, normal, largest = map(float, limits)
+    values = [np.nan, np.inf, 0, tiny, 3 * tiny, 0.7 * normal, normal, 1, 1 / 3]
+    values += [largest / 2, largest]
+    special = np.array([sign * value for value in values for sign in (1, -1)], dtype)
+    x, buffer = np.resize(special, n), GuardedBuffer(n * special.itemsize)
+    scale = reference.scale(p, dtype)
+    y = np.resize(np.array([product(value, scale, dtype) for value in special], dtype), n)
     mask, code, keep = new_mask(table, p), DTYPES[dtype], kept(p, 7, n)
-    source, to, bits, out = x.ctypes.data, room.address, pack(keep), room.inside.view(dtype)
+    source, to, bits, out = x.ctypes.data, buffer.address, pack(keep), buffer.inside.view(dtype)
     if kernel == "apply":
         table.apply(code, 0, source, to, n, mask, 7)
     elif kernel == "apply_bits":
@@ -298,8 +305,8 @@ def test_odd_values(table, dtype, p, kernel):
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_all_numbers_of_the_half_types(table, dtype, p):
-    """NaNs with their payloads too, in either half of the lanes that hold pairs of them."""
+def test_every_half_precision_number(table, dtype, p):
+    """A lane holds a pair of elements; each number is tested as the first and as the second."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):
@@ -323,7 +330,7 @@ def test_mask_init(table):
 @pytest.mark.parametrize(
     "p", [math.nan, -math.nan, math.inf, -math.inf, -5e-324, math.nextafter(1, 2), -1, 2, 1e300]
 )
-def test_mask_init_refuses(table, p):
+def test_mask_init_refuses_a_bad_p(table, p):
     mask = tables.Mask(1, 2, 3, 4.0)
     assert table.mask_init(mask, 5, 6, p) == -1
     assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
@@ -331,11 +338,12 @@ def test_mask_init_refuses(table, p):
 
 @pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
-def test_an_unknown_type_is_refused(table, code, p):
-    mask, x, y, keep = new_mask(table, p), guarded_copy(np.ones(100)), GuardedBuffer(800), GuardedBuffer(100)
+def test_unknown_dtype_is_refused(table, code, p):
+    mask, x = new_mask(table, p), guarded_copy(np.ones(100))
+    y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
     assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
-    for real in (code, DTYPES[np.float16]):  # these know the types of arithmetic only
+    for real in (code, DTYPES[np.float16]):  # bias_dropout_add takes only float32 and float64
         where = x.address, x.address, x.address, y.address, 10, 10
         assert table.bias_dropout_add(real, *where, mask, 0) == -1
         assert table.bias_dropout_add_backward(real, *where[1:], mask, 0) == -1
@@ -346,24 +354,24 @@ def test_an_unknown_type_is_refused(table, code, p):
 
 
 @pytest.mark.parametrize("rounds", [4, *slow(20)])
-def test_threads_share_arrays(table, dtype, rounds):
-    """Ranges begin and end anywhere, so that neighbours write to the same lines of memory."""
+def test_threads_write_adjacent_ranges(table, dtype, rounds):
+    """Ranges end within cache lines, so that two threads write to the same line."""
     n, threads, start, p = 1_000_000, 8, 99, 0.3
     mask, code, x = new_mask(table, p), DTYPES[dtype], numbers(dtype, n)
     source, size, rng = x.ctypes.data, x.itemsize, random.Random(6)
-    together = threading.Barrier(threads)
+    barrier = threading.Barrier(threads)
 
-    def work(pieces, y):
-        together.wait(timeout=60)
-        for first, last in pieces:
+    def work(ranges, y):
+        barrier.wait(timeout=60)
+        for first, last in ranges:
             where = source + first * size, y.address + first * size
             table.apply(code, 0, *where, last - first, mask, start + first)
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(rounds):
-            pieces = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
+            ranges = list(itertools.pairwise(sorted([0, n, *rng.choices(range(n), k=40)])))
             y = GuardedBuffer(x.nbytes, rng.randrange(8))
-            each = [pool.submit(work, pieces[i::threads], y) for i in range(threads)]
-            for done in each:
-                done.result()
+            futures = [pool.submit(work, ranges[i::threads], y) for i in range(threads)]
+            for future in futures:
+                future.result()
             assert y.holds(expected(dtype, p, start, n))

@@ -131,9 +131,9 @@ def test_scale_replaces_the_default(dtype):
 
 
 SCALE = "scale has to be positive and finite, and 0 for p = 1, but got "
-RANGE = "a mask has positions 0 to 2**64 - 1, but this one would reach from "
+RANGE = "a mask has positions 0 to 2**64 - 1, but this one would have positions "
 LENGTH = "each length in shape has to be an int, but got "
-INDICES_ONLY = "a mask takes integers, slices, ... and None as indices, but got "
+INDICES_ONLY = "indices of a mask have to be ints, slices, ... or None, but got "
 TOO_MANY = "too many indices: the mask has {} dimensions, but {} were indexed"
 ERRORS = [
     (lambda m: cd.Mask((2, -3), 0.5), ValueError,
@@ -142,7 +142,7 @@ ERRORS = [
     (lambda m: cd.Mask((2, True), 0.5), TypeError, LENGTH + "bool"),
     (lambda m: cd.Mask(None, 0.5), TypeError, LENGTH + "NoneType"),
     (lambda m: cd.Mask((2, 3), 0.5, strides=(1,)), ValueError,
-     "strides has to have one number an axis of (2, 3), but got (1,)"),
+     "strides has to have one number per axis of (2, 3), but got (1,)"),
     (lambda m: cd.Mask(3, 0.5, strides=(1.0,)), TypeError,
      "each of strides has to be an int, but got float"),
     (lambda m: cd.Mask((2**32, 2**32 + 1), 0.5), ValueError, RANGE + f"0 to {2**64 + 2**32 - 1}"),
@@ -156,7 +156,7 @@ ERRORS = [
     (lambda m: cd.Mask(3, 1, scale=2.0), ValueError, SCALE + "2.0 for p=1.0"),
     (lambda m: len(cd.Mask((), 0.5)), TypeError, "a mask of 0 dimensions has no length"),
     (lambda m: m.__array__(copy=False), ValueError,
-     "a mask holds no array that could be shared: copy=False cannot be met"),
+     "a mask stores no array that could be shared: copy=False is not possible"),
     (lambda m: m[..., 0, ...], IndexError, "an index has at most one ellipsis ('...')"),
     (lambda m: m[0, None, 0, 0], IndexError, TOO_MANY.format(2, 3)),
     (lambda m: cd.Mask((), 0.5)[0], IndexError, TOO_MANY.format(0, 1)),

@@ -99,7 +99,7 @@ while status == 3:  # repeat if the fork was before or after the call
     try:
         mask.apply(x, out=x)
     except RuntimeError as error:
-        assert os.getpid() != parent and "the child lacks" in str(error), error
+        assert os.getpid() != parent and "the child process lacks" in str(error), error
         x = np.ones(1 << 20, np.float32)
         same = (cd.dropout(x, 0.3, rng=1) == cd.Mask(x.size, 0.3, 1).to_scale()).all()
         os._exit(0 if same else 1)

@@ -1,4 +1,4 @@
-"""float16 and bfloat16: all their 65 536 numbers, to the bit, and one mask for every type."""
+"""Tests of float16 and bfloat16 with all of their 65 536 numbers, and of one mask for all types."""
 
 import ml_dtypes
 import numpy as np
@@ -14,23 +14,23 @@ HALVES = [np.float16, ml_dtypes.bfloat16]
 DTYPES = [*HALVES, np.float32, np.float64]
 SEED = 0x0123456789ABCDEF
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)
-# scales of 1, 2 and 1024, which are exact; with few bits, with many, and past either type's range
+# scales: exact (1, 2 and 1024), with few bits, with many bits, and beyond the range of both types
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
 
 def every_number(dtype):
-    """Return all bit patterns, in an order that puts unlike ones side by side."""
-    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd, so each comes once
+    """Return all bit patterns, in an order in which adjacent ones differ much."""
+    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd: all occur
     return patterns.astype(np.uint16).view(dtype)
 
 
-def same(y, want):
-    """Both are of one type and shape, with the same bits."""
+def assert_same(y, want):
+    """Assert that dtype, shape and bits are equal."""
     assert (y.dtype, y.shape) == (want.dtype, want.shape)
     np.testing.assert_array_equal(y.view(np.uint16), want.view(np.uint16))
 
 
-def test_there_are_65536_numbers():
+def test_every_number_has_65536_patterns():
     assert len(set(every_number(np.float16).view(np.uint16).tolist())) == 65536
 
 
@@ -42,54 +42,54 @@ def test_every_number(p, dtype):
     out = np.empty_like(x)
     y, mask = cd.dropout(x, p, rng=SEED, return_mask=True, out=out)
     assert y is out
-    same(y, want)
-    same(cd.dropout(x, p, rng=SEED), want)
-    same(cd.dropout_backward(x, mask), want)
+    assert_same(y, want)
+    assert_same(cd.dropout(x, p, rng=SEED), want)
+    assert_same(cd.dropout_backward(x, mask), want)
     x = x.copy()
     assert cd.dropout(x, p, inplace=True, rng=SEED) is x
-    same(x, want)
+    assert_same(x, want)
 
 
 @every_half
 def test_evaluation_copies_every_number(dtype):
     x = every_number(dtype)
-    same(cd.dropout(x, 0, out=np.empty_like(x)), x)
-    same(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
+    assert_same(cd.dropout(x, 0, out=np.empty_like(x)), x)
+    assert_same(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
 
 
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_every_number_is_kept_once(p, dtype):
-    """Under a mask and under its complement, so that each number is once multiplied."""
+def test_every_number_under_a_given_mask(p, dtype):
+    """Each number is kept by a mask or by its complement."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
     for bools in (keep, ~keep, np.ones_like(keep)):
         want = reference.apply(x, bools, p)
         for mask in (bools, np.packbits(bools, bitorder="little")):
-            same(cd.dropout(x, p, mask=mask), want)
-            same(cd.dropout_backward(x, mask, p=p), want)
+            assert_same(cd.dropout(x, p, mask=mask), want)
+            assert_same(cd.dropout_backward(x, mask, p=p), want)
             y = x.copy()
             assert cd.dropout(y, p, inplace=True, mask=mask) is y
-            same(y, want)
+            assert_same(y, want)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
-def test_every_number_times_0(isa, dtype):
-    """The table takes any scale: infinity times 0 is a NaN, and a number keeps its sign."""
+def test_scale_of_0(isa, dtype):
+    """Infinity times 0 is NaN; a finite number becomes a zero of its sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
     tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, 0.0)
-    with np.errstate(all="ignore"):  # on NaN, bfloat16's functions warn
+    with np.errstate(all="ignore"):  # functions of bfloat16 warn about NaN
         finite = np.isfinite(x)
         assert np.isnan(y[~finite]).all() and not y[finite].any()
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
-# zero, and what lies beside the bounds of subnormals, of 2^16 / scale, of infinities and of NaNs
-ODD = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
-       0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
+# zero, and the numbers next to the bounds of subnormals, 2^16 / scale, infinities and NaNs
+SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
+           0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -98,12 +98,13 @@ ODD = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0
     "scale",
     [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
 )
-def test_one_odd_number_in_each_place(isa, dtype, scale):
-    """Kernels take 32 at a time, and may have a shorter way if all of those are ordinary."""
-    x = np.random.default_rng(2).standard_normal((2 * len(ODD), 32, 32)).astype(dtype)
+def test_special_number_at_each_index_of_a_step(isa, dtype, scale):
+    """Kernels may have a faster path for steps of 32 ordinary numbers."""
+    x = np.random.default_rng(2).standard_normal((2 * len(SPECIAL), 32, 32)).astype(dtype)
     x[:, ::3, ::5] = 0
-    place = np.arange(32)
-    x.view(np.uint16)[:, place, place] = np.array([ODD, np.bitwise_or(ODD, 0x8000)]).reshape(-1, 1)
+    index = np.arange(32)
+    signed = np.array([SPECIAL, np.bitwise_or(SPECIAL, 0x8000)]).reshape(-1, 1)
+    x.view(np.uint16)[:, index, index] = signed
     with np.errstate(all="ignore"):
         wide = reference.widen(x.view(np.uint16), x.dtype.name).view(np.float32) * np.float32(scale)
     want = reference.round_to_half(wide.view(np.uint32), x.dtype.name).view(dtype)
@@ -111,17 +112,17 @@ def test_one_odd_number_in_each_place(isa, dtype, scale):
     for y in (np.empty_like(x), x):
         where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
         tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, scale)
-        same(y, want)
+        assert_same(y, want)
 
 
 def layouts(x):
-    """Return x, as 256 by 256, at other strides and in odd places."""
+    """Return x with shape (256, 256), and copies with other strides and alignments."""
     square = x.reshape(256, 256)
-    wide, odd = np.zeros((256, 3, 256), x.dtype), np.zeros(2 * x.size + 1, np.uint8)
+    wide, unaligned = np.zeros((256, 3, 256), x.dtype), np.zeros(2 * x.size + 1, np.uint8)
     views = [
         np.empty((256, 256), x.dtype).T,
         wide[::-1, 1, ::-1],
-        odd[1:].view(x.dtype).reshape(256, 256),
+        unaligned[1:].view(x.dtype).reshape(256, 256),
     ]
     for view in views:
         view[...] = square
@@ -136,30 +137,30 @@ def test_every_number_at_any_strides(p, dtype):
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
     packed = np.packbits(keep, bitorder="little")
     for x in views:
-        same(np.array(cd.dropout(x, p, rng=SEED), order="C"), want)
-        same(np.array(cd.dropout(x, p, mask=keep), order="C"), want)
-        same(np.array(cd.dropout(x, p, mask=packed), order="C"), want)
-        same(np.array(cd.dropout(x, p, mask=np.asfortranarray(keep)), order="C"), want)
-        same(cd.dropout(x, p, rng=SEED, out=np.zeros_like(square)), want)
-        same(cd.dropout(square, p, rng=SEED, out=np.zeros_like(x)).copy(order="C"), want)
+        assert_same(np.array(cd.dropout(x, p, rng=SEED), order="C"), want)
+        assert_same(np.array(cd.dropout(x, p, mask=keep), order="C"), want)
+        assert_same(np.array(cd.dropout(x, p, mask=packed), order="C"), want)
+        assert_same(np.array(cd.dropout(x, p, mask=np.asfortranarray(keep)), order="C"), want)
+        assert_same(cd.dropout(x, p, rng=SEED, out=np.zeros_like(square)), want)
+        assert_same(cd.dropout(square, p, rng=SEED, out=np.zeros_like(x)).copy(order="C"), want)
         cd.dropout(x, p, inplace=True, rng=SEED)
-        same(np.array(x, order="C"), want)
+        assert_same(np.array(x, order="C"), want)
 
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_every_number_under_shared_draws(p, dtype):
+def test_every_number_with_broadcast_dims(p, dtype):
     square, views = layouts(every_number(dtype))
     for dims in ((0,), (1,), (0, 1)):
         want = reference.dropout(square, p, SEED, 0, dims)
         for x in (square, *views):
             y = cd.dropout(x, p, rng=SEED, broadcast_dims=dims)
-            same(np.array(y, order="C"), want)
+            assert_same(np.array(y, order="C"), want)
 
 
 @pytest.mark.parametrize("p", [5e-324, 0.1, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(100_003,), (70, 5, 99), (3, 0)], ids=str)
-def test_one_mask_for_all_types(shape, p):
+def test_all_types_have_the_same_mask(shape, p):
     for call in (0, 1):
         kept = set()
         for dtype in DTYPES:
@@ -173,20 +174,20 @@ def test_one_mask_for_all_types(shape, p):
 
 
 @every_half
-def test_the_scale_of_a_mask_in_half_precision(dtype):
+def test_mask_to_scale(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
     scale = mask.to_scale(dtype)
-    same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
+    assert_same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
     assert set(scale.astype(float).ravel()) == {0, float(dtype(np.float32(1 / 0.7)))}
     x = np.random.default_rng(1).standard_normal(mask.shape).astype(dtype)
-    same(cd.dropout(x, mask=scale), np.where(np.asarray(mask), x * scale, dtype(0)))
+    assert_same(cd.dropout(x, mask=scale), np.where(np.asarray(mask), x * scale, dtype(0)))
 
 
 SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", on a big-endian machine "<f2"
 
 
 @pytest.mark.parametrize("name", ["int16", "uint16", SWAPPED, "float8_e5m2", "float8_e4m3fn"])
-def test_other_small_types_are_refused_by_name(name):
+def test_other_small_types_are_refused(name):
     x = np.ones(4, getattr(ml_dtypes, name, name))
     with pytest.raises(TypeError, match=f"but got {name}"):
         cd.dropout(x, 0.5)
@@ -199,8 +200,8 @@ def test_a_scale_array_overflows_without_warning():
 
 
 @every_half
-def test_alpha_dropout_next_to_p_of_one(dtype):
-    """All are dropped, and that is told without a and b, which are past the range of float16."""
+def test_alpha_dropout_with_p_close_to_1(dtype):
+    """All elements are dropped. float16 cannot represent the constants a and b."""
     for p in (1 - 2.0**-40, 1 - 2.0**-53):
         y = cd.alpha_dropout(np.full(100, np.nan, dtype), p, True, rng=1)
         assert (abs(y.astype(float)) < 1e-5).all()

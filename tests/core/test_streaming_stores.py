@@ -1,4 +1,4 @@
-"""Large outputs are stored past the cache: the same bytes, and nothing else."""
+"""Tests of kernels with streaming stores: they write the same bytes, and only the output."""
 
 import random
 
@@ -9,10 +9,18 @@ from cdropout._core import dispatch
 
 from .. import reference
 from ..helpers import kernel_tables as tables
-from ..helpers.kernel_tables import DTYPES, PART_OF_LARGE, GuardedBuffer, new_mask, numbers, as_bytes, guarded_copy
+from ..helpers.kernel_tables import (
+    DTYPES,
+    PART_OF_LARGE,
+    GuardedBuffer,
+    as_bytes,
+    guarded_copy,
+    new_mask,
+    numbers,
+)
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # those of new_mask
+SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # as in new_mask
 LENGTHS = [0, 127, 129, 512, 640, 1025, 8704, 20000]
 LENGTHS += slow(1, 128, 511, 513, 1023, 1024, 1600, 8191)
 START = 2**33 - 77
@@ -27,7 +35,7 @@ def table(request):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("n", LENGTHS)
-def test_the_same_bytes(table, dtype, n):
+def test_output_is_the_same(table, dtype, n):
     keep, mask, code = reference.keep(SEED, CALL, P, START, n), new_mask(table, P), DTYPES[dtype]
     x, rng = numbers(dtype, 20000)[:n], random.Random(n)
     want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
@@ -45,11 +53,11 @@ def test_the_same_bytes(table, dtype, n):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-def test_part_of_a_large_array(isa, dtype):
-    """The caller may set a flag."""
+def test_flag_for_a_part_of_a_large_array(isa, dtype):
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
-    mask, bits, y = new_mask(table, P), np.packbits(keep, bitorder="little"), GuardedBuffer(x.nbytes, 4)
+    mask, y = new_mask(table, P), GuardedBuffer(x.nbytes, 4)
+    bits = np.packbits(keep, bitorder="little")
     where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
     assert table.apply(*where, mask, START) == 0
     assert y.holds(reference.apply(x, keep, P))
@@ -58,5 +66,5 @@ def test_part_of_a_large_array(isa, dtype):
     assert y.holds(reference.apply(x, keep, P))
 
 
-def test_from_how_many_bytes():
+def test_default_threshold():
     assert dispatch.streaming_threshold >= 1 << 18

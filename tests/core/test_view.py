@@ -1,4 +1,4 @@
-"""The strided kernels against the reference implementation, to the bit, through the C table."""
+"""Tests of the strided kernels: equality with the reference implementation for each layout."""
 
 import itertools
 import math
@@ -23,20 +23,20 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # those of new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
 TYPES = [*DTYPES, bool]  # bool: CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory, the last fastest, and the items per step of each axis."""
+    """The order of the axes in memory, the last fastest, and the step of each axis in items."""
 
     order: tuple
     steps: tuple
 
-    def strides(self, size, shape):
-        """Return the strides in bytes of an array of items of `size` bytes."""
-        strides, extent = [0] * len(shape), size
+    def strides(self, itemsize, shape):
+        """Return the strides in bytes of an array with this itemsize."""
+        strides, extent = [0] * len(shape), itemsize
         for axis in reversed(self.order):
             strides[axis] = extent * self.steps[axis]
             extent *= max(shape[axis], 1) * abs(self.steps[axis])
@@ -55,18 +55,18 @@ def layout(ndim, order=None, steps=None):
     return Layout(tuple(order or range(ndim)), tuple(steps or [1] * ndim))
 
 
-def mask_strides(shape, shared=(), flipped=(), within=None):
-    """Return the strides of a mask in C order, or of a window of one of the shape `within`."""
+def mask_strides(shape, broadcast=(), flipped=(), within=None):
+    """Return the strides of a mask in C order, or of a window of a mask of shape `within`."""
     strides, extent = [0] * len(shape), 1
     for axis in reversed(range(len(shape))):
-        if axis not in shared:
+        if axis not in broadcast:
             strides[axis] = -extent if axis in flipped else extent
             extent *= (within or shape)[axis]
     return tuple(strides)
 
 
 def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **mask):
-    """Return a Case in which x and y have the same layout, unless one is given for y."""
+    """Return a Case. y has the layout of x unless another one is given."""
     ndim = len(shape)
     x = layout(ndim, order, steps)
     y = layout(ndim, y_order or order, y_steps or steps)
@@ -80,7 +80,7 @@ def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **
 
 @cache
 def keep(p, first, n):
-    """Return which of n elements are kept; after position 2**64 - 1 comes 0."""
+    """Return the keep bits of n elements; position 0 follows position 2**64 - 1."""
     first %= 2**64
     before = min(n, 2**64 - first)
     parts = [reference.keep(SEED, CALL, p, first, before)]
@@ -88,15 +88,15 @@ def keep(p, first, n):
 
 
 def extent(case):
-    """Return the position of the first element that the case reads, and their number."""
+    """Return the first position of the mask that the case uses, and the number of positions."""
     reach = [(n - 1) * stride for n, stride in zip(case.shape, case.mask, strict=True)]
-    first = case.start + sum(way for way in reach if way < 0)
+    first = case.start + sum(offset for offset in reach if offset < 0)
     return first, sum(map(abs, reach)) + 1
 
 
 @cache
 def kept(case, p):
-    """Return which elements of the array are kept, as bools of its shape."""
+    """Return the keep bits of the array as bools of its shape."""
     first, n = extent(case)
     positions = np.full(case.shape, case.start - first)
     for axis, stride in enumerate(case.mask):
@@ -126,7 +126,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a GuardedBuffer with the packed bits that the case reads, from bit number `first` on."""
+    """Return a buffer with the packed bits of the case after `first` others, and the start bit."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
@@ -134,48 +134,48 @@ def given_bits(case, p, first):
 
 
 def given_bools(case, p):
-    """Return a GuardedBuffer with the bytes that the case reads, and the address of the first element's."""
+    """Return a buffer with the bools of the case, and the address for its first element."""
     position, n = extent(case)
-    room = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
-    return room, room.address + case.start - position
+    buffer = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
+    return buffer, buffer.address + case.start - position
 
 
 def check(table, case, dtype, p, rng, flags=0):
-    """Make the calls of all entries, apart and in place; nothing but y may change."""
-    size, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
+    """Call all strided kernels out of place, and one in place; only y may change."""
+    itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     want, mask = expected(case, dtype, p), new_mask(table, p)
     if case.shape and 0 not in case.shape:
         bits, bit_start = given_bits(case, p, rng.randrange(20))
         bools, first_bool = given_bools(case, p)
     else:
-        bits, bit_start, bools, first_bool = GuardedBuffer(1), 0, GuardedBuffer(1), 0
-        bools = GuardedBuffer(1)
+        bits, bit_start, bools = GuardedBuffer(1), 0, GuardedBuffer(1)
         bits.inside[:] = bools.inside[:] = keep(p, case.start, 1)
         first_bool = bools.address
-    entries = [
+    kernels = [
         (table.apply_strided, mask, case.start),
         (table.apply_bits_strided, bits.address, bit_start, mask.scale),
         (table.apply_bools_strided, first_bool, mask.scale),
     ]
-    x_strides, y_strides = case.x.strides(size, case.shape), case.y.strides(size, case.shape)
+    x_strides = case.x.strides(itemsize, case.shape)
+    y_strides = case.y.strides(itemsize, case.shape)
     source = GuardedArray(dtype, case.shape, x_strides, rng.randrange(64))
-    targets = [GuardedArray(dtype, case.shape, y_strides, rng.randrange(64)) for _ in entries]
+    targets = [GuardedArray(dtype, case.shape, y_strides, rng.randrange(64)) for _ in kernels]
     if dtype is not bool:
         source.items[...] = values(dtype, case.shape)
-    given = [room.inside.copy() for room in (source.room, bits, bools)]
+    given = [buffer.inside.copy() for buffer in (source.buffer, bits, bools)]
     axes = axes_of(case.shape, x_strides, y_strides, case.mask)
-    for (entry, *kept_by), target in zip(entries, targets, strict=True):
+    for (kernel, *mask_arguments), target in zip(kernels, targets, strict=True):
         result = target.bytes_after(want)
         x = None if dtype is bool else source.address
-        assert entry(code, flags, x, target.address, *axes, *kept_by) == 0
-        assert target.room.holds(result), (entry, case, p)
-    for room, before in zip((source.room, bits, bools), given, strict=True):
-        assert room.holds(before), (case, p)
+        assert kernel(code, flags, x, target.address, *axes, *mask_arguments) == 0
+        assert target.buffer.holds(result), (kernel, case, p)
+    for buffer, before in zip((source.buffer, bits, bools), given, strict=True):
+        assert buffer.holds(before), (case, p)
     if dtype is not bool and x_strides == y_strides:
-        entry, *kept_by = rng.choice(entries)
+        kernel, *mask_arguments = rng.choice(kernels)
         result = source.bytes_after(want)
-        assert entry(code, flags, source.address, source.address, *axes, *kept_by) == 0
-        assert source.room.holds(result), (entry, case, p, "in place")
+        assert kernel(code, flags, source.address, source.address, *axes, *mask_arguments) == 0
+        assert source.buffer.holds(result), (kernel, case, p, "in place")
 
 
 @pytest.fixture(params=ISAS)
@@ -198,24 +198,24 @@ def check_all(table, cases, dtype, probabilities=(0.1, 0.5)):
 # ---- layouts ----------------------------------------------------------------------------------
 
 CHANNELS = (3, 7, 8, 9, 16, 64, 65, 100)
-LAST, FORTRAN = (0, 2, 3, 1), (1, 0)
-GROUPS = {
+NHWC, F_ORDER = (0, 2, 3, 1), (1, 0)
+LAYOUTS = {
     "C order": [
         case(shape) for shape in [(3000,), (5, 700), (7, 11, 13), (2, 3, 5, 7), (9, 1, 33)]
     ],
     "Fortran order": [
-        case(shape, FORTRAN) for shape in [(37, 101), (64, 128), (130, 67), (3, 900)]
+        case(shape, F_ORDER) for shape in [(37, 101), (64, 128), (130, 67), (3, 900)]
     ],
-    "one in Fortran order": [
-        case((37, 101), FORTRAN, (0, 1)),
-        case((37, 101), (0, 1), FORTRAN),
-        case((66, 31), (0, 1), FORTRAN, y_steps=(2, 1)),
+    "Fortran order of x or y": [
+        case((37, 101), F_ORDER, (0, 1)),
+        case((37, 101), (0, 1), F_ORDER),
+        case((66, 31), (0, 1), F_ORDER, y_steps=(2, 1)),
     ],
-    "channels last": [case((2, c, 9, 8), LAST) for c in CHANNELS],
+    "channels last": [case((2, c, 9, 8), NHWC) for c in CHANNELS],
     "from and to channels last": [
         each
         for c in CHANNELS[::2]
-        for each in (case((2, c, 5, 13), LAST, range(4)), case((2, c, 5, 13), range(4), LAST))
+        for each in (case((2, c, 5, 13), NHWC, range(4)), case((2, c, 5, 13), range(4), NHWC))
     ],
     "steps": [
         case((20, 70), steps=(1, 2)),
@@ -235,14 +235,14 @@ GROUPS = {
         for flipped in [(0,), (1,), (0, 1)]
         for order in [(0, 1), (1, 0)]
     ]
-    + [case((2, 65, 5, 7), LAST, flipped=flipped) for flipped in [(1,), (2, 3), (0, 1, 2, 3)]],
-    "shared axes": [
-        case((6, 10, 35), order, shared=shared)
-        for shared in [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)]
+    + [case((2, 65, 5, 7), NHWC, flipped=flipped) for flipped in [(1,), (2, 3), (0, 1, 2, 3)]],
+    "broadcast axes": [
+        case((6, 10, 35), order, broadcast=broadcast)
+        for broadcast in [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)]
         for order in [(0, 1, 2), (2, 0, 1)]
     ],
-    "whole channels": [case((3, c, 4, 9), LAST, shared=(2, 3)) for c in CHANNELS]
-    + [case((3, c, 4, 9), shared=(2, 3)) for c in CHANNELS[:3]],
+    "channels": [case((3, c, 4, 9), NHWC, broadcast=(2, 3)) for c in CHANNELS]
+    + [case((3, c, 4, 9), broadcast=(2, 3)) for c in CHANNELS[:3]],
     "windows": [
         case((37, 64), order, start=start, within=(100, 90))
         for order in [(0, 1), (1, 0)]
@@ -258,12 +258,12 @@ GROUPS = {
         case((5, 7, 30), (2, 0, 1))._replace(mask=(700, 90, 3)),
         case((3, 4, 20))._replace(mask=(30_000, 6000, 1)),
     ],
-    "the last positions": [
+    "the last positions of the mask": [
         case((30, 70), order, start=2**64 - before)
         for order in [(0, 1), (1, 0)]
         for before in (1, 999)
     ],
-    "one element, and axes of length 1": [
+    "axes of length 1": [
         *(case(shape) for shape in [(), (1,), (1, 1, 1), (1, 40, 1, 50, 1)]),
         case((1, 40, 1, 50, 1), (3, 0, 1, 4, 2), steps=(-7, 1, 5, -1, 3)),
     ],
@@ -271,15 +271,15 @@ GROUPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cases", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("cases", LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts(table, dtype, cases):
     check_all(table, cases, dtype)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 def test_probabilities(table, dtype, p):
-    for name in ("C order", "channels last", "shared axes"):
-        check_all(table, GROUPS[name][-2:], dtype, [p])
+    for name in ("C order", "channels last", "broadcast axes"):
+        check_all(table, LAYOUTS[name][-2:], dtype, [p])
 
 
 @pytest.mark.parametrize(
@@ -291,21 +291,21 @@ def test_permutations(table, dtype, shape):
         check_all(table, [case(shape, order), case(shape, order, every[-1])], dtype)
 
 
-LARGE = [  # more than a tile holds, in parts that are not equal
-    case((600, 701), FORTRAN),
-    case((3, 67, 61, 59), LAST),
+LARGE = [  # larger than a tile; the last tile of each axis is shorter
+    case((600, 701), F_ORDER),
+    case((3, 67, 61, 59), NHWC),
     case((30, 9001), steps=(2, 1)),
-    case((9001, 41), FORTRAN, shared=(1,)),
-    case((5, 300, 301), (1, 2, 0), shared=(0,)),
+    case((9001, 41), F_ORDER, broadcast=(1,)),
+    case((5, 300, 301), (1, 2, 0), broadcast=(0,)),
     case((700_001,), steps=(2,)),
     case((700_001,), flipped=(0,)),
     case((90, 77, 60), (2, 0, 1), start=2**33, within=(90, 100, 200)),
-    case((2, 7, 300, 99), LAST, shared=(2, 3)),
+    case((2, 7, 300, 99), NHWC, broadcast=(2, 3)),
 ]
 
 
 @pytest.mark.parametrize("large", [*LARGE[:1], *slow(*LARGE[1:])], ids=lambda each: f"{each.shape}")
-def test_larger_than_a_tile(table, dtype, large):
+def test_arrays_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
@@ -314,8 +314,8 @@ def test_larger_than_a_tile(table, dtype, large):
     [*LARGE[1:3], case((300, 20), within=(300, 4000))],
     ids=lambda each: f"{each.shape}",
 )
-def test_larger_than_a_tile_in_bools(table, large):
-    """The last case has few elements, but they are far apart in the mask."""
+def test_bools_larger_than_a_tile(table, large):
+    """The last case has few elements, but they spread over a long range of the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
 
@@ -326,28 +326,29 @@ def test_larger_than_a_tile_in_bools(table, large):
         ((2, 2, 3, 4, 3, 1457, 9), (13590, 44865, 4097, 0, 44865, 5395, 13590)),
     ],
 )
-def test_masks_whose_positions_coincide(table, shape, mask):
-    """The last tile is shorter than the others, and may not need more bits than they do."""
+def test_elements_with_the_same_position_in_the_mask(table, shape, mask):
+    """The last tile is shorter than the others and must not need more bits."""
     c_order = layout(len(shape))
     check(table, Case(shape, c_order, c_order, mask), bool, 0.1, random.Random(9))
 
 
 @pytest.mark.parametrize(
-    "dense",
+    "contiguous",
     [
         case((3, 10_007)),
-        case((5, 3, 7000), shared=(1, 2)),
-        case((12, 6001), shared=(0,)),
+        case((5, 3, 7000), broadcast=(1, 2)),
+        case((12, 6001), broadcast=(0,)),
         case((2, 3, 5003), steps=(2, 2, 1)),
     ],
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)
-def test_streaming_stores(isa, dense):
-    """Rows are long enough for them, at any offset, if y has gaps and if it has none."""
+def test_streaming_stores(isa, contiguous):
+    """Rows are long enough for streaming stores; y is contiguous or has gaps between rows."""
     table, rng = tables.tables()[isa], random.Random(3)
-    gaps = dense._replace(y=layout(len(dense.shape), steps=[2, *[1] * (len(dense.shape) - 1)]))
-    for each, dtype in itertools.product((dense, gaps), (np.float32, np.float64)):
+    ndim = len(contiguous.shape)
+    gaps = contiguous._replace(y=layout(ndim, steps=[2, *[1] * (ndim - 1)]))
+    for each, dtype in itertools.product((contiguous, gaps), (np.float32, np.float64)):
         check(table, each, dtype, 0.1, rng, PART_OF_LARGE)
 
 
@@ -356,7 +357,7 @@ REALS = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float32"
 
 @cache
 def expected_alpha(case, dtype, p, shift, constant):
-    """Return x * scale + shift where kept, else the constant; +0.0 at p = 1."""
+    """Return x * scale + shift for kept elements and the constant for others, or +0.0 if p = 1."""
     x, scale = values(dtype, case.shape), reference.scale(p, dtype)
     with np.errstate(all="ignore"):
         shifted = x * scale + dtype(shift)
@@ -366,23 +367,23 @@ def expected_alpha(case, dtype, p, shift, constant):
 @REALS
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 def test_alpha_dropout(table, real, p):
-    size, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
+    itemsize, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
     terms = 0.7, -1.75
-    for name in ("C order", "Fortran order", "steps", "shared axes", "windows", "no element"):
-        for i, each in enumerate(GROUPS[name]):
-            strides = [way.strides(size, each.shape) for way in (each.x, each.y)]
-            fields = [GuardedArray(real, each.shape, ways, rng.randrange(64)) for ways in strides]
-            source, target = (fields[0],) * 2 if each.x == each.y and i % 2 else fields
+    for name in ("C order", "Fortran order", "steps", "broadcast axes", "windows", "no element"):
+        for i, each in enumerate(LAYOUTS[name]):
+            strides = each.x.strides(itemsize, each.shape), each.y.strides(itemsize, each.shape)
+            arrays = [GuardedArray(real, each.shape, s, rng.randrange(64)) for s in strides]
+            source, target = (arrays[0],) * 2 if each.x == each.y and i % 2 else arrays
             source.items[...] = values(real, each.shape)
             result = target.bytes_after(expected_alpha(each, real, p, *terms))
             where = DTYPES[real], i % 2, source.address, target.address
             axes = axes_of(each.shape, source.strides, target.strides, each.mask)
             assert table.apply_alpha_strided(*where, *axes, mask, each.start, *terms) == 0
-            assert target.room.holds(result), (each, p)
+            assert target.buffer.holds(result), (each, p)
 
 
 def random_case(rng):
-    """Return a case with up to 5 axes, 20000 elements, and everything else at random."""
+    """Return a random case with at most 5 axes and 20000 elements."""
     shape = []
     for _ in range(rng.randrange(1, 6)):
         n = rng.choice([1, 2, 3, 5, 8, 9, 16, 31, 33, 64, 65, 100, 513])
@@ -392,12 +393,12 @@ def random_case(rng):
     axes = range(len(shape))
     orders = [tuple(rng.sample(axes, len(shape))) for _ in range(2)]
     steps = [tuple(rng.choice([1, 1, 1, 1, 2, -1, -2]) for _ in axes) for _ in range(2)]
-    if rng.random() < 0.4:  # so that it can be done in place
+    if rng.random() < 0.4:  # the same layout, so that it can be in place
         orders[1], steps[1] = orders[0], steps[0]
-    shared, flipped = ([axis for axis in axes if rng.random() < 0.2] for _ in range(2))
+    broadcast, flipped = ([axis for axis in axes if rng.random() < 0.2] for _ in range(2))
     within = tuple(n + rng.choice([0, 0, 1, 30]) for n in shape)
     start = rng.choice(STARTS)
-    return case(shape, *orders, *steps, start, shared=shared, flipped=flipped, within=within)
+    return case(shape, *orders, *steps, start, broadcast=broadcast, flipped=flipped, within=within)
 
 
 @pytest.mark.parametrize("count", [12, *slow(400)])
@@ -407,13 +408,13 @@ def test_random_layouts(table, dtype, count):
     check_all(table, [each for each in cases if extent(each)[1] < 10**6], dtype)
 
 
-def test_as_many_axes_as_there_may_be(table, dtype):
-    """16 of length 2 in any order, and 48 of length 1, whose strides do not count."""
-    size = 1 if dtype is bool else np.dtype(dtype).itemsize
+def test_64_axes_are_supported_and_65_refused(table, dtype):
+    """16 axes have length 2; the others have length 1, so that their strides are ignored."""
+    itemsize = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
     many = case((2,) * 16, rng.sample(range(16), 16), rng.sample(range(16), 16))
-    source = GuardedArray(dtype, many.shape, many.x.strides(size, many.shape))
-    target = GuardedArray(dtype, many.shape, many.y.strides(size, many.shape), 5)
+    source = GuardedArray(dtype, many.shape, many.x.strides(itemsize, many.shape))
+    target = GuardedArray(dtype, many.shape, many.y.strides(itemsize, many.shape), 5)
     if dtype is not bool:
         source.items[...] = values(dtype, many.shape)
     _, some = axes_of(many.shape, source.strides, target.strides, many.mask)
@@ -424,37 +425,37 @@ def test_as_many_axes_as_there_may_be(table, dtype):
     rng.shuffle(axes)
     code, mask = BOOL if dtype is bool else DTYPES[dtype], new_mask(table, 0.1)
     where = code, 0, source.address, target.address
-    before = target.room.inside.copy()
+    before = target.buffer.inside.copy()
     last = next(i for i, axis in enumerate(axes) if axis.length == 1)
     assert table.apply_strided(*where, 65, (Axis * 65)(*axes), mask, many.start) == -1
-    assert target.room.holds(before)
+    assert target.buffer.holds(before)
     result = target.bytes_after(expected(many, dtype, 0.1))
     del axes[last]
     assert table.apply_strided(*where, 64, (Axis * 64)(*axes), mask, many.start) == 0
-    assert target.room.holds(result)
+    assert target.buffer.holds(result)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
-def test_positions_that_are_far_apart(table, dtype, order, stride):
-    """A stride of the mask may be any 64-bit number; positions wrap around."""
+def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
+    """Positions wrap around."""
     shape = 5, 70
-    size, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
+    itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
     want = rows if dtype is bool else reference.apply(values(dtype, shape), rows, 0.1)
-    field = GuardedArray(dtype, shape, layout(2, order).strides(size, shape), 1)
+    array = GuardedArray(dtype, shape, layout(2, order).strides(itemsize, shape), 1)
     if dtype is not bool:
-        field.items[...] = values(dtype, shape)
-    result = field.bytes_after(want)
-    axes = axes_of(shape, field.strides, field.strides, (stride, 1))
-    where = field.address, field.address, *axes
+        array.items[...] = values(dtype, shape)
+    result = array.bytes_after(want)
+    axes = axes_of(shape, array.strides, array.strides, (stride, 1))
+    where = array.address, array.address, *axes
     assert table.apply_strided(code, 0, *where, new_mask(table, 0.1), 99) == 0
-    assert field.room.holds(result)
+    assert array.buffer.holds(result)
 
 
-def test_bits_that_are_far_away(table):
+def test_bits_at_a_large_offset(table):
     first = 2**32 + 5
-    memory = np.zeros(2**29 + 1000, np.uint8)  # the system provides only the pages that are touched
+    memory = np.zeros(2**29 + 1000, np.uint8)  # only pages that are used take memory
     memory[2**29 :] = np.random.default_rng(3).integers(0, 256, 1000)
     bits = np.unpackbits(memory[2**29 :], bitorder="little")[5:]
     y = GuardedArray(bool, (63, 65), (1, 63), 3)
@@ -462,17 +463,16 @@ def test_bits_that_are_far_away(table):
     axes = axes_of(y.shape, (0, 0), y.strides, (65, 1))
     where = BOOL, 0, None, y.address, *axes
     assert table.apply_bits_strided(*where, memory.ctypes.data, first, 1.0) == 0
-    assert y.room.holds(result)
+    assert y.buffer.holds(result)
 
 
-def test_axes_with_shared_input(table):
-    """A stride of 0 in x reads the same elements again."""
+def test_x_with_a_stride_of_0(table):
     x, y = values(np.float32, (50,)), GuardedArray(np.float32, (7, 50), (200, 4), 1)
     want = reference.apply(np.broadcast_to(x, (7, 50)), keep(0.1, 5, 350), 0.1)
     result = y.bytes_after(want)
     axes = axes_of((7, 50), (0, 4), (200, 4), (50, 1))
     assert table.apply_strided(0, 0, x.ctypes.data, y.address, *axes, new_mask(table, 0.1), 5) == 0
-    assert y.room.holds(result)
+    assert y.buffer.holds(result)
 
 
 # ---- bad input --------------------------------------------------------------------------------
@@ -484,8 +484,9 @@ def test_axes_with_shared_input(table):
     [(-1, 0, 2), (5, 0, 2), (77, 0, 2), (0, 2, 2), (0, 3, 2), (0, 2**31, 2), (BOOL, 256, 2),
      (0, 0, -1), (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
 )  # fmt: skip
-def test_what_is_refused(table, code, flags, ndim, p):
-    mask, x, y, given = new_mask(table, p), GuardedBuffer(400), GuardedBuffer(400), GuardedBuffer(100)
+def test_bad_arguments_are_refused(table, code, flags, ndim, p):
+    mask, x = new_mask(table, p), GuardedBuffer(400)
+    y, given = GuardedBuffer(400), GuardedBuffer(100)
     before = y.inside.copy()
     _, axes = axes_of((10, 10), (40, 4), (40, 4), (10, 1))
     where = code, flags, x.address, y.address, ndim, axes
@@ -493,8 +494,8 @@ def test_what_is_refused(table, code, flags, ndim, p):
     assert table.apply_bits_strided(*where, given.address, 0, 2.0) == -1
     assert table.apply_bools_strided(*where, given.address, 2.0) == -1
     assert table.apply_alpha_strided(*where, mask, 0, 1.0, 1.0) == -1
-    for half in (2, 3, BOOL):  # types that alpha dropout does not take
-        assert table.apply_alpha_strided(half, *where[1:4], 2, axes, mask, 0, 1.0, 1.0) == -1
+    for other in (2, 3, BOOL):  # types that apply_alpha_strided does not take
+        assert table.apply_alpha_strided(other, *where[1:4], 2, axes, mask, 0, 1.0, 1.0) == -1
     if ndim == 2:
         assert table.apply(*where[:4], 100, mask, 0) == -1
         assert table.apply_bits(*where[:4], 100, given.address, 0, 2.0) == -1

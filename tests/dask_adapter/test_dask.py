@@ -1,9 +1,6 @@
-"""Tests of dropout on Dask arrays: one mask, whatever the chunks; errors before anything runs."""
+"""Tests of cdropout.dask: results for all chunks, names of tasks, generators and errors."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +8,10 @@ import pytest
 import cdropout as cd
 
 from .. import reference
+from ..helpers.arrays import assert_same_bits, normal
+from ..helpers.examples import run_example
 from ..helpers.requirements import import_or_skip
+from ..helpers.subprocess_runner import run
 
 import_or_skip("dask")
 import dask  # noqa: E402
@@ -20,8 +20,8 @@ import dask.array as da  # noqa: E402
 import cdropout.dask as cdd  # noqa: E402
 
 SHAPE = (60, 47, 5)
-X = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
-CHUNKINGS = [
+X = normal(SHAPE)
+CHUNKS = [
     SHAPE,
     (1, 47, 5),
     (60, 1, 5),
@@ -29,11 +29,11 @@ CHUNKINGS = [
     ((0, 10, 0, 50), (47, 0), (2, 3)),
     ((59, 1), (1, 45, 1), (1, 1, 1, 1, 1)),
 ]
-KINDS = "float16, bfloat16, float32 or float64"
+FLOATS_TEXT = "float16, bfloat16, float32 or float64"
 
 
 def lazy(array=X, chunks=(20, 47, 3)):
-    """Return the array in chunks."""
+    """Return a Dask array."""
     return da.from_array(array, chunks=chunks)
 
 
@@ -41,8 +41,8 @@ def lazy(array=X, chunks=(20, 47, 3)):
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
-@pytest.mark.parametrize("chunks", CHUNKINGS, ids=str)
-def test_every_chunking_gives_the_bits_of_the_whole(chunks, scheduler):
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_chunks_do_not_change_the_result(chunks, scheduler):
     x = lazy(chunks=chunks)
     y, mask = cdd.dropout(x, 0.3, seed=-7, call=2, return_mask=True)
     gx = cdd.dropout_backward(y, mask)
@@ -50,14 +50,15 @@ def test_every_chunking_gives_the_bits_of_the_whole(chunks, scheduler):
     assert y.chunks == gx.chunks == x.chunks and y.dtype == gx.dtype == x.dtype
     expected = reference.dropout(X, 0.3, -7, 2)
     y, gx, kept = dask.compute(y, gx, mask.to_dask(chunks), scheduler=scheduler)
-    assert y.tobytes() == expected.tobytes() == cd.dropout(X, mask=mask).tobytes()
-    assert gx.tobytes() == mask.apply(y).tobytes()
+    assert_same_bits(y, expected)
+    assert_same_bits(cd.dropout(X, mask=mask), expected)
+    assert_same_bits(gx, mask.apply(y))
     np.testing.assert_array_equal(kept, reference.keep(-7, 2, 0.3, 0, X.size).reshape(SHAPE))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.5, 1e-3, 1])
-def test_types_and_probabilities(dtype, p):
+def test_dtypes_and_probabilities(dtype, p):
     x = X.astype(dtype)
     y = cdd.dropout(lazy(x), p, seed=3)
     assert y.dtype == dtype and y._meta.dtype == dtype and type(y._meta) is np.ndarray
@@ -65,10 +66,10 @@ def test_types_and_probabilities(dtype, p):
 
 
 @pytest.mark.parametrize("axes", [0, (0, 2), -2, [1, 2], ()])
-def test_a_draw_is_shared_across_chunks(axes):
+def test_broadcast_dims(axes):
     y, mask = cdd.dropout(lazy(), 0.4, seed=1, broadcast_dims=axes, return_mask=True)
-    expected, whole = cd.dropout(X, 0.4, rng=1, broadcast_dims=axes, return_mask=True)
-    assert mask == whole
+    expected, expected_mask = cd.dropout(X, 0.4, rng=1, broadcast_dims=axes, return_mask=True)
+    assert mask == expected_mask
     np.testing.assert_array_equal(y.compute(), expected)
 
 
@@ -81,18 +82,21 @@ def test_small_and_empty_shapes(shape, chunks):
     np.testing.assert_array_equal(kept, np.asarray(cd.Mask(shape, 0.5, 1)), strict=True)
 
 
-def test_windows_and_other_chunks_of_a_mask():
+def test_mask_to_dask():
     mask = cd.Mask((10**5, 10**5, 10**5), 0.1, -1)[5:50, ::-25000, None, 3]
     kept = mask.to_dask((7, 2, 1))
     assert kept.shape == mask.shape and kept.chunks[0] == (7,) * 6 + (3,)
     np.testing.assert_array_equal(kept.compute(), np.asarray(mask))
-    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # nothing is drawn
-    gy = lazy(X, (11, 47, 5))  # backward in other chunks than forward
+    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # without drawing it
+
+
+def test_backward_with_other_chunks():
+    gy = lazy(X, (11, 47, 5))
     _, mask = cdd.dropout(lazy(), 0.3, seed=1, return_mask=True)
-    assert cdd.dropout_backward(gy, mask).compute().tobytes() == mask.apply(X).tobytes()
+    assert_same_bits(cdd.dropout_backward(gy, mask).compute(), mask.apply(X))
 
 
-def test_a_chunk_is_read_when_its_own_result_is_computed_and_only_then():
+def test_only_computed_chunks_are_read():
     read = []
 
     def block(block_id):
@@ -107,10 +111,10 @@ def test_a_chunk_is_read_when_its_own_result_is_computed_and_only_then():
     np.testing.assert_array_equal(y4, cd.dropout(np.ones(18, np.float32), rng=1)[8:10])
 
 
-# ---- identity, names, generators ----------------------------------------------------------------
+# ---- identity, task names, generators -----------------------------------------------------------
 
 
-def test_evaluation_and_p_0_are_the_array_itself():
+def test_evaluation_and_p_0_return_x():
     x = lazy()
     for arguments in [{"p": 0}, {"p": 0.5, "training": False}]:
         before = cd.default_generator.state
@@ -120,10 +124,10 @@ def test_evaluation_and_p_0_are_the_array_itself():
     assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, scale=2)).compute().sum() == (2 * X).sum()
 
 
-def test_names_follow_from_the_arguments():
+def test_task_names_depend_on_arguments():
     x = lazy()
-    same = {cdd.dropout(x, 0.5, seed=2).name, cdd.dropout(x, np.float64(0.5), seed=2, call=0).name}
-    assert len(same) == 1
+    name = cdd.dropout(x, 0.5, seed=2).name
+    assert cdd.dropout(x, np.float64(0.5), seed=2, call=0).name == name
     others = [
         cdd.dropout(x, 0.5, seed=3),
         cdd.dropout(x, 0.5, seed=2, call=1),
@@ -132,82 +136,82 @@ def test_names_follow_from_the_arguments():
         cdd.dropout(x.rechunk(5), 0.5, seed=2),
         cdd.dropout(x + 1, 0.5, seed=2),
     ]
-    assert len({*same, *(y.name for y in others)}) == 1 + len(others)
+    assert len({name, *(y.name for y in others)}) == 1 + len(others)
 
 
-def test_names_are_the_same_in_another_process():
-    program = (
+def test_task_names_are_the_same_in_all_processes():
+    script = (
         "import dask.array as da, cdropout as cd, cdropout.dask\n"
         "y = cdropout.dask.dropout(da.ones((9, 9), chunks=4), 0.1, seed=5, broadcast_dims=1)\n"
         "print(y.name, cd.Mask(9, 0.1, 5).to_dask(2).name)"
     )
-    runs = [
-        subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-        for _ in range(2)
-    ]
-    assert runs[0].stdout and runs[0].stdout == runs[1].stdout, runs[0].stderr
+    status, output, errors = run(script)
+    assert status == 0 and output, errors
+    assert run(script) == (status, output, errors)
 
 
-def test_rng_is_asked_for_one_name_when_the_graph_is_built():
+def test_rng_provides_one_call_number_when_the_graph_is_built():
     x, generator = lazy(), cd.Generator(4)
     generator.state = {"seed": 4, "calls": 3, "spawned": 0}
     y = cdd.dropout(x, 0.5, rng=generator)
     assert generator.calls == 4
     np.testing.assert_array_equal(y.compute(), reference.dropout(X, 0.5, 4, 3))
-    np.testing.assert_array_equal(y.compute(), y.compute())  # and never again
-    assert generator.calls == 4
+    np.testing.assert_array_equal(y.compute(), y.compute())
+    assert generator.calls == 4  # computing the result draws no call number
     for p, array in [(0, x), (1, x), (0.5, lazy(X[:0]))]:
         cdd.dropout(array, p, rng=generator)
-        assert generator.calls == 4  # nothing is drawn
+        assert generator.calls == 4  # these need no mask
     cd.manual_seed(9)
     _, first = cdd.dropout(x, return_mask=True)
     _, second = cdd.dropout(x, return_mask=True)
     assert (first, second) == (cd.Mask(SHAPE, 0.5, 9, 0), cd.Mask(SHAPE, 0.5, 9, 1))
-    for kind in (np.random.SeedSequence, np.random.default_rng, int):
-        _, expected = cd.dropout(X, 0.5, rng=kind(7), return_mask=True)
-        assert cdd.dropout(x, 0.5, rng=kind(7), return_mask=True)[1] == expected
+    for make_rng in (np.random.SeedSequence, np.random.default_rng, int):
+        _, expected = cd.dropout(X, 0.5, rng=make_rng(7), return_mask=True)
+        assert cdd.dropout(x, 0.5, rng=make_rng(7), return_mask=True)[1] == expected
 
 
-# ---- given masks --------------------------------------------------------------------------------
+# ---- mask= --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunks", [60, 7, (20, 47, 2)], ids=str)
-def test_chunks_draw_their_windows_of_a_given_mask(chunks):
-    whole = cd.Generator(4).next_mask((120, 50, 6), 0.3, broadcast_dims=1, scale=5)
-    for mask in (cd.Generator(4).next_mask(SHAPE, 0.3), whole[119:59:-1, 2:49, :5]):
-        y, used = cdd.dropout(
+def test_mask_argument(chunks):
+    large_mask = cd.Generator(4).next_mask((120, 50, 6), 0.3, broadcast_dims=1, scale=5)
+    for mask in (cd.Generator(4).next_mask(SHAPE, 0.3), large_mask[119:59:-1, 2:49, :5]):
+        y, returned_mask = cdd.dropout(
             lazy(chunks=chunks), 0.5, mask=mask, return_mask=True, broadcast_dims=[]
         )
-        assert used is mask
+        assert returned_mask is mask
         np.testing.assert_array_equal(y.compute(), mask.apply(X))
         assert cdd.dropout(lazy(), mask=mask, p=0.3).name == cdd.dropout(lazy(), mask=mask).name
     x = lazy()
-    assert cdd.dropout(x, training=False, mask=mask, rng=1) is x  # all are ignored
+    assert cdd.dropout(x, training=False, mask=mask, rng=1) is x  # mask and rng are ignored
     assert cdd.dropout(x, mask=cd.Mask(SHAPE, 0)) is x
 
 
 # ---- errors -------------------------------------------------------------------------------------
 
-UNKNOWN = "x has chunks of unknown size, its shape is (nan, 47, 5): call x.compute_chunk_sizes()"
+UNKNOWN_SIZE = (
+    "x has chunks of unknown size, its shape is (nan, 47, 5): call x.compute_chunk_sizes()"
+)
 MASK = cd.Mask(SHAPE, 0.3)
 ERRORS = {
     "ndarray": (lambda x: cdd.dropout(X), TypeError, "x has to be a Dask array, but got ndarray"),
     "integers": (
         lambda x: cdd.dropout(x.astype(int), 0.5),
         TypeError,
-        f"x has to be an array of {KINDS}, but got int64",
+        f"x has to be an array of {FLOATS_TEXT}, but got int64",
     ),
     "integers, p = 0": (
         lambda x: cdd.dropout(x.astype(int), 0),
         TypeError,
-        f"x has to be an array of {KINDS}, but got int64",
+        f"x has to be an array of {FLOATS_TEXT}, but got int64",
     ),
     "masked": (
         lambda x: cdd.dropout(x.map_blocks(np.ma.asarray), 0.5),
         TypeError,
-        "x is a masked array, which has a mask of its own; pass x.data or x.filled()",
+        "x is a masked array, and its mask would be lost; pass x.data or x.filled()",
     ),
-    "unknown": (lambda x: cdd.dropout(x[x[:, 0, 0] > 0], 0.5), ValueError, UNKNOWN),
+    "unknown": (lambda x: cdd.dropout(x[x[:, 0, 0] > 0], 0.5), ValueError, UNKNOWN_SIZE),
     "p": (
         lambda x: cdd.dropout(x, 1.5),
         ValueError,
@@ -272,30 +276,30 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors_come_when_the_graph_is_built(case):
-    call, error, words = ERRORS[case]
+def test_errors_are_raised_when_the_graph_is_built(case):
+    call, error, message = ERRORS[case]
     before = cd.default_generator.state
-    with pytest.raises(error, match=re.escape(words)):
+    with pytest.raises(error, match=re.escape(message)):
         call(lazy())
     assert cd.default_generator.state == before
 
 
-def test_unknown_sizes_can_be_computed_as_the_message_says():
+def test_compute_chunk_sizes():
     x = lazy(chunks=(20, 47, 5))
     x = x[x[:, 0, 0] > 0]
     y = cdd.dropout(x.compute_chunk_sizes(), 0.5, seed=1).compute()
     np.testing.assert_array_equal(y, cd.dropout(X[X[:, 0, 0] > 0], rng=1))
 
 
-def test_memory_error_reaches_the_caller():
-    huge = da.ones(2**50, chunks=-1, dtype=np.float32)  # its chunk has strides of 0, and no memory
+def test_memory_error():
+    huge = da.ones(2**50, chunks=-1, dtype=np.float32)  # one chunk; its strides are 0
     with pytest.raises(MemoryError):
         cdd.dropout(huge, 0.5, seed=1).compute()
-    test_types_and_probabilities(np.float32, 0.5)
+    test_dtypes_and_probabilities(np.float32, 0.5)
 
 
-def test_without_dask_the_command_that_installs_it_is_named():
-    program = (
+def test_missing_dask():
+    script = (
         "import sys, importlib; sys.modules['dask'] = None; import cdropout\n"
         "calls = cdropout.Mask(3, 0.5).to_dask, lambda: importlib.import_module('cdropout.dask')\n"
         "for call in calls:\n"
@@ -304,16 +308,14 @@ def test_without_dask_the_command_that_installs_it_is_named():
         "    except ImportError as error:\n"
         "        print(error)"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["cdropout.dask needs Dask: pip install 'dask[array]'"] * 2
+    _, output, _ = run(script)
+    assert output.splitlines() == ["cdropout.dask needs Dask: pip install 'dask[array]'"] * 2
 
 
 @pytest.mark.slow
-def test_the_xarray_example_finds_the_same_bits_in_all_chunks():
+def test_xarray_example():
     import_or_skip("xarray")
-    example = Path(__file__).parents[2] / "examples" / "xarray_dropout.py"
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("identical to NumPy's result: True") == 3
-    dropped = int(re.search(r"whole days: (\d+) of 365", done.stdout)[1])
+    output = run_example("xarray_dropout.py")
+    assert output.count("identical to NumPy's result: True") == 3
+    dropped = int(re.search(r"whole days: (\d+) of 365", output)[1])
     assert dropped == 365 - np.count_nonzero(cd.Mask(365, 0.1, 7))

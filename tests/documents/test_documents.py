@@ -1,4 +1,4 @@
-"""README and docs/ say what is so: their blocks of code run, and files, links and names exist."""
+"""Tests of README and docs/: code blocks run, and files, links and names exist."""
 
 import ast
 import importlib.util
@@ -15,15 +15,15 @@ import cdropout
 from cdropout.__main__ import make_parser
 
 from .. import reference
-from ..helpers.subprocess_runner import run, run_with_torch
 from ..helpers.requirements import find_or_skip
+from ..helpers.subprocess_runner import run, run_with_torch
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 }
-WHOLE = "\n".join(DOCUMENTS.values())
+ALL_TEXT = "\n".join(DOCUMENTS.values())
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     (name, i, *block)
@@ -33,7 +33,7 @@ BLOCKS = [
 
 
 def blocks(language, *slow):
-    """Return a mark: the blocks of one language are a parameter, slow if they match a pattern."""
+    """Parametrize a test with the blocks of one language; those that match `slow` are slow."""
     found = [
         pytest.param(
             code,
@@ -49,31 +49,31 @@ def blocks(language, *slow):
 # ---- code ---------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_block_is_looked_at():
-    """`text` is what no machine reads, formulas and output; Sphinx runs what is in braces."""
+def test_blocks_have_a_known_language():
+    """`text` is for formulas and output; Sphinx runs the directives in braces."""
     kinds = {kind for *_, kind, _ in BLOCKS if not re.match(r"\{[\w-]+\}", kind)}
     assert kinds == {"python", "c", "sh", "diff", "text"}
 
 
-# TensorFlow writes this to stderr before it reads how much it is to say
-GREETING = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
+# TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL.
+LOG_LINE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
 
 
 @blocks("python", "import keras", "import flax|from flax", "import tensorflow")
-def test_python_runs(block):
-    """Each by itself: a process has one Keras backend."""
+def test_python_blocks_run(block):
+    """Run each block in a process, because a process has only one Keras backend."""
     find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
     find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
     if re.search(r"^import torch$", block, re.MULTILINE):
         status, _, errors = run_with_torch(block)
     else:
         status, _, errors = run(block, TF_CPP_MIN_LOG_LEVEL="3")
-    assert (status, GREETING.sub("", errors)) == (0, "")
+    assert (status, LOG_LINE.sub("", errors)) == (0, "")
 
 
 @blocks("c")
 @pytest.mark.parametrize("compiler", [name for name in ("gcc", "clang") if shutil.which(name)])
-def test_c_compiles_without_a_warning(compiler, block, tmp_path):
+def test_c_blocks_compile_without_warnings(compiler, block, tmp_path):
     source = tmp_path / "block.c"
     source.write_text(block)
     include = [f"-I{cdropout.get_include()}", "-isystem", sysconfig.get_paths()["include"]]
@@ -82,17 +82,20 @@ def test_c_compiles_without_a_warning(compiler, block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_other_programs_are_included_from_where_they_are_tested():
-    """C, C++, Cython, Numba, ctypes and cffi: see test_capi.py and test_capi_examples.py."""
-    folders = {path.rpartition("/")[0] for path in re.findall(r"\{literalinclude\} (\S+)", WHOLE)}
-    assert folders == {"../examples/capi", "../cdropout/include"}
+def test_included_programs_are_in_tested_folders():
+    """tests/capi runs the programs in C, C++, Cython, Numba, ctypes and cffi."""
+    paths = re.findall(r"\{literalinclude\} (\S+)", ALL_TEXT)
+    assert {path.rpartition("/")[0] for path in paths} == {
+        "../examples/capi",
+        "../cdropout/include",
+    }
 
 
 @blocks("sh")
-def test_commands_are_right(block):
-    """They are not run here: the first two are steps of CI, and the others take minutes.
+def test_commands_are_valid(block):
+    """Parse the commands of cdropout, which take minutes, and find the others in a script of CI.
 
-    What the options do is tested with small sizes in test_cli.py, test_compare.py, test_growth.py.
+    tests/cli tests the options with small sizes.
     """
     for line in block.splitlines():
         program, *arguments = shlex.split(line, comments=True)
@@ -103,7 +106,7 @@ def test_commands_are_right(block):
 
 
 @blocks("diff")
-def test_changes_can_be_made(block, tmp_path):
+def test_diff_blocks_apply(block, tmp_path):
     if not shutil.which("patch"):
         pytest.skip("needs patch")
     for name in re.findall(r"^--- a/(\S+)", block, re.MULTILINE):
@@ -117,8 +120,8 @@ def test_changes_can_be_made(block, tmp_path):
 
 # ---- files and names ----------------------------------------------------------------------------
 
-FILES = set(re.findall(r"`([\w./]+\.(?:py|pyx|pxd|h|c|cpp|md|sh|json|toml))`", WHOLE))
-FILES -= {"Python.h"}  # of CPython
+FILES = set(re.findall(r"`([\w./]+\.(?:py|pyx|pxd|h|c|cpp|md|sh|json|toml))`", ALL_TEXT))
+FILES -= {"Python.h"}  # a file of CPython
 LINKS = [
     (name, link)
     for name, text in DOCUMENTS.items()
@@ -129,21 +132,21 @@ FOLDERS = ("cdropout", "tests", "examples", "docs")
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if "NAME" not in name))
 def test_files_exist(name):
-    """By their path from here, or by their last part, where the folder has just been named."""
+    """Find a file by its path, or by its name if the text names the folder separately."""
     assert (ROOT / name).exists() or any([*(ROOT / top).rglob(name)] for top in FOLDERS)
 
 
 @pytest.mark.parametrize("name, link", LINKS)
-def test_links_lead_somewhere(name, link):
+def test_links_exist(name, link):
     assert (ROOT / name).parent.joinpath(link).exists()
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bcd\.(\w+)", WHOLE))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bcd\.(\w+)", ALL_TEXT))))
 def test_names_are_public(name):
     assert name in cdropout.__all__
 
 
-def test_what_the_how_tos_name_is_in_the_source():
+def test_names_in_how_tos_are_in_the_source():
     sources = [path for top in FOLDERS[:2] for path in (ROOT / top).rglob("*.*")]
     sources += [ROOT / "setup.py", ROOT / "docs" / "conf.py"]
     kinds = {".py", ".pyx", ".pxd", ".h", ".json"}
@@ -156,7 +159,7 @@ def test_what_the_how_tos_name_is_in_the_source():
 
 
 def public_names(path):
-    """The `__all__` of a module, without importing it."""
+    """Return the `__all__` of a module without importing it."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
             return set(ast.literal_eval(node.value))
@@ -164,12 +167,12 @@ def public_names(path):
 
 
 def documented_names(module):
-    """What the API pages name below `currentmodule`, in all of them."""
+    """Return the names that the API pages document for a module."""
     found = set()
     for name, text in DOCUMENTS.items():
         for part in text.split(".. currentmodule:: ")[1:] if "docs/api" in name else ():
-            here, _, rest = part.partition("\n")
-            if here == module:
+            documented, _, rest = part.partition("\n")
+            if documented == module:
                 found |= set(re.findall(r"^\.\. (?:auto\w+|data):: (\w+)", rest, re.MULTILINE))
     return found
 
@@ -177,62 +180,62 @@ def documented_names(module):
 @pytest.mark.parametrize(
     "name", ["", "torch", "dask", "jax", "flax", "keras", "tensorflow", "thinc"]
 )
-def test_everything_public_is_on_a_page(name):
+def test_every_public_name_is_documented(name):
     path = ROOT / "cdropout" / name
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     assert documented_names(f"cdropout.{name}".rstrip(".")) == public_names(path)
 
 
-# ---- the example of the stream's specification --------------------------------------------------
+# ---- example in the specification of the stream -------------------------------------------------
 
 STREAM = DOCUMENTS["docs/stream.md"].partition("## A worked example")[2]
 SEED, CALL, P = 42, 7, 0.1
 
 
-def stated(pattern):
-    """Each line of the example that is of this form, its numbers as integers."""
+def numbers_in_lines(pattern):
+    """Return the numbers in each line of the example that matches the pattern."""
     return [
         [int(part, 0) for part in line]
         for line in re.findall(rf"^{pattern}$", STREAM, re.MULTILINE)
     ]
 
 
-def test_the_numbers_of_the_example():
-    said = {name: int(value, 0) for name, value in re.findall(r"^(\w+) += (\w+)$", STREAM, re.M)}
+def test_constants_of_the_example():
+    constants = re.findall(r"^(\w+) += (\w+)$", STREAM, re.MULTILINE)
     K, c, tie = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
     s0, s1 = reference.lane_state(K, c, block=0, lane=0)
-    right = {"key": reference.mix(SEED + reference.GAMMA), "K": K, "c": c, "tie": tie, "T": T}
-    right |= {"R": reference.rounds(T), "rest": T << 12 & reference.MASK64, "s0": s0, "s1": s1}
-    assert said == right
+    expected = {"key": reference.mix(SEED + reference.GAMMA), "K": K, "c": c, "tie": tie, "T": T}
+    expected |= {"R": reference.rounds(T), "rest": T << 12 & reference.MASK64, "s0": s0, "s1": s1}
+    assert {name: int(value, 0) for name, value in constants} == expected
 
 
-def test_the_words_of_the_example():
+def test_random_numbers_of_the_example():
     K, c, _ = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
     s0, s1 = reference.lane_state(K, c, block=0, lane=0)
-    right = []
+    expected = []
     for j in range(reference.rounds(T)):
-        word, s0, s1 = reference.xoroshiro128pp(s0, s1)
-        right.append([j, T >> (63 - j) & 1, word])
-    assert stated(r"(\d+) +([01]) +(0x\w{16})") == right
+        number, s0, s1 = reference.xoroshiro128pp(s0, s1)
+        expected.append([j, T >> (63 - j) & 1, number])
+    assert numbers_in_lines(r"(\d+) +([01]) +(0x\w{16})") == expected
 
 
-def test_the_hashed_elements_of_the_example():
+def test_undecided_elements_of_the_example():
     _, _, tie = reference.mask_constants(SEED, CALL)
     _, undecided = reference.draw(SEED, CALL, P, 0, reference.BLOCK)
-    right = [
+    expected = [
         [i, reference.mix(tie + reference.GAMMA * (i + 1))]
         for i in map(int, undecided.nonzero()[0])
     ]
-    assert stated(r"(\d+) +(0x\w{16}) +(?:yes|no)") == right
+    assert numbers_in_lines(r"(\d+) +(0x\w{16}) +(?:yes|no)") == expected
     dropped = [
         line.endswith("yes") for line in STREAM.splitlines() if re.search(r"(yes|no)$", line)
     ]
-    assert dropped == [not reference.keep_one(SEED, CALL, P, i) for i, _ in right]
+    assert dropped == [not reference.keep_one(SEED, CALL, P, i) for i, _ in expected]
 
 
-def test_the_picture_is_what_its_script_draws():
+def test_picture_is_the_output_of_its_script():
     path = ROOT / "docs" / "bitslicing.py"
     specification = importlib.util.spec_from_file_location("bitslicing", path)
     module = importlib.util.module_from_spec(specification)

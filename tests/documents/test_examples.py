@@ -1,4 +1,4 @@
-"""The examples run, say what they promise, and notice what they claim to check."""
+"""Tests of examples/digits.py: its output, and the errors that its gradient check finds."""
 
 import importlib.util
 import os
@@ -13,12 +13,12 @@ import pytest
 from ..helpers.requirements import find_or_skip
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.py"
-TINY = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "50"]
+SMALL = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "50"]
 NUMBER = r" +(-?\d+\.\d\d)"
 
 
 def run(*arguments, folder, missing=None):
-    """Run digits.py in `folder`, as if the package `missing` were not installed."""
+    """Run digits.py in a folder; an import of the package `missing` fails."""
     stubs = folder / "stubs"
     stubs.mkdir()
     if missing:
@@ -35,44 +35,45 @@ def run(*arguments, folder, missing=None):
 
 @pytest.fixture
 def digits():
-    """examples/digits.py as a module, not run."""
+    """Return examples/digits.py as a module."""
     specification = importlib.util.spec_from_file_location("digits", DIGITS)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
 
 
-def test_both_errors_are_printed(tmp_path):
-    find_or_skip("sklearn")  # the digits come with it
-    result = run(*TINY, "--p", "0.25", folder=tmp_path, missing="matplotlib")
+def test_output_has_the_errors_with_and_without_dropout(tmp_path):
+    find_or_skip("sklearn")  # for the data
+    result = run(*SMALL, "--p", "0.25", folder=tmp_path, missing="matplotlib")
     assert result.returncode == 0, result.stderr
-    assert "%" not in result.stderr  # no progress bar into a pipe
+    assert "%" not in result.stderr  # no progress bar without a terminal
     assert re.search("no dropout +dropout p=0.25", result.stdout)
     rows = re.findall(rf"^ +[01]{NUMBER * 3}$", result.stdout, re.MULTILINE)
-    without, dropped, difference = np.array(rows, dtype=float).T
+    without, with_dropout, difference = np.array(rows, dtype=float).T
     assert len(without) == 2
-    assert np.all((without > 0) & (without < 95) & (dropped > 0) & (dropped < 95))
-    np.testing.assert_allclose(dropped - without, difference, atol=0.016)  # all three are rounded
+    assert np.all((without > 0) & (without < 95) & (with_dropout > 0) & (with_dropout < 95))
+    atol = 0.016  # three numbers are rounded to 0.01
+    np.testing.assert_allclose(with_dropout - without, difference, atol=atol)
     mean_and_spread = NUMBER + r" \+- \d+\.\d\d"
     means = re.search(f"^mean{mean_and_spread * 3} ", result.stdout, re.MULTILINE)
-    expected = [without.mean(), dropped.mean(), difference.mean()]
-    np.testing.assert_allclose(np.array(means.groups(), dtype=float), expected, atol=0.016)
+    expected = [without.mean(), with_dropout.mean(), difference.mean()]
+    np.testing.assert_allclose(np.array(means.groups(), dtype=float), expected, atol=atol)
     assert "pip install matplotlib" in result.stdout
     assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.slow
-def test_runs_of_a_seed_differ_in_the_dropout_alone(tmp_path):
-    find_or_skip("sklearn")  # the digits come with it
-    result = run(*TINY, "--p", "0", folder=tmp_path, missing="matplotlib")
+def test_runs_with_one_seed_are_equal_without_dropout(tmp_path):
+    find_or_skip("sklearn")  # for the data
+    result = run(*SMALL, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
 
 
 @pytest.mark.slow
-def test_picture(tmp_path):
-    find_or_skip("sklearn")  # the digits come with it
+def test_plot_is_a_png_file(tmp_path):
+    find_or_skip("sklearn")  # for the data
     find_or_skip("matplotlib")
-    result = run(*TINY, "--plot", "curves.png", folder=tmp_path)
+    result = run(*SMALL, "--plot", "curves.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "The curves are in curves.png." in result.stdout
     header = (tmp_path / "curves.png").read_bytes()[:24]
@@ -80,8 +81,8 @@ def test_picture(tmp_path):
     assert np.frombuffer(header[16:], ">u4").tolist() == [1200, 700]
 
 
-def test_without_scikit_learn(tmp_path):
-    result = run(*TINY, folder=tmp_path, missing="sklearn")
+def test_message_without_scikit_learn(tmp_path):
+    result = run(*SMALL, folder=tmp_path, missing="sklearn")
     assert result.returncode == 1
     assert re.fullmatch(r"[^\n]*pip install scikit-learn\n", result.stderr)
 
@@ -96,7 +97,7 @@ def test_without_scikit_learn(tmp_path):
         (["--p", "nan"], "p between 0 and 1"),
     ],
 )
-def test_bad_options(digits, arguments, message, monkeypatch, capsys):
+def test_wrong_options_are_refused(digits, arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["digits.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         digits.main()
@@ -107,38 +108,38 @@ def test_gradient_check_passes(digits):
     digits.check_gradient()
 
 
-def unchanged(self, gradient):
+def without_mask_and_scale(self, gradient):
     return gradient.copy()
 
 
-def unscaled(self, gradient):
+def without_scale(self, gradient):
     return gradient * np.asarray(self.mask)
 
 
-def unmasked(self, gradient):
+def without_mask(self, gradient):
     return gradient / (1 - self.p)
 
 
-@pytest.mark.parametrize("broken", [unchanged, unscaled, unmasked])
-def test_gradient_check_sees_a_broken_dropout(digits, broken, monkeypatch):
-    monkeypatch.setattr(digits.cdropout.Dropout, "backward", broken)
+@pytest.mark.parametrize("wrong", [without_mask_and_scale, without_scale, without_mask])
+def test_gradient_check_finds_a_wrong_dropout(digits, wrong, monkeypatch):
+    monkeypatch.setattr(digits.cdropout.Dropout, "backward", wrong)
     with pytest.raises(AssertionError, match=r"backward gives .*, but the slope is "):
         digits.check_gradient()
 
 
-def test_gradient_check_sees_a_broken_network(digits, monkeypatch):
-    right = digits.Network.backward
+def test_gradient_check_finds_a_wrong_network(digits, monkeypatch):
+    backward = digits.Network.backward
 
     def without_relu(self, gradient):
         self.active = [np.ones_like(active) for active in self.active]
-        return right(self, gradient)
+        return backward(self, gradient)
 
     monkeypatch.setattr(digits.Network, "backward", without_relu)
     with pytest.raises(AssertionError, match=r"backward gives .*, but the slope is "):
         digits.check_gradient()
 
 
-def test_gradient_check_sees_a_missing_number(digits, monkeypatch):
+def test_gradient_check_finds_nan(digits, monkeypatch):
     monkeypatch.setattr(digits.cdropout.Dropout, "backward", lambda self, gy: gy * np.nan)
     with pytest.raises(AssertionError, match="backward gives nan"):
         digits.check_gradient()

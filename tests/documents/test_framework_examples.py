@@ -1,4 +1,4 @@
-"""The examples that train in JAX, Keras and TensorFlow run, and compare the two dropouts."""
+"""Tests of the examples that train with the dropout of JAX, Keras or TensorFlow and cdropout."""
 
 import os
 import re
@@ -22,8 +22,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("tensorflow", ["--steps", "60"], ["tensorflow", "cdropout"]),
     ],
 )
-def test_both_dropouts_learn(framework, arguments, names):
-    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # its backend here
+def test_training_with_both_dropouts_succeeds(framework, arguments, names):
+    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # the backend
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -32,4 +32,4 @@ def test_both_dropouts_learn(framework, arguments, names):
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\w+) +(\d+\.\d\d) % +\d+\.\d\d m?s$", done.stdout, re.MULTILINE)
     assert [name for name, _ in rows] == names, done.stdout
-    assert all(float(error) < 60 for _, error in rows)  # a guess is wrong in 90 %
+    assert all(float(error) < 60 for _, error in rows)  # a guess has an error of 90 %

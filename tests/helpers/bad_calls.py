@@ -9,7 +9,7 @@ import pytest
 import cdropout as cd
 
 SHAPE = (2, 3, 4, 5)
-MODULES = {  # and the shape of their input
+MODULES = {  # class: shape of its input
     cd.Dropout: SHAPE,
     cd.Dropout1d: (6, 4, 5),
     cd.Dropout2d: SHAPE,
@@ -61,7 +61,7 @@ def snapshot(objects):
 
 
 class ValidCall:
-    """A function and valid arguments, some of which a call can replace."""
+    """A function with valid arguments; a call can replace some of them."""
 
     def __init__(self, name, function, arguments):
         self.name, self.function, self.arguments = name, function, arguments
@@ -122,7 +122,7 @@ def forms_of(mask):
 
 
 def mask_calls(objects):
-    """Return {name: (function, arguments)} of masks and of the functions that apply them."""
+    """Return {name: (function, arguments)} of masks and the functions that apply them."""
 
     def backward(x, mask, **arguments):
         return cd.dropout_backward(x, mask, **arguments)

@@ -1,13 +1,13 @@
-"""The functions of cdropout.torch, and PyTorch's operators, that tests call in a loop."""
-
-import pytest
+"""Functions, operators, generators and tensors that tests of cdropout.torch share."""
 
 import cdropout as cd
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+from .requirements import import_or_skip
 
-FUNCTIONS = {  # of tensors of 4 dimensions; each takes inplace= and generator=
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+
+FUNCTIONS = {  # of 4-D tensors and p, with inplace= and generator=
     "dropout": ct.dropout,
     "dropout2d": ct.dropout2d,
     "dropout3d": ct.dropout3d,
@@ -17,7 +17,7 @@ FUNCTIONS = {  # of tensors of 4 dimensions; each takes inplace= and generator=
     ),
     "drop_path": ct.drop_path,
 }
-CALLS = {  # of tensors of 4 dimensions; each takes generator=
+CALLS = {  # of 4-D tensors, with generator=
     "dropout": lambda x, **generator: ct.dropout(x, 0.5, **generator),
     "dropout1d": lambda x, **generator: ct.dropout1d(x[0], 0.5, **generator),
     "dropout2d": lambda x, **generator: ct.dropout2d(x, 0.5, **generator),
@@ -29,11 +29,7 @@ CALLS = {  # of tensors of 4 dimensions; each takes generator=
     "bias_dropout_add": lambda x, **g: ct.bias_dropout_add(x, x[0], x, 0.5, **g),
     "in place": lambda x, **generator: ct.dropout(x * 1, 0.5, inplace=True, **generator),
 }
-GENERATORS = {
-    "torch": lambda: torch.Generator().manual_seed(3),
-    "cdropout": lambda: cd.Generator(3),
-}
-FORMS = {  # PyTorch's, under accelerate()
+OPERATORS = {  # PyTorch's operators that accelerate() replaces, of tensors and p
     "dropout": lambda x, p: torch.dropout(x, p, True),
     "dropout_": lambda x, p: torch.dropout_(x, p, True),
     "feature_dropout": lambda x, p: torch.feature_dropout(x, p, True),
@@ -44,11 +40,58 @@ FORMS = {  # PyTorch's, under accelerate()
     "feature_alpha_dropout_": lambda x, p: torch.feature_alpha_dropout_(x, p, True),
     "native_dropout": lambda x, p: torch.native_dropout(x, p, True)[0],
 }
+MODULES = {  # names of modules, with shapes of inputs
+    "Dropout": (5, 90),
+    "Dropout1d": (5, 90, 3),
+    "Dropout2d": (5, 90, 3, 2),
+    "Dropout3d": (5, 90, 2, 3, 2),
+    "AlphaDropout": (5, 90),
+    "FeatureAlphaDropout": (5, 90, 3),
+}
+GENERATORS = {
+    "torch": lambda: torch.Generator().manual_seed(3),
+    "cdropout": lambda: cd.Generator(3),
+}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LAYOUTS = {  # views of 4-D tensors
+    "contiguous": lambda x: x,
+    "permuted": lambda x: x.permute(2, 0, 3, 1),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sliced": lambda x: x[:, 1:, ::2, 1:],
+    "expanded": lambda x: x[:, :, :1].expand(-1, -1, 9, -1),
+}
 
 
-class Untouched:
-    """Fails if a generator was drawn from within the block."""
+def ramp(*shape, dtype=torch.float64):
+    """Return a tensor with values that increase from -1 to 2."""
+    return torch.linspace(-1, 2, torch.Size(shape).numel(), dtype=dtype).reshape(shape)
+
+
+def next_seed():
+    """Return the seed that the next call draws from PyTorch's default generator."""
+    with torch.random.fork_rng():  # restores the state of the generator
+        return torch.randint(2**63 - 1, ()).item()
+
+
+def with_seed(function, *args):
+    """Call a function with the same state of PyTorch's default generator in each call."""
+    torch.manual_seed(3)
+    return function(*args)
+
+
+def targets(graph_module):
+    """Return the targets of the nodes of a graph."""
+    return [node.target for node in graph_module.graph.nodes]
+
+
+def assert_equal(results, expected):
+    """Assert that two sequences of tensors are equal."""
+    for result, tensor in zip(results, expected, strict=True):
+        assert torch.equal(result, tensor)
+
+
+class NothingDrawn:
+    """Context that asserts that generators, and PyTorch's default generator, were not used."""
 
     def __init__(self, *generators):
         self.generators = [torch.default_generator, *[g for g in generators if g is not None]]
@@ -59,12 +102,12 @@ class Untouched:
     def __enter__(self):
         self.before = self.states()
 
-    def holds(self):
-        """Return whether no generator was drawn from since the block was entered."""
+    def is_true(self):
+        """Return whether no generator was used since the context was entered."""
         return all(
             torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
             for before, after in zip(self.before, self.states(), strict=True)
         )
 
     def __exit__(self, *_):
-        assert self.holds()
+        assert self.is_true()

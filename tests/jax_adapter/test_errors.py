@@ -1,22 +1,21 @@
-"""Dropout for JAX where something is wrong or unusual: arguments, versions, platforms, devices."""
+"""Tests of cdropout.jax: invalid arguments, other versions of jaxlib, and several devices."""
 
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
 from ..helpers.requirements import import_or_skip
+from ..helpers.subprocess_runner import run
 
 jax = import_or_skip("jax")
 from jax import numpy as jnp  # noqa: E402
 
 from cdropout.jax import dropout, seed_and_call  # noqa: E402
 
-KEY = jax.random.key(7)
+from ..helpers.jax_arrays import KEY, eager_and_jit  # noqa: E402
+
 X = jnp.ones((3, 4))
-COMMON = """
+PREAMBLE = """
 import warnings
 import numpy as np
 import jax
@@ -25,22 +24,16 @@ import cdropout as cd
 from cdropout.jax import dropout
 
 key, x = jax.random.key(7), jnp.arange(1.0, 200_001).reshape(4, 50_000)
-right = cd.Mask(x.shape, 0.3, 7).apply(np.asarray(x))
+expected = cd.Mask(x.shape, 0.3, 7).apply(np.asarray(x))
 """
 
 
-def run(code, **environment):
-    """Run code by itself; what it prints."""
-    code = COMMON + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n")
+def run_after_preamble(script, **variables):
+    """Run a script in a new process, where warnings are errors; return the lines it prints."""
+    script = PREAMBLE + textwrap.dedent(script)
+    status, output, errors = run(script, PYTHONWARNINGS="error", **variables)
+    assert status == 0, errors
+    return output.splitlines()
 
 
 # ---- arguments ----------------------------------------------------------------------------------
@@ -70,7 +63,7 @@ def run(code, **environment):
         ((jax.random.split(KEY, 3), X, 0.5), ValueError, r"one typed key .* but got key<fry>"),
     ],
 )
-def test_arguments_that_are_not_taken(arguments, error, message, wrap):
+def test_invalid_arguments(arguments, error, message, wrap):
     key, x, *rest = arguments
     with pytest.raises(error, match=message):
         wrap(lambda x: dropout(key, x, *rest).sum())(x)
@@ -79,18 +72,16 @@ def test_arguments_that_are_not_taken(arguments, error, message, wrap):
 @pytest.mark.parametrize(
     "name, value", [("inplace", True), ("broadcast_dims", 0), ("broadcast_dims", (0, 1))]
 )
-def test_arguments_that_cannot_be_traced(name, value):
-    message = (
-        f"{name} has to be known .* but it is traced: pass static_argnames='{name}'"
-    )
+def test_static_arguments_must_not_be_traced(name, value):
+    message = f"{name} has to be known .* but it is traced: pass static_argnames='{name}'"
     with pytest.raises(TypeError, match=message):
         jax.jit(dropout)(KEY, X, 0.5, **{name: value})
     y = jax.jit(dropout, static_argnames=name)(KEY, X, 0.5, **{name: value})
     assert (y == dropout(KEY, X, 0.5, **{name: value})).all()
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
-def test_the_number_of_dimensions(wrap):
+@eager_and_jit
+def test_at_most_64_dimensions(wrap):
     x = jnp.ones((1,) * 63 + (100,))
     y = wrap(dropout)(KEY, x, 0.5)
     assert (y.ravel() == dropout(KEY, x.ravel(), 0.5)).all()
@@ -99,18 +90,18 @@ def test_the_number_of_dimensions(wrap):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
-def test_types_that_are_not_taken(dtype):
+def test_unsupported_dtypes_of_x(dtype):
     message = f"x has to be an array of float16, bfloat16, float32, float64, but got {dtype}"
     with pytest.raises(TypeError, match=message):
         dropout(KEY, jnp.ones(4, dtype), 0.5)
 
 
-def test_a_seed_is_no_key():
+def test_int_as_key():
     with pytest.raises(TypeError, match="key has to be a JAX key, .* but got int"):
         seed_and_call(7)
 
 
-def test_another_platform_is_refused():
+def test_unsupported_platform():
     program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
     with pytest.raises(NotImplementedError, match="for the CPU only, .* compiled for cuda; to run"):
         program.lower(lowering_platforms=("cuda",))
@@ -134,9 +125,9 @@ programs = {
 }
 for name, program in programs.items():
     print(name, flush=True)
-    known = jax.jit(lambda key, x: program(key, x, 0.5))(key, x)
-    np.testing.assert_allclose(known, program(key, x, 0.5), rtol=1e-5)
-    np.testing.assert_array_equal(known, jax.jit(program)(key, x, 0.5))
+    of_known_p = jax.jit(lambda key, x: program(key, x, 0.5))(key, x)
+    np.testing.assert_allclose(of_known_p, program(key, x, 0.5), rtol=1e-5)
+    np.testing.assert_array_equal(of_known_p, jax.jit(program)(key, x, 0.5))
     gradient = jax.jit(jax.grad(lambda x: program(key, x, 0.5).sum()))(x)
     assert np.isfinite(gradient).all()
 y = jax.jit(lambda key, x: dropout(jax.random.fold_in(key, 3), x, 0.5))(key, x)
@@ -145,54 +136,49 @@ print(np.array_equal(y, mask.apply(np.asarray(x))))
 """
 
 
-def test_programs_with_other_operations_before_and_after():
-    """Some versions of XLA end the process on attributes in such programs."""
-    *names, right, _ = run(PROGRAMS)
-    assert len(names) == 8 and right == "True"
+def test_programs_with_operations_before_and_after_dropout():
+    """In such programs, jaxlib 0.5 to 0.7 ends the process if a custom call has attributes."""
+    *names, is_equal = run_after_preamble(PROGRAMS)
+    assert len(names) == 8 and is_equal == "True"
 
 
 # ---- versions -----------------------------------------------------------------------------------
 
 
-def test_without_jax():
-    code = "import sys; sys.modules['jax'] = None; import cdropout.jax"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.endswith("cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`")
+def test_missing_jax():
+    status, _, errors = run("import sys; sys.modules['jax'] = None; import cdropout.jax")
+    assert status == 1
+    assert errors.endswith("cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`")
 
 
-REFUSED = """
+OTHER_API_VERSION = """
 import ctypes
 import cdropout.jax
 from cdropout.jax import functional
 
-def at(address, offset, kind):
-    return kind.from_address(address + offset)
-
 @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-def of_another_version(frame):
-    extension = at(frame, 8, ctypes.c_uint64).value
-    metadata = at(extension, 24, ctypes.c_uint64).value
-    at(metadata, 24, ctypes.c_int).value = 99
+def write_version_99(frame):
+    extension = ctypes.c_uint64.from_address(frame + 8).value
+    metadata = ctypes.c_uint64.from_address(extension + 24).value
+    ctypes.c_int.from_address(metadata + 24).value = 99
 
-ours, functional.handler = functional.handler, jax.ffi.pycapsule(of_another_version)
+handler, functional.handler = functional.handler, jax.ffi.pycapsule(write_version_99)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    print(np.array_equal(dropout(key, x, 0.3), right))
-    print(np.array_equal(jax.jit(lambda x: dropout(key, x, 0.3))(x), right))
+    print(np.array_equal(dropout(key, x, 0.3), expected))
+    print(np.array_equal(jax.jit(lambda x: dropout(key, x, 0.3))(x), expected))
 print(len(caught), caught[0].category.__name__, caught[0].message)
 """
 
-FALLBACK = (
-    REFUSED
+CALLBACK = (
+    OTHER_API_VERSION
     + """
 gradient = jax.jit(jax.grad(lambda x: (dropout(key, x, 0.3) ** 2).sum()))(x)
-print(np.array_equal(gradient == 0, right == 0))
+print(np.array_equal(gradient == 0, expected == 0))
 keys = jax.random.split(key, 4)
-drawn = jax.vmap(lambda key, x: dropout(key, x, 0.3))(keys, x)
-alone = [dropout(key, row, 0.3) for key, row in zip(keys, x)]
-print(np.array_equal(drawn, np.stack(alone)))
+y = jax.vmap(lambda key, x: dropout(key, x, 0.3))(keys, x)
+rows = [dropout(key, row, 0.3) for key, row in zip(keys, x)]
+print(np.array_equal(y, np.stack(rows)))
 y = dropout(key, x, 0.3, 0, inplace=True)
 print(np.array_equal(y, cd.dropout(np.asarray(x), 0.3, rng=7, broadcast_dims=0)))
 for dtype in "float16", "bfloat16":
@@ -200,24 +186,24 @@ for dtype in "float16", "bfloat16":
     print(np.array_equal(dropout(key, small, 0.3), cd.Mask(1000, 0.3, 7).apply(np.asarray(small))))
 print(float(dropout(key, jnp.float32(2), 0.3)) == float(cd.Mask((), 0.3, 7).apply(np.float32(2))))
 p = jnp.float32([0, 0.3, 0.5, 1])
-right = [cd.Mask(50_000, float(rate), 7).apply(row) for rate, row in zip(p, np.asarray(x))]
-print(np.array_equal(jax.vmap(dropout, (None, 0, 0))(key, x, p), right))
-print(np.array_equal(jax.jit(dropout)(key, x[1], p[1]), right[1]))
+rows = [cd.Mask(50_000, float(p_of_row), 7).apply(row) for p_of_row, row in zip(p, np.asarray(x))]
+print(np.array_equal(jax.vmap(dropout, (None, 0, 0))(key, x, p), rows))
+print(np.array_equal(jax.jit(dropout)(key, x[1], p[1]), rows[1]))
 try:
     jax.jit(dropout)(key, x, 1.5).block_until_ready()
 except RuntimeError as error:
     print("dropout probability has to be between 0 and 1, but got 1.5" in str(error))
 window = np.array([[0, 2, 0, 9], [0, 0, 0, 1], [0, 5, 0, 70]], np.uint32)
 operands = np.array([0, 7], np.uint32), np.asarray(x[:1, :300]).reshape(5, 6, 10), p[1], window
-direct = jax.ffi.ffi_call("of_this_version", jax.ShapeDtypeStruct((5, 6, 10), "float32"))
-jax.ffi.register_ffi_target("of_this_version", ours, platform="cpu")
-print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), direct(*operands)))
+jax.ffi.register_ffi_target("handler", handler, platform="cpu")
+custom_call = jax.ffi.ffi_call("handler", jax.ShapeDtypeStruct((5, 6, 10), "float32"))
+print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), custom_call(*operands)))
 """
 )
 
 
-def test_a_jaxlib_of_another_version_calls_through_python():
-    first, second, warning, *others, _ = run(FALLBACK)
+def test_python_callback_for_other_api_version():
+    first, second, warning, *others = run_after_preamble(CALLBACK)
     assert warning.startswith("1 UserWarning this jaxlib cannot call cdropout's kernels directly")
     assert "handler's API version (99." in warning
     assert {first, second, *others} == {"True"} and len(others) == 10
@@ -226,69 +212,69 @@ def test_a_jaxlib_of_another_version_calls_through_python():
 # ---- devices ------------------------------------------------------------------------------------
 
 
-TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 MESH = """
 from functools import partial
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
-spread = jax.device_put(x, NamedSharding(mesh, P("rows")))
+sharded = jax.device_put(x, NamedSharding(mesh, P("rows")))
 """
 needs_shard_map = pytest.mark.skipif(
-    not hasattr(jax, "shard_map"), reason="jax.shard_map came with JAX 0.6"
+    not hasattr(jax, "shard_map"), reason="needs jax.shard_map, of JAX 0.6 or newer"
 )
 
 
 @needs_shard_map
-def test_an_array_on_two_devices_and_shard_map():
+def test_sharded_array_and_shard_map():
     code = """
-    print(len(spread.sharding.device_set) == 2)
-    y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, spread)
-    print(np.array_equal(y, right))
+    print(len(sharded.sharding.device_set) == 2)
+    y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, sharded)
+    print(np.array_equal(y, expected))
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P("rows")), out_specs=P("rows"))
-    def drop(keys, x):
+    def with_keys(keys, x):
         return dropout(keys[0], x, 0.3)
 
     keys = jax.random.split(key, 2)
-    y = drop(keys, spread)
+    y = with_keys(keys, sharded)
     print(np.array_equal(y[:2], dropout(keys[0], x[:2], 0.3)))
     print(np.array_equal(y[2:], dropout(keys[1], x[2:], 0.3)))
-    gradient = jax.grad(lambda x: drop(keys, x).sum())(spread)
+    gradient = jax.grad(lambda x: with_keys(keys, x).sum())(sharded)
     print(np.array_equal(gradient == 0, y == 0))
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("rows"), P("rows")), out_specs=P("rows"))
-    def with_rates(key, x, p):
+    def with_probabilities(key, x, p):
         return dropout(key, x, p[0])
 
-    y = with_rates(key, spread, jnp.float32([0.25, 1]))
+    y = with_probabilities(key, sharded, jnp.float32([0.25, 1]))
     print(np.array_equal(y[:2], dropout(key, x[:2], 0.25)) and not y[2:].any())
     """
-    assert run(MESH + textwrap.dedent(code), **TWO) == ["True"] * 6 + [""]
+    assert run_after_preamble(MESH + textwrap.dedent(code), **TWO_DEVICES) == ["True"] * 6
 
 
 @needs_shard_map
-def test_shard_map_of_an_array_that_is_the_same_on_all_devices():
+def test_shard_map_of_replicated_array_is_error():
     code = """
     keys = jax.random.split(key, 2)
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
-    def replicated(keys, x):
+    def with_keys(keys, x):
         return dropout(keys[0], x, 0.3)
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P())
-    def replicated_with_rates(p, x):
+    def with_probabilities(p, x):
         return dropout(key, x, p[0])
 
-    for program, operand in (replicated, keys), (replicated_with_rates, jnp.float32([0.25, 1])):
+    for program, operand in (with_keys, keys), (with_probabilities, jnp.float32([0.25, 1])):
         try:
             program(operand, x)
         except ValueError as error:
             print(error)
     """
-    of_key, of_p, _ = run(MESH + textwrap.dedent(code), **TWO)
+    of_key, of_p = run_after_preamble(MESH + textwrap.dedent(code), **TWO_DEVICES)
     assert of_key.startswith("in shard_map the key differs along ('rows',), but x does not: pass")
     assert of_p.startswith("in shard_map p differs along ('rows',), but x does not: pass")

@@ -1,12 +1,11 @@
-"""The modules for Flax draw as the functions do, with keys from where Flax's own take them."""
-
-import subprocess
-import sys
+"""Tests of cdropout.flax: the modules apply dropout with the keys that Flax's modules draw."""
 
 import numpy as np
 import pytest
 
+from ..helpers.arrays import assert_same_bits
 from ..helpers.requirements import import_or_skip
+from ..helpers.subprocess_runner import run
 
 jax = import_or_skip("jax")
 flax = import_or_skip("flax")
@@ -16,50 +15,51 @@ from jax import numpy as jnp  # noqa: E402
 from cdropout.flax import Dropout, LinenDropout  # noqa: E402
 from cdropout.jax import dropout  # noqa: E402
 
-X = jnp.asarray(np.random.default_rng(0).standard_normal((20, 30)), jnp.float32)
-KEY = jax.random.key(7)
+from ..helpers.jax_arrays import KEY, normal_jax  # noqa: E402
 
-
-def same(a, b):
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+X = normal_jax((20, 30))
 
 
 # ---- nnx ----------------------------------------------------------------------------------------
 
 
-def keys_of(module, count):
-    """The keys that Flax's own module would draw next, from a copy of its stream."""
+def next_keys(module, count):
+    """Return the keys that the module will draw next, from a copy of its stream."""
     stream = nnx.clone(module.rngs)
     return [stream() for _ in range(count)]
 
 
-def test_nnx_draws_a_mask_a_call():
+def test_nnx_draws_one_mask_per_call():
     module = Dropout(0.3, rngs=nnx.Rngs(0))
-    first, second = keys_of(module, 2)
-    same(module(X), dropout(first, X, 0.3))
-    same(module(X), dropout(second, X, 0.3))
+    first, second = next_keys(module, 2)
+    assert_same_bits(module(X), dropout(first, X, 0.3))
+    assert_same_bits(module(X), dropout(second, X, 0.3))
 
 
-def test_nnx_takes_its_arguments():
+def test_nnx_arguments():
     module = Dropout(0.3, broadcast_dims=[-1], rng_collection="noise", rngs=nnx.Rngs(noise=3))
-    (key,) = keys_of(module, 1)
-    same(module(X), dropout(key, X, 0.3, (-1,)))
-    same(module(X, rngs=KEY), dropout(KEY, X, 0.3, (-1,)))
-    same(module(X, rngs=nnx.Rngs(noise=5)), dropout(nnx.Rngs(noise=5).noise(), X, 0.3, (-1,)))
-    same(module(X, rngs=nnx.Rngs(noise=5).noise), dropout(nnx.Rngs(noise=5).noise(), X, 0.3, -1))
+    (key,) = next_keys(module, 1)
+    assert_same_bits(module(X), dropout(key, X, 0.3, (-1,)))
+    assert_same_bits(module(X, rngs=KEY), dropout(KEY, X, 0.3, (-1,)))
+    assert_same_bits(
+        module(X, rngs=nnx.Rngs(noise=5)), dropout(nnx.Rngs(noise=5).noise(), X, 0.3, (-1,))
+    )
+    assert_same_bits(
+        module(X, rngs=nnx.Rngs(noise=5).noise), dropout(nnx.Rngs(noise=5).noise(), X, 0.3, -1)
+    )
 
 
 def test_nnx_evaluation():
     module = Dropout(0.3, rngs=nnx.Rngs(0))
     model = nnx.Sequential(module)
     model.eval()
-    same(model(X), X)
+    assert_same_bits(model(X), X)
     assert (module(X, deterministic=False) == 0).any()
     model.train()
     assert (model(X) == 0).any()
-    same(module(X, deterministic=True), X)
-    same(Dropout(0.0)(X), X)
-    same(Dropout(1.0, rngs=nnx.Rngs(0))(X), jnp.zeros_like(X))
+    assert_same_bits(module(X, deterministic=True), X)
+    assert_same_bits(Dropout(0.0)(X), X)
+    assert_same_bits(Dropout(1.0, rngs=nnx.Rngs(0))(X), jnp.zeros_like(X))
 
 
 def test_nnx_errors():
@@ -73,20 +73,20 @@ def test_nnx_errors():
         Dropout(2, rngs=nnx.Rngs(0))(X)
 
 
-def test_nnx_takes_a_traced_rate():
+def test_nnx_traced_rate():
     module = Dropout(jnp.float32(0.3), rngs=nnx.Rngs(0))
-    keys = keys_of(module, 3)
-    draw = nnx.jit(lambda module, x: module(x))
+    keys = next_keys(module, 3)
+    call = nnx.jit(lambda module, x: module(x))
     for key, rate in zip(keys, [0.3, 0.0, 1.0], strict=True):
         module.rate = jnp.float32(rate)
-        same(draw(module, X), dropout(key, X, float(np.float32(rate))))
-    without = jax.jit(lambda x, rate: Dropout(rate)(x, rngs=KEY))
-    same(without(X, 0.5), dropout(KEY, X, 0.5))
+        assert_same_bits(call(module, X), dropout(key, X, float(np.float32(rate))))
+    with_key = jax.jit(lambda x, rate: Dropout(rate)(x, rngs=KEY))
+    assert_same_bits(with_key(X, 0.5), dropout(KEY, X, 0.5))
     with pytest.raises(ValueError, match="needs a key: pass rngs="):
         jax.jit(lambda x, rate: Dropout(rate)(x))(X, 0.0)
 
 
-def test_nnx_trains_under_jit():
+def test_nnx_training_under_jit():
     class Network(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(30, 8, rngs=rngs)
@@ -96,7 +96,7 @@ def test_nnx_trains_under_jit():
             return self.dropout(self.linear(x))
 
     network = Network(nnx.Rngs(0))
-    keys = keys_of(network.dropout, 2)
+    keys = next_keys(network.dropout, 2)
 
     @nnx.jit
     def step(network, x):
@@ -114,7 +114,7 @@ def test_nnx_trains_under_jit():
 
 
 class Model(linen.Module):
-    """Has the dropout under a name."""
+    """Model whose dropout module has a name."""
 
     options: tuple = ()
 
@@ -124,7 +124,7 @@ class Model(linen.Module):
 
 
 class KeyOf(linen.Module):
-    """Returns the key that a module of that name draws."""
+    """Model that returns the key that a module of the same name draws."""
 
     collection: str = "dropout"
 
@@ -138,31 +138,35 @@ class KeyOf(linen.Module):
         return Inner(name="noise")(x)
 
 
-@pytest.mark.parametrize("collection", ["dropout", "mine"])
-def test_linen_draws_from_its_stream(collection):
+@pytest.mark.parametrize("collection", ["dropout", "noise"])
+def test_linen_draws_key_from_its_stream(collection):
     rngs = {collection: KEY}
     key = KeyOf(collection).apply({}, X, rngs=rngs)
     options = (("broadcast_dims", (0,)), ("rng_collection", collection))
     model = Model(options)
-    same(model.apply({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
-    same(jax.jit(model.apply)({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
+    assert_same_bits(model.apply({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
+    assert_same_bits(jax.jit(model.apply)({}, X, rngs=rngs), dropout(key, X, 0.3, (0,)))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
-def test_linen_takes_a_traced_rate(rate):
-    drop = jax.jit(lambda x, rate: LinenDropout(rate, deterministic=False).apply({}, x, rng=KEY))
-    same(drop(X, rate), dropout(KEY, X, rate))
+def test_linen_traced_rate(rate):
+    program = jax.jit(lambda x, rate: LinenDropout(rate, deterministic=False).apply({}, x, rng=KEY))
+    assert_same_bits(program(X, rate), dropout(KEY, X, rate))
 
 
-def test_linen_takes_its_arguments():
-    same(LinenDropout(0.3).apply({}, X, deterministic=True), X)
-    same(LinenDropout(0.3, deterministic=True).apply({}, X), X)
-    same(LinenDropout(0.0, deterministic=False).apply({}, X), X)
-    same(LinenDropout(0.3, deterministic=False).apply({}, X, rng=KEY), dropout(KEY, X, 0.3))
-    same(LinenDropout(1.0).apply({}, X, deterministic=False, rng=KEY), jnp.zeros_like(X))
+def test_linen_arguments():
+    assert_same_bits(LinenDropout(0.3).apply({}, X, deterministic=True), X)
+    assert_same_bits(LinenDropout(0.3, deterministic=True).apply({}, X), X)
+    assert_same_bits(LinenDropout(0.0, deterministic=False).apply({}, X), X)
+    assert_same_bits(
+        LinenDropout(0.3, deterministic=False).apply({}, X, rng=KEY), dropout(KEY, X, 0.3)
+    )
+    assert_same_bits(
+        LinenDropout(1.0).apply({}, X, deterministic=False, rng=KEY), jnp.zeros_like(X)
+    )
 
 
-def test_linen_errors_are_those_of_flax():
+def test_linen_raises_errors_of_flax():
     with pytest.raises(ValueError, match="deterministic"):
         LinenDropout(0.3).apply({}, X)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
@@ -172,8 +176,7 @@ def test_linen_errors_are_those_of_flax():
 # ---- without Flax -------------------------------------------------------------------------------
 
 
-def test_without_flax():
-    code = "import sys; sys.modules['flax'] = None; import cdropout.flax"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.endswith("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`\n")
+def test_missing_flax():
+    status, _, errors = run("import sys; sys.modules['flax'] = None; import cdropout.flax")
+    assert status == 1
+    assert errors.endswith("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`")

@@ -1,36 +1,30 @@
-"""The handler of XLA's custom call checks the structs that it is passed, and claims a version."""
+"""Tests of the XLA handler, called without XLA: checks of structs, threads and versions."""
 
 import ctypes
 import os
 import re
-import signal
-import threading
 import time
 
 import numpy as np
 import pytest
 
 import cdropout as cd
-from cdropout.jax._xla import handler
 
-from ..helpers.requirements import linux_only, unix_only
+from ..helpers.requirements import import_or_skip, linux_only, unix_only
 from ..helpers.subprocess_runner import FIND_TESTS, run
+from ..helpers.threads import count_started_threads, run_in_threads
+from ..helpers.xla_operands import KEY, KEYS, P_MESSAGE, WINDOW_1D, WINDOW_2D, P, X
 
-KEY = np.array([0, 7], np.uint32)
-KEYS = np.array([[0, 7], [0, 8], [0, 9]], np.uint32)
-X = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
-P = np.array([0x3FE00000, 0], np.uint32)  # the bits of 0.5
-WINDOW = np.zeros((2, 4), np.uint32)
-ROW = np.zeros((1, 4), np.uint32)
-NOT_BETWEEN = "dropout probability has to be between 0 and 1, but got "
+import_or_skip("jax")
+from cdropout.jax._xla import handler  # noqa: E402
 
-WORD, INT, POINTER = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
+SIZE, INT, POINTER = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
 
 
 def struct(name, *fields):
-    """Return a type that begins as XLA's structs do."""
-    first = [("struct_size", WORD), ("extensions", POINTER)]
-    return type(name, (ctypes.Structure,), {"_fields_": [*first, *fields]})
+    """Return a struct with these fields after those that begin each of XLA's structs."""
+    common = [("struct_size", SIZE), ("extensions", POINTER)]
+    return type(name, (ctypes.Structure,), {"_fields_": [*common, *fields]})
 
 
 NewError = struct("NewError", ("message", ctypes.c_char_p), ("code", INT))
@@ -70,25 +64,25 @@ TYPES = {"uint32": 8, "float32": 11}
 
 
 class Call:
-    """A call frame with the arrays of a right call, to be changed, and the handler's errors."""
+    """A valid call frame, which tests change before `run`, and the errors of the handler."""
 
-    def __init__(self, key=KEY, x=X, p=P, window=WINDOW, y=None):
-        self.messages = []
+    def __init__(self, key=KEY, x=X, p=P, window=WINDOW_2D, y=None):
+        self.errors = []
         self.y = np.full_like(X, 9) if y is None else y
-        self.arrays = key, x, p, window, self.y  # which have to live
-        self.buffers = [self.buffer(array) for array in self.arrays]
-        self.api = Api(ctypes.sizeof(Api), new_error=CREATE(self.note))
+        self.arrays = key, x, p, window, self.y  # keeps the memory of the buffers
+        self.buffers = [self.make_buffer(array) for array in self.arrays]
+        self.api = Api(ctypes.sizeof(Api), new_error=CREATE(self.new_error))
         self.frame = Frame(
             ctypes.sizeof(Frame),
             api=ctypes.pointer(self.api),
             stage=3,
-            operands=self.several(self.buffers[:4]),
-            results=self.several(self.buffers[4:]),
+            operands=self.make_buffers(self.buffers[:4]),
+            results=self.make_buffers(self.buffers[4:]),
             attributes=Attributes(ctypes.sizeof(Attributes)),
         )
 
     @staticmethod
-    def buffer(array):
+    def make_buffer(array):
         dims = (ctypes.c_int64 * array.ndim)(*array.shape)
         return Buffer(
             ctypes.sizeof(Buffer),
@@ -99,31 +93,34 @@ class Call:
         )
 
     @staticmethod
-    def several(buffers):
+    def make_buffers(buffers):
         pointers = (ctypes.POINTER(Buffer) * len(buffers))(*map(ctypes.pointer, buffers))
         types = (INT * len(buffers))(*[1] * len(buffers))
         return Buffers(ctypes.sizeof(Buffers), size=len(buffers), types=types, buffers=pointers)
 
-    def note(self, new):
-        assert new.contents.struct_size == ctypes.sizeof(NewError)
-        self.messages.append((new.contents.code, new.contents.message.decode()))
+    def new_error(self, error):
+        assert error.contents.struct_size == ctypes.sizeof(NewError)
+        self.errors.append((error.contents.code, error.contents.message.decode()))
         return 1
 
     def run(self):
-        pointer = ctypes.pythonapi.PyCapsule_GetPointer
-        pointer.restype, pointer.argtypes = POINTER, [ctypes.py_object, ctypes.c_char_p]
-        function = ctypes.CFUNCTYPE(POINTER, POINTER)(pointer(handler, None))
+        get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        get_pointer.restype, get_pointer.argtypes = POINTER, [ctypes.py_object, ctypes.c_char_p]
+        function = ctypes.CFUNCTYPE(POINTER, POINTER)(get_pointer(handler, None))
         return function(ctypes.addressof(self.frame))
 
 
-def test_a_frame_as_xla_passes_it():
+def test_valid_call():
     call = Call()
-    assert call.run() is None and call.messages == []
+    assert call.run() is None and call.errors == []
     np.testing.assert_array_equal(call.y, cd.Mask((3, 4), 0.5, 7).apply(X))
 
 
-def smaller(*names):
-    """Return a change that takes a byte from the struct that the names lead to."""
+# Each function below makes a call invalid, or returns a function that does.
+
+
+def shrink(*names):
+    """Reduce the size of the struct at this path of attributes and indices by a byte."""
 
     def change(call):
         target = call
@@ -134,8 +131,8 @@ def smaller(*names):
     return change
 
 
-def changed(buffer, **fields):
-    """Return a change to one of the buffers."""
+def set_fields(buffer, **fields):
+    """Change fields of one of the buffers."""
 
     def change(call):
         for name, value in fields.items():
@@ -144,7 +141,9 @@ def changed(buffer, **fields):
     return change
 
 
-def without(names):
+def set_null(names):
+    """Set the pointer at this path of attributes to NULL."""
+
     def change(call):
         *path, last = names.split(".")
         target = call.frame
@@ -155,7 +154,9 @@ def without(names):
     return change
 
 
-def dims(buffer, *lengths):
+def set_dims(buffer, *lengths):
+    """Change the dimensions of one of the buffers."""
+
     def change(call):
         call.buffers[buffer].rank = len(lengths)
         call.buffers[buffer].dims = (ctypes.c_int64 * len(lengths))(*lengths)
@@ -163,208 +164,191 @@ def dims(buffer, *lengths):
     return change
 
 
-def no_buffer(call):
+def set_null_buffer(call):
     call.frame.operands.buffers[1] = ctypes.POINTER(Buffer)()
 
 
-def another_kind(call):
+def set_other_type(call):
     call.frame.operands.types[2] = 2
 
 
-def another_stage(call):
+def set_other_stage(call):
     call.frame.stage = 2
 
 
-def too_many_dimensions(call):
-    dims(1, *[1] * 65)(call)
-    dims(4, *[1] * 65)(call)
+def set_65_dims(call):
+    set_dims(1, *[1] * 65)(call)
+    set_dims(4, *[1] * 65)(call)
 
 
-SMALL = "cdropout does not support this version of XLA: its structs are too small"
-UNSOUND = "operands and results have to be buffers with memory for their dimensions"
+SMALL_STRUCTS = "cdropout does not support this version of XLA: its structs are too small"
+INVALID_BUFFERS = "operands and results have to be buffers with memory for their dimensions"
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (smaller("frame"), SMALL),
-        (smaller("frame", "operands"), SMALL),
-        (smaller("frame", "results"), SMALL),
-        (smaller("frame", "attributes"), SMALL),
-        (another_stage, "registered for the execute stage only"),
-        (another_kind, UNSOUND),
-        (no_buffer, UNSOUND),
-        (without("operands.types"), UNSOUND),
-        (without("operands.buffers"), UNSOUND),
-        (without("results.types"), UNSOUND),
-        (without("results.buffers"), UNSOUND),
-        *[(smaller("buffers", i), UNSOUND) for i in range(5)],
-        *[(changed(i, data=None), UNSOUND) for i in range(5)],
-        *[(changed(i, dims=None), UNSOUND) for i in range(5)],
-        *[(changed(i, rank=-1), UNSOUND) for i in range(5)],
-        *[(dims(i, -1, 4), UNSOUND) for i in range(5)],
-        *[(dims(i, 0, -1), UNSOUND) for i in range(5)],
-        *[(dims(i, 1 << 62, 4), UNSOUND) for i in range(5)],
-        (dims(1, 1 << 32, 1 << 32), UNSOUND),
-        (too_many_dimensions, "x has to be float16, .* and at most 64 dimensions of a mask"),
+        (shrink("frame"), SMALL_STRUCTS),
+        (shrink("frame", "operands"), SMALL_STRUCTS),
+        (shrink("frame", "results"), SMALL_STRUCTS),
+        (shrink("frame", "attributes"), SMALL_STRUCTS),
+        (set_other_stage, "registered for the execute stage only"),
+        (set_other_type, INVALID_BUFFERS),
+        (set_null_buffer, INVALID_BUFFERS),
+        (set_null("operands.types"), INVALID_BUFFERS),
+        (set_null("operands.buffers"), INVALID_BUFFERS),
+        (set_null("results.types"), INVALID_BUFFERS),
+        (set_null("results.buffers"), INVALID_BUFFERS),
+        *[(shrink("buffers", i), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, data=None), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, dims=None), INVALID_BUFFERS) for i in range(5)],
+        *[(set_fields(i, rank=-1), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, -1, 4), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, 0, -1), INVALID_BUFFERS) for i in range(5)],
+        *[(set_dims(i, 1 << 62, 4), INVALID_BUFFERS) for i in range(5)],
+        (set_dims(1, 1 << 32, 1 << 32), INVALID_BUFFERS),
+        (set_65_dims, "x has to be float16, .* and at most 64 dimensions of a mask"),
     ],
 )
-def test_a_wrong_frame_is_an_error(change, message):
+def test_invalid_frame_is_error(change, message):
     call = Call()
     change(call)
     assert call.run() == 1
-    [(code, found)] = call.messages
+    [(code, text)] = call.errors
     assert code == 3
-    assert re.search(message, found), found
+    assert re.search(message, text), text
     assert (call.y == 9).all()
 
 
-def test_an_error_leaves_an_aliased_array_as_it_was():
+def test_error_leaves_aliased_array_unchanged():
     x = X.copy()
-    call = Call(KEYS, x, np.float32([0.5, 0.5, 2]), ROW, y=x)
-    assert call.run() == 1 and call.messages == [(3, NOT_BETWEEN + "2")]
+    call = Call(KEYS, x, np.float32([0.5, 0.5, 2]), WINDOW_1D, y=x)
+    assert call.run() == 1 and call.errors == [(3, P_MESSAGE + "2")]
     np.testing.assert_array_equal(x, X)
-    call = Call(KEYS, x, np.float32([0.5, 0.5, 1]), ROW, y=x)
+    call = Call(KEYS, x, np.float32([0.5, 0.5, 1]), WINDOW_1D, y=x)
     assert call.run() is None and not x[2].any() and x[:2].any()
 
 
-# ---- threads ----
+# ---- threads ------------------------------------------------------------------------------------
 
-LARGE = (1 << 19) + 4321  # from 2**19 elements on, the pool's threads share a call
-MANY = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
-
-
-@pytest.fixture
-def three_threads():
-    number = cd.get_num_threads()
-    cd.set_num_threads(3)
-    yield
-    cd.set_num_threads(number)
+LARGE = (1 << 19) + 4321  # elements; calls of 2**19 or more elements use the pool
+KEYS_1000 = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
 
 
 def large_call(seed=7, n=LARGE):
     x = np.ones(n, np.float32)
-    return Call(np.array([0, seed], np.uint32), x, P, ROW, y=np.full_like(x, 9))
+    return Call(np.array([0, seed], np.uint32), x, P, WINDOW_1D, y=np.full_like(x, 9))
 
 
-def is_right(call, seed=7):
+def is_correct(call, seed=7):
     x, y = call.arrays[1], call.y
     return np.array_equal(y, cd.Mask(x.shape, 0.5, seed).apply(x))
 
 
-def in_a_process(statement):
-    """Return what a new Python prints, with this module's names: JAX warns of forks in its own."""
-    script = f"{FIND_TESTS}from {__name__} import *\n{statement}"
+def run_with_module(script):
+    """Run a script, which may use names of this module, in a new process that can fork."""
+    script = f"{FIND_TESTS}from {__name__} import *\n{script}"
     return run(script, CDROPOUT_NUM_THREADS="3")
 
 
-def count_threads(key, x):
-    """Print how many threads a call starts, and whether its result is right."""
-    before = len(os.listdir("/proc/self/task"))
-    call = Call(key, x, P, ROW, y=np.full_like(x, 9))
-    call.run()
-    started = len(os.listdir("/proc/self/task")) - before
+def print_started_threads(key, x):
+    """Print how many threads a call starts, and True if its result is correct."""
+    call = Call(key, x, P, WINDOW_1D, y=np.full_like(x, 9))
+    started = count_started_threads(call.run)
     masks = [cd.Mask(x.shape[key.ndim - 1 :], 0.5, int(seed)) for seed in key[..., 1].flat]
     rows = x.reshape(len(masks), *masks[0].shape)
     expected = [mask.apply(row) for mask, row in zip(masks, rows, strict=True)]
     print(started, np.array_equal(call.y.reshape(rows.shape), expected), flush=True)
 
 
-SHARED = [  # the masks, the shape, and the threads that a call starts
+THREAD_CASES = [  # keys, the shape of x, and the number of threads that a call starts
     (KEY, (LARGE,), 2), (KEY, (LARGE // 2,), 0),
-    (MANY, (1000, 600), 2), (MANY, (1000, 300), 0),
-    (MANY[:2], (2, LARGE), 2), (MANY[:9], (9, 1 << 16), 0),
+    (KEYS_1000, (1000, 600), 2), (KEYS_1000, (1000, 300), 0),
+    (KEYS_1000[:2], (2, LARGE), 2), (KEYS_1000[:9], (9, 1 << 16), 0),
 ]  # fmt: skip
 
 
-def count_threads_in_children():
-    """Call `count_threads` for each case in a child: it has no threads yet."""
-    for key, shape, _ in SHARED:
+def print_all_started_threads():
+    """Call `print_started_threads` for each case in a forked child, where no threads exist yet."""
+    for key, shape, _ in THREAD_CASES:
         if os.fork() == 0:
-            count_threads(key, np.ones(shape, np.float32))
+            print_started_threads(key, np.ones(shape, np.float32))
             os._exit(0)
         os.wait()
 
 
 @linux_only
-def test_the_pools_threads_share_a_large_call():
-    """One mask, many small ones together, or each of several large ones."""
-    status, output, errors = in_a_process("count_threads_in_children()")
+def test_large_calls_start_threads():
+    """Test one mask, many small masks, and several large masks."""
+    status, output, errors = run_with_module("print_all_started_threads()")
     assert (status, errors) == (0, "")
-    assert output.splitlines() == [f"{started} True" for *_, started in SHARED]
+    assert output.splitlines() == [f"{started} True" for *_, started in THREAD_CASES]
 
 
-def test_calls_from_several_threads_at_once(three_threads):
+def test_calls_from_several_threads():
+    cd.set_num_threads(3)
     calls = [large_call(seed) for seed in range(6)]
-    threads = [threading.Thread(target=call.run) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert all(is_right(call, seed) for seed, call in enumerate(calls))
+    run_in_threads(6, lambda i: calls[i].run())
+    assert all(is_correct(call, seed) for seed, call in enumerate(calls))
 
 
 FORK = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads, since Python 3.12
-large_call().run()  # there are threads from now on
+large_call().run()  # starts threads
 child = os.fork()
 call = large_call()
 call.run()
 if child == 0:
-    os._exit(not is_right(call))
-print(is_right(call), os.waitpid(child, 0)[1])
+    os._exit(not is_correct(call))
+print(is_correct(call), os.waitpid(child, 0)[1])
 """
 
 
 @unix_only
-def test_a_call_in_a_forked_child():
-    assert in_a_process(FORK) == (0, "True 0", "")
+def test_call_in_forked_child():
+    assert run_with_module(FORK) == (0, "True 0", "")
 
 
 @unix_only
-def test_a_signals_handler_runs_after_the_call(three_threads):
-    """XLA could not pass on its exception, so the call is completed first."""
+def test_signal_handler_runs_after_call(alarm):
+    """A call is not interrupted, because XLA cannot raise the exception of a signal handler."""
 
-    class Stop(Exception):
-        """What the handler raises."""
+    class Interrupt(Exception):
+        pass
 
-    def stop(*_):
-        raise Stop
+    def interrupt(*_):
+        raise Interrupt
 
-    call = large_call(n=1 << 25)  # takes more than the 20 ms between two checks for signals
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        with pytest.raises(Stop):
-            signal.setitimer(signal.ITIMER_REAL, 0.001)
-            call.run()
-            time.sleep(1)  # the handler raises at the latest here
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert is_right(call)
+    cd.set_num_threads(3)
+    call = large_call(n=1 << 25)  # longer than the 20 ms between two checks for signals
+    with pytest.raises(Interrupt):
+        alarm(interrupt, 0.001)
+        call.run()
+        time.sleep(1)  # Python may call the handler as late as here
+    assert is_correct(call)
 
 
-# ---- the version --------------------------------------------------------------------------------
+# ---- version ------------------------------------------------------------------------------------
 
 Metadata = type(
     "Metadata",
     (ctypes.Structure,),
-    {"_fields_": [("struct_size", WORD), ("version", Version), ("traits", ctypes.c_uint32)]},
+    {"_fields_": [("struct_size", SIZE), ("version", Version), ("traits", ctypes.c_uint32)]},
 )
 
 
 class Extension(ctypes.Structure):
     _fields_ = [
-        ("struct_size", WORD),
+        ("struct_size", SIZE),
         ("type", INT),
         ("next", POINTER),
         ("metadata", ctypes.POINTER(Metadata)),
     ]
 
 
-@pytest.mark.parametrize("minor, claimed", [(0, 0), (1, 1), (3, 3), (7, 3), (None, 1)])
-def test_the_version_that_is_claimed(minor, claimed):
+@pytest.mark.parametrize("minor, written", [(0, 0), (1, 1), (3, 3), (7, 3), (None, 1)])
+def test_version_is_at_most_the_one_of_xla(minor, written):
     call, metadata = Call(), Metadata(36, traits=9)
     extension = Extension(ctypes.sizeof(Extension), 1, None, ctypes.pointer(metadata))
     call.frame.extensions = ctypes.addressof(extension)
@@ -374,11 +358,11 @@ def test_the_version_that_is_claimed(minor, claimed):
         call.api.version.minor = minor
     assert call.run() is None and (call.y == 9).all()
     version = metadata.version
-    assert (version.major, version.minor, metadata.traits) == (0, claimed, 0)
+    assert (version.major, version.minor, metadata.traits) == (0, written, 0)
 
 
 @pytest.mark.parametrize("size, metadata_size, missing", [(31, 36, 0), (32, 35, 0), (32, 36, 1)])
-def test_no_version_is_written_where_there_is_no_room(size, metadata_size, missing):
+def test_version_is_not_written_to_small_structs(size, metadata_size, missing):
     call, metadata = Call(), Metadata(metadata_size, traits=9)
     pointer = None if missing else ctypes.pointer(metadata)
     extension = Extension(size, 1, None, pointer)

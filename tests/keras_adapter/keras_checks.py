@@ -1,10 +1,10 @@
-"""What holds for the Keras layers on each backend: test_keras.py runs this on each."""
+"""Tests of the Keras layers, which test_keras.py runs on each backend."""
 
 import os
 import sys
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    sys.modules["tensorflow"] = None  # Keras would import it to serialize a layer: 2 s
+    sys.modules["tensorflow"] = None  # Keras imports it to serialize a layer, which takes 2 s
 
 import keras
 import numpy as np
@@ -19,24 +19,21 @@ from cdropout.keras import (
     SpatialDropout3D,
 )
 
+from ..helpers.arrays import DTYPE_NAMES, normal
 from ..helpers.requirements import import_or_skip
 
 BACKEND = keras.backend.backend()
-DTYPES = ["float16", "bfloat16", "float32", "float64"]
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="this backend does not train")
+needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="needs a backend that can train")
 
 
-def numbers(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+def train_call(layer, x, dtype="float32"):
+    """Call a layer in training and return its output as a NumPy array."""
+    y = layer(keras.ops.convert_to_tensor(x, dtype=dtype), training=True)
+    return keras.ops.convert_to_numpy(y)
 
 
-def drop(layer, x, dtype="float32"):
-    return keras.ops.convert_to_numpy(
-        layer(keras.ops.convert_to_tensor(x, dtype=dtype), training=True)
-    )
-
-
-def expected(x, rate, seed, call, dims=()):
+def numpy_dropout(x, rate, seed, call, dims=()):
+    """Apply dropout with NumPy and the mask of this seed and call number."""
     generator = cd.Generator(seed)
     generator.state = {"seed": seed, "calls": call, "spawned": 0}
     return cd.dropout(x, rate, rng=generator, broadcast_dims=dims)
@@ -46,35 +43,36 @@ def expected(x, rate, seed, call, dims=()):
 
 
 @pytest.mark.parametrize("seed", [42, 2**31 + 7, 2**32 - 1])
-def test_a_call_draws_the_mask_of_its_number(seed):
+def test_call_number_determines_mask(seed):
     if BACKEND == "torch" and seed >= 2**31:
-        pytest.skip("Keras holds seeds as int32 there, and refuses this one")
-    layer, x = Dropout(0.3, seed=seed), numbers(5, 70)
+        pytest.skip("needs seeds of uint32: with PyTorch, Keras stores them as int32")
+    layer, x = Dropout(0.3, seed=seed), normal((5, 70))
     for call in range(3):
-        np.testing.assert_array_equal(drop(layer, x), cd.Mask((5, 70), 0.3, seed, call).apply(x))
+        expected = cd.Mask((5, 70), 0.3, seed, call).apply(x)
+        np.testing.assert_array_equal(train_call(layer, x), expected)
 
 
 @pytest.mark.parametrize("seed", [42, 2**31 + 7])
 @pytest.mark.parametrize("backend", sorted({*DROPOUT_OF_BACKEND} - {"tensorflow"} | {BACKEND}))
-def test_every_backend_draws_the_same(backend, seed):
-    make = np.asarray
+def test_backends_apply_the_same_mask(backend, seed):
+    convert = np.asarray
     if backend == "jax":
-        make = import_or_skip("jax").numpy.asarray
+        convert = import_or_skip("jax").numpy.asarray
     elif backend == "torch":
-        make = import_or_skip("torch").as_tensor
+        convert = import_or_skip("torch").as_tensor
     elif backend == "tensorflow":
-        make = import_or_skip("tensorflow").convert_to_tensor
-    words = np.array([seed, 5], "uint32")
-    if backend == "torch":  # as Keras has them there
-        words = words.view("int32")
-    x = numbers(5, 70)
-    y = DROPOUT_OF_BACKEND[backend](make(words), make(x), 0.3, (1,))
-    np.testing.assert_array_equal(np.asarray(y), expected(x, 0.3, seed, 5, (1,)))
+        convert = import_or_skip("tensorflow").convert_to_tensor
+    state = np.array([seed, 5], "uint32")
+    if backend == "torch":  # Keras stores int32 there
+        state = state.view("int32")
+    x = normal((5, 70))
+    y = DROPOUT_OF_BACKEND[backend](convert(state), convert(x), 0.3, (1,))
+    np.testing.assert_array_equal(np.asarray(y), numpy_dropout(x, 0.3, seed, 5, (1,)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_types(dtype):
-    x = keras.ops.convert_to_tensor(numbers(5, 70), dtype=dtype)
+@pytest.mark.parametrize("dtype", DTYPE_NAMES)
+def test_dtypes(dtype):
+    x = keras.ops.convert_to_tensor(normal((5, 70)), dtype=dtype)
     y = Dropout(0.3, seed=1, dtype=dtype)(x, training=True)
     assert keras.backend.standardize_dtype(y.dtype) == keras.backend.standardize_dtype(x.dtype)
     kept = np.asarray(cd.Mask((5, 70), 0.3, 1))
@@ -96,16 +94,16 @@ def test_types(dtype):
     ],
 )
 def test_noise_shape(noise_shape, dims):
-    x = numbers(4, 5, 6)
-    y = drop(Dropout(0.4, noise_shape=noise_shape, seed=3), x)
-    np.testing.assert_array_equal(y, expected(x, 0.4, 3, 0, dims))
+    x = normal((4, 5, 6))
+    y = train_call(Dropout(0.4, noise_shape=noise_shape, seed=3), x)
+    np.testing.assert_array_equal(y, numpy_dropout(x, 0.4, 3, 0, dims))
 
 
 @pytest.mark.parametrize("noise_shape", [(4, 2, 6), (4, 5, 6, 1)])
-def test_a_noise_shape_that_does_not_fit(noise_shape):
+def test_noise_shape_that_does_not_match_inputs(noise_shape):
     layer = Dropout(0.4, noise_shape=noise_shape, seed=3)
     with pytest.raises(ValueError, match=r"noise_shape has to hold .*, \(4, 5, 6\), but got \(4, "):
-        drop(layer, numbers(4, 5, 6))
+        train_call(layer, normal((4, 5, 6)))
     assert np.array_equal(keras.ops.convert_to_numpy(layer.seed_generator.state.value), [3, 0])
 
 
@@ -120,32 +118,32 @@ def test_a_noise_shape_that_does_not_fit(noise_shape):
     ],
 )
 def test_spatial_dropout_drops_whole_channels(layer, shape, options, dims):
-    x = numbers(*shape)
-    y = drop(layer(0.4, seed=3, **options), x)
-    np.testing.assert_array_equal(y, expected(x, 0.4, 3, 0, dims))
+    x = normal(shape)
+    y = train_call(layer(0.4, seed=3, **options), x)
+    np.testing.assert_array_equal(y, numpy_dropout(x, 0.4, 3, 0, dims))
 
 
-def test_evaluation_and_the_ends_of_rate():
-    x = keras.ops.convert_to_tensor(numbers(5, 70))
+def test_evaluation_and_rate_0_and_1():
+    x = normal((5, 70))
     layer = Dropout(0.3, seed=1)
-    assert np.array_equal(keras.ops.convert_to_numpy(layer(x)), numbers(5, 70))
-    assert np.array_equal(drop(Dropout(0), x), numbers(5, 70))
-    assert not drop(Dropout(1, seed=1), x).any()
-    assert np.array_equal(
-        drop(layer, x), expected(numbers(5, 70), 0.3, 1, 0)
-    )  # nothing was used up
+    y = layer(keras.ops.convert_to_tensor(x))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), x)
+    np.testing.assert_array_equal(train_call(Dropout(0), x), x)
+    assert not train_call(Dropout(1, seed=1), x).any()
+    expected = numpy_dropout(x, 0.3, 1, 0)  # evaluation used no call number
+    np.testing.assert_array_equal(train_call(layer, x), expected)
 
 
-def test_other_types_are_left_to_keras(monkeypatch):
-    asked = []
+def test_other_dtypes_fall_back_to_keras(monkeypatch):
+    calls = []
     monkeypatch.setattr(
-        keras.layers.Dropout, "call", lambda layer, x, training: asked.append(training) or x
+        keras.layers.Dropout, "call", lambda layer, x, training: calls.append(training) or x
     )
-    drop(Dropout(0.3, seed=1), np.arange(10), "int32")
-    assert asked == [True]
+    train_call(Dropout(0.3, seed=1), np.arange(10), "int32")
+    assert calls == [True]
 
 
-def test_a_bad_rate():
+def test_invalid_rate():
     with pytest.raises(
         ValueError, match="Expected a float value between 0 and 1. Received: rate=2"
     ):
@@ -166,12 +164,12 @@ LAYERS = [
 def test_config_round_trip(layer):
     config = layer.get_config()
     assert type(layer).from_config(config).get_config() == config
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-    assert type(again) is type(layer) and again.get_config() == config
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert type(copy) is type(layer) and copy.get_config() == config
     assert keras.saving.get_registered_name(type(layer)) == f"cdropout>{type(layer).__name__}"
 
 
-def model():
+def make_model():
     inputs = keras.Input((6, 4))
     x = SpatialDropout1D(0.25, seed=3)(inputs)
     x = keras.layers.Flatten()(x)
@@ -179,45 +177,45 @@ def model():
     return keras.Model(inputs, keras.layers.Dense(1)(x))
 
 
-def test_a_loaded_model_draws_the_masks_of_a_new_one(tmp_path):
-    """Call numbers begin at 0: Keras does not save how many seeds a layer has drawn."""
-    first, x = model(), numbers(8, 6, 4)
+def test_loaded_model_starts_at_call_number_0(tmp_path):
+    """Keras does not save the state of the generators of layers."""
+    first, x = make_model(), normal((8, 6, 4))
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")
     assert [type(layer) for layer in second.layers] == [type(layer) for layer in first.layers]
     for _ in range(2):
-        ours, theirs = (keras.ops.convert_to_numpy(m(x, training=True)) for m in (first, second))
-        np.testing.assert_array_equal(ours, theirs)
+        outputs = [keras.ops.convert_to_numpy(m(x, training=True)) for m in (first, second)]
+        np.testing.assert_array_equal(*outputs)
 
 
 @needs_training
-def test_fit_trains_through_the_masks():
+def test_fit():
     keras.utils.set_random_seed(0)
-    x = numbers(256, 10)
-    network = keras.Sequential(
+    x = normal((256, 10))
+    model = keras.Sequential(
         [keras.Input((10,)), Dropout(0.2, seed=1), keras.layers.Dense(1, use_bias=False)]
     )
-    network.compile("sgd", "mse")
-    y = x @ numbers(10, 1, seed=1)
-    losses = network.fit(x, y, epochs=5, batch_size=32, verbose=0).history["loss"]
+    model.compile("sgd", "mse")
+    y = x @ normal((10, 1), seed=2)
+    losses = model.fit(x, y, epochs=5, batch_size=32, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 2
-    calls = keras.ops.convert_to_numpy(network.layers[0].seed_generator.state.value)[1]
-    assert calls == 40  # a mask a step
+    calls = keras.ops.convert_to_numpy(model.layers[0].seed_generator.state.value)[1]
+    assert calls == 40  # one mask per step
 
 
 @needs_training
-def test_the_gradient_goes_through_the_same_mask():
-    """One step of plain descent shows the gradient: that of a sum is x, masked and scaled."""
-    x = numbers(1, 50)
-    network = keras.Sequential(
+def test_gradient_has_same_mask():
+    """With a learning rate of 1, a step of gradient descent subtracts the gradient."""
+    x = normal((1, 50))
+    model = keras.Sequential(
         [
             keras.Input((50,)),
             keras.layers.Dense(50, kernel_initializer="zeros", use_bias=False),
             Dropout(0.5, seed=9),
         ]
     )
-    network.compile(keras.optimizers.SGD(1.0), lambda y, prediction: keras.ops.sum(prediction))
-    network.fit(x, np.zeros((1, 50)), verbose=0)
-    step = -network.layers[0].kernel.numpy()
+    model.compile(keras.optimizers.SGD(1.0), lambda y, prediction: keras.ops.sum(prediction))
+    model.fit(x, np.zeros((1, 50)), verbose=0)
+    step = -model.layers[0].kernel.numpy()
     upstream = cd.Mask((1, 50), 0.5, 9).apply(np.ones((1, 50), np.float32))
     np.testing.assert_allclose(step, x.T @ upstream, rtol=1e-6)

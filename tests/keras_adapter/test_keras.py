@@ -1,4 +1,4 @@
-"""The Keras layers on each backend, in a process of its own: a process has one."""
+"""Tests of cdropout.keras: keras_checks.py in one process per backend, and missing packages."""
 
 import os
 import subprocess
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ..helpers.requirements import find_or_skip, slow
+from ..helpers.subprocess_runner import run
 
-find_or_skip("keras")  # to import it would need its backend
-BACKENDS = {  # and what Keras needs for it
+find_or_skip("keras")
+BACKENDS = {  # and the package that each requires
     "jax": "jax",
     "torch": "torch",
     "numpy": "scipy",
@@ -19,55 +20,44 @@ BACKENDS = {  # and what Keras needs for it
 }
 
 CHECKS = Path(__file__).with_name("keras_checks.py")
-
-
-def run(*command, backend):
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "JAX_ENABLE_X64": "1",  # for float64
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    return subprocess.run(
-        [sys.executable, "-P", *command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=CHECKS.parents[2],
-        timeout=300,
-    )
-
-
-# the first that is there; in its process the others' functions are tested too
+# The first backend that is installed. Its process also tests the functions for the other backends.
 FIRST = next((name for name, module in BACKENDS.items() if find_spec(module)), "numpy")
+WARNING_OF_KERAS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+MESSAGE = "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
 
 
 @pytest.mark.parametrize("backend", [FIRST, *slow(*[name for name in BACKENDS if name != FIRST])])
 def test_layers(backend):
+    """Test the layers in a new process, because a process has one backend of Keras."""
     find_or_skip(BACKENDS[backend])
-    kerass_own = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", kerass_own, str(CHECKS))
-    done = run(*command, backend=backend)
+    options = ["-q", "-p", "no:cacheprovider", "-W", WARNING_OF_KERAS, CHECKS]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", *options],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "JAX_ENABLE_X64": "1",  # for float64
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        cwd=CHECKS.parents[2],
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
 
-def test_without_keras():
-    done = run(
-        "-c", "import sys; sys.modules['keras'] = None; import cdropout.keras", backend="jax"
-    )
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`\n"
-    )
+def test_missing_keras():
+    status, _, errors = run("import sys; sys.modules['keras'] = None; import cdropout.keras")
+    assert status == 1
+    assert errors.endswith(MESSAGE)
 
 
-def test_with_an_older_keras(tmp_path):
+def test_unsupported_version_of_keras(tmp_path):
     (tmp_path / "keras.py").write_text("__version__ = '2.15.0'")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
-    done = run("-c", code, backend="jax")
-    assert done.returncode == 1
-    assert "Keras 2.15.0 is installed" in done.stderr
-    assert done.stderr.endswith(
-        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`\n"
-    )
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
+    status, _, errors = run(script)
+    assert status == 1
+    assert "Keras 2.15.0 is installed" in errors
+    assert errors.endswith(MESSAGE)

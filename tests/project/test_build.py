@@ -1,4 +1,4 @@
-"""What was built: its instructions, which are chosen, what they draw; package data and memory."""
+"""Tests of the built package: instruction sets, masks of each set, package data, peak memory."""
 
 import hashlib
 import importlib.util
@@ -21,6 +21,7 @@ import cdropout
 from cdropout._core import dispatch
 
 from ..helpers import kernel_tables as tables
+from ..helpers import subprocess_runner
 from ..helpers.requirements import ISAS, slow
 
 PACKAGE = Path(cdropout.__file__).parent
@@ -28,22 +29,20 @@ SETS = dispatch.INSTRUCTION_SETS
 
 
 def run(code, **environment):
-    """Run Python code by itself, without the current folder on its path."""
-    environment = {**os.environ, **environment}
-    command = [sys.executable, "-P", "-W", "error", "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    """Return (exit status, output, errors) of a Python script in which warnings are errors."""
+    return subprocess_runner.run(code, PYTHONWARNINGS="error", **environment)
 
 
 def module_file(isa):
     return importlib.util.find_spec(dispatch.module_of(isa)).origin
 
 
-# ---- the instructions -------------------------------------------------------------------------
+# ---- instructions in the modules --------------------------------------------------------------
 
 
 needs_objdump = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64") or not shutil.which("objdump"),
-    reason="looks at x86-64 code with objdump",
+    reason="needs x86-64 and objdump",
 )
 
 
@@ -55,7 +54,7 @@ def disassemble(path):
 
 
 def wide_instructions(code):
-    """Return those of AVX and later: all their names begin with v, and hardly any others do."""
+    """Return the instructions of AVX and later, whose names begin with v."""
     names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
     return names - {"verr", "verw"}
 
@@ -65,7 +64,7 @@ def registers(code, kind):
 
 
 @needs_objdump
-def test_all_modules_but_the_wide_kernels_run_on_every_cpu():
+def test_only_the_wide_kernels_have_wide_instructions():
     wide = {module_file(isa) for isa in dispatch.built() if isa != "baseline"}
     modules = [path for path in PACKAGE.rglob("*.so") if str(path) not in wide]
     assert module_file("baseline") in map(str, modules) and len(modules) > 2
@@ -77,19 +76,19 @@ def test_all_modules_but_the_wide_kernels_run_on_every_cpu():
 
 @needs_objdump
 @pytest.mark.parametrize(
-    "isa, own, never", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "zmm", "tmm")]
+    "isa, own, later", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "zmm", "tmm")]
 )
-def test_wide_kernels_hold_their_own_registers_and_no_later_ones(isa, own, never):
+def test_wide_kernels_have_no_registers_of_later_sets(isa, own, later):
     if isa not in dispatch.built():
-        pytest.skip(f"built without {isa}")
+        pytest.skip(f"needs kernels of {isa}: cdropout was built without them")
     code = disassemble(module_file(isa))
-    assert len(registers(code, own)) > 4 and not registers(code, never)
+    assert len(registers(code, own)) > 4 and not registers(code, later)
 
 
-# ---- the choice -------------------------------------------------------------------------------
+# ---- choice of the instruction set ------------------------------------------------------------
 
 
-CHOSEN = """
+PRINT_ISA = """
 import importlib
 from cdropout._core import dispatch
 module = importlib.import_module(dispatch.module_of(dispatch.isa))
@@ -98,11 +97,11 @@ print(dispatch.isa, dispatch.table is module.table)
 
 
 @pytest.mark.parametrize("isa", [*ISAS, ""])
-def test_the_environment_chooses(isa):
-    done = run(CHOSEN, CDROPOUT_ISA=isa)
+def test_cdropout_isa_chooses_the_instruction_set(isa):
+    status, output, errors = run(PRINT_ISA, CDROPOUT_ISA=isa)
     widest = list(tables.tables())[-1]
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == [isa or widest, "True"]
+    assert (status, errors) == (0, "")
+    assert output.split() == [isa or widest, "True"]
 
 
 @pytest.mark.parametrize(
@@ -114,26 +113,26 @@ def test_the_environment_chooses(isa):
         ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2"),
     ],
 )
-def test_what_cannot_be_chosen(wanted, built, message):
+def test_wrong_instruction_set_is_refused(wanted, built, message):
     with pytest.raises(ValueError, match=f"^CDROPOUT_ISA{message}$"):
         dispatch.choose(wanted, built, ("baseline", "avx2"))
 
 
-@pytest.mark.parametrize("nothing", [None, ""])
-def test_without_a_wish_the_widest_usable_is_chosen(nothing):
-    assert dispatch.choose(nothing, SETS, SETS) == "avx512"
-    assert dispatch.choose(nothing, SETS, ("baseline", "avx2")) == "avx2"
-    assert dispatch.choose(nothing, ("baseline", "avx512"), SETS) == "avx512"
-    assert dispatch.choose(nothing, ("baseline",), SETS) == "baseline"
+@pytest.mark.parametrize("empty", [None, ""])
+def test_the_widest_instruction_set_is_chosen_by_default(empty):
+    assert dispatch.choose(empty, SETS, SETS) == "avx512"
+    assert dispatch.choose(empty, SETS, ("baseline", "avx2")) == "avx2"
+    assert dispatch.choose(empty, ("baseline", "avx512"), SETS) == "avx512"
+    assert dispatch.choose(empty, ("baseline",), SETS) == "baseline"
     assert dispatch.choose("baseline", SETS, SETS) == "baseline"
 
 
-def test_baseline_is_always_there():
+def test_baseline_is_built_and_runs_everywhere():
     assert "baseline" in dispatch.built() and "baseline" in dispatch.runnable()
     assert set(dispatch.built()) <= set(SETS) and set(dispatch.runnable()) <= set(SETS)
 
 
-SAVED = 7 << 27  # the registers of AVX are saved, and the CPU has AVX and F16C
+SAVED = 7 << 27  # OSXSAVE, AVX and F16C of leaf 1
 HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7
 
 
@@ -144,17 +143,17 @@ HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7
         (0x7FFAFBBF, HASWELL, 0x07, SETS[:2]),
         (0x7FFEFBFF, SKYLAKE_X, 0xE7, SETS),
         (SAVED, SKYLAKE_X, 0xE6, SETS),
-        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # the system does not save ZMM
-        (SAVED, SKYLAKE_X, 0xC7, SETS[:2]),  # nor the mask registers
-        (SAVED, SKYLAKE_X, 0xE2, SETS[:1]),  # nor YMM
-        (SAVED & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # OSXSAVE
-        (SAVED & ~(1 << 28), SKYLAKE_X, 0xE7, SETS[:1]),  # AVX
-        (SAVED & ~(1 << 29), SKYLAKE_X, 0xE7, SETS[:1]),  # F16C
-        (SAVED, SKYLAKE_X & ~(1 << 5), 0xE7, SETS[:1]),  # AVX2
+        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # XCR0 without ZMM
+        (SAVED, SKYLAKE_X, 0xC7, SETS[:2]),  # XCR0 without mask registers
+        (SAVED, SKYLAKE_X, 0xE2, SETS[:1]),  # XCR0 without YMM
+        (SAVED & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # no OSXSAVE
+        (SAVED & ~(1 << 28), SKYLAKE_X, 0xE7, SETS[:1]),  # no AVX
+        (SAVED & ~(1 << 29), SKYLAKE_X, 0xE7, SETS[:1]),  # no F16C
+        (SAVED, SKYLAKE_X & ~(1 << 5), 0xE7, SETS[:1]),  # no AVX2
         *((SAVED, SKYLAKE_X & ~(1 << bit), 0xE7, SETS[:2]) for bit in (16, 17, 30, 31)),
     ],
 )
-def test_sets_by_registers(leaf1, leaf7, xcr0, sets):
+def test_instruction_sets_by_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets):
     assert dispatch.supported(leaf1, leaf7, xcr0) == sets
 
 
@@ -162,7 +161,7 @@ def test_sets_by_registers(leaf1, leaf7, xcr0, sets):
     platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
     reason="needs the flags of an x86 CPU in /proc/cpuinfo",
 )
-def test_the_probe_agrees_with_linux():
+def test_instruction_sets_agree_with_linux():
     (line,) = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     needs = {"baseline": set(), "avx2": {"avx2", "f16c"}}
     needs["avx512"] = needs["avx2"] | {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
@@ -177,38 +176,38 @@ def test_the_probe_agrees_with_linux():
         ("avx2", SETS[:2], "build avx512, which this CPU runs"),
     ],
 )
-def test_advice(isa, built, advice):
+def test_advise_names_a_wider_instruction_set(isa, built, advice):
     assert dispatch.advise(isa, built, SETS, True) == advice
     assert "build it with Clang" in dispatch.advise(isa, built, SETS, False)
 
 
-def test_description():
+def test_describe_lists_the_instruction_sets():
     assert dispatch.describe(SETS, True) == "baseline, avx2, avx512"
     portable = "baseline (portable: built without vector types)"
     assert dispatch.describe(SETS[:1], False) == portable
 
 
-def test_the_compiler_is_known():
+def test_compiler_has_a_name_and_version():
     assert re.fullmatch(r"(GCC|Clang) \d+\.\d+\.\d+|MSVC \d+", dispatch.compiler)
     assert dispatch.vectors == (not dispatch.compiler.startswith("MSVC"))
 
 
-FEWER = not dispatch.vectors or sysconfig.get_platform().endswith("universal2")
+BASELINE_ONLY = not dispatch.vectors or sysconfig.get_platform().endswith("universal2")
 
 
 @pytest.mark.skipif(
-    FEWER and "CIBUILDWHEEL" not in os.environ,
-    reason="a portable build, or one for two architectures, has the baseline only",
+    BASELINE_ONLY and "CIBUILDWHEEL" not in os.environ,
+    reason="needs a build with vector types for one architecture",
 )
-def test_all_sets_are_built():
+def test_all_instruction_sets_are_built():
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     assert dispatch.vectors and dispatch.built() == (SETS if x86 else SETS[:1])
 
 
-# ---- what the kernels draw --------------------------------------------------------------------
+# ---- masks of each instruction set ------------------------------------------------------------
 
 
-SIGMAS = 5.2  # two-sided normal tail 2e-7: the five rates tested together stay near 1e-6
+SIGMAS = 5.2  # a correct rate fails with a probability of 2e-7
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
@@ -217,14 +216,15 @@ def pack(keep):
 
 
 @every_isa
-def test_recorded_hashes(isa):
+def test_masks_have_the_recorded_hashes(isa):
     table = tables.tables()[isa]
     records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
     assert len(records) == 220
     for case in records:
         n, start, p = case["n"], case["start"], float.fromhex(case["p"])
         mask = tables.new_mask(table, p, case["seed"] % 2**64, case["call"])
-        bits, bools, y = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n), tables.guarded_copy(np.ones(n))
+        bits, bools = tables.GuardedBuffer(-(-n // 8)), tables.GuardedBuffer(n)
+        y = tables.guarded_copy(np.ones(n))
         table.bits(bits.address, n, mask, start)
         table.bools(bools.address, n, mask, start)
         table.apply(tables.DTYPES[np.float64], 0, y.address, y.address, n, mask, start)
@@ -233,16 +233,16 @@ def test_recorded_hashes(isa):
             assert hashlib.sha256(drawn.tobytes()).hexdigest() == case["sha256"], case
 
 
-def count_ones(octets):
+def count_ones(packed):
     if hasattr(np, "bitwise_count"):  # since NumPy 2
-        return int(np.bitwise_count(octets).sum(dtype=np.int64))
+        return int(np.bitwise_count(packed).sum(dtype=np.int64))
     ones = np.array([value.bit_count() for value in range(256)], np.uint8)
-    return int(ones[octets].sum(dtype=np.int64))
+    return int(ones[packed].sum(dtype=np.int64))
 
 
 @every_isa
 @pytest.mark.parametrize("p", [0.1, 0.5, *slow(0.001, 0.25, 0.9)])
-def test_the_rate_of_drops(isa, p):
+def test_rate_of_dropped_elements_is_p(isa, p):
     table, n = tables.tables()[isa], 1 << 27
     mask = tables.new_mask(table, p)
     drawn = np.empty(n // 8, np.uint8)
@@ -251,26 +251,27 @@ def test_the_rate_of_drops(isa, p):
     assert abs(dropped - n * p) < SIGMAS * math.sqrt(n * p * (1 - p))
 
 
-# ---- what is shipped --------------------------------------------------------------------------
+# ---- package data -----------------------------------------------------------------------------
 
 
-def test_package_data():
+def test_package_data_is_installed():
     records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
     assert len(records) == 220
-    for name in ("__init__.pxd", "_core/stream.pxd", "_core/dispatch.pxd", "_core/simd.h"):
+    kernels = ["_core/stream.pxd", "_core/dispatch.pxd", "_core/simd.h", "_core/half.h"]
+    for name in ["__init__.pxd", *kernels]:
         assert files("cdropout").joinpath(name).is_file(), name
     assert (Path(cdropout.get_include()) / "cdropout.h").is_file()
 
 
 @pytest.mark.skipif(
-    (PACKAGE.parent / "setup.py").exists(), reason="an editable install: nothing was copied"
+    (PACKAGE.parent / "setup.py").exists(), reason="needs an installed copy of the package"
 )
 def test_sources_are_not_installed():
     assert not [*PACKAGE.rglob("*.c"), *PACKAGE.rglob("*.pyx")]
 
 
-def test_the_interfaces_name_the_same_kernels():
-    """The C header, the Cython declarations, and the mirror that these tests use."""
+def test_header_and_declarations_have_the_same_kernels():
+    """Compare the C header and the Cython declarations with the structures of these tests."""
     header = (Path(cdropout.get_include()) / "cdropout.h").read_text()
     cython = files("cdropout").joinpath("__init__.pxd").read_text()
     for text in (header, cython):
@@ -284,13 +285,13 @@ def test_the_interfaces_name_the_same_kernels():
 # ---- a checkout that is not built --------------------------------------------------------------
 
 
-ELSEWHERE = """
+SET_PATH = """
 import sys
 from pathlib import Path
 import numpy, pytest
 sys.path = [PATH] + [entry for entry in sys.path if not Path(entry, "cdropout", "_core").exists()]
 """
-PYTEST = "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {!r}]))"
+RUN_PYTEST = "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {!r}]))"
 NOT_BUILT = "the checkout {} of cdropout is not built: run `pip install -e .` in it"
 HIDDEN = (
     "cdropout is installed, but the checkout {}, which is not built, hides it: "
@@ -300,7 +301,7 @@ HIDDEN = (
 
 @pytest.fixture
 def unbuilt(tmp_path):
-    """Return a folder with the Python files of the package, and a test of it."""
+    """Return a folder with the Python files of the package and one test."""
     for path in PACKAGE.rglob("*.py"):
         copy = tmp_path / "cdropout" / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -312,51 +313,53 @@ def unbuilt(tmp_path):
 
 
 def run_with_path(code, *path):
-    """Run code with these folders on the path, and no other that holds cdropout."""
-    return run(ELSEWHERE.replace("PATH", ", ".join(f"{str(entry)!r}" for entry in path)) + code)
+    """Run code with these folders on the path, but no other folder of cdropout."""
+    return run(SET_PATH.replace("PATH", ", ".join(f"{str(entry)!r}" for entry in path)) + code)
 
 
 @pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
-def test_an_unbuilt_checkout_says_what_to_do(unbuilt, message, others):
-    done = run_with_path("import cdropout", unbuilt, *others)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"ImportError: {message.format(unbuilt)}"
-    assert "During handling" not in done.stderr
+def test_import_of_an_unbuilt_checkout_gives_advice(unbuilt, message, others):
+    status, _, errors = run_with_path("import cdropout", unbuilt, *others)
+    assert status == 1
+    assert errors.splitlines()[-1] == f"ImportError: {message.format(unbuilt)}"
+    assert "During handling" not in errors
 
 
 @pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
-def test_pytest_in_an_unbuilt_checkout_says_once_what_to_do(unbuilt, message, others):
-    done = run_with_path(PYTEST.format(str(unbuilt / "tests")), unbuilt, *others)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+def test_pytest_in_an_unbuilt_checkout_gives_advice_once(unbuilt, message, others):
+    code = RUN_PYTEST.format(str(unbuilt / "tests"))
+    status, output, errors = run_with_path(code, unbuilt, *others)
+    assert status == pytest.ExitCode.USAGE_ERROR
     expected = f"ERROR: {message.format(unbuilt)}. See the beginning of CONTRIBUTING.md."
-    assert done.stderr.split("\n", 1)[0] == expected
-    assert "Traceback" not in done.stderr + done.stdout
+    assert errors.splitlines()[0] == expected
+    assert "Traceback" not in errors + output
 
 
-def test_pytest_without_the_package_says_once_what_to_do(unbuilt):
-    done = run_with_path(PYTEST.format(str(unbuilt / "tests")), unbuilt / "tests")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+def test_pytest_without_the_package_gives_advice_once(unbuilt):
+    code = RUN_PYTEST.format(str(unbuilt / "tests"))
+    status, _, errors = run_with_path(code, unbuilt / "tests")
+    assert status == pytest.ExitCode.USAGE_ERROR
     expected = "ERROR: cdropout is not installed: run `pip install -e .` in its checkout. "
-    assert done.stderr.split("\n", 1)[0] == expected + "See the beginning of CONTRIBUTING.md."
+    assert errors.splitlines()[0] == expected + "See the beginning of CONTRIBUTING.md."
 
 
-def test_a_missing_numpy_is_not_taken_for_an_unbuilt_checkout():
-    done = run("import sys; sys.modules['numpy'] = None; import cdropout")
-    assert done.returncode == 1
-    assert "built" not in done.stderr and "import of numpy halted" in done.stderr
+def test_message_without_numpy_does_not_mention_builds():
+    status, _, errors = run("import sys; sys.modules['numpy'] = None; import cdropout")
+    assert status == 1
+    assert "built" not in errors and "import of numpy halted" in errors
 
 
 # ---- memory -----------------------------------------------------------------------------------
 
 
-PEAK = """
+PRINT_PEAK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
 import cdropout
 
 def peak():
-    # Linux lets a process start from the peak of the one it was forked from; VmHWM is its own
+    # on Linux, ru_maxrss includes the peak of the parent process; VmHWM does not
     if sys.platform == "linux":
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
@@ -380,15 +383,15 @@ print(used, peak() - before)
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs getrusage")
 @pytest.mark.parametrize("threads", [3, *slow(1)])
-def test_nothing_is_allocated_but_the_output(threads):
-    done = run(PEAK.replace("THREADS", str(threads)))
-    assert (done.returncode, done.stderr) == (0, "")
-    used, with_an_array = map(int, done.stdout.split())
-    assert used < 4 << 20  # of arrays of 64 MiB: some stacks and small objects
-    assert with_an_array > 60 << 20  # the measure sees an array when there is one
+def test_peak_memory_is_that_of_the_output(threads):
+    status, output, errors = run(PRINT_PEAK.replace("THREADS", str(threads)))
+    assert (status, errors) == (0, "")
+    used, with_an_array = map(int, output.split())
+    assert used < 4 << 20  # stacks of threads and small objects; an array has 64 MiB
+    assert with_an_array > 60 << 20  # the peak includes new arrays
 
 
 @pytest.mark.parametrize("shape", [5, (1 << 40,), (3, 4, 5), (1 << 20, 1 << 20, 1 << 20)])
-def test_a_mask_is_small_whatever_its_shape(shape):
+def test_masks_of_any_shape_are_small(shape):
     mask = cdropout.Mask(shape, 0.1, seed=2**64 - 1, call=2**64 - 1)
     assert sys.getsizeof(mask) + sys.getsizeof(mask.shape) < 200

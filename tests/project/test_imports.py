@@ -1,4 +1,4 @@
-"""Tests of imports: between the layers of the package, of frameworks, and of folders of tests."""
+"""Tests of imports: the order of layers, frameworks, and the folders of tests."""
 
 import re
 import sys
@@ -15,10 +15,10 @@ LAYERS = [  # each imports only from those above it in this list
     "_core.rows",
     "_core.tiles",
     "_core.kernels",
-    "_core.dispatch",
+    "_core.dispatch _core.arguments",
     "_core.executor _core.streaming_copy _core.dtypes",
     "_core.engine",
-    "_core.arguments _core.numpy_arrays",
+    "_core.numpy_arrays",
     "_core.mask",
     "_core.generator",
     "_core.dropout _core.bias_dropout_add",
@@ -39,7 +39,7 @@ SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{
 
 
 def name_of(path):
-    """Return the name of a file's module in LAYERS, which has other folders than _core as one."""
+    """Return the name in LAYERS: a module of _core, or a module or folder of the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts == ("__init__",):
         return "include" if path.suffix == ".pxd" else "cdropout"
@@ -59,7 +59,7 @@ def imported(source, compiled, names):
 
 
 def imports():
-    """Yield (importer, imported, True if only a call of a function imports it)."""
+    """Yield (importing module, imported module, whether a function imports it when called)."""
     for path in SOURCES:
         for indent, source, compiled, names in IMPORT.findall(path.read_text()):
             for name in imported(source, compiled, names):
@@ -79,7 +79,7 @@ def test_modules_import_only_from_lower_layers():
 
 
 def packages_imported_by(path):
-    """Yield the top-level packages that a file imports, at import or when a function is called."""
+    """Yield the top-level packages that a file imports, in functions too."""
     text = path.read_text()
     for _, source, _, names in IMPORT.findall(text):
         yield from re.findall(r"(?:^|, )(\w+)", source or names)

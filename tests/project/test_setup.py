@@ -1,4 +1,4 @@
-"""Tests of setup.py: which compiler builds on Windows, and with which flags."""
+"""Tests of setup.py: the compiler and its flags on Windows."""
 
 import runpy
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 SETUP = Path(__file__).parents[2] / "setup.py"
 pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the setup.py of a checkout")
-OPTIONS = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]  # of setuptools' class for MSVC
+OPTIONS = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]  # of MSVC in setuptools
 NAME = "clang-cl.exe" if sys.platform == "win32" else "clang-cl"
 
 
@@ -18,16 +18,16 @@ def build(monkeypatch, tmp_path):
     """Return a build command for 64-bit Windows with MSVC as its compiler and no clang-cl."""
     setuptools = pytest.importorskip("setuptools")
     pytest.importorskip("Cython")
-    given = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    arguments_of_setup = {}
+    monkeypatch.setattr(setuptools, "setup", arguments_of_setup.update)
     monkeypatch.setattr("sysconfig.get_platform", lambda: "win-amd64")
     monkeypatch.chdir(SETUP.parent)
     runpy.run_path(str(SETUP))
     for name in "PATH", "ProgramFiles":
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.delenv("CDROPOUT_REQUIRE_CLANG", raising=False)
-    command = given["cmdclass"]["build_ext"](setuptools.Distribution())
-    command.extensions, command.plat_name = given["ext_modules"], "win-amd64"
+    command = arguments_of_setup["cmdclass"]["build_ext"](setuptools.Distribution())
+    command.extensions, command.plat_name = arguments_of_setup["ext_modules"], "win-amd64"
     cl = tmp_path / "VC" / "Tools" / "MSVC" / "14.44.35207" / "bin" / "Hostx86" / "x64" / "cl.exe"
     command.compiler = SimpleNamespace(initialized=False)
 
@@ -40,15 +40,15 @@ def build(monkeypatch, tmp_path):
 
 
 def add_program(*path):
-    """Add clang-cl to a folder and return its path."""
+    """Create an empty clang-cl in a folder and return its path."""
     program = Path(*path, NAME)
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
     return program
 
 
-def kernels(command):
-    """Return the flags of the kernels by instruction set."""
+def flags_of_kernels(command):
+    """Return {instruction set: compiler flags of its kernels}."""
     prefix = "cdropout._core._kernels_"
     found = {ext.name: ext.extra_compile_args for ext in command.extensions}
     assert "cdropout._core.dispatch" in found
@@ -70,7 +70,7 @@ def test_clang_cl_replaces_msvc(build, monkeypatch, tmp_path, folder):
     build.replace_msvc()
     assert Path(build.compiler.cc) == program
     assert build.compiler.compile_options == [name for name in OPTIONS if name != "/GL"]
-    flags = kernels(build)
+    flags = flags_of_kernels(build)
     assert list(flags) == ["baseline", "avx2", "avx512"]
     for isa in flags:
         assert flags[isa][0] == "--target=x86_64-pc-windows-msvc"
@@ -80,17 +80,17 @@ def test_clang_cl_replaces_msvc(build, monkeypatch, tmp_path, folder):
     assert flags["avx512"][-1] == "/clang:-mavx512vl"
 
 
-def test_the_first_clang_cl_is_taken(build, tmp_path):
+def test_the_first_clang_cl_is_used(build, tmp_path):
     first, *_ = [add_program(tmp_path, *folder) for folder in FOLDERS]
     build.replace_msvc()
     assert Path(build.compiler.cc) == first
 
 
-def test_arm64_has_the_baseline_alone(build, tmp_path):
+def test_arm64_has_only_the_baseline(build, tmp_path):
     add_program(tmp_path, *FOLDERS[0])
     build.plat_name = "win-arm64"
     build.replace_msvc()
-    ((isa, flags),) = kernels(build).items()
+    ((isa, flags),) = flags_of_kernels(build).items()
     assert isa == "baseline" and flags[0] == "--target=aarch64-pc-windows-msvc"
 
 
@@ -98,13 +98,13 @@ def test_arm64_has_the_baseline_alone(build, tmp_path):
 def test_msvc_builds_the_portable_form(build, monkeypatch, required):
     if required:
         monkeypatch.setenv("CDROPOUT_REQUIRE_CLANG", required)
-    said = []
-    monkeypatch.setattr(build, "warn", said.append)
+    messages = []
+    monkeypatch.setattr(build, "warn", messages.append)
     build.replace_msvc()
     assert Path(build.compiler.cc).name == "cl.exe"
     assert build.compiler.compile_options == OPTIONS
-    assert kernels(build) == {"baseline": []}
-    assert said == [
+    assert flags_of_kernels(build) == {"baseline": []}
+    assert messages == [
         "clang-cl was not found on PATH, in LLVM's folder or in Visual Studio's: "
         "building the portable form, which is several times slower"
     ]

@@ -1,4 +1,4 @@
-"""The types that the package claims: true at run time, and the same to mypy and stubtest."""
+"""Tests of type annotations at run time; mypy and stubtest check the same annotations in CI."""
 
 import importlib.resources
 
@@ -10,18 +10,18 @@ from . import typed_use
 
 
 @pytest.mark.parametrize("use", typed_use.USES, ids=lambda use: use.__name__)
-def test_what_the_types_claim_is_true(use):
+def test_annotations_are_correct_at_run_time(use):
     cd.manual_seed(0)
     use()
 
 
 @pytest.mark.parametrize("call", typed_use.REFUSED)
-def test_what_the_types_refuse_is_refused(call):
+def test_arguments_that_mypy_refuses_raise_errors(call):
     with pytest.raises((TypeError, IndexError)):
         typed_use.refused(call)
 
 
-def test_the_installed_package_says_that_it_is_typed():
+def test_package_has_a_type_marker_and_stubs():
     files = importlib.resources.files(cd)
     assert files.joinpath("py.typed").is_file()
     for module in "dropout", "bias_dropout_add", "mask", "generator":

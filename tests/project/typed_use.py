@@ -1,4 +1,4 @@
-"""Uses of the package with the types they have: mypy checks them, and test_types.py runs them."""
+"""Typed uses of the package, which mypy checks and test_types.py runs."""
 
 from array import array
 from typing import Any, TypeAlias, assert_type
@@ -12,84 +12,84 @@ from cdropout.typing import RNG, Exporter
 
 Row = np.ndarray[tuple[int], np.dtype[np.float32]]
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
-Numbers: TypeAlias = "array[float]"  # which array.array is not subscriptable for at run time
+Numbers: TypeAlias = "array[float]"  # a string, because array.array has no subscripts at run time
 
 row: Row = np.arange(1, 9, dtype=np.float32)
 table: Table = np.ones((3, 4))
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
-def holds(value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """What assert_type cannot see: that the array is what its type says."""
+def assert_array(value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Assert the dtype and shape of an array at run time."""
     assert type(value) is np.ndarray
     assert (value.dtype, value.shape) == (dtype, shape)
 
 
 def arrays_keep_their_type() -> None:
-    holds(assert_type(cd.dropout(row), Row), SINGLE, (8,))
-    holds(assert_type(cd.dropout(table, 0.1, False), Table), DOUBLE, (3, 4))
-    holds(assert_type(cd.dropout(table, inplace=True), Table), DOUBLE, (3, 4))
-    holds(assert_type(cd.dropout(row, out=np.empty_like(row)), Row), SINGLE, (8,))
+    assert_array(assert_type(cd.dropout(row), Row), SINGLE, (8,))
+    assert_array(assert_type(cd.dropout(table, 0.1, False), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(cd.dropout(table, inplace=True), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(cd.dropout(row, out=np.empty_like(row)), Row), SINGLE, (8,))
     half = np.ones(3, ml_dtypes.bfloat16)
-    holds(cd.dropout(half), half.dtype, (3,))
+    assert_array(cd.dropout(half), half.dtype, (3,))
     unknown: NDArray[Any] = table
     assert_type(cd.dropout(unknown), NDArray[Any])
 
 
-def masks_come_only_if_asked_for() -> None:
+def return_mask_adds_a_mask() -> None:
     y, mask = cd.dropout(row, return_mask=True)
-    holds(assert_type(y, Row), SINGLE, (8,))
+    assert_array(assert_type(y, Row), SINGLE, (8,))
     assert type(assert_type(mask, cd.Mask)) is cd.Mask
     same = assert_type(cd.dropout(row, mask=mask, return_mask=True), tuple[Row, cd.Mask])
     assert same[1] is mask
     kept = np.asarray(mask)
-    given = cd.dropout(row, mask=kept, return_mask=True)
-    assert assert_type(given, tuple[Row, NDArray[np.bool_] | cd.Mask])[1] is kept
-    wanted = bool(len(given))
-    either = cd.dropout(row, return_mask=wanted)
+    pair = cd.dropout(row, mask=kept, return_mask=True)
+    assert assert_type(pair, tuple[Row, NDArray[np.bool_] | cd.Mask])[1] is kept
+    flag = bool(len(pair))
+    either = cd.dropout(row, return_mask=flag)
     assert isinstance(either, tuple)
 
 
 def gradients() -> None:
     mask = cd.Mask(8, 0.5)
-    holds(assert_type(cd.dropout_backward(row, mask), Row), SINGLE, (8,))
-    holds(assert_type(cd.dropout_backward(row, mask.bits(), p=0.5), Row), SINGLE, (8,))
-    holds(assert_type(cd.dropout_backward(row.data, mask), NDArray[Any]), SINGLE, (8,))
+    assert_array(assert_type(cd.dropout_backward(row, mask), Row), SINGLE, (8,))
+    assert_array(assert_type(cd.dropout_backward(row, mask.bits(), p=0.5), Row), SINGLE, (8,))
+    assert_array(assert_type(cd.dropout_backward(row.data, mask), NDArray[Any]), SINGLE, (8,))
     out = np.empty_like(row)
     assert assert_type(cd.dropout_backward(row.data, mask, out=out), Row) is out
 
 
 def exporters_become_arrays() -> None:
     x: Numbers = array("d", [1, 2, 3])
-    holds(assert_type(cd.dropout(x), NDArray[Any]), DOUBLE, (3,))
-    holds(assert_type(cd.dropout(x, training=False), NDArray[Any]), DOUBLE, (3,))
-    holds(assert_type(cd.Dropout().eval()(x), NDArray[Any]), DOUBLE, (3,))
+    assert_array(assert_type(cd.dropout(x), NDArray[Any]), DOUBLE, (3,))
+    assert_array(assert_type(cd.dropout(x, training=False), NDArray[Any]), DOUBLE, (3,))
+    assert_array(assert_type(cd.Dropout().eval()(x), NDArray[Any]), DOUBLE, (3,))
     both = cd.dropout(x, return_mask=True)
-    holds(assert_type(both, tuple[NDArray[Any], cd.Mask])[0], DOUBLE, (3,))
+    assert_array(assert_type(both, tuple[NDArray[Any], cd.Mask])[0], DOUBLE, (3,))
     out = np.empty(3)
     assert cd.dropout(x, out=out) is out
-    holds(cd.dropout(np.float32(1)), SINGLE, ())
-    taken: list[Exporter] = [x, row, row.data, np.float64(1)]
-    for exporter in taken:
+    assert_array(cd.dropout(np.float32(1)), SINGLE, ())
+    exporters: list[Exporter] = [x, row, row.data, np.float64(1)]
+    for exporter in exporters:
         cd.dropout(exporter)
 
 
 def variants() -> None:
-    holds(assert_type(cd.dropout1d(table), Table), DOUBLE, (3, 4))
-    holds(assert_type(cd.drop_path(table, scale_by_keep=False), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(cd.dropout1d(table), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(cd.drop_path(table, scale_by_keep=False), Table), DOUBLE, (3, 4))
     y, mask = assert_type(cd.alpha_dropout(row, 0.1, True, return_mask=True), tuple[Row, cd.Mask])
-    holds(y, SINGLE, (8,))
+    assert_array(y, SINGLE, (8,))
     assert type(mask) is cd.Mask
     out = np.empty_like(table)
     assert assert_type(cd.feature_alpha_dropout(table, out=out), Table) is out
-    holds(assert_type(cd.mc_dropout(row, 0.1, 5), NDArray[np.float32]), SINGLE, (5, 8))
+    assert_array(assert_type(cd.mc_dropout(row, 0.1, 5), NDArray[np.float32]), SINGLE, (5, 8))
     copies, mask = cd.mc_dropout(row.data, return_mask=True)
-    holds(assert_type(copies, NDArray[Any]), SINGLE, (1, 8))
+    assert_array(assert_type(copies, NDArray[Any]), SINGLE, (1, 8))
     added = cd.bias_dropout_add(table, np.ones(4), table, return_mask=True)
-    holds(assert_type(added, tuple[Table, cd.Mask])[0], DOUBLE, (3, 4))
+    assert_array(assert_type(added, tuple[Table, cd.Mask])[0], DOUBLE, (3, 4))
     gx, gbias, gy = cd.bias_dropout_add_backward(table, added[1])
-    holds(assert_type(gx, Table), DOUBLE, (3, 4))
-    holds(assert_type(gbias, NDArray[np.float64]), DOUBLE, (4,))
+    assert_array(assert_type(gx, Table), DOUBLE, (3, 4))
+    assert_array(assert_type(gbias, NDArray[np.float64]), DOUBLE, (4,))
     assert assert_type(gy, Table) is table
 
 
@@ -99,13 +99,13 @@ def masks() -> None:
     assert assert_type(mask.shape, tuple[int, ...]) == (3, 4)
     assert type(assert_type(mask.scale, float)) is float
     assert type(assert_type(mask.strides, tuple[int, ...])) is tuple
-    holds(assert_type(np.asarray(mask), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
-    holds(assert_type(mask.__array__(), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
-    holds(mask.bits(), np.dtype(np.uint8), (2,))
-    holds(assert_type(mask.to_scale(), NDArray[np.float32]), SINGLE, (3, 4))
-    holds(assert_type(mask.to_scale(np.float64), NDArray[np.float64]), DOUBLE, (3, 4))
-    holds(assert_type(mask.to_scale("f4"), NDArray[Any]), SINGLE, (3, 4))
-    holds(assert_type(mask.apply(table), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(np.asarray(mask), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
+    assert_array(assert_type(mask.__array__(), NDArray[np.bool_]), np.dtype(np.bool_), (3, 4))
+    assert_array(mask.bits(), np.dtype(np.uint8), (2,))
+    assert_array(assert_type(mask.to_scale(), NDArray[np.float32]), SINGLE, (3, 4))
+    assert_array(assert_type(mask.to_scale(np.float64), NDArray[np.float64]), DOUBLE, (3, 4))
+    assert_array(assert_type(mask.to_scale("f4"), NDArray[Any]), SINGLE, (3, 4))
+    assert_array(assert_type(mask.apply(table), Table), DOUBLE, (3, 4))
     for part in mask:
         assert type(assert_type(part, cd.Mask)) is cd.Mask
 
@@ -116,7 +116,7 @@ def generators() -> None:
     generator.state = assert_type(generator.state, dict[str, int]) | {"calls": 3}
     assert assert_type(generator.calls, int) == 3
     mask = assert_type(generator.next_mask((3, 4), 0.5, broadcast_dims=1, scale=2), cd.Mask)
-    holds(assert_type(cd.drop_path(table, mask=mask), Table), DOUBLE, (3, 4))
+    assert_array(assert_type(cd.drop_path(table, mask=mask), Table), DOUBLE, (3, 4))
     pair = cd.bias_dropout_add(table, table, table, mask=mask, return_mask=True)
     assert assert_type(pair, tuple[Table, cd.Mask])[1] is mask
     sources: list[RNG] = [
@@ -134,17 +134,17 @@ def generators() -> None:
 
 def modules() -> None:
     for module in cd.Dropout(0.1), cd.Dropout1d(np.float32(0.1)), cd.DropPath(scale_by_keep=False):
-        holds(assert_type(module(table), Table), DOUBLE, (3, 4))
-        holds(assert_type(module.backward(table), Table), DOUBLE, (3, 4))
+        assert_array(assert_type(module(table), Table), DOUBLE, (3, 4))
+        assert_array(assert_type(module.backward(table), Table), DOUBLE, (3, 4))
         assert type(module.mask) is cd.Mask
     alpha = cd.AlphaDropout()
     assert assert_type(alpha.eval(), cd.AlphaDropout) is alpha
     with cd.always_on(alpha, [cd.Dropout()]):
-        holds(assert_type(alpha.forward(row), Row), SINGLE, (8,))
+        assert_array(assert_type(alpha.forward(row), Row), SINGLE, (8,))
 
 
 def refused(call: str) -> None:
-    """Wrong uses, of which mypy has to say so: an ignore that nothing needs is an error."""
+    """Call with wrong arguments; mypy reports an error if a `type: ignore` is unused."""
     if call == "list":
         cd.dropout([1.0, 2.0])  # type: ignore[call-overload]
     if call == "p":
@@ -171,7 +171,7 @@ def refused(call: str) -> None:
 
 USES = (
     arrays_keep_their_type,
-    masks_come_only_if_asked_for,
+    return_mask_adds_a_mask,
     gradients,
     exporters_become_arrays,
     variants,

@@ -1,7 +1,6 @@
-"""The Keras layers on TensorFlow: in graphs, saved models and distribution strategies."""
+"""Tests of cdropout.keras on TensorFlow: graphs, saved models and distribution strategies."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -9,51 +8,43 @@ import pytest
 
 import cdropout as cd
 
+from ..helpers import subprocess_runner
+from ..helpers.arrays import normal
 from ..helpers.requirements import find_or_skip, import_or_skip, slow
+from ..helpers.tensorflow_graphs import operation_types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = import_or_skip("tensorflow")
 find_or_skip("keras")
-if "keras" not in sys.modules:  # a process has one backend
+if "keras" not in sys.modules:  # otherwise its backend is fixed
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "tensorflow")
         import keras  # noqa: F401
 import keras  # noqa: E402
 
 if keras.backend.backend() != "tensorflow":
-    pytest.skip("this process has another backend of Keras", allow_module_level=True)
+    pytest.skip("Keras has another backend in this process", allow_module_level=True)
 
 from cdropout.keras import Dropout, SpatialDropout1D  # noqa: E402
 
 
-def numbers(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def masked(x, call, rate=0.3, seed=7):
+def expected_dropout(x, call, rate=0.3, seed=7):
     return cd.Mask(x.shape, rate, seed, call).apply(x)
 
 
-def operators(function):
-    """Return the types of the operations of a concrete function, and of those that it calls."""
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    return {node.op for node in nodes}
-
-
-def test_each_call_draws_the_next_mask_in_eager_mode_and_in_graphs():
-    layer, x = Dropout(0.3, seed=7), numbers(5, 70)
+def test_call_numbers_in_eager_mode_and_graphs():
+    layer, x = Dropout(0.3, seed=7), normal((5, 70))
     run = tf.function(lambda x: layer(x, training=True))
     for call in range(0, 6, 2):
-        np.testing.assert_array_equal(layer(x, training=True), masked(x, call))
-        np.testing.assert_array_equal(run(x), masked(x, call + 1))
-    assert "CdropoutApplyV1" in operators(run.get_concrete_function(x))
+        np.testing.assert_array_equal(layer(x, training=True), expected_dropout(x, call))
+        np.testing.assert_array_equal(run(x), expected_dropout(x, call + 1))
+    assert "CdropoutApplyV1" in operation_types(run.get_concrete_function(x))
 
 
 @pytest.mark.parametrize("noise_shape", [(None, 1, 3), (4, 1, 3), (1, 3)])
-def test_noise_shape_of_batches_of_unknown_length(noise_shape):
+def test_noise_shape_with_unknown_batch_size(noise_shape):
     layer = Dropout(0.3, noise_shape=noise_shape, seed=7)
-    x = numbers(4, 6, 3)
+    x = normal((4, 6, 3))
     run = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec([None, 6, 3])]
     )
@@ -61,16 +52,16 @@ def test_noise_shape_of_batches_of_unknown_length(noise_shape):
     np.testing.assert_array_equal(run(x), cd.dropout(x, 0.3, rng=7, broadcast_dims=dims))
 
 
-def test_a_tensor_of_unknown_rank_is_left_to_keras():
+def test_unknown_rank_falls_back_to_keras():
     layer = Dropout(0.3, seed=7)
     run = tf.function(
         lambda x: layer.call(x, training=True), input_signature=[tf.TensorSpec(None, tf.float32)]
     )
-    assert "CdropoutApplyV1" not in operators(run.get_concrete_function())
-    assert np.isfinite(run(numbers(3, 4))).all()
+    assert "CdropoutApplyV1" not in operation_types(run.get_concrete_function())
+    assert np.isfinite(run(normal((3, 4)))).all()
 
 
-def network(dtype=None):
+def make_model(dtype=None):
     return keras.Sequential(
         [
             keras.Input((8, 4)),
@@ -82,52 +73,52 @@ def network(dtype=None):
     )
 
 
-def fitted(dtype=None):
-    model = network(dtype)
+def make_fitted_model(dtype=None):
+    model = make_model(dtype)
     model.compile("sgd", "mse")
-    model.fit(numbers(40, 8, 4), numbers(40, 1), batch_size=16, verbose=0)
+    model.fit(normal((40, 8, 4)), normal((40, 1)), batch_size=16, verbose=0)
     return model
 
 
-def test_keras_does_not_compile_such_a_model_with_xla():
-    model = fitted()
+def test_model_is_not_compiled_by_xla():
+    model = make_fitted_model()
     assert not model.jit_compile and not model.layers[0].supports_jit
     assert model.layers[2].seed_generator.state.value.numpy()[1] == 3
     with pytest.warns(UserWarning, match="Model doesn't support `jit_compile=True`"):
         model.compile("sgd", "mse", jit_compile=True)
 
 
-def test_a_function_that_xla_compiles_gets_kerass_dropout():
-    layer, x = Dropout(0.3, seed=7), numbers(500)
+def test_xla_function_falls_back_to_keras():
+    layer, x = Dropout(0.3, seed=7), normal(500)
     run = tf.function(lambda x: layer(x, training=True), jit_compile=True)
-    assert "CdropoutApplyV1" not in operators(run.get_concrete_function(x))
+    assert "CdropoutApplyV1" not in operation_types(run.get_concrete_function(x))
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", *slow("mixed_float16")])
 def test_mixed_precision(dtype):
-    model = fitted(dtype=dtype)
+    model = make_fitted_model(dtype=dtype)
     assert model.layers[2].compute_dtype == dtype.removeprefix("mixed_")
     assert np.isfinite(model.layers[3].kernel.numpy()).all()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
-def test_a_saved_model_draws_the_masks_of_a_new_one(tmp_path):
-    first, x = network(), numbers(6, 8, 4)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
+def test_loaded_model_starts_at_call_number_0(tmp_path):
+    first, x = make_model(), normal((6, 8, 4))
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(first(x, training=True), second(x, training=True))
 
 
-def test_an_exported_model_does_not_contain_the_op(tmp_path):
-    model, x = network(), numbers(6, 8, 4)
+def test_exported_model_does_not_contain_the_op(tmp_path):
+    model, x = make_model(), normal((6, 8, 4))
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")
-    assert "CdropoutApplyV1" not in operators(loaded.signatures["serving_default"])
+    assert "CdropoutApplyV1" not in operation_types(loaded.signatures["serving_default"])
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
 
 
-def test_gradients_go_through_the_same_mask():
-    layer, x = Dropout(0.3, seed=7), tf.constant(numbers(40, 50))
+def test_gradient_has_same_mask():
+    layer, x = Dropout(0.3, seed=7), tf.constant(normal((40, 50)))
 
     @tf.function
     def gradient(x):
@@ -137,10 +128,11 @@ def test_gradients_go_through_the_same_mask():
         return tape.gradient(y, x)
 
     for call in range(2):
-        np.testing.assert_array_equal(gradient(x), masked(np.ones((40, 50), np.float32), call))
+        expected = expected_dropout(np.ones((40, 50), np.float32), call)
+        np.testing.assert_array_equal(gradient(x), expected)
 
 
-# ---- other processes ----------------------------------------------------------------------------
+# ---- programs in other processes ----------------------------------------------------------------
 
 SAVE = """
 import tensorflow as tf
@@ -186,24 +178,20 @@ print(np.isfinite(model.layers[1].kernel.numpy()).all())
 """
 
 
-def run(code, path=""):
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code.replace("{path!r}", repr(str(path)))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n")[:-1]
+def run(script, path=""):
+    """Run a script in a new process and return the lines that it prints."""
+    script = script.replace("{path!r}", repr(str(path)))
+    status, output, errors = subprocess_runner.run(script, KERAS_BACKEND="tensorflow")
+    assert status == 0, errors
+    return output.splitlines()
 
 
 @pytest.mark.slow
-def test_a_saved_training_function_needs_the_package(tmp_path):
+def test_saved_training_function_requires_cdropout(tmp_path):
     run(SAVE, tmp_path)
     assert run(LOAD, tmp_path) == ["[2.]", "True False", "True"]
 
 
 @pytest.mark.slow
-def test_a_mirrored_strategy_on_two_cpus():
+def test_mirrored_strategy_on_two_cpus():
     assert run(STRATEGY) == ["2 [True, True]", "False", "True"]

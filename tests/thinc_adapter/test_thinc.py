@@ -1,15 +1,15 @@
-"""Tests of CdropoutOps: thinc's masks with another source, and every other operation untouched."""
+"""Tests of cdropout.thinc: masks, layers of thinc, and training with thinc and spaCy."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from .. import reference
+from ..helpers.arrays import normal
+from ..helpers.examples import run_example
 from ..helpers.requirements import find_or_skip, import_or_skip
+from ..helpers.subprocess_runner import run
 
 import_or_skip("thinc")
 from thinc.api import (  # noqa: E402
@@ -36,30 +36,26 @@ OPS = CdropoutOps()
 
 
 @pytest.fixture(autouse=True)
-def current_ops():
-    """Leave thinc as it was found."""
+def restore_ops_and_seed():
+    """Restore thinc's current ops and NumPy's global generator after each test."""
     before, state = get_current_ops(), np.random.get_state()
     yield
     set_current_ops(before)
     np.random.set_state(state)
 
 
-def numbers(*shape):
-    return np.random.default_rng(1).standard_normal(shape, np.float32)
-
-
 def next_mask(shape, drop):
-    """Return the mask that comes next, by the slow twin, and leave the generator where it is."""
+    """Return the next mask from the reference implementation; keep the state of the generator."""
     state = np.random.get_state()
     seed = np.random.randint(2**64, dtype=np.uint64)
     np.random.set_state(state)
     return reference.dropout(np.ones(shape, np.float32), drop, int(seed), 0)
 
 
-# ---- the ops ------------------------------------------------------------------------------------
+# ---- ops ----------------------------------------------------------------------------------------
 
 
-def test_thinc_finds_it_by_name():
+def test_ops_are_registered_with_thinc():
     config = registry.resolve({"ops": {"@ops": "CdropoutOps"}})
     assert type(config["ops"]) is CdropoutOps
     with use_ops("cdropout"):
@@ -70,7 +66,7 @@ def test_thinc_finds_it_by_name():
 
 @pytest.mark.parametrize("shape", [(), (7,), (0, 3), (90, 100), (3, 4, 5, 6)])
 @pytest.mark.parametrize("drop", [0.1, 0.5, np.float32(0.25)])
-def test_masks_hold_0_or_the_scale(shape, drop):
+def test_get_dropout_mask(shape, drop):
     fix_random_seed(5)
     expected = next_mask(shape, float(drop))
     mask = OPS.get_dropout_mask(shape, drop)
@@ -79,34 +75,31 @@ def test_masks_hold_0_or_the_scale(shape, drop):
 
 
 @pytest.mark.parametrize("drop", [None, 0, 0.0, -0.5, 1, 1.0, 2])
-def test_nothing_is_drawn_where_nothing_is_left_to_chance(drop):
+def test_masks_that_are_not_drawn(drop):
     before = np.random.get_state()[1:3]
     mask = OPS.get_dropout_mask((3, 4), drop)
     np.testing.assert_array_equal(mask, NumpyOps().get_dropout_mask((3, 4), drop), strict=True)
     np.testing.assert_equal(np.random.get_state()[1:3], before)
 
 
-def test_a_rate_that_is_no_number():
-    with pytest.raises(
-        ValueError, match="dropout probability has to be between 0 and 1, but got n"
-    ):
+def test_drop_must_not_be_nan():
+    message = "dropout probability has to be between 0 and 1, but got nan"
+    with pytest.raises(ValueError, match=message):
         OPS.get_dropout_mask((3,), float("nan"))
 
 
-@pytest.mark.parametrize("seed_all", [fix_random_seed, np.random.seed])
-def test_what_makes_thincs_masks_repeatable_makes_these(seed_all):
+@pytest.mark.parametrize("set_seed", [fix_random_seed, np.random.seed])
+def test_seeds_of_thinc_and_numpy_make_masks_reproducible(set_seed):
     runs = []
     for seed in (3, 3, 4):
-        seed_all(seed)
+        set_seed(seed)
         runs.append([OPS.get_dropout_mask((60, 60), 0.5).tobytes() for _ in range(3)])
     assert runs[0] == runs[1] and len({*runs[0], *runs[2]}) == 6
 
 
-def test_every_other_operation_is_thincs_own():
-    assert {name for name in vars(CdropoutOps) if not name.startswith("__")} == {
-        "get_dropout_mask",
-        "name",
-    }
+def test_other_operations_are_inherited():
+    names = {name for name in vars(CdropoutOps) if not name.startswith("__")}
+    assert names == {"get_dropout_mask", "name"}
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -124,13 +117,13 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_the_dropout_layer(kind):
+def test_dropout_layer(kind):
     wrap, unwrap = INPUTS[kind]
-    x, gy = numbers(8, 50), numbers(8, 50)[::-1].copy()
+    x, gy = normal((8, 50)), normal((8, 50), seed=2)
     with use_ops("cdropout"):
         model = Dropout(0.3).initialize(X=wrap(x))
     fix_random_seed(2)
-    if kind == "list":  # one mask an item
+    if kind == "list":  # one mask per item
         state = np.random.get_state()
         mask = np.concatenate([OPS.get_dropout_mask((n, 50), 0.3) for n in LENGTHS])
         np.random.set_state(state)
@@ -147,16 +140,16 @@ def test_the_dropout_layer(kind):
 
 
 @pytest.mark.parametrize("layer", ["relu", "embedding", "lstm"])
-def test_layers_with_a_rate_of_their_own(layer):
-    x = np.arange(12, dtype="uint64") if layer == "embedding" else numbers(12, 6)
-    drawn = []
+def test_layers_with_dropout_argument(layer):
+    x = np.arange(12, dtype="uint64") if layer == "embedding" else normal((12, 6))
+    drops = []
 
-    class Counting(CdropoutOps):
+    class RecordingOps(CdropoutOps):
         def get_dropout_mask(self, shape, drop):
-            drawn.append(drop)
+            drops.append(drop)
             return super().get_dropout_mask(shape, drop)
 
-    set_current_ops(Counting())
+    set_current_ops(RecordingOps())
     fix_random_seed(0)
     if layer == "relu":
         model = Relu(5, 6, dropout=0.5)
@@ -166,14 +159,14 @@ def test_layers_with_a_rate_of_their_own(layer):
         model, x = LSTM(4, 6, dropout=0.5), Padded(x[:, None], *[np.array([1])] * 3)
     model.initialize(X=x)
     model(x, is_train=True)
-    assert drawn == [0.5]
+    assert drops == [0.5]
 
 
 def train(ops, seed):
-    """Return the losses of some steps of a small network."""
+    """Train a small network and return its losses."""
     set_current_ops(ops)
     fix_random_seed(seed)
-    x, target = numbers(64, 10), numbers(64, 3)
+    x, target = normal((64, 10)), normal((64, 3))
     model = chain(Relu(32, dropout=0.3), Relu(32, dropout=0.3), Linear(3)).initialize(x, target)
     optimizer, losses = Adam(0.01), []
     for _ in range(30):
@@ -184,11 +177,11 @@ def train(ops, seed):
     return losses
 
 
-def test_training_learns_and_repeats():
-    first = train(OPS, 1)
-    assert first == train(OPS, 1) != train(OPS, 2)
-    assert first != train(NumpyOps(), 1)  # it does draw the masks of this package
-    assert np.mean(first[-5:]) < 0.8 * first[0]
+def test_training_is_reproducible():
+    losses = train(OPS, 1)
+    assert losses == train(OPS, 1) != train(OPS, 2)
+    assert losses != train(NumpyOps(), 1)
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
 # ---- spaCy --------------------------------------------------------------------------------------
@@ -212,7 +205,7 @@ factory = "tagger"
 SENTENCES = [("I like green eggs", "PVAN"), ("Eat blue ham", "VAN"), ("They eat blue eggs", "PVAN")]
 
 
-def test_a_spacy_config_names_it():
+def test_spacy_config():
     spacy = import_or_skip("spacy")
     from spacy.training import Example
     from spacy.util import load_model_from_config
@@ -225,8 +218,8 @@ def test_a_spacy_config_names_it():
             Example.from_dict(nlp.make_doc(text), {"tags": list(tags)}) for text, tags in SENTENCES
         ]
         optimizer = nlp.initialize(lambda examples=examples: examples)
-        used = {type(node.ops) for _, pipe in nlp.pipeline for node in pipe.model.walk()}
-        assert used == {CdropoutOps}
+        ops = {type(node.ops) for _, pipe in nlp.pipeline for node in pipe.model.walk()}
+        assert ops == {CdropoutOps}
         for _ in range(30):
             losses = nlp.update(examples, sgd=optimizer, drop=0.2)
         runs.append(losses["tagger"])
@@ -234,25 +227,22 @@ def test_a_spacy_config_names_it():
     assert [token.tag_ for token in nlp("They like blue ham")] == list("PVAN")
 
 
-# ---- the example --------------------------------------------------------------------------------
+# ---- example ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_example_prints_what_masks_cost():
-    find_or_skip("sklearn")  # the digits come with it
-    example = Path(__file__).parents[2] / "examples" / "thinc_digits.py"
+def test_example():
+    find_or_skip("sklearn")
     options = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "100", "--p", "0"]
-    done = subprocess.run([sys.executable, example, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    errors = re.findall(r"\(.*\) +(\d+\.\d\d \+- \d+\.\d\d)$", done.stdout, re.MULTILINE)
-    assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0 nothing tells them apart
-    assert re.search(r"^Dropout makes a step -?\d+ % slower", done.stdout, re.MULTILINE)
+    output = run_example("thinc_digits.py", *options)
+    errors = re.findall(r"\(.*\) +(\d+\.\d\d \+- \d+\.\d\d)$", output, re.MULTILINE)
+    assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0 the networks are identical
+    assert re.search(r"^Dropout makes a step -?\d+ % slower", output, re.MULTILINE)
 
 
 # ---- without thinc ------------------------------------------------------------------------------
 
 
-def test_without_thinc_the_command_that_installs_it_is_named():
-    program = "import sys; sys.modules['thinc'] = None; import cdropout.thinc"
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-    assert done.stderr.endswith("ImportError: cdropout.thinc needs thinc: pip install thinc\n")
+def test_missing_thinc():
+    _, _, errors = run("import sys; sys.modules['thinc'] = None; import cdropout.thinc")
+    assert errors.endswith("ImportError: cdropout.thinc needs thinc: pip install thinc")

@@ -1,4 +1,4 @@
-"""alpha_dropout of tensors and of arrays, with one mask: equal to the bit in every way."""
+"""Tests of alpha dropout: with the same mask, results are identical to those of NumPy."""
 
 import warnings
 
@@ -7,25 +7,22 @@ import pytest
 
 import cdropout as cd
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
-ml_dtypes = pytest.importorskip("ml_dtypes")
+from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import DTYPES, LAYOUTS, next_seed
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+ml_dtypes = import_or_skip("ml_dtypes")
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LAYOUTS = {
-    "contiguous": lambda x: x,
-    "permuted": lambda x: x.permute(2, 0, 3, 1),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "sliced": lambda x: x[:, 1:, ::2, 1:],
-    "expanded": lambda x: x[:, :, :1].expand(-1, -1, 9, -1),
-    "far": lambda x: x.reshape(2, -1).t().reshape(-1, 2, 1, 1).expand(-1, 2, 2, 1),
+    **LAYOUTS,
+    "large strides": lambda x: x.reshape(2, -1).t().reshape(-1, 2, 1, 1).expand(-1, 2, 2, 1),
 }
 NAMES = ["alpha_dropout", "feature_alpha_dropout"]
 
 
-def numbers(dtype, *shape):
+def special_values(dtype, *shape):
+    """Return random numbers with NaN, infinities, zeros and extreme values in between."""
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
     for i, value in enumerate([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1e30, -1e30, 1e-30]):
@@ -34,7 +31,7 @@ def numbers(dtype, *shape):
 
 
 def bits(x):
-    """The bits of a tensor or an array, with one NaN for all."""
+    """Return the bits of a tensor or an array; all NaN have the same bits."""
     x = x.detach().resolve_conj() if isinstance(x, torch.Tensor) else torch.from_numpy(as_ints(x))
     if x.is_floating_point():
         x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
@@ -62,8 +59,8 @@ def expected(name, x, p, seed):
 @pytest.mark.parametrize("p", [1e-300, 1e-12, 0.1, 0.5, 0.9, 1 - 1e-9, 1 - 2**-53])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_p(dtype, name, p):
-    x = numbers(dtype, 8, 9, 10, 11)
+def test_result_equals_numpy_for_every_p(dtype, name, p):
+    x = special_values(dtype, 8, 9, 10, 11)
     y = getattr(ct, name)(x, p, True, generator=cd.Generator(7))
     assert torch.equal(bits(y), expected(name, x, p, 7))
 
@@ -72,53 +69,53 @@ def test_every_p(dtype, name, p):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_layout(dtype, name, layout, inplace):
-    x = LAYOUTS[layout](numbers(dtype, 6, 20, 32, 30))
-    before = expected(name, x, 0.3, 7)
-    if inplace:
-        x = x.clone() if layout in ("expanded", "far") else x
+def test_result_equals_numpy_for_every_layout(dtype, name, layout, inplace):
+    x = LAYOUTS[layout](special_values(dtype, 6, 20, 32, 30))
+    want = expected(name, x, 0.3, 7)
+    if inplace and layout in ("expanded", "large strides"):
+        x = x.clone()  # elements must not overlap
     y = getattr(ct, name)(x, 0.3, True, inplace, generator=cd.Generator(7))
-    assert torch.equal(bits(y), before) and (y is x) == inplace
+    assert torch.equal(bits(y), want) and (y is x) == inplace
     if not inplace:
         assert y.stride() == torch.empty_like(x).stride()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_way_to_call_it(dtype, name):
-    x = numbers(dtype, 5, 4, 300, 70)  # several work chunks
-    function, form = getattr(ct, name), getattr(torch, name)
+def test_every_entry_point_gives_the_same_result(dtype, name):
+    x = special_values(dtype, 5, 4, 300, 70)  # several work chunks
+    function, operator = getattr(ct, name), getattr(torch, name)
     torch.manual_seed(2)
-    seed = torch.randint(2**63 - 1, ()).item()
+    seed = next_seed()
     y = expected(name, x, 0.3, seed)
 
     def eager(x):
         return function(x, 0.3, True)
 
-    def rerouted(x):
+    def accelerated(x):
         with ct.accelerate():
-            return form(x, 0.3, True)
+            return operator(x, 0.3, True)
 
-    def rerouted_in_place(x):
+    def accelerated_in_place(x):
         with ct.accelerate():
             return getattr(torch, name + "_")(x.clone(), 0.3, True)
 
-    ways = {
+    calls = {
         "eager": eager,
-        "recorded": lambda x: function(x.clone().requires_grad_(), 0.3, True),
-        "rerouted": rerouted,
-        "rerouted in place": rerouted_in_place,
+        "autograd": lambda x: function(x.clone().requires_grad_(), 0.3, True),
+        "accelerated": accelerated,
+        "accelerated in place": accelerated_in_place,
         "compiled": torch.compile(eager, backend="aot_eager", fullgraph=True),
         "vjp": lambda x: torch.func.vjp(eager, x)[0],
         "jvp": lambda x: torch.func.jvp(eager, (x,), (x,))[0],
-        "functional": lambda x: torch.vmap(eager, randomness="same")(x[None])[0],
+        "vmap": lambda x: torch.vmap(eager, randomness="same")(x[None])[0],
         "module": (ct.AlphaDropout if name == "alpha_dropout" else ct.FeatureAlphaDropout)(0.3),
     }
-    for way, call in ways.items():
+    for label, call in calls.items():
         torch.manual_seed(2)
-        assert torch.equal(bits(call(x)), y), way
+        assert torch.equal(bits(call(x)), y), label
     torch.manual_seed(2)
-    seed = torch.randint(2**63 - 1, (2,))[0].item()  # the first sample's names the mask
+    seed = torch.randint(2**63 - 1, (2,))[0].item()  # the seed of the first sample
     torch.manual_seed(2)
     if name == "alpha_dropout":
         y = torch.vmap(eager, randomness="different")(x[:2])
@@ -127,9 +124,9 @@ def test_every_way_to_call_it(dtype, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_are_those_of_arrays(dtype, name):
+def test_gradients_equal_those_of_numpy(dtype, name):
     x = torch.randn(5, 4, 30, 7, dtype=dtype)
-    gy = numbers(dtype, 5, 4, 30, 7)
+    gy = special_values(dtype, 5, 4, 30, 7)
     _, mask = getattr(cd, name)(as_array(x), 0.3, True, rng=7, return_mask=True)
     gx = bits(cd.dropout_backward(as_array(gy), mask))
 
@@ -148,7 +145,7 @@ def test_gradients_are_those_of_arrays(dtype, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rates_that_a_graph_does_not_know(name):
+def test_compiled_with_p_as_argument(name):
     function = torch.compile(
         lambda x, p: getattr(ct, name)(x, p, True), backend="aot_eager", fullgraph=True
     )

@@ -1,27 +1,26 @@
-"""cdropout.torch where a forward pass is repeated or watched: checkpoints, dispatch modes."""
+"""Tests of checkpoints, and of accelerated functions under dispatch modes."""
 
+import contextlib
 import functools
 
 import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import unix_only
+from ..helpers.requirements import import_or_skip, unix_only
 from ..helpers.subprocess_runner import run_with_torch
-from ..helpers.torch_calls import CALLS, GENERATORS
+from ..helpers.torch_calls import CALLS, GENERATORS, assert_equal, ramp, with_seed
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 F, nn = torch.nn.functional, torch.nn
 checkpoint = torch.utils.checkpoint.checkpoint
-
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 FUNCTIONS = {
     **{name: lambda x, rng, call=call: call(x, generator=rng) for name, call in CALLS.items()},
     "module": lambda x, rng: ct.Dropout(0.5, generator=rng)(x),
 }
-MATCH = (
+MESSAGE = (
     r"generator= cannot be drawn from during a backward pass, where a checkpoint needs the mask "
     r"of its first run: use checkpoint\(..., use_reentrant=False, "
     r"context_fn=cdropout.torch.checkpoint_context\(generator\)\); otherwise draw from PyTorch's "
@@ -35,12 +34,12 @@ def state_of(generator):
     )
 
 
-def numbers():
-    return torch.linspace(-1, 1, 4 * 5 * 6 * 7).reshape(4, 5, 6, 7).requires_grad_()
+def leaf():
+    return ramp(4, 5, 6, 7, dtype=torch.float32).requires_grad_()
 
 
 def block(function, generator):
-    """The function between others whose backward needs what was computed."""
+    """Return the function combined with others that save tensors for backward."""
     return lambda x: function(x.sin(), generator).exp().square()
 
 
@@ -50,19 +49,19 @@ def block(function, generator):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_generator_in_a_plain_checkpoint_is_refused(name, kind, reentrant):
-    generator, x = GENERATORS[kind](), numbers()
+def test_generator_without_checkpoint_context_is_refused(name, kind, reentrant):
+    generator, x = GENERATORS[kind](), leaf()
     y = checkpoint(block(FUNCTIONS[name], generator), x, use_reentrant=reentrant)
     state = state_of(generator)
-    with pytest.raises(RuntimeError, match=MATCH):
+    with pytest.raises(RuntimeError, match=MESSAGE):
         y.sum().backward()
     assert state_of(generator) == state and x.grad is None
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_checkpoint_context_replays_the_mask(name, kind):
-    generator, x = GENERATORS[kind](), numbers()
+def test_checkpoint_context_repeats_the_mask(name, kind):
+    generator, x = GENERATORS[kind](), leaf()
     function = block(FUNCTIONS[name], generator)
     expected = function(x)
     (gradient,) = torch.autograd.grad(expected.sum(), x)
@@ -70,7 +69,7 @@ def test_a_checkpoint_context_replays_the_mask(name, kind):
     function = block(FUNCTIONS[name], generator)
     context = ct.checkpoint_context(generator)
     y = checkpoint(function, x, use_reentrant=False, context_fn=context)
-    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # draws the next mask
+    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # with the next mask
     state = state_of(generator)
     assert torch.equal(y, expected) and not torch.equal(other, y)
     for _ in range(2):
@@ -80,7 +79,7 @@ def test_a_checkpoint_context_replays_the_mask(name, kind):
     assert not torch.equal(gx, gradient)
 
 
-RESTORED = """
+UNSEEDED = """
 import os
 import warnings
 import torch
@@ -104,37 +103,35 @@ def fail(generator, x):
 for restore in replay, fail:
     generator = cd.Generator()
     restore(generator, torch.ones(4, requires_grad=True))
-    ours, theirs = os.pipe()
+    read_end, write_end = os.pipe()
     if os.fork() == 0:
-        os.write(theirs, str(generator.seed).encode())
+        os.write(write_end, str(generator.seed).encode())
         os._exit(0)
     os.wait()
-    os.close(theirs)
-    with open(ours) as pipe:
+    os.close(write_end)
+    with open(read_end) as pipe:
         print(int(pipe.read()) != generator.seed, end=" ")
 """
 
 
 @unix_only
-def test_a_restored_generator_without_a_seed_still_has_none():
-    """Check that a forked child seeds it anew, in a process without JAX, which warns of forks."""
-    assert run_with_torch(RESTORED) == (0, "True True", "")
+def test_unseeded_generator_remains_unseeded():
+    """Check that a forked child gets another seed, without JAX, which warns about forks."""
+    assert run_with_torch(UNSEEDED) == (0, "True True", "")
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("default", ["None", "default_generator"])
-def test_a_checkpoint_replays_the_default_generator(default, name, reentrant):
-    generator, x = None if default == "None" else torch.default_generator, numbers()
+def test_checkpoint_restores_the_default_generator(default, name, reentrant):
+    generator, x = None if default == "None" else torch.default_generator, leaf()
     function = block(FUNCTIONS[name], generator)
     results = []
     for call in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
-        torch.manual_seed(3)
-        y = call(x)
-        torch.rand(7)  # the generator goes on
+        y = with_seed(call, x)
+        torch.rand(7)  # changes the state of the generator
         results.append((y, *torch.autograd.grad(y.sum(), x)) if not reentrant else (y, grad(y, x)))
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    assert_equal(*results)
 
 
 def grad(y, x):
@@ -152,15 +149,15 @@ POLICIES = {
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", [None, *GENERATORS])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_selective_checkpoint_replays_the_mask(name, kind, policy):
+def test_selective_checkpoint_repeats_the_mask(name, kind, policy):
     def decide(context, op, *args, **kwargs):
-        ours = op in (torch.ops.cdropout.dropout.default, torch.ops.aten.sin.default)
-        return POLICIES[policy if ours else "recompute"]
+        chosen = op in (torch.ops.cdropout.dropout.default, torch.ops.aten.sin.default)
+        return POLICIES[policy if chosen else "recompute"]
 
     selective = functools.partial(
         torch.utils.checkpoint.create_selective_checkpoint_contexts, decide
     )
-    x, results = numbers(), []
+    x, results = leaf(), []
     for checkpointed in (False, True):
         torch.manual_seed(3)
         generator = kind and GENERATORS[kind]()
@@ -170,11 +167,10 @@ def test_a_selective_checkpoint_replays_the_mask(name, kind, policy):
             run = functools.partial(checkpoint, run, use_reentrant=False, context_fn=context)
         y = run(x)
         results.append((y, *torch.autograd.grad(y.sum(), x)))
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    assert_equal(*results)
 
 
-def test_contexts_nest():
+def test_checkpoint_contexts_can_be_nested():
     def run(checkpointed):
         one, other = (make() for make in GENERATORS.values())
 
@@ -192,16 +188,15 @@ def test_contexts_nest():
             return within(inner, y, other).square()
 
         torch.manual_seed(3)
-        x = numbers()
+        x = leaf()
         y = within(outer, x, one, other)
         return y, *torch.autograd.grad(y.sum(), x)
 
-    for expected, found in zip(run(False), run(True), strict=True):
-        assert torch.equal(found, expected)
+    assert_equal(run(True), run(False))
 
 
-def test_a_context_allows_its_own_generators_alone_and_ends_with_the_replay():
-    one, other, x = cd.Generator(1), cd.Generator(1), numbers()
+def test_checkpoint_context_allows_only_its_generators():
+    one, other, x = cd.Generator(1), cd.Generator(1), leaf()
     y = checkpoint(
         block(
             lambda x, rng: ct.dropout(ct.dropout(x, 0.5, generator=one), 0.5, generator=rng), other
@@ -211,15 +206,15 @@ def test_a_context_allows_its_own_generators_alone_and_ends_with_the_replay():
         context_fn=ct.checkpoint_context(one),
     )
     state = one.state
-    with pytest.raises(RuntimeError, match=MATCH):
+    with pytest.raises(RuntimeError, match=MESSAGE):
         y.sum().backward()
     assert one.state == state
     x.register_hook(lambda g: ct.dropout(g, 0.5, generator=one))
-    with pytest.raises(RuntimeError, match=MATCH):
+    with pytest.raises(RuntimeError, match=MESSAGE):
         x.sum().backward()
 
 
-def test_hooks_draw_from_the_default_generator():
+def test_hook_may_use_the_default_generator():
     x = torch.ones(100, requires_grad=True)
     x.register_hook(lambda g: ct.dropout(g, 0.5))
     torch.manual_seed(3)
@@ -228,21 +223,21 @@ def test_hooks_draw_from_the_default_generator():
     assert torch.equal(x.grad, ct.dropout(torch.ones(100), 0.5))
 
 
-def test_p_1_draws_nothing_in_a_backward_pass():
+def test_p_1_draws_nothing_during_backward():
     x = torch.ones(3, requires_grad=True)
     x.register_hook(lambda g: ct.dropout(g, 1.0, generator=cd.Generator(1)))
     x.sum().backward()
     assert x.grad.tolist() == [0, 0, 0]
 
 
-def test_a_context_takes_generators():
+def test_checkpoint_context_refuses_other_types():
     with pytest.raises(TypeError, match="takes torch.Generators and cdropout.Generators, but got"):
         ct.checkpoint_context(None)
 
 
 # ---- dispatch modes -----------------------------------------------------------------------------
 
-REROUTED = {
+ACCELERATED = {
     "dropout": lambda x: F.dropout(x, 0.3),
     "dropout1d": lambda x: F.dropout1d(x[0], 0.3),
     "dropout2d": lambda x: F.dropout2d(x, 0.3),
@@ -256,56 +251,45 @@ REROUTED = {
 }
 
 
-class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+class PassThroughMode(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 
-def flops():
+def flop_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     return FlopCounterMode(display=False)
 
 
-@pytest.mark.parametrize("mode", [Watching, flops])
+@pytest.mark.parametrize("mode", [PassThroughMode, flop_counter])
 @pytest.mark.parametrize("grad", ["grad", "no_grad", "inference_mode"])
-@pytest.mark.parametrize("name", REROUTED)
-def test_a_dispatch_mode_never_changes_a_rerouted_mask(name, grad, mode):
-    function, results = REROUTED[name], []
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_dispatch_mode_does_not_change_the_accelerated_mask(name, grad, mode):
+    function, results = ACCELERATED[name], []
     with torch.enable_grad() if grad == "grad" else getattr(torch, grad)(), ct.accelerate():
         x = torch.linspace(-1, 1, 2520).reshape(4, 5, 6, 21).requires_grad_(grad == "grad")
-        for watched in (False, True):
-            torch.manual_seed(3)
-            if watched:
-                with mode():
-                    y = function(x)
-            else:
-                y = function(x)
+        for context in (contextlib.nullcontext, mode):
+            with context():
+                y = with_seed(function, x)
             gradients = torch.autograd.grad(y.sum(), x) if grad == "grad" else ()
             results.append((y, *gradients))
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    assert_equal(*results)
 
 
-@pytest.mark.parametrize("name", REROUTED)
-def test_a_selective_checkpoint_of_a_rerouted_function_replays_the_mask(name):
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_selective_checkpoint_of_accelerated_function_repeats_the_mask(name):
     selective = functools.partial(
         torch.utils.checkpoint.create_selective_checkpoint_contexts, [torch.ops.aten.sin.default]
     )
-    x, results = numbers(), []
+    x, results = leaf(), []
+    function = block(lambda x, _: ACCELERATED[name](x), None)
     with ct.accelerate():
         for run in (
-            block(lambda x, _: REROUTED[name](x), None),
-            functools.partial(
-                checkpoint,
-                block(lambda x, _: REROUTED[name](x), None),
-                use_reentrant=False,
-                context_fn=selective,
-            ),
+            function,
+            lambda x: checkpoint(function, x, use_reentrant=False, context_fn=selective),
         ):
-            torch.manual_seed(3)
-            y = run(x)
-            torch.rand(7)  # the generator goes on
+            y = with_seed(run, x)
+            torch.rand(7)  # changes the state of the generator
             results.append((y, *torch.autograd.grad(y.sum(), x)))
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    assert_equal(*results)

@@ -1,67 +1,65 @@
-"""Dropout with p = 1 and of dropped elements: +0.0 in every way to call it, also as a gradient."""
+"""Tests of dropped elements: they and their gradients are +0.0 in every entry point."""
 
 import math
 
 import pytest
 
-from ..helpers.torch_calls import DTYPES, FORMS, FUNCTIONS, Untouched
+from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import DTYPES, FUNCTIONS, OPERATORS, NothingDrawn
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
-
-# PyTorch itself scripts some of its formulas when they are first needed
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 
 
-BAD = [math.nan, math.inf, -math.inf, -1.0, -0.0, 5.0]
+SPECIAL = [math.nan, math.inf, -math.inf, -1.0, -0.0, 5.0]
 
 
 def all_plus_zero(x):
     return not x.any() and not torch.signbit(x).any()
 
 
-HOW = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
-CASES = [(kind, FUNCTIONS[name]) for kind in HOW[:-1] for name in FUNCTIONS]
-CASES += [(kind, FORMS[name]) for kind in HOW[:2] for name in FORMS]  # accelerate() leaves the rest
+MODES = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
+CASES = [(mode, FUNCTIONS[name]) for mode in MODES[:-1] for name in FUNCTIONS]
+CASES += [(mode, OPERATORS[name]) for mode in MODES[:2] for name in OPERATORS]
 CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
-CASES += [  # to compile takes long
+CASES += [  # compilation takes long
     pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
     for function in FUNCTIONS.values()
     for dtype in DTYPES
 ]
-IN_PLACE = [FORMS[name] for name in FORMS if name.endswith("_")]
+IN_PLACE = [OPERATORS[name] for name in OPERATORS if name.endswith("_")]
 
 
-@pytest.mark.parametrize("kind, function, dtype", CASES)
-def test_p_of_1_gives_plus_zero_whatever_was_there(kind, function, dtype):
-    x = torch.tensor(BAD, dtype=dtype).repeat(2, 3, 4, 1)
-    bad = x.clone()
-    with ct.accelerate(), Untouched():
-        if kind == "inference":
+@pytest.mark.parametrize("mode, function, dtype", CASES)
+def test_p_1_gives_plus_zero(mode, function, dtype):
+    x = torch.tensor(SPECIAL, dtype=dtype).repeat(2, 3, 4, 1)
+    special = x.clone()
+    with ct.accelerate(), NothingDrawn():
+        if mode == "inference":
             with torch.inference_mode():
                 assert all_plus_zero(function(x.clone(), 1.0))
-        elif kind == "vmap":
+        elif mode == "vmap":
             assert all_plus_zero(torch.vmap(lambda x: function(x, 1.0), randomness="same")(x[None]))
-        elif kind == "vjp":
+        elif mode == "vjp":
             y, vjp = torch.func.vjp(lambda x: function(x, 1.0), x)
-            assert all_plus_zero(y) and all_plus_zero(vjp(bad)[0])
-        elif kind == "jvp":
-            y, tangent = torch.func.jvp(lambda x: function(x, 1.0), (x,), (bad,))
+            assert all_plus_zero(y) and all_plus_zero(vjp(special)[0])
+        elif mode == "jvp":
+            y, tangent = torch.func.jvp(lambda x: function(x, 1.0), (x,), (special,))
             assert all_plus_zero(y) and all_plus_zero(tangent)
         else:
             x.requires_grad_()
             run = function
-            if kind == "compiled":
+            if mode == "compiled":
                 run = torch.compile(function, backend="aot_eager", fullgraph=True)
             y = run(x * 1 if function in IN_PLACE else x, 1.0)
-            (gx,) = torch.autograd.grad(y, x, bad, create_graph=True)
+            (gx,) = torch.autograd.grad(y, x, special, create_graph=True)
             assert all_plus_zero(y) and all_plus_zero(gx)
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_native_dropout_gives_plus_zero_gradients_for_dropped_elements(dtype, create_graph, p):
+def test_native_dropout_gradients_are_plus_zero(dtype, create_graph, p):
     x = torch.randn(1000, dtype=dtype, requires_grad=True)
     gy = torch.tensor([math.nan, 1.0], dtype=dtype).repeat(500)
     with ct.accelerate():
@@ -77,10 +75,10 @@ def test_native_dropout_gives_plus_zero_gradients_for_dropped_elements(dtype, cr
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_batch_of_gradients_is_plus_zero_for_dropped_elements(dtype):
+def test_batched_gradients_are_plus_zero(dtype):
     x = torch.randn(1000, dtype=dtype, requires_grad=True)
     y = ct.dropout(x, 0.5)
-    gy = torch.tensor(BAD, dtype=dtype)[:, None].expand(-1, 1000)
+    gy = torch.tensor(SPECIAL, dtype=dtype)[:, None].expand(-1, 1000)
     (gx,) = torch.autograd.grad(y, x, gy, is_grads_batched=True)
     assert all_plus_zero(gx[:, y == 0])
     assert torch.equal(gx[3:, y != 0], 2 * gy[3:, y != 0])

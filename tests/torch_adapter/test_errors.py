@@ -1,4 +1,4 @@
-"""cdropout.torch after errors: tensors and generators are as they were, and nothing crashes."""
+"""Tests of errors: tensors and generators remain unchanged."""
 
 import signal
 
@@ -6,27 +6,20 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import needs_memory_limit, unix_only
+from ..helpers.requirements import import_or_skip, needs_memory_limit, unix_only
 from ..helpers.subprocess_runner import run
-from ..helpers.torch_calls import DTYPES, FORMS, FUNCTIONS, Untouched
+from ..helpers.torch_calls import DTYPES, FUNCTIONS, GENERATORS, OPERATORS, NothingDrawn
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 F = torch.nn.functional
 
-# PyTorch itself scripts some of its formulas when they are first needed
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
-GENERATORS = {
-    "PyTorch's default": lambda: None,
-    "PyTorch's": lambda: torch.Generator().manual_seed(3),
-    "ours": lambda: cd.Generator(3),
-}
+GENERATORS = {"default": lambda: None, **GENERATORS}
 
 
 # ---- memory -------------------------------------------------------------------------------------
 
-TOO_MUCH = "allocate memory|Storage size calculation overflowed|out of memory"
+NO_MEMORY = "allocate memory|Storage size calculation overflowed|out of memory"
 
 
 def huge(dtype=torch.float32):
@@ -35,36 +28,37 @@ def huge(dtype=torch.float32):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_without_memory_for_the_result_nothing_is_drawn(name, kind):
+def test_failed_allocation_draws_nothing(name, kind):
     generator = GENERATORS[kind]()
     for x in (huge(), huge(torch.bfloat16), huge().requires_grad_()):
-        with Untouched(generator), pytest.raises(RuntimeError, match=TOO_MUCH):
+        with NothingDrawn(generator), pytest.raises(RuntimeError, match=NO_MEMORY):
             FUNCTIONS[name](x, 0.5, generator=generator)
         with (
-            Untouched(generator),
+            NothingDrawn(generator),
             torch.autograd.forward_ad.dual_level(),
-            pytest.raises(RuntimeError, match=TOO_MUCH),
+            pytest.raises(RuntimeError, match=NO_MEMORY),
         ):
             FUNCTIONS[name](x, 0.5, generator=generator)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMS if not name.endswith("_")])
-def test_without_memory_for_the_result_no_rerouted_operator_draws(name):
+@pytest.mark.parametrize("name", [name for name in OPERATORS if not name.endswith("_")])
+def test_failed_allocation_in_accelerated_operator_draws_nothing(name):
     for x in (huge(), huge().requires_grad_()):
-        with ct.accelerate(), Untouched(), pytest.raises(RuntimeError, match=TOO_MUCH):
-            FORMS[name](x, 0.5)
+        with ct.accelerate(), NothingDrawn(), pytest.raises(RuntimeError, match=NO_MEMORY):
+            OPERATORS[name](x, 0.5)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("randomness", ["same", "different"])
-def test_without_memory_for_the_result_nothing_is_drawn_under_vmap(randomness, kind):
+def test_failed_allocation_under_vmap_draws_nothing(randomness, kind):
     generator = GENERATORS[kind]()
     drop = torch.vmap(lambda x: ct.dropout(x, 0.5, generator=generator), randomness=randomness)
-    with Untouched(generator), pytest.raises(RuntimeError, match=TOO_MUCH):
+    with NothingDrawn(generator), pytest.raises(RuntimeError, match=NO_MEMORY):
         drop(huge().flatten(2)[:3])
 
 
-LIMIT = """
+MEMORY_LIMIT = """
+import functools
 import resource
 import torch
 import cdropout as cd
@@ -72,48 +66,49 @@ import cdropout.torch as ct
 torch.set_num_threads(1)
 n = 1 << 22
 x, half = torch.ones(n), torch.ones(n // 2, 8, dtype=torch.bfloat16)
-ours, theirs = cd.Generator(3), torch.Generator().manual_seed(3)
-calls = [call for generator in (None, ours, theirs) for call in (
-    lambda: ct.dropout(x, generator=generator),
-    lambda: ct.alpha_dropout(x, 0.5, True, generator=generator),
-    lambda: ct.alpha_dropout(half, 0.5, True, True, generator=generator),        # room for float32
-    lambda: ct.bias_dropout_add(x[:1], x[:1], x, generator=generator),
-    lambda: ct.bias_dropout_add(x[:n // 2], x[:1], x[::2], generator=generator),
-)]
+generator_1, generator_2 = cd.Generator(3), torch.Generator().manual_seed(3)
+functions = (
+    lambda generator: ct.dropout(x, generator=generator),
+    lambda generator: ct.alpha_dropout(x, 0.5, True, generator=generator),
+    lambda generator: ct.alpha_dropout(half, 0.5, True, True, generator=generator),  # float32 copy
+    lambda generator: ct.bias_dropout_add(x[:1], x[:1], x, generator=generator),
+    lambda generator: ct.bias_dropout_add(x[:n // 2], x[:1], x[::2], generator=generator),
+)
+generators = None, generator_1, generator_2
+calls = [functools.partial(f, generator) for generator in generators for f in functions]
 def native():
     with ct.accelerate():
         torch.native_dropout(x, 0.5, True)
-small = lambda: ct.dropout(x[:99], generator=ours)
-small(), native(), calls[0]()                                                    # imports
+ct.dropout(x[:99], generator=generator_1), native(), calls[0]()  # the first calls import modules
 calls.append(native)
 def states():
-    return [torch.get_rng_state(), theirs.get_state(), torch.tensor(ours.calls)]
+    return [torch.get_rng_state(), generator_2.get_state(), torch.tensor(generator_1.calls)]
 with open("/proc/self/statm") as status:
     used = int(status.read().split()[0]) * resource.getpagesize()
-most = resource.getrlimit(resource.RLIMIT_AS)[1]
-for room in (4 << 20, 18 << 20):                             # for nothing; for the first output
-    resource.setrlimit(resource.RLIMIT_AS, (used + room, most))
+maximum = resource.getrlimit(resource.RLIMIT_AS)[1]
+for free in (4 << 20, 18 << 20):  # bytes: too few for an output; enough for the first output
+    resource.setrlimit(resource.RLIMIT_AS, (used + free, maximum))
     for call in calls:
         before = states()
         try:
             call()
         except (RuntimeError, MemoryError) as error:
             assert "memory" in str(error), error
-            same = all(torch.equal(*pair) for pair in zip(before, states()))
-            assert same, (calls.index(call), room)
+            unchanged = all(torch.equal(*pair) for pair in zip(before, states()))
+            assert unchanged, (calls.index(call), free)
             failed = calls.index(call)
         else:
-            assert room > 4 << 20, calls.index(call)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    assert room > 4 << 20 or half.min() == 1
-assert failed == len(calls) - 1, "native_dropout, whose second output has no room"
+            assert free > 4 << 20, calls.index(call)
+    resource.setrlimit(resource.RLIMIT_AS, (maximum, maximum))
+    assert free > 4 << 20 or half.min() == 1
+assert failed == len(calls) - 1, "the second output of native_dropout exceeds the memory"
 print("done")
 """
 
 
 @needs_memory_limit
-def test_too_little_memory_changes_nothing():
-    status, out, errors = run(LIMIT, MALLOC_MMAP_THRESHOLD_="65536")
+def test_memory_limit_changes_nothing():
+    status, out, errors = run(MEMORY_LIMIT, MALLOC_MMAP_THRESHOLD_="65536")
     assert (status, out) == (0, "done"), errors
 
 
@@ -121,7 +116,7 @@ def test_too_little_memory_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_a_residual_that_does_not_fit_draws_nothing(kind):
+def test_invalid_residual_draws_nothing(kind):
     generator = GENERATORS[kind]()
     x = torch.ones(3, 4)
     for residual, error in (
@@ -132,49 +127,52 @@ def test_a_residual_that_does_not_fit_draws_nothing(kind):
         (huge(), RuntimeError),
     ):
         for y in (x, x.clone().requires_grad_()):
-            with Untouched(generator), pytest.raises(error):
+            with NothingDrawn(generator), pytest.raises(error):
                 ct.bias_dropout_add(y, y[0], residual, 0.5, generator=generator)
     bias = ct.bias_dropout_add(x, x, torch.ones(2, 1, 1).double(), 0.5, generator=generator)
     assert bias.shape == (2, 3, 4) and bias.dtype == torch.float64
 
 
-def fake(function):
+def with_fake_tensors(function):
     with torch._subclasses.FakeTensorMode():
         return function(torch.ones(4))
 
 
-def recorded(mode):
+def with_make_fx(mode):
     make_fx = torch.fx.experimental.proxy_tensor.make_fx
     return lambda function: make_fx(function, tracing_mode=mode)(torch.ones(4))
 
 
-WATCHED = {  # calls of a function of a tensor of 4 elements
+TRANSFORMS = {  # that call a function with a tensor of 4 elements
     "grad": lambda f: torch.func.grad(lambda x: f(x).sum())(torch.ones(4)),
     "vjp": lambda f: torch.func.vjp(f, torch.ones(4)),
     "jvp": lambda f: torch.func.jvp(f, (torch.ones(4),), (torch.ones(4),)),
     "jacrev": lambda f: torch.func.jacrev(f)(torch.ones(4)),
     "vmap": lambda f: torch.vmap(f, randomness="different")(torch.ones(2, 4)),
     "functionalize": lambda f: torch.func.functionalize(f)(torch.ones(4)),
-    "fake": fake,
-    "make_fx": recorded("real"),
-    "make_fx of fake": recorded("fake"),
-    "make_fx of symbols": recorded("symbolic"),
+    "fake": with_fake_tensors,
+    "make_fx": with_make_fx("real"),
+    "make_fx of fake": with_make_fx("fake"),
+    "make_fx of symbols": with_make_fx("symbolic"),
 }
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-@pytest.mark.parametrize("name", WATCHED)
-def test_an_error_under_transforms_and_modes_draws_nothing(name, kind):
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_error_under_transforms_draws_nothing(name, kind):
     generator = GENERATORS[kind]()
-    if kind == "ours" and ("fake" in name or "make_fx" in name):
-        pytest.skip("a cdropout.Generator is refused there")
-    with Untouched(generator), pytest.raises(RuntimeError, match="must match the size|broadcast"):
-        WATCHED[name](
+    if kind == "cdropout" and ("fake" in name or "make_fx" in name):
+        pytest.skip("graphs refuse a cdropout.Generator")
+    with (
+        NothingDrawn(generator),
+        pytest.raises(RuntimeError, match="must match the size|broadcast"),
+    ):
+        TRANSFORMS[name](
             lambda x: ct.bias_dropout_add(x, torch.ones(4), torch.ones(5), 0.5, generator=generator)
         )
 
 
-def last_call():
+def exhausted_generator():
     generator = cd.Generator(1)
     generator.state = {"seed": 1, "calls": 2**64 - 1, "spawned": 0}
     return generator
@@ -183,12 +181,12 @@ def last_call():
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_generator_without_call_numbers_changes_no_tensor(dtype, name, grad):
+def test_exhausted_generator_changes_no_tensor(dtype, name, grad):
     base = torch.randn(4, 6, 5, 7, dtype=dtype, requires_grad=grad)
     for x in (base * 1, (base * 1)[1:], (base * 1).permute(3, 1, 0, 2)):
         before, version = x.detach().clone(), x._version
-        with pytest.raises(OverflowError, match="all its 2\\*\\*64 - 1 call numbers"):
-            FUNCTIONS[name](x, 0.5, inplace=True, generator=last_call())
+        with pytest.raises(OverflowError, match="all 2\\*\\*64 - 1 call numbers"):
+            FUNCTIONS[name](x, 0.5, inplace=True, generator=exhausted_generator())
         assert torch.equal(x, before) and (grad or x._version == version)
 
 
@@ -196,7 +194,7 @@ def test_a_generator_without_call_numbers_changes_no_tensor(dtype, name, grad):
 
 
 class Stop(Exception):
-    """Raised by the signal handler."""
+    """Raised by the signal's handler."""
 
 
 @pytest.fixture
@@ -210,33 +208,33 @@ def alarm():
     signal.signal(signal.SIGALRM, before)
 
 
-LONG = {  # small channels take long
+SLOW_CALLS = {  # small channels are slow
     "dropout2d": lambda x, generator: ct.dropout2d(x, 0.5, generator=generator),
     "in place": lambda x, generator: ct.dropout2d(x, 0.5, inplace=True, generator=generator),
-    "recorded": lambda x, generator: ct.dropout2d(x.requires_grad_(), 0.5, generator=generator),
+    "autograd": lambda x, generator: ct.dropout2d(x.requires_grad_(), 0.5, generator=generator),
     "alpha": lambda x, generator: ct.feature_alpha_dropout(x, 0.5, True, generator=generator),
-    "rerouted": lambda x, _: torch.feature_dropout(x, 0.5, True),
+    "accelerated": lambda x, _: torch.feature_dropout(x, 0.5, True),
 }
 
 
 @unix_only
 @pytest.mark.parametrize("kind", GENERATORS)
-@pytest.mark.parametrize("name", LONG)
-def test_an_interrupted_call_gives_its_number_back(name, kind, alarm):
-    generator = None if name == "rerouted" else GENERATORS[kind]()
-    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call ends before it checks for signals
-        x, untouched = torch.ones(channels, 2, 2, 2), Untouched(generator)
-        untouched.__enter__()
+@pytest.mark.parametrize("name", SLOW_CALLS)
+def test_interrupted_call_restores_the_generator(name, kind, alarm):
+    generator = None if name == "accelerated" else GENERATORS[kind]()
+    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call may end before the signal
+        x, nothing_drawn = torch.ones(channels, 2, 2, 2), NothingDrawn(generator)
+        nothing_drawn.__enter__()
         with pytest.raises(Stop), ct.accelerate():
             alarm()
-            LONG[name](x, generator)
+            SLOW_CALLS[name](x, generator)
             signal.pause()
-        if untouched.holds():
+        if nothing_drawn.is_true():
             return
-    pytest.fail("the interrupted calls have used up numbers")
+    pytest.fail("no interrupted call restored the generator")
 
 
-def test_a_state_is_restored_only_if_nothing_was_drawn_since():
+def test_state_is_restored_unless_it_changed():
     from cdropout.torch._draw import restore, state_of
 
     for kind in GENERATORS.values():
@@ -245,7 +243,7 @@ def test_a_state_is_restored_only_if_nothing_was_drawn_since():
         first = ct.dropout(torch.ones(99), generator=generator)
         after = state_of(generator)
         ct.dropout(torch.ones(99), generator=generator)
-        with Untouched(generator):
+        with NothingDrawn(generator):
             restore(generator, before, after)
         restore(generator, before, state_of(generator))
         assert torch.equal(ct.dropout(torch.ones(99), generator=generator), first)
@@ -259,12 +257,12 @@ OVERLAPPING = {
     "expanded": lambda: torch.ones(4, 1).expand(4, 3),
     "diagonals": lambda: torch.arange(9.0).as_strided((3, 3), (2, 2)),
 }
-WORDS = "more than one element of the written-to tensor refers to a single memory location"
+REFUSAL = "refers to a single memory location|vmap: inplace"
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_elements_that_overlap_are_not_written_to(name, p):
+def test_in_place_refuses_overlapping_elements(name, p):
     generator = cd.Generator(1)
     x = OVERLAPPING[name]()
     before = x.clone()
@@ -280,7 +278,7 @@ def test_elements_that_overlap_are_not_written_to(name, p):
         lambda: accelerated(lambda: torch.alpha_dropout_(x, p, True)),
     ]
     for call in calls:
-        with Untouched(generator), pytest.raises(RuntimeError, match=f"{WORDS}|vmap: inplace"):
+        with NothingDrawn(generator), pytest.raises(RuntimeError, match=REFUSAL):
             call()
         assert torch.equal(x, before)
     assert ct.dropout(x, p).shape == x.shape  # not in place
@@ -294,7 +292,7 @@ def accelerated(call):
 @pytest.mark.parametrize(
     "view", [lambda x: x[:, 1::2], lambda x: x.t()[::3], lambda x: x[::2, :1].expand(-1, 1)]
 )
-def test_elements_with_gaps_are_written_to(view):
+def test_in_place_writes_to_views_with_gaps(view):
     x = torch.ones(60, 40)
     y = view(x)
     expected = cd.Mask(tuple(y.shape), 0.5, seed=4).to_scale()
@@ -303,7 +301,7 @@ def test_elements_with_gaps_are_written_to(view):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_more_dimensions_than_numpy_has(name):
+def test_more_dimensions_than_numpy_supports(name):
     x = torch.randn([1] * 33 + [6] + [1] * 33 + [5, 4])
     flat = x.reshape(6, 1, 5, 4)
     if name in ("dropout", "alpha_dropout"):
@@ -326,7 +324,7 @@ def test_more_dimensions_than_numpy_has(name):
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("name", [*FUNCTIONS, "bias_dropout_add"])
-def test_vmap_over_another_input(name, randomness):
+def test_vmap_over_unused_input(name, randomness):
     x, others = torch.randn(60, 50, 2, 2), torch.ones(40)
 
     def function(_):
@@ -353,9 +351,9 @@ def test_vmap_of_bias_dropout_add(batched):
     assert 100 < (y.abs() < 1e-6).sum() < 380
 
 
-def test_in_place_on_a_tensor_that_is_not_batched_changes_nothing():
+def test_vmap_refuses_in_place_on_unbatched_tensor():
     x = torch.ones(30)
     drop = torch.vmap(lambda _: ct.dropout(x, 0.5, inplace=True), randomness="different")
-    with Untouched(), pytest.raises(RuntimeError, match="vmap: inplace"):
+    with NothingDrawn(), pytest.raises(RuntimeError, match="vmap: inplace"):
         drop(torch.ones(4))
     assert torch.equal(x, torch.ones(30))

@@ -1,4 +1,4 @@
-"""The PyTorch examples run, say what they promise, and notice what they claim to check."""
+"""Tests of the PyTorch examples: they run, and their checks detect errors."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def load(name):
-    """An example as a module, not run."""
+    """Import an example as a module."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -25,7 +25,7 @@ def load(name):
 
 
 def run(name, *arguments, folder):
-    """What an example printed."""
+    """Run an example and return its output."""
     command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -34,7 +34,7 @@ def run(name, *arguments, folder):
 
 @pytest.fixture(scope="module")
 def transformer():
-    """examples/transformer.py, on one thread: its models are too small here for more."""
+    """Import examples/transformer.py; its small models run on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load("transformer")
@@ -45,14 +45,14 @@ def transformer():
 
 
 @pytest.mark.slow
-def test_torch_speed_prints_a_line_for_each_shape_and_step(tmp_path):
+def test_torch_speed_prints_all_rows(tmp_path):
     output = run("torch_speed", "--runs", "1", folder=tmp_path)
     rows = re.findall(r"^(forward.*?) +(\(\d+, \d+\)) +(.*)$", output, re.MULTILINE)
     steps = ["forward", "forward and backward"]
     assert [row[:2] for row in rows] == [(s, f"({n}, {n})") for n in (8, 1024) for s in steps]
-    for *_, figures in rows:
-        theirs, ours, ratio, least, most = map(float, re.findall(r"\d+\.\d+", figures))
-        assert least == ratio == most and ratio == pytest.approx(theirs / ours, rel=0.01)
+    for *_, numbers in rows:
+        theirs, ours, ratio, low, high = map(float, re.findall(r"\d+\.\d+", numbers))
+        assert low == ratio == high and ratio == pytest.approx(theirs / ours, rel=0.01)
 
 
 # ---- the transformer ----------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def test_transformer_prints_times_bytes_and_losses(tmp_path):
     for title in ("Transformer, 2 layers", "Convolutions with Dropout2d"):
         table = output.partition(title)[2].partition("\n\n")[0]
         rows = {
-            way: [float(number) for number in re.findall(r"\d+\.\d+", row)]
-            for way, row in re.findall(
+            dropout: [float(number) for number in re.findall(r"\d+\.\d+", row)]
+            for dropout, row in re.findall(
                 r"^(PyTorch's dropout|cdropout|no dropout)(.*)$", table, re.M
             )
         }
@@ -90,7 +90,7 @@ def saved_bytes(transformer, size):
     return [run.bytes_for_backward(*batch) for run in runs]
 
 
-def test_pytorch_saves_a_float_for_each_element_and_cdropout_none(transformer, size):
+def test_cdropout_saves_no_mask_for_backward(transformer, size):
     theirs, ours, none = saved_bytes(transformer, size)
     units = size.batch * size.length * size.width
     attention = size.batch * transformer.HEADS * size.length**2
@@ -98,18 +98,18 @@ def test_pytorch_saves_a_float_for_each_element_and_cdropout_none(transformer, s
     assert none < ours
 
 
-def test_the_bytes_show_whether_dropout_is_rerouted(transformer, size, monkeypatch):
+def test_saved_bytes_depend_on_accelerate(transformer, size, monkeypatch):
     monkeypatch.setattr(transformer.cdropout.torch, "accelerate", contextlib.nullcontext)
     theirs, ours, _none = saved_bytes(transformer, size)
     assert theirs == ours
 
 
-def test_runs_of_a_seed_differ_in_the_dropout_alone(transformer, size):
+def test_runs_at_p_0_have_equal_losses(transformer, size):
     runs, _batch = transformer.train(transformer.Transformer, size, 0.0, seed=0, steps=3)
     assert runs[0].losses == runs[1].losses == runs[2].losses
 
 
-def test_masks_are_drawn_anew_for_each_step(transformer, size):
+def test_each_step_draws_a_new_mask(transformer, size):
     runs, batch = transformer.train(transformer.Transformer, size, 0.5, seed=0, steps=1)
     losses = [[run.loss(*batch).item() for _ in range(2)] for run in runs]
     assert losses[0][0] != losses[0][1] and losses[1][0] != losses[1][1]
@@ -117,15 +117,15 @@ def test_masks_are_drawn_anew_for_each_step(transformer, size):
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"),
+    ("model", "size"),
     [
         ("Transformer", (8, 8, 32, 1)),
         pytest.param("Convolutions", (16, 16, 16), marks=pytest.mark.slow),
     ],
 )
-def test_all_three_learn_and_the_two_dropouts_alike(transformer, kind, size):
+def test_models_learn_equally_with_either_dropout(transformer, model, size):
     size = transformer.Size(*size)
-    runs, _batch = transformer.train(getattr(transformer, kind), size, 0.1, seed=0, steps=100)
+    runs, _batch = transformer.train(getattr(transformer, model), size, 0.1, seed=0, steps=100)
     losses = np.array([run.losses for run in runs])
     assert np.all(losses[:, -10:].mean(axis=1) < 0.4 * losses[:, 0])
     theirs, ours, none = losses.mean(axis=1)
@@ -134,7 +134,7 @@ def test_all_three_learn_and_the_two_dropouts_alike(transformer, kind, size):
 
 
 @pytest.mark.parametrize("option", [("--seeds", "1"), ("--steps", "1"), ("--p", "1")])
-def test_transformer_refuses_bad_options(transformer, option, monkeypatch, capsys):
+def test_transformer_refuses_invalid_options(transformer, option, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["transformer.py", *option])
     with pytest.raises(SystemExit, match="2"):
         transformer.main()
@@ -147,46 +147,46 @@ def test_transformer_refuses_bad_options(transformer, option, monkeypatch, capsy
 
 
 @pytest.mark.slow
-def test_ranks_share_one_mask_or_have_their_own(tmp_path):
+def test_output_of_torch_distributed(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch has no gloo")
+        pytest.skip("requires a PyTorch with gloo")
     output = run("torch_distributed", folder=tmp_path)
-    assert "equal one process's, bit for bit" in output
+    assert "forward and backward are identical to one process" in output
     first, last = map(float, re.search(r"fell from ([\d.]+) to ([\d.]+)", output).groups())
     assert last < 0.2 * first
     assert "weights equal on all ranks: True" in output
-    agree, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
-    assert abs(agree - 50) < 0.8 + 0.05  # 5 sigma of 100,000 elements, and what rounding adds
+    by_chance, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
+    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 sigma of 100,000 elements, and rounding
     assert seeded == 100
 
 
-def gather_in_turn(distributed, monkeypatch):
-    """Let one process be all ranks: what rank 0 handed in waits for the others."""
+def collect_parts(distributed, monkeypatch):
+    """Replace `gather`, so that one process can run all ranks one after the other."""
     parts = []
 
-    def gathered(part):
+    def gather(part):
         parts.append(part)
         return parts
 
-    monkeypatch.setattr(distributed, "gathered", gathered)
+    monkeypatch.setattr(distributed, "gather", gather)
     return parts
 
 
-def test_windows_of_all_ranks_make_the_whole(monkeypatch, capsys):
+def test_windows_of_all_ranks_equal_the_whole(monkeypatch, capsys):
     distributed = load("torch_distributed")
     size = distributed.SHAPE[0] // distributed.RANKS
-    parts = gather_in_turn(distributed, monkeypatch)
+    parts = collect_parts(distributed, monkeypatch)
     parts.append(distributed.forward_and_backward(slice(0, size)))
     distributed.share_one_mask(rank=1)
-    assert parts[0].count_nonzero() < 0.92 * parts[0].numel()  # p = 0.1: something was dropped
+    assert parts[0].count_nonzero() < 0.92 * parts[0].numel()  # p = 0.1
     kept = parts[0] != 0
     assert torch.equal(kept[0], kept[1])
 
 
-def test_a_rank_with_a_mask_of_its_own_is_noticed(monkeypatch):
+def test_different_mask_on_one_rank_is_detected(monkeypatch):
     distributed = load("torch_distributed")
     size = distributed.SHAPE[0] // distributed.RANKS
-    parts = gather_in_turn(distributed, monkeypatch)
+    parts = collect_parts(distributed, monkeypatch)
     with monkeypatch.context() as other:
         other.setattr(
             distributed, "MASK", distributed.cdropout.Mask(distributed.SHAPE, 0.1, seed=1)

@@ -1,4 +1,4 @@
-"""cdropout.torch's functions beside PyTorch's: masks, statistics, layouts, types and errors."""
+"""Tests of the functions: masks, statistics, layouts, types and errors, compared with PyTorch."""
 
 import math
 import warnings
@@ -10,40 +10,29 @@ import cdropout as cd
 
 from .. import reference
 from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import DTYPES, LAYOUTS, next_seed
 
 torch = import_or_skip("torch")
-import cdropout.torch as ct  # noqa: E402
+ct = import_or_skip("cdropout.torch")
 
 F = torch.nn.functional
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 LAYOUTS = {
-    "contiguous": lambda x: x,
-    "permuted": lambda x: x.permute(2, 0, 3, 1),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "sliced": lambda x: x[:, 1:, ::2, 1:],
-    "expanded": lambda x: x[:, :, :1].expand(-1, -1, 9, -1),
+    **LAYOUTS,
     "empty": lambda x: x[:, :, :0],
     "scalar": lambda x: x[0, 0, 0, 0],
 }
-FEATURES = {"dropout1d": (4, 600, 3), "dropout2d": (4, 600, 3, 2), "dropout3d": (4, 600, 2, 1, 3)}
-
-
-def seed_of(state):
-    """The seed that a call draws in this state of PyTorch's generator, which is left as it was."""
-    torch.set_rng_state(state)
-    seed = torch.randint(2**63 - 1, ()).item()
-    torch.set_rng_state(state)
-    return seed
+SELU = 1.7580993408473766  # minus the limit of SELU at -infinity
+CHANNELS = {"dropout1d": (4, 600, 3), "dropout2d": (4, 600, 3, 2), "dropout3d": (4, 600, 2, 1, 3)}
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_mask_follows_the_logical_index_in_pytorchs_memory_order(dtype, layout, p):
+def test_mask_is_independent_of_layout(dtype, layout, p):
     torch.manual_seed(3)
     x = LAYOUTS[layout](torch.randn(6, 5, 8, 7, dtype=dtype))
-    seed = seed_of(torch.get_rng_state())
+    seed = next_seed()
     y = ct.dropout(x, p)
     keep = torch.tensor(reference.broadcast_keep(tuple(x.shape), p, seed, 0))
     wide = x.double() if dtype == torch.float64 else x.float()
@@ -53,7 +42,7 @@ def test_mask_follows_the_logical_index_in_pytorchs_memory_order(dtype, layout, 
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.99, 1.0])
-def test_statistics_and_gradients_are_those_of_pytorch(p):
+def test_statistics_and_gradients_match_pytorch(p):
     torch.manual_seed(1)
     x = torch.ones(400_000, dtype=torch.float64, requires_grad=True)
     for function in (ct.dropout, F.dropout):
@@ -65,11 +54,11 @@ def test_statistics_and_gradients_are_those_of_pytorch(p):
     assert set(ct.dropout(x, p).detach().unique().tolist()) <= {0.0, 1 / (1 - p) if p < 1 else 0.0}
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", CHANNELS)
 @pytest.mark.parametrize("inplace", [False, True])
-def test_features_live_or_die_together(name, inplace):
+def test_channels_share_one_draw(name, inplace):
     torch.manual_seed(2)
-    x = torch.ones(FEATURES[name])
+    x = torch.ones(CHANNELS[name])
     y = getattr(ct, name)(x, 0.3, True, inplace)
     assert (y is x) == inplace
     rows = y.flatten(2)
@@ -78,7 +67,7 @@ def test_features_live_or_die_together(name, inplace):
 
 
 @pytest.mark.parametrize("name, shape", [("dropout1d", (500, 3)), ("dropout3d", (500, 1, 2, 3))])
-def test_features_without_a_batch(name, shape):
+def test_channels_without_batch_axis(name, shape):
     torch.manual_seed(2)
     rows = getattr(ct, name)(torch.ones(shape), 0.5).flatten(1)
     assert torch.equal(rows, rows[:, :1].expand_as(rows))
@@ -87,10 +76,10 @@ def test_features_without_a_batch(name, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["alpha_dropout", "feature_alpha_dropout"])
-def test_alpha_keeps_mean_and_variance_as_pytorchs_does(name, dtype):
+def test_alpha_dropout_preserves_mean_and_variance(name, dtype):
     half = dtype.itemsize == 2
     tolerance = 0.02 if half else 8e-6 if dtype == torch.float32 else 1e-12
-    a = (0.8 * (1 + 0.2 * 1.7580993408473766**2)) ** -0.5
+    a = (0.8 * (1 + 0.2 * SELU**2)) ** -0.5
     for function in (getattr(ct, name), getattr(F, name)):
         torch.manual_seed(5)
         x = torch.randn(1000, 200, dtype=dtype)
@@ -98,24 +87,22 @@ def test_alpha_keeps_mean_and_variance_as_pytorchs_does(name, dtype):
         assert abs(y.mean()) < 0.02 and abs(y.var() - 1) < 0.03
         dropped = y == y.flatten().mode().values
         assert half or abs(dropped.double().mean() - 0.2) < 5 * math.sqrt(0.16 / 200_000)
-        kept = a * (x.double()[~dropped] + 0.2 * 1.7580993408473766)
+        kept = a * (x.double()[~dropped] + 0.2 * SELU)
         assert torch.allclose(y[~dropped], kept, rtol=tolerance, atol=tolerance)
-        assert torch.allclose(
-            y[dropped], torch.tensor(-0.8 * a * 1.7580993408473766).double(), 0.01
-        )
+        assert torch.allclose(y[dropped], torch.tensor(-0.8 * a * SELU).double(), 0.01)
 
 
-def test_other_functions():
+def test_drop_path_mc_dropout_and_bias_dropout_add():
     torch.manual_seed(7)
     x = torch.ones(1000, 3)
     y = ct.drop_path(x, 0.5)
     assert set(y.unique().tolist()) == {0.0, 2.0} and torch.equal(y[:, 0], y[:, 2])
     assert set(ct.drop_path(x, 0.5, scale_by_keep=False).unique().tolist()) == {0.0, 1.0}
-    for n, error, words in (
+    for n, error, message in (
         (-1, ValueError, "at least 0, but got -1"),
         ("2", TypeError, "an int, but got str"),
     ):
-        with pytest.raises(error, match=f"^n has to be {words}$"):
+        with pytest.raises(error, match=f"^n has to be {message}$"):
             ct.mc_dropout(x, 0.5, n)
     copies = ct.mc_dropout(x, 0.5, 4)
     assert copies.shape == (4, 1000, 3) and not torch.equal(copies[0], copies[1])
@@ -126,14 +113,14 @@ def test_other_functions():
     assert torch.equal(x, torch.ones(1000, 3))
 
 
-def test_copies_are_independent_at_p_0_too():
+def test_copies_are_independent_at_p_0():
     x = torch.ones(3)
     copies = ct.mc_dropout(x, 0.0, 2)
     copies[0] += 1
     assert torch.equal(copies[1], torch.ones(3)) and torch.equal(x, torch.ones(3))
 
 
-def test_a_sum_has_the_type_to_which_pytorch_promotes():
+def test_bias_dropout_add_promotes_types():
     x, third = torch.ones(1000, 3), torch.tensor(1 / 3, dtype=torch.float64)
     residual = third.expand(1000, 3).contiguous()
     y = ct.bias_dropout_add(x, x, residual, 0.5)
@@ -141,24 +128,24 @@ def test_a_sum_has_the_type_to_which_pytorch_promotes():
     assert set(y.unique().tolist()) == {third.item(), third.item() + 4}
 
 
-def test_samples_of_tensors_that_are_left_to_pytorch():
-    class Other(torch.Tensor):
+def test_drop_path_of_a_subclass():
+    class Subclass(torch.Tensor):
         pass
 
     def ones():
-        return torch.ones(1000, 3).as_subclass(Other)
+        return torch.ones(1000, 3).as_subclass(Subclass)
 
     for options, kept in ({}, 2.0), ({"scale_by_keep": False}, 1.0), ({"inplace": True}, 2.0):
         x = ones()
         y = ct.drop_path(x, 0.5, **options)
-        assert type(y) is Other and set(y.unique().tolist()) == {0.0, kept}
+        assert type(y) is Subclass and set(y.unique().tolist()) == {0.0, kept}
         assert torch.equal(y[:, 0], y[:, 2])
         assert (y is x) == ("inplace" in options)
         assert torch.equal(x, y if y is x else ones())
     assert not ct.drop_path(ones(), 1.0, scale_by_keep=False).any()
 
 
-def test_dropped_elements_are_plus_zero_and_nan_is_not_spread():
+def test_dropped_elements_are_plus_zero():
     torch.manual_seed(0)
     x = torch.tensor([math.nan, math.inf, -math.inf, -1.0]).repeat(1000)
     y = ct.dropout(x, 0.5)
@@ -168,14 +155,14 @@ def test_dropped_elements_are_plus_zero_and_nan_is_not_spread():
 
 
 @pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (1.0, True)])
-def test_without_a_mask_nothing_is_drawn(p, training):
+def test_nothing_is_drawn_without_mask(p, training):
     x, state = torch.randn(5), torch.get_rng_state()
     y = ct.dropout(x, p, training)
     assert torch.equal(torch.get_rng_state(), state)
     assert y is x if p < 1 else not y.any()
 
 
-def test_a_call_draws_once_and_the_seed_repeats_it():
+def test_manual_seed_repeats_the_mask():
     x = torch.randn(100)
     torch.manual_seed(9)
     first, second = ct.dropout(x), ct.dropout(x)
@@ -189,14 +176,14 @@ def test_a_call_draws_once_and_the_seed_repeats_it():
 def test_generators():
     x = torch.ones(64, 64)
     state = torch.get_rng_state()
-    own = torch.Generator().manual_seed(4)
-    first = ct.dropout(x, generator=own)
+    generator = torch.Generator().manual_seed(4)
+    first = ct.dropout(x, generator=generator)
     assert torch.equal(first, ct.dropout(x, generator=torch.Generator().manual_seed(4)))
-    assert not torch.equal(first, ct.dropout(x, generator=own))
-    ours = cd.Generator(2**64 - 3)
+    assert not torch.equal(first, ct.dropout(x, generator=generator))
+    generator = cd.Generator(2**64 - 3)
     for call in (0, 1):
         expected = cd.Mask((64, 64), 0.5, seed=2**64 - 3, call=call).apply(x.numpy())
-        assert np.array_equal(ct.dropout(x, generator=ours), expected)
+        assert np.array_equal(ct.dropout(x, generator=generator), expected)
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(
         TypeError, match="None, a torch.Generator or a cdropout.Generator, but got i"
@@ -205,18 +192,16 @@ def test_generators():
     with pytest.raises(
         NotImplementedError, match="a Tensor of torch.float32 on meta, which is passed"
     ):
-        ct.dropout(x.to("meta"), generator=own)
-    with pytest.raises(
-        NotImplementedError, match="5D input, which is deprecated in torch"
-    ):
-        ct.dropout2d(torch.ones(1, 1, 1, 1, 1), generator=own)
+        ct.dropout(x.to("meta"), generator=generator)
+    with pytest.raises(NotImplementedError, match="5D input, which is deprecated in torch"):
+        ct.dropout2d(torch.ones(1, 1, 1, 1, 1), generator=generator)
 
 
 # ---- in place -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dropout", "alpha_dropout"])
-def test_in_place_writes_and_counts_as_a_version(name):
+def test_in_place_increments_the_version(name):
     x = torch.randn(50)
     before, version = x.clone(), x._version
     y = getattr(ct, name)(x, 0.5, True, True)
@@ -240,25 +225,25 @@ def test_in_place_gradients(view):
     assert torch.equal(x.grad, expected)
 
 
-def test_in_place_errors_are_pytorchs_and_change_nothing():
+def test_in_place_errors_match_pytorch():
     leaf = torch.ones(9, requires_grad=True)
     with torch.no_grad():
-        hidden = leaf[2:]
+        no_grad_view = leaf[2:]
     with torch.inference_mode():
         inference = torch.ones(4)
-    refused = {
+    invalid = {
         "a leaf Variable that requires grad": leaf,
         "a view of a leaf Variable": leaf[1:],
-        "no_grad": hidden,
+        "no_grad": no_grad_view,
         "refers to a single memory location": torch.ones(1).expand(5),
         "Inplace update to inference tensor": inference,
     }
     state = torch.get_rng_state()
-    for words, x in refused.items():
+    for message, x in invalid.items():
         for function in (ct.dropout, F.dropout):
             before = x.detach().clone()
             torch.set_rng_state(state)
-            with pytest.raises(RuntimeError, match=words):
+            with pytest.raises(RuntimeError, match=message):
                 function(x, 0.5, True, True)
             if function is ct.dropout:
                 assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
@@ -266,9 +251,9 @@ def test_in_place_errors_are_pytorchs_and_change_nothing():
         assert ct.dropout(inference, 0.5, True, True) is inference
 
 
-# ---- bad input ----------------------------------------------------------------------------------
+# ---- invalid input ------------------------------------------------------------------------------
 
-REFUSED = {
+UNSUPPORTED = {
     "integer": lambda: torch.arange(4),
     "bool": lambda: torch.ones(3, dtype=torch.bool),
     "complex": lambda: torch.ones(3, dtype=torch.complex64),
@@ -280,9 +265,9 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.parametrize("kind", REFUSED)
-def test_tensors_without_floats_get_pytorchs_error_type_in_clear_words(kind):
-    x = REFUSED[kind]()
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_unsupported_tensors_get_a_clear_error(kind):
+    x = UNSUPPORTED[kind]()
     try:
         expected = F.dropout(x, 0.5)
     except RuntimeError as error:
@@ -294,7 +279,7 @@ def test_tensors_without_floats_get_pytorchs_error_type_in_clear_words(kind):
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, math.nan, "a", None])
 @pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
-def test_bad_p_gets_pytorchs_error(name, p):
+def test_invalid_p_gets_the_error_of_pytorch(name, p):
     errors = []
     for module in (ct, F):
         with pytest.raises((ValueError, RuntimeError, TypeError)) as caught:
@@ -312,7 +297,7 @@ def test_training_has_to_be_a_bool(training):
         ct.dropout(torch.ones(3), 0.5, training)
 
 
-def test_shapes_get_pytorchs_errors_and_warnings():
+def test_invalid_shapes_get_errors_and_warnings_of_pytorch():
     with pytest.raises(RuntimeError, match="dropout1d: Expected 2D or 3D input, but received a 4D"):
         ct.dropout1d(torch.ones(1, 1, 1, 1))
     with pytest.raises(RuntimeError, match="Feature dropout requires at least 2 dimensions"):
@@ -320,20 +305,20 @@ def test_shapes_get_pytorchs_errors_and_warnings():
     with pytest.raises(TypeError, match="must be Tensor, not list"):
         ct.dropout([1.0])
     for name, shape in (("dropout2d", (2, 3, 4)), ("dropout2d", (2, 2)), ("dropout3d", (2, 2, 2))):
-        said = []
+        messages = []
         for module in (ct, F):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 assert getattr(module, name)(torch.ones(shape), 0.5).shape == shape
-            said.append([str(warning.message) for warning in caught])
-        assert said[0] == said[1] and said[0]
+            messages.append([str(warning.message) for warning in caught])
+        assert messages[0] == messages[1] and messages[0]
 
 
-def test_tensors_that_are_left_to_pytorch():
+def test_other_devices_use_pytorch():
     assert ct.dropout(torch.ones(3, device="meta"), 0.5).device.type == "meta"
 
 
-def test_a_lazily_negated_tensor_is_negative():
+def test_lazily_negated_tensor():
     imaginary = torch.arange(1.0, 1001.0)
     for inplace in (False, True):
         x = torch.complex(torch.ones(1000), imaginary).conj().imag
@@ -344,17 +329,17 @@ def test_a_lazily_negated_tensor_is_negative():
         assert torch.equal(y[kept], -2 * imaginary[kept])
 
 
-def test_a_subclass_sees_the_call():
-    seen = []
+def test_subclass_receives_the_call():
+    called = []
 
     class Logged(torch.Tensor):
         @classmethod
         def __torch_function__(cls, function, types, args=(), kwargs=None):
-            seen.append(function.__name__)
+            called.append(function.__name__)
             return super().__torch_function__(function, types, args, kwargs)
 
     x = torch.ones(3).as_subclass(Logged)
-    assert type(ct.dropout(x, 0.5)) is Logged and "dropout" in seen
-    seen.clear()
+    assert type(ct.dropout(x, 0.5)) is Logged and "dropout" in called
+    called.clear()
     torch.vmap(lambda _: ct.dropout(x, 0.5), randomness="same")(torch.ones(2))
-    assert "dropout" in seen
+    assert "dropout" in called

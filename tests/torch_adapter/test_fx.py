@@ -1,4 +1,4 @@
-"""cdropout.torch in programs that torch.fx and TorchScript record."""
+"""Tests of dropout in torch.fx and TorchScript."""
 
 import copy
 import pickle
@@ -7,43 +7,24 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.torch_calls import CALLS, GENERATORS
+from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import CALLS, GENERATORS, MODULES, targets, with_seed
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 F, fx, nn = torch.nn.functional, torch.fx, torch.nn
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
 ]
 
-MODULES = {
-    "Dropout": (5, 90),
-    "Dropout1d": (5, 90, 3),
-    "Dropout2d": (5, 90, 3, 2),
-    "Dropout3d": (5, 90, 2, 3, 2),
-    "AlphaDropout": (5, 90),
-    "FeatureAlphaDropout": (5, 90, 3),
-}
-
-
-def seeded(function, *args):
-    torch.manual_seed(3)
-    return function(*args)
-
-
-def targets(graph_module):
-    return [node.target for node in graph_module.graph.nodes]
-
-
 # ---- torch.fx -----------------------------------------------------------------------------------
 
 
-class Shared(nn.Module):
-    """One dropout module in two places, and another one in a nested module."""
+class Model(nn.Module):
+    """Model with one dropout module that is used twice, and another one in a nested module."""
 
     def __init__(self, drop):
         super().__init__()
@@ -56,7 +37,7 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_fx_records_a_module_as_one_node(name):
-    model = Shared(getattr(nn, name)(0.5))
+    model = Model(getattr(nn, name)(0.5))
     ct.convert(model)
     x = torch.randn(MODULES[name])
     traced = fx.symbolic_trace(model.eval())
@@ -65,8 +46,8 @@ def test_fx_records_a_module_as_one_node(name):
         assert modules == ["drop", "nested.0", "nested.1.0", "drop"]
         assert type(graph_module.drop) is getattr(ct, name)
         assert graph_module.eval()(x) is x
-        y = seeded(graph_module.train(), x)
-        assert torch.equal(y, seeded(model.train(), x)) and not torch.equal(y, x)
+        y = with_seed(graph_module.train(), x)
+        assert torch.equal(y, with_seed(model.train(), x)) and not torch.equal(y, x)
 
 
 def test_fx_records_the_generator_of_a_module():
@@ -100,16 +81,16 @@ def test_fx_records_a_function_in_a_hook_of_a_module(name):
     function = CALLS[name]
     model, x = nn.Sequential(ct.Dropout(0.0)), torch.ones(4, 5, 6, 7)
     model[0].register_forward_hook(lambda module, args, y: function(y))
-    expected = seeded(model, x)
+    expected = with_seed(model, x)
     traced = fx.symbolic_trace(model)
     assert getattr(ct, "dropout" if name == "in place" else name) in targets(traced)
-    assert torch.equal(seeded(traced, x), expected)
+    assert torch.equal(with_seed(traced, x), expected)
 
 
 def test_fx_traces_into_the_root():
     traced, x = fx.symbolic_trace(ct.Dropout(0.5)), torch.ones(99)
     assert ct.dropout in targets(traced)
-    assert torch.equal(seeded(traced, x), seeded(ct.dropout, x))
+    assert torch.equal(with_seed(traced, x), with_seed(ct.dropout, x))
 
 
 def test_fx_records_a_function_for_a_tracer_without_modules():
@@ -127,18 +108,18 @@ def test_fx_traces_into_subclasses():
     model = nn.Sequential(Doubled(0.5))
     traced, x = fx.symbolic_trace(model), torch.ones(100)
     assert ct.dropout in targets(traced)
-    assert torch.equal(seeded(traced, x), seeded(model, x))
+    assert torch.equal(with_seed(traced, x), with_seed(model, x))
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_fx_records_a_function_as_itself(name):
+def test_fx_records_a_function_as_one_node(name):
     function = CALLS[name]
     traced = fx.symbolic_trace(lambda x: function(x))
     x = torch.randn(4, 5, 6, 7)
-    expected = seeded(function, x)
+    expected = with_seed(function, x)
     for graph_module in (traced, fx.symbolic_trace(traced), pickle.loads(pickle.dumps(traced))):
         assert getattr(ct, "dropout" if name == "in place" else name) in targets(graph_module)
-        assert torch.equal(seeded(graph_module, x), expected)
+        assert torch.equal(with_seed(graph_module, x), expected)
     has_module = name not in ("drop_path", "mc_dropout", "bias_dropout_add")
     instead = "use a module, or draw from" if has_module else "draw from"
     match = f"in a torch.fx graph by a function: {instead} PyTorch's default generator"
@@ -185,7 +166,7 @@ def test_fx_quantization(aware):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_a_generator_in_a_traced_script(name, kind):
+def test_traced_script_refuses_generator(name, kind):
     function, generator = CALLS[name], GENERATORS[kind]()
     with pytest.raises(NotImplementedError, match="cannot be used while traced by torch.jit.trace"):
         torch.jit.trace(
@@ -195,7 +176,7 @@ def test_a_generator_in_a_traced_script(name, kind):
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_a_module_with_a_generator_is_not_scripted(name, kind):
+def test_module_with_generator_cannot_be_scripted(name, kind):
     model = nn.Sequential(getattr(ct, name)(0.5, generator=GENERATORS[kind]()))
     with pytest.raises(NotImplementedError, match="with a generator cannot be scripted by torch.j"):
         torch.jit.script(model)
@@ -221,9 +202,11 @@ def scripted_bias_dropout_add(x: torch.Tensor) -> torch.Tensor:
     return ct.bias_dropout_add(x, x, x, 0.5)
 
 
-def test_scripted_functions_are_pytorchs_own():
+def test_scripted_functions_are_those_of_pytorch():
     x = torch.ones(100)
-    assert torch.equal(seeded(torch.jit.script(scripted_dropout), x), seeded(F.dropout, x, 0.5))
+    assert torch.equal(
+        with_seed(torch.jit.script(scripted_dropout), x), with_seed(F.dropout, x, 0.5)
+    )
     names = ["dropout", "dropout1d", "dropout2d", "dropout3d"]
     for name in [*names, "alpha_dropout", "feature_alpha_dropout"]:
         assert "aten::" in str(torch.jit.script(getattr(ct, name)).inlined_graph)

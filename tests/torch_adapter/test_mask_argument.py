@@ -1,4 +1,4 @@
-"""`mask=` in cdropout.torch: in eager mode, under transforms, in graphs and in checkpoints."""
+"""Tests of `mask=` in eager mode, under transforms, in graphs and in checkpoints."""
 
 import re
 
@@ -7,28 +7,27 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.torch_calls import DTYPES, Untouched
+from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import DTYPES, NothingDrawn
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 checkpoint = torch.utils.checkpoint.checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
 SHAPE = (3, 4, 5, 6)
-FUNCTIONS = {  # of tensors of this shape, with the axes that share a draw, and NumPy's function
-    "dropout": (ct.dropout, (), cd.dropout),
-    "dropout2d": (ct.dropout2d, (2, 3), cd.dropout2d),
-    "dropout3d": (ct.dropout3d, (1, 2, 3), cd.dropout3d),
-    "drop_path": (ct.drop_path, (1, 2, 3), cd.drop_path),
-    "alpha_dropout": (ct.alpha_dropout, (), cd.alpha_dropout),
-    "feature_alpha_dropout": (ct.feature_alpha_dropout, (2, 3), cd.feature_alpha_dropout),
+FUNCTIONS = {  # with broadcast axes for tensors of this shape
+    "dropout": (ct.dropout, ()),
+    "dropout2d": (ct.dropout2d, (2, 3)),
+    "dropout3d": (ct.dropout3d, (1, 2, 3)),
+    "drop_path": (ct.drop_path, (1, 2, 3)),
+    "alpha_dropout": (ct.alpha_dropout, ()),
+    "feature_alpha_dropout": (ct.feature_alpha_dropout, (2, 3)),
 }
-WHOLE = cd.Generator(9).next_mask((7, 8, 9, 10), 0.3, scale=3)
+LARGE_MASK = cd.Generator(9).next_mask((7, 8, 9, 10), 0.3, scale=3)
 MASKS = {
     "mask": cd.Generator(9).next_mask(SHAPE, 0.3),
     "large numbers": cd.Mask(SHAPE, 0.3, -1, 2**64 - 1, 2**64 - 360),
-    "window": WHOLE[6:3:-1, ::2, 2:7, 4:],
+    "window": LARGE_MASK[6:3:-1, ::2, 2:7, 4:],
     "scale": cd.Mask(SHAPE, 0.3, 2, scale=0.5),
     "all dropped": cd.Mask(SHAPE, 1),
     "nothing dropped": cd.Mask(SHAPE, 0, scale=2),
@@ -36,7 +35,8 @@ MASKS = {
 every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
 
-def numbers(dtype=torch.float32, shape=SHAPE):
+def normal(dtype=torch.float32, shape=SHAPE):
+    """Return the same normally distributed numbers in each call."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -52,14 +52,14 @@ def expected(x, mask):
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_mask_gives_what_its_generator_gives(name, dtype, p):
-    function, axes, _ = FUNCTIONS[name]
-    x = numbers(dtype)
+def test_mask_gives_the_same_result_as_its_generator(name, dtype, p):
+    function, axes = FUNCTIONS[name]
+    x = normal(dtype)
     mask = cd.Generator(9).next_mask(SHAPE, p, broadcast_dims=axes)
     want = function(x, p, True, generator=cd.Generator(9))
-    with Untouched():
+    with NothingDrawn():
         assert torch.equal(function(x, mask=mask, training=True), want)
-        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # counts as left out
+        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # counts as omitted
         assert function(x, training=False, mask=mask) is x
         y = x.clone()
         assert function(y, p, True, True, mask=mask) is y and torch.equal(y, want)
@@ -67,8 +67,8 @@ def test_a_mask_gives_what_its_generator_gives(name, dtype, p):
 
 @every_mask
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)], ids=str)
-def test_every_mask_gives_what_it_gives_for_an_array(mask, order):
-    x = numbers(shape=tuple(SHAPE[axis] for axis in order)).permute(*np.argsort(order).tolist())
+def test_result_equals_numpy(mask, order):
+    x = normal(shape=tuple(SHAPE[axis] for axis in order)).permute(*np.argsort(order).tolist())
     assert torch.equal(ct.dropout(x, mask=mask), expected(x, mask))
     assert torch.equal(ct.dropout(x.clone(), inplace=True, mask=mask), expected(x, mask))
     y = ct.alpha_dropout(x, training=True, mask=mask)
@@ -76,20 +76,20 @@ def test_every_mask_gives_what_it_gives_for_an_array(mask, order):
     assert torch.equal(y, torch.from_numpy(want))
 
 
-def test_a_large_mask_is_shared_among_threads():
-    x, mask = numbers(shape=(300, 1000)), cd.Mask((600, 1000), 0.3, 4)
+def test_large_mask_with_threads():
+    x, mask = normal(shape=(300, 1000)), cd.Mask((600, 1000), 0.3, 4)
     for window in (mask[300:], mask[::2]):
         assert torch.equal(ct.dropout(x, mask=window), expected(x, window))
 
 
-def test_the_other_functions():
-    x, mask = numbers(), MASKS["mask"]
+def test_mc_dropout_dropout1d_and_bias_dropout_add():
+    x, mask = normal(), MASKS["mask"]
     copies = cd.Generator(9).next_mask((2, *SHAPE), 0.3)
     assert torch.equal(ct.mc_dropout(x, n=2, mask=copies), expected(x.expand(2, *SHAPE), copies))
-    none = ct.mc_dropout(x, n=2, mask=cd.Mask((2, *SHAPE), 0))
-    assert none.is_contiguous() and torch.equal(none, x.expand(2, *SHAPE))
-    shared = cd.Generator(9).next_mask(SHAPE[:3], 0.3, broadcast_dims=2)
-    assert torch.equal(ct.dropout1d(x[..., 0], mask=shared), expected(x[..., 0], shared))
+    unchanged = ct.mc_dropout(x, n=2, mask=cd.Mask((2, *SHAPE), 0))
+    assert unchanged.is_contiguous() and torch.equal(unchanged, x.expand(2, *SHAPE))
+    channels = cd.Generator(9).next_mask(SHAPE[:3], 0.3, broadcast_dims=2)
+    assert torch.equal(ct.dropout1d(x[..., 0], mask=channels), expected(x[..., 0], channels))
     for residual in (x, x[0]):
         want = residual + expected(x + x[1], mask)
         assert torch.equal(ct.bias_dropout_add(x, x[1], residual, mask=mask), want)
@@ -103,7 +103,7 @@ def test_the_other_functions():
 @every_mask
 @pytest.mark.parametrize("inplace", [False, True])
 def test_derivatives(mask, inplace):
-    x, tangent = numbers(torch.float64).requires_grad_(), numbers(torch.float64) + 1
+    x, tangent = normal(torch.float64).requires_grad_(), normal(torch.float64) + 1
     y = ct.dropout(x * 1, inplace=inplace, mask=mask)
     (gx,) = torch.autograd.grad(y, x, tangent, create_graph=True)
     assert torch.equal(y, expected(x, mask)) and torch.equal(gx, expected(tangent, mask))
@@ -120,7 +120,7 @@ def test_derivatives(mask, inplace):
 
 
 def test_derivatives_of_alpha_dropout():
-    x, mask = numbers(torch.float64).requires_grad_(), MASKS["window"]
+    x, mask = normal(torch.float64).requires_grad_(), MASKS["window"]
     assert torch.autograd.gradcheck(lambda x: ct.alpha_dropout(x, training=True, mask=mask), x)
     assert torch.autograd.gradgradcheck(
         lambda x: ct.alpha_dropout(x, training=True, mask=mask).square(), x
@@ -128,8 +128,8 @@ def test_derivatives_of_alpha_dropout():
 
 
 @every_mask
-def test_under_vmap_each_sample_has_the_mask(mask):
-    x = numbers(shape=(2, *SHAPE))
+def test_vmap_applies_the_mask_to_each_sample(mask):
+    x = normal(shape=(2, *SHAPE))
     want = torch.stack([expected(sample, mask) for sample in x])
     for axis in (0, 2, -1):
         function = torch.func.vmap(lambda x: ct.dropout(x, mask=mask), in_dims=axis)
@@ -147,9 +147,9 @@ def test_under_vmap_each_sample_has_the_mask(mask):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.filterwarnings("ignore:dropout3d")
-def test_a_checkpoint_needs_nothing_else(name, reentrant):
-    function, axes, _ = FUNCTIONS[name]
-    x, rng = numbers().requires_grad_(), cd.Generator(9)
+def test_checkpoint_needs_no_context(name, reentrant):
+    function, axes = FUNCTIONS[name]
+    x, rng = normal().requires_grad_(), cd.Generator(9)
     mask = rng.next_mask(SHAPE, 0.3, broadcast_dims=axes)
 
     def block(x):
@@ -168,8 +168,8 @@ def test_a_checkpoint_needs_nothing_else(name, reentrant):
 
 @every_mask
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-def test_compiled_with_a_break(mask):
-    x = numbers().requires_grad_()
+def test_compiled_with_graph_break(mask):
+    x = normal().requires_grad_()
     compiled = torch.compile(lambda x: ct.dropout(x, mask=mask).sin() * 2, backend="aot_eager")
     y = compiled(x)
     torch.testing.assert_close(y, expected(x, mask).sin() * 2)
@@ -177,11 +177,11 @@ def test_compiled_with_a_break(mask):
     torch.testing.assert_close(gx, 2 * expected(expected(x, mask).cos(), mask))
 
 
-def test_a_graph_without_breaks_refuses_a_mask():
+def test_fullgraph_refuses_a_mask():
     mask = MASKS["mask"]
     compiled = torch.compile(lambda x: ct.dropout(x, mask=mask), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="mask= cannot be used with fullgraph=True"):
-        compiled(numbers())
+        compiled(normal())
 
 
 @every_mask
@@ -194,7 +194,7 @@ def test_make_fx_records_the_mask(mask, mode):
             lambda x: ct.alpha_dropout(x, training=True, mask=mask).square().sum()
         )(x)
 
-    x = numbers()
+    x = normal()
     graph = make_fx(function, tracing_mode=mode)(x)
     assert torch.equal(graph(x + 1), function(x + 1))
     targets = [str(node.target) for node in graph.graph.nodes]
@@ -202,12 +202,12 @@ def test_make_fx_records_the_mask(mask, mode):
 
 
 @every_mask
-def test_functorch_and_aot_graphs(mask):
+def test_functionalize_and_aot_function(mask):
     from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
 
     compiler = make_boxed_compiler(lambda graph, _: graph)
     function = aot_function(lambda x: ct.dropout(x, mask=mask).square(), compiler, compiler)
-    x = numbers().requires_grad_()
+    x = normal().requires_grad_()
     y = function(x)
     assert torch.equal(y, expected(x, mask).square())
     (gx,) = torch.autograd.grad(y.sum(), x)
@@ -222,16 +222,16 @@ def test_export_records_the_mask(mask):
         def forward(self, x):
             return ct.dropout(x + 1, mask=mask) * 2
 
-    program = torch.export.export(Model(), (numbers(),), strict=False)
-    assert torch.equal(program.module()(numbers()), 2 * expected(numbers() + 1, mask))
+    program = torch.export.export(Model(), (normal(),), strict=False)
+    assert torch.equal(program.module()(normal()), 2 * expected(normal() + 1, mask))
 
 
 @every_mask
-def test_under_a_dispatch_mode(mask):
+def test_dispatch_mode(mask):
     from torch.utils.flop_counter import FlopCounterMode
 
-    x = numbers().requires_grad_()
-    with FlopCounterMode(display=False), Untouched():
+    x = normal().requires_grad_()
+    with FlopCounterMode(display=False), NothingDrawn():
         y = ct.dropout(x, mask=mask)
         z = ct.dropout(x * 1, inplace=True, mask=mask)
         (gx,) = torch.autograd.grad(y.sum(), x)
@@ -239,8 +239,8 @@ def test_under_a_dispatch_mode(mask):
     assert torch.equal(gx, expected(torch.ones(SHAPE), mask))
 
 
-def test_an_operator_in_a_graph_has_derivatives_in_forward_mode():
-    x, mask = numbers(), MASKS["window"]
+def test_operator_has_forward_mode_derivatives():
+    x, mask = normal(), MASKS["window"]
 
     def function(x):
         return ct.dropout(x, mask=mask).square()
@@ -249,17 +249,17 @@ def test_an_operator_in_a_graph_has_derivatives_in_forward_mode():
     torch.testing.assert_close(functional(x), 2 * expected(x, mask).square())
 
 
-def test_the_operator_of_a_mask_passes_pytorchs_checks():
-    numbers_of = (-1, 2, 3, [120, 30, 6, 1], 0.3, 1.5)
+def test_opcheck_of_apply_mask():
+    mask_arguments = (-1, 2, 3, [120, 30, 6, 1], 0.3, 1.5)
     for alpha in (False, True):
-        x = numbers().requires_grad_()
-        arguments = (x, *numbers_of, alpha)
+        x = normal().requires_grad_()
+        arguments = (x, *mask_arguments, alpha)
         torch.library.opcheck(torch.ops.cdropout.apply_mask.default, arguments)
 
 
 # ---- errors -------------------------------------------------------------------------------------
 
-OTHERS = "mask= is supported for plain CPU tensors of float16, bfloat16, float32 or float64"
+UNSUPPORTED = "mask= is supported for plain CPU tensors of float16, bfloat16, float32 or float64"
 ERRORS = {
     "generator": (
         lambda x: ct.dropout(x, generator=cd.Generator(1), mask=MASKS["mask"]),
@@ -289,13 +289,17 @@ ERRORS = {
     "scale_by_keep": (
         lambda x: ct.drop_path(x, scale_by_keep=False, mask=MASKS["mask"]),
         ValueError,
-        "mask= has a scale of its own: it excludes scale_by_keep=False",
+        "mask= determines the scale: it excludes scale_by_keep=False",
     ),
-    "meta": (lambda x: ct.dropout(x.to("meta"), mask=MASKS["mask"]), NotImplementedError, OTHERS),
+    "meta": (
+        lambda x: ct.dropout(x.to("meta"), mask=MASKS["mask"]),
+        NotImplementedError,
+        UNSUPPORTED,
+    ),
     "type": (
         lambda x: ct.dropout(x.to(torch.float8_e5m2), mask=MASKS["mask"]),
         NotImplementedError,
-        OTHERS,
+        UNSUPPORTED,
     ),
     "dimensions": (
         lambda x: ct.dropout2d(x[0], mask=MASKS["mask"][0]),
@@ -312,14 +316,14 @@ ERRORS = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors(case):
-    function, error, words = ERRORS[case]
-    x = numbers()
-    with Untouched(), pytest.raises(error, match=re.escape(words)):
+    function, error, message = ERRORS[case]
+    x = normal()
+    with NothingDrawn(), pytest.raises(error, match=re.escape(message)):
         function(x)
-    assert torch.equal(x, numbers())
+    assert torch.equal(x, normal())
 
 
-def test_graphs_that_cannot_hold_a_mask():
+def test_fx_and_torchscript_refuse_a_mask():
     mask = MASKS["mask"]
     for call in (
         lambda x: ct.dropout(x, mask=mask),
@@ -333,11 +337,11 @@ def test_graphs_that_cannot_hold_a_mask():
         ):
             torch.fx.symbolic_trace(call)
     with pytest.raises(NotImplementedError, match="mask= cannot be used while traced by torch.jit"):
-        torch.jit.trace(lambda x: ct.dropout(x, mask=mask), numbers())
+        torch.jit.trace(lambda x: ct.dropout(x, mask=mask), normal())
 
 
 @pytest.mark.parametrize("ndim", [64, 65, 80, 300])
-def test_an_empty_tensor_may_have_any_number_of_dimensions(ndim):
+def test_empty_tensor_with_many_dimensions(ndim):
     x, mask = torch.empty((0,) * ndim), cd.Mask((0,) * ndim, 0.5)
     assert ct.dropout(x, mask=mask).shape == x.shape
     assert ct.dropout(x, mask=mask, inplace=True) is x

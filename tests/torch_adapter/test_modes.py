@@ -1,4 +1,4 @@
-"""cdropout.torch where a mode of PyTorch answers for the functions that allocate memory."""
+"""Tests of dropout under modes that replace the functions that allocate memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,24 +6,24 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import unix_only
+from ..helpers.requirements import import_or_skip, unix_only
 from ..helpers.subprocess_runner import run
-from ..helpers.torch_calls import FUNCTIONS, Untouched
+from ..helpers.torch_calls import FUNCTIONS, NothingDrawn
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 
 
-class Answer(torch.overrides.TorchFunctionMode):
-    """Answers one function of PyTorch in its own way."""
+class ReplaceFunction(torch.overrides.TorchFunctionMode):
+    """Mode that replaces one function of PyTorch."""
 
-    def __init__(self, name, answer):
+    def __init__(self, name, replacement):
         super().__init__()
-        self.name, self.answer = name, answer
+        self.name, self.replacement = name, replacement
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__name__", "") == self.name:
-            return self.answer(*args)
+            return self.replacement(*args)
         return function(*args, **(kwargs or {}))
 
 
@@ -31,30 +31,30 @@ class Tagged(torch.Tensor):
     pass
 
 
-ANSWERS = {
+WRONG_RESULTS = {
     "another shape": lambda x, *_: torch.empty(3),
-    "the axes the other way round": lambda x, *_: torch.empty(x.shape[::-1]),
+    "reversed axes": lambda x, *_: torch.empty(x.shape[::-1]),
     "fewer dimensions": lambda x, *_: torch.empty(()),
     "another type": lambda x, *_: torch.empty(x.shape, dtype=torch.int8),
     "another float": lambda x, *_: torch.empty(x.shape, dtype=torch.bfloat16),
     "another device": lambda x, *_: torch.empty(x.shape, device="meta"),
     "a subclass": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).as_subclass(Tagged),
-    "no tensor": lambda x, *_: None,
+    "not a tensor": lambda x, *_: None,
     "x": lambda x, *_: x,
     "one element": lambda x, *_: torch.empty(1, dtype=x.dtype).expand(x.shape),
     "sparse": lambda x, *_: torch.empty(x.shape, dtype=x.dtype).to_sparse(),
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("wrong", WRONG_RESULTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_mode_that_answers_for_empty_like(name, answer):
+def test_wrong_result_of_empty_like_is_refused(name, wrong):
     for x in (torch.ones(20, 30, 4, 5), torch.ones(20, 30, 4, 5).permute(3, 2, 1, 0)):
         for grad in (False, True):
             generator = cd.Generator(1)
             with (
-                Untouched(generator),
-                Answer("empty_like", ANSWERS[answer]),
+                NothingDrawn(generator),
+                ReplaceFunction("empty_like", WRONG_RESULTS[wrong]),
                 pytest.raises(
                     RuntimeError, match=r"torch.empty_like returned an? .* TorchFunctionM"
                 ),
@@ -63,45 +63,45 @@ def test_a_mode_that_answers_for_empty_like(name, answer):
             assert torch.equal(x, torch.ones_like(x))
 
 
-def test_a_mode_may_answer_with_another_memory_order():
+def test_empty_like_may_return_another_memory_order():
     x = torch.ones(20, 30)
-    with Answer("empty_like", lambda x, *_: torch.empty(30, 20).t()):
+    with ReplaceFunction("empty_like", lambda x, *_: torch.empty(30, 20).t()):
         y = ct.dropout(x, 0.5, generator=cd.Generator(1))
     assert torch.equal(y, ct.dropout(x, 0.5, generator=cd.Generator(1)))
 
 
-@pytest.mark.parametrize("answer", [answer for answer in ANSWERS if answer != "x"])
-def test_a_mode_that_answers_for_other_functions(answer):
+@pytest.mark.parametrize("wrong", [name for name in WRONG_RESULTS if name != "x"])
+def test_wrong_result_of_to_is_refused(wrong):
     half = torch.ones(20, 30, dtype=torch.float16)
-    mode = Answer("to", ANSWERS[answer])
-    with Untouched(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
+    mode = ReplaceFunction("to", WRONG_RESULTS[wrong])
+    with NothingDrawn(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
         ct.alpha_dropout(half, 0.5, True)
 
 
 @pytest.mark.parametrize(
-    "answer", [answer for answer in ANSWERS if answer not in ("x", "no tensor")]
+    "wrong", [name for name in WRONG_RESULTS if name not in ("x", "not a tensor")]
 )
-def test_what_is_to_hold_the_mask_is_checked_too(answer, monkeypatch):
-    x, wrong = torch.ones(20, 30, dtype=torch.float16), ANSWERS[answer](torch.ones(20, 30))
-    monkeypatch.setattr(torch, "empty", lambda *_, **options: wrong)
-    with ct.accelerate(), Untouched():
+def test_wrong_result_of_empty_is_refused(wrong, monkeypatch):
+    x, result = torch.ones(20, 30, dtype=torch.float16), WRONG_RESULTS[wrong](torch.ones(20, 30))
+    monkeypatch.setattr(torch, "empty", lambda *_, **options: result)
+    with ct.accelerate(), NothingDrawn():
         with pytest.raises(RuntimeError, match=r"torch.empty returned an? "):
             torch.native_dropout(x, 0.5, True)
 
 
-SEEDS = {
+REPLACEMENTS = {
     "empty": lambda *_: torch.zeros((), dtype=torch.int8),
     "data_ptr": lambda *_: 8,
 }
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_a_mode_does_not_reach_the_tensor_of_seeds(name):
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_mode_does_not_affect_the_seed_buffer(name):
     def draw():
-        with Answer(name, SEEDS[name]):
+        with ReplaceFunction(name, REPLACEMENTS[name]):
             return ct.dropout(torch.ones(99), 0.5)
 
-    with ThreadPoolExecutor(1) as pool:  # each thread has a tensor of seeds of its own
+    with ThreadPoolExecutor(1) as pool:  # each thread has its own seed buffer
         torch.manual_seed(3)
         y = pool.submit(draw).result()
     torch.manual_seed(3)
@@ -131,5 +131,5 @@ for statements in {[*IMPORTS.values()]!r}:
 
 
 @unix_only
-def test_it_is_imported_where_a_mode_or_transform_is_active():
+def test_import_under_mode_or_transform():
     assert run(IMPORT_EACH) == (0, "0 0", "")

@@ -1,4 +1,4 @@
-"""cdropout.torch on PyTorch's own threads, without them, and after forks."""
+"""Tests of PyTorch's own threads as executor, without them and after forks."""
 
 import signal
 
@@ -11,7 +11,7 @@ from ..helpers.requirements import import_or_skip, linux_only, unix_only
 from ..helpers.subprocess_runner import run_with_torch
 
 torch = import_or_skip("torch")
-import cdropout.torch as ct  # noqa: E402
+ct = import_or_skip("cdropout.torch")
 
 pytestmark = pytest.mark.usefixtures("three_threads")
 SEED = 5
@@ -28,16 +28,16 @@ def three_threads():
 
 
 CALLS = {
-    "two pieces and a bit": ((131_073,), "dropout"),
-    "some pieces": ((3, 5, 7, 1321), "dropout"),
-    "turns": ((5_000, 4_001), "dropout"),
+    "a few chunks": ((131_073,), "dropout"),
+    "4-D": ((3, 5, 7, 1321), "dropout"),
+    "many chunks per thread": ((5_000, 4_001), "dropout"),
     "channels": ((64, 50, 32, 32), "dropout2d"),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_number_of_threads_does_not_matter(name, threads):
+def test_result_is_independent_of_threads(name, threads):
     torch.set_num_threads(threads)
     shape, function = CALLS[name]
     x = torch.ones(shape)
@@ -46,21 +46,21 @@ def test_the_number_of_threads_does_not_matter(name, threads):
     assert np.array_equal(y.numpy(), getattr(cd, function)(x.numpy(), 0.3, rng=SEED))
 
 
-COUNT = """
+COUNT_THREADS = """
 import os
 import numpy as np
 import torch
 
-def drop(native, theirs, ours, dropped):
+def run_case(native, torch_threads, cdropout_threads, in_place):
     if native:
         torch.__config__.parallel_info = lambda: "ATen parallel backend: native thread pool"
     import cdropout.torch as ct
     import cdropout as cd
-    torch.set_num_threads(theirs)
-    cd.set_num_threads(ours)
+    torch.set_num_threads(torch_threads)
+    cd.set_num_threads(cdropout_threads)
     x = torch.from_numpy(np.ones(1 << 21, np.float32))
 
-    def started(call, *arguments):
+    def count_started(call, *arguments):
         before = set(os.listdir("/proc/self/task"))
         call(*arguments)
         return len(set(os.listdir("/proc/self/task")) - before)
@@ -69,47 +69,48 @@ def drop(native, theirs, ours, dropped):
         x.mul_(2)
 
     def drop(x):
-        if dropped:
+        if in_place:
             ct.dropout(x, 0.3, inplace=True, generator=cd.Generator(5))
         else:
             with ct.accelerate():
                 torch.native_dropout(x, 0.3, True)
 
-    print(started(drop, x), end=" ")
-    same = (x.numpy() == cd.Mask(x.shape, 0.3, 5).to_scale()).all()
-    print(started(multiply, x), end=" ")
-    print(started(drop, x[: 1 << 17]), started(multiply, x), same, flush=True)
+    print(count_started(drop, x), end=" ")
+    dropped = (x.numpy() == cd.Mask(x.shape, 0.3, 5).to_scale()).all()
+    print(count_started(multiply, x), end=" ")
+    print(count_started(drop, x[: 1 << 17]), count_started(multiply, x), dropped, flush=True)
     os._exit(0)
 
 for case in CASES:
     if os.fork() == 0:  # before any thread is started
-        drop(*case)
+        run_case(*case)
     os.wait()
 """
-CASES = {  # (without OpenMP, PyTorch's limit, this package's, whether elements are dropped, not
-    # drawn for a mask to keep): the threads that two calls start, twice
-    "PyTorch's": ((False, 3, 3, True), "2 0 0 0 True"),
-    "some of PyTorch's": ((False, 4, 2, True), "3 0 0 0 True"),
-    "the caller alone": ((False, 3, 1, True), "0 2 0 0 True"),
-    "PyTorch allows no other": ((False, 1, 3, True), "0 0 0 0 True"),
-    "the pool's": ((True, 3, 3, True), "2 2 0 0 True"),
-    "some of the pool's": ((True, 2, 3, True), "1 1 0 0 True"),
-    "PyTorch's draw a mask": ((False, 3, 3, False), "2 0 0 0 False"),
+# (no OpenMP, limit of PyTorch, limit of cdropout, in place or by native_dropout), and the output:
+# threads that dropout and PyTorch's own operation start, twice, and whether x is the result
+CASES = {
+    "PyTorch": ((False, 3, 3, True), "2 0 0 0 True"),
+    "PyTorch, limited by cdropout": ((False, 4, 2, True), "3 0 0 0 True"),
+    "only the caller": ((False, 3, 1, True), "0 2 0 0 True"),
+    "only the caller, limited by PyTorch": ((False, 1, 3, True), "0 0 0 0 True"),
+    "pool": ((True, 3, 3, True), "2 2 0 0 True"),
+    "pool, limited by PyTorch": ((True, 2, 3, True), "1 1 0 0 True"),
+    "PyTorch, native_dropout": ((False, 3, 3, False), "2 0 0 0 False"),
 }
 
 
 @linux_only
-def test_which_threads_share_a_call():
-    """Those that do the first call do the others too: PyTorch's operation finds them."""
+def test_threads_of_a_call():
+    """Check that PyTorch's operations and dropout use the same threads."""
     cases = [arguments for arguments, _ in CASES.values()]
-    status, out, errors = run_with_torch(COUNT.replace("CASES", repr(cases)))
+    status, out, errors = run_with_torch(COUNT_THREADS.replace("CASES", repr(cases)))
     assert (status, errors) == (0, "")
     assert dict(zip(CASES, out.splitlines(), strict=True)) == {
         case: counts for case, (_, counts) in CASES.items()
     }
 
 
-WRITERS = """
+COUNT_WRITERS = """
 import os
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ import cdropout as cd
 torch.set_num_threads(4)
 x = torch.from_numpy(np.ones(1 << 24, np.float32))
 
-def faults():
+def page_faults():
     tasks = {}
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/stat") as stat:
@@ -128,21 +129,21 @@ def faults():
 for threads in 2, 4:
     cd.set_num_threads(threads)
     ct.dropout(x)
-    before = faults()
-    y = ct.dropout(x)  # in new memory, whose pages appear when they are first written to
-    touched = [count - before.get(task, 0) for task, count in faults().items()]
+    before = page_faults()
+    y = ct.dropout(x)  # in new memory: the first write to a page is a fault
+    touched = [count - before.get(task, 0) for task, count in page_faults().items()]
     print(sum(10 * count > sum(touched) for count in touched), end=" ")
     del y
 """
 
 
 @linux_only
-def test_no_more_threads_share_a_call_than_this_package_allows():
-    assert run_with_torch(WRITERS) == (0, "2 4", "")
+def test_set_num_threads_limits_the_threads():
+    assert run_with_torch(COUNT_WRITERS) == (0, "2 4", "")
 
 
-def test_threads_that_do_not_take_part_write_nothing():
-    cd.set_num_threads(2)  # of the three in PyTorch's team
+def test_unused_threads_write_nothing():
+    cd.set_num_threads(2)  # of three threads of PyTorch
     memory, n = torch.ones(1 << 22), (1 << 21) + 5
     ct.dropout(memory[:n], 0.3, inplace=True, generator=cd.Generator(SEED))
     expected = np.ones(len(memory), np.float32)
@@ -151,9 +152,9 @@ def test_threads_that_do_not_take_part_write_nothing():
 
 
 @unix_only
-def test_a_signals_handler_ends_a_call():
+def test_signal_handler_ends_a_call():
     class Stop(Exception):
-        """What the handler raises."""
+        """Raised by the signal's handler."""
 
     def stop(*_):
         raise Stop
@@ -162,7 +163,7 @@ def test_a_signals_handler_ends_a_call():
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for _ in range(5):
-            y = torch.ones(1 << 23, 2, 2, 2)  # small channels take long: 0.2 s
+            y = torch.ones(1 << 23, 2, 2, 2)  # small channels are slow: 0.2 s
             with pytest.raises(Stop):
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 ct.dropout2d(y, 0.5, inplace=True)
@@ -183,20 +184,20 @@ import cdropout.torch as ct
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
 torch.set_num_threads(3)
 cd.set_num_threads(3)
-long, short = torch.ones(1 << 21, 4, 2, 2), torch.ones(1 << 20)  # small channels take long: 0.1 s
+long, short = torch.ones(1 << 21, 4, 2, 2), torch.ones(1 << 20)  # small channels are slow: 0.1 s
 
 def fork(*_):
     global child
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(100)       # rather than to hang
+        signal.alarm(100)       # ends the child if it hangs
 
-def drop(function, x):          # by none of PyTorch's own operations, which hang in a child
+def drop(function, x):          # without PyTorch's own operations, which hang in a child
     x.numpy()[:] = 1
     function(x, 0.5, generator=cd.Generator(1), inplace=True)
 
-def right(function, x):
+def is_correct(function, x):
     ones = np.ones(x.shape, np.float32)
     return (x.numpy() == getattr(cd, function.__name__)(ones, rng=1, inplace=True)).all()
 
@@ -206,16 +207,16 @@ while child is None:            # until the handler forks within a call
     signal.setitimer(signal.ITIMER_REAL, 0.01)
     drop(ct.dropout2d, long)
     signal.setitimer(signal.ITIMER_REAL, 0)
-same = right(ct.dropout2d, long)
+correct = is_correct(ct.dropout2d, long)
 drop(ct.dropout, short)
-same = same and right(ct.dropout, short)
+correct = correct and is_correct(ct.dropout, short)
 if child == 0:
-    os._exit(0 if same else 1)
-print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(0 if correct else 1)
+print(correct, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 @unix_only
-def test_a_forked_child_does_without_pytorchs_threads():
-    """OpenMP's are not in the child, which would wait for them for ever."""
+def test_forked_child_uses_no_threads_of_pytorch():
+    """Check that a forked child uses the pool: it has no OpenMP threads and would hang."""
     assert run_with_torch(FORK) == (0, "True 0", "")

@@ -1,38 +1,27 @@
-"""cdropout.torch in graphs: the partitioner, make_fx, aot_function, functionalize."""
+"""Tests of the operators in graphs: partitioner, make_fx, aot_function, functionalize."""
 
 import shutil
 
 import pytest
-from ..helpers.torch_calls import CALLS, GENERATORS
 
 import cdropout as cd
 
-from ..helpers.requirements import slow
+from ..helpers.requirements import import_or_skip, slow
+from ..helpers.torch_calls import CALLS, GENERATORS, targets, with_seed
 
-torch = pytest.importorskip("torch")
-ct = pytest.importorskip("cdropout.torch")
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
-OURS = torch.ops.cdropout.dropout.default
-
-
-def seeded(function, *args):
-    torch.manual_seed(3)
-    return function(*args)
-
-
-def targets(graph_module):
-    return [node.target for node in graph_module.graph.nodes]
+DROPOUT = torch.ops.cdropout.dropout.default
 
 
 # ---- the partitioner ----------------------------------------------------------------------------
 
 CHAINS = {
     "one layer": lambda x: ct.dropout(x, 0.5) * 2,
-    "within": lambda x: ct.dropout(x.sin(), 0.5).cos(),
+    "between functions": lambda x: ct.dropout(x.sin(), 0.5).cos(),
     "two layers": lambda x: ct.dropout(ct.dropout(x.sin(), 0.5).exp(), 0.5).cos(),
-    "shared axes": lambda x: ct.dropout2d(x.sin(), 0.5).exp(),
+    "broadcast axes": lambda x: ct.dropout2d(x.sin(), 0.5).exp(),
     "in place": lambda x: ct.dropout(x.sin() * 2, 0.5, inplace=True).exp(),
     "alpha_dropout": lambda x: ct.alpha_dropout(x.sin(), 0.5, True).exp(),
     "feature_alpha_dropout": lambda x: ct.feature_alpha_dropout(x.sin(), 0.5, True).exp(),
@@ -47,16 +36,15 @@ CHAINS = {
 PARTITION = "aot_eager_decomp_partition"
 
 
-def assert_compiled_is_eager(function, backend, dynamic=None):
+def assert_compiled_equals_eager(function, backend, dynamic=None):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
     x = torch.randn(8, 6, 5, 5, requires_grad=True)
     results = []
     for run in (function, compiled):
-        y = seeded(run, x)
+        y = with_seed(run, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), x)))
-    for eager, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, eager, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*results[::-1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -67,25 +55,25 @@ def assert_compiled_is_eager(function, backend, dynamic=None):
         for budget in (1, 0.9, 0.5, 0.1, 0)
     ],
 )
-def test_a_memory_budget_never_draws_another_mask(name, budget):
+def test_memory_budget_keeps_the_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert_compiled_is_eager(CHAINS[name], PARTITION)
+        assert_compiled_equals_eager(CHAINS[name], PARTITION)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_aggressive_recomputation_never_draws_another_mask(dynamic):
+def test_aggressive_recomputation_keeps_the_mask(dynamic):
     with torch._functorch.config.patch(aggressive_recomputation=True):
-        assert_compiled_is_eager(CHAINS["two layers"], PARTITION, dynamic)
+        assert_compiled_equals_eager(CHAINS["two layers"], PARTITION, dynamic)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="PyTorch compiles C++")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
 @pytest.mark.parametrize("budget", [0.5, 0])
-def test_a_memory_budget_in_machine_code_never_draws_another_mask(budget):
+def test_memory_budget_with_inductor_keeps_the_mask(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        assert_compiled_is_eager(CHAINS["two layers"], "inductor")
+        assert_compiled_equals_eager(CHAINS["two layers"], "inductor")
 
 
-def test_a_memory_budget_of_a_region():
+def test_memory_budget_of_a_region():
     def region(budget):
         def function(x):
             with torch.autograd.graph.region_activation_memory_budget(budget):
@@ -97,7 +85,7 @@ def test_a_memory_budget_of_a_region():
     y = torch.compile(region(0.1), fullgraph=True, backend=PARTITION)(x)
     (gx,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gx != 0, y != 1)
-    torch._dynamo.reset()  # or the budget becomes a symbol
+    torch._dynamo.reset()  # otherwise the budget becomes a symbol
     with pytest.raises(RuntimeError, match=r"budget\(0\) saves nothing: use a small positive bud"):
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
@@ -117,7 +105,7 @@ def test_transforms_within_a_compiled_graph(name):
         lambda x: torch.func.jvp(loss, (x,), (x,))[1],
     ):
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(seeded(compiled, x), seeded(run, x))
+        torch.testing.assert_close(with_seed(compiled, x), with_seed(run, x))
 
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
@@ -126,9 +114,9 @@ def test_vmap_within_a_compiled_graph(randomness):
         return torch.vmap(lambda x: ct.dropout(x, 0.5) * 2, randomness=randomness)(x)
 
     x = torch.ones(20, 50)
-    y = seeded(torch.compile(rows, fullgraph=True, backend=PARTITION), x)
+    y = with_seed(torch.compile(rows, fullgraph=True, backend=PARTITION), x)
     assert len(y.unique(dim=0)) == (1 if randomness == "same" else 20)
-    assert torch.equal(y, seeded(rows, x))
+    assert torch.equal(y, with_seed(rows, x))
 
 
 def test_opcheck_of_the_saved_seed():
@@ -143,14 +131,14 @@ def test_opcheck_of_the_saved_seed():
 
 @pytest.mark.parametrize("mode", [*slow("real", "fake"), "symbolic"])
 @pytest.mark.parametrize("name", CALLS)
-def test_make_fx_records_our_operator(name, mode):
+def test_make_fx_records_the_operator(name, mode):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     function, x = CALLS[name], torch.randn(4, 5, 6, 7)
     traced = make_fx(lambda x: function(x), tracing_mode=mode)(x)
-    assert OURS in targets(traced)
-    expected = seeded(function, x)
-    assert torch.equal(seeded(traced, x), expected)
+    assert DROPOUT in targets(traced)
+    expected = with_seed(function, x)
+    assert torch.equal(with_seed(traced, x), expected)
     with pytest.raises(NotImplementedError, match="cdropout.Generator cannot be used while traced"):
         make_fx(lambda x: function(x, generator=cd.Generator(1)), tracing_mode=mode)(x)
     generator = torch.Generator().manual_seed(3)
@@ -161,7 +149,7 @@ def test_make_fx_records_our_operator(name, mode):
 
 @pytest.mark.parametrize("budget", [*slow(1, 0.5), 0])
 @pytest.mark.parametrize("name", CALLS)
-def test_aot_function_records_our_operator(name, budget):
+def test_aot_function_records_the_operator(name, budget):
     from functorch.compile import (
         aot_function,
         make_boxed_func,
@@ -181,17 +169,17 @@ def test_aot_function_records_our_operator(name, budget):
         partition_fn=min_cut_rematerialization_partition,
     )
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        y = seeded(traced, x)
+        y = with_seed(traced, x)
         (gx,) = torch.autograd.grad(y.sum(), x)
-    assert OURS in targets(graphs[0])
-    expected = seeded(function, x.sin()).exp()
+    assert DROPOUT in targets(graphs[0])
+    expected = with_seed(function, x.sin()).exp()
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(gx, torch.autograd.grad(expected.sum(), x)[0])
     with pytest.raises(NotImplementedError, match="cdropout.Generator cannot be used while traced"):
         aot_function(lambda x: function(x, generator=cd.Generator(1)), fw_compiler=compiler)(x)
 
 
-def test_fake_tensors_without_their_mode_are_left_to_pytorch():
+def test_fake_tensor_outside_its_mode_uses_pytorch():
     with torch._subclasses.FakeTensorMode():
         x = torch.ones(3, 4)
     assert ct.dropout(x).shape == (3, 4)
@@ -201,21 +189,21 @@ def test_fake_tensors_without_their_mode_are_left_to_pytorch():
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_a_generator_breaks_a_compiled_graph(kind):
+def test_generator_breaks_a_compiled_graph(kind):
     generator, x = GENERATORS[kind](), torch.ones(200)
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x: ct.dropout(x * 2, 0.5, generator=generator) * 3, backend="aot_eager"
     )
-    found = torch.stack([compiled(x) for _ in range(2)])
+    result = torch.stack([compiled(x) for _ in range(2)])
     generator = GENERATORS[kind]()
     expected = [ct.dropout(x * 2, 0.5, generator=generator) * 3 for _ in range(2)]
-    assert torch.equal(found, torch.stack(expected)) and not torch.equal(*expected)
+    assert torch.equal(result, torch.stack(expected)) and not torch.equal(*expected)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_generator_in_a_whole_graph(kind, strict):
+def test_generator_with_fullgraph_and_export(kind, strict):
     module, x = ct.Dropout(0.5, generator=GENERATORS[kind]()), torch.ones(200)
     match = r"generator= cannot be used with fullgraph=True or in a strict export"
     with pytest.raises(torch._dynamo.exc.Unsupported, match=match):
@@ -246,16 +234,16 @@ def test_functionalize(name):
     def loss(x):
         return function(x.sin()).exp().sum()
 
-    assert torch.equal(seeded(functionalize(function), x), seeded(function, x))
-    expected = seeded(grad(loss), x)
-    assert torch.equal(seeded(functionalize(grad(loss)), x), expected)
+    assert torch.equal(with_seed(functionalize(function), x), with_seed(function, x))
+    expected = with_seed(grad(loss), x)
+    assert torch.equal(with_seed(functionalize(grad(loss)), x), expected)
     if name == "in place":
         with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
-            grad(functionalize(loss))(x)  # of any copy_ that is functionalized
+            grad(functionalize(loss))(x)  # as for any copy_ under functionalize
         return
-    assert torch.equal(seeded(grad(functionalize(loss)), x), expected)
+    assert torch.equal(with_seed(grad(functionalize(loss)), x), expected)
     x.requires_grad_()
-    y = seeded(functionalize(loss), x)
+    y = with_seed(functionalize(loss), x)
     torch.testing.assert_close(torch.autograd.grad(y, x)[0], expected)
 
 

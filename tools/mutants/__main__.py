@@ -37,6 +37,7 @@ KERNELS = (
     "tiles.pxd",
     "kernels.pyx",
     "simd.h",
+    "half.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
 NEAREST = {  # per file: the tests that are most likely to fail, in the order in which they run
@@ -100,7 +101,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     ),
     "torch/checkpoint.py": "torch_adapter/checkpoint",
     "torch/overrides.py": (
-        "torch_adapter/modules torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
+        "torch_adapter/overrides torch_adapter/checkpoint torch_adapter/modes torch_adapter/errors"
     ),
     "torch/fx.py": "torch_adapter/fx torch_adapter/mask_argument",
     "jax/functional.py": (

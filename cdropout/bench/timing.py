@@ -1,0 +1,232 @@
+"""Timing of calls, and of implementations at one size, with what the times depend on."""
+
+import datetime
+import itertools
+import platform
+import random
+import re
+import statistics
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import cdropout as cd
+from cdropout._core import dispatch
+from cdropout.bench import peers
+
+BATCH_SECONDS = 1e-3  # duration of a batch: calls that are timed together
+MIN_ROUNDS, MAX_ROUNDS = 7, 300
+LONG_CALL = 0.005  # seconds; a longer call hardly depends on the contents of the cache
+UNKNOWN_CACHE = 64 << 20  # bytes; larger than the last-level cache of most CPUs
+MODES = ("forward", "forward+backward")
+
+
+def show_progress(text):
+    """Replace the last line of a terminal; print nothing to a pipe."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def size_name(size: int) -> str:
+    """Return a size as 64, 1Ki, 16Mi or 1Gi."""
+    for unit, suffix in (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki"):
+        if size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return str(size)
+
+
+# ---- the machine ------------------------------------------------------------------------------
+
+
+def read_system_file(path):
+    """Return the text of a file of /proc or /sys, or "" on a system without it."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def cpu_name() -> str:
+    """Return the model of the CPU, or its architecture if the model is unknown."""
+    name = re.search(r"^model name\s*:\s*(.+)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def advice() -> str:
+    """Return how to make cdropout faster on this CPU, or an empty string."""
+    return dispatch.advise(dispatch.isa, dispatch.built(), dispatch.runnable(), dispatch.vectors)
+
+
+def environment(options):
+    """Return the settings, versions and hardware that the times depend on."""
+    return {
+        "cdropout": cd.__version__,
+        "isa": dispatch.isa,
+        "vectors": dispatch.vectors,
+        "compiler": dispatch.compiler,
+        "advice": advice(),
+        "cpu": cpu_name(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "threads": options.threads,
+        "p": options.p,
+        "dtype": ",".join(options.dtype),
+        "cold": options.cold,
+    }
+
+
+def start_cpu_usage():
+    """Return a function that returns the CPUs used on average by this process since this call."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
+
+
+def cache_size():
+    """Return the bytes of the largest cache of the first CPU."""
+    paths = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [read_system_file(path).strip() for path in paths]
+    kibibytes = (int(size[:-1]) for size in sizes if size.endswith("K"))
+    return max((each << 10 for each in kibibytes), default=UNKNOWN_CACHE)
+
+
+@cache
+def cache_filler():
+    """Return an array of twice the size of the cache, since CPUs do not evict in order of use."""
+    return np.ones(2 * cache_size(), np.uint8)
+
+
+def empty_cache():
+    """Fill the cache with other bytes; they are only read, so they need no writing back."""
+    cache_filler().max()
+
+
+# ---- timing of calls --------------------------------------------------------------------------
+
+
+def seconds_for(call, count):
+    """Return the seconds that `count` calls take."""
+    start = time.perf_counter()
+    for _ in itertools.repeat(None, count):
+        call()
+    return time.perf_counter() - start
+
+
+def calls_per_batch(call):
+    """Return how many calls fill a batch; the trials also warm up compilers and allocators."""
+    call()
+    count = 1
+    while (seconds := seconds_for(call, count)) < BATCH_SECONDS / 4:
+        count *= 4
+    return max(1, round(count * BATCH_SECONDS / seconds))
+
+
+def time_batch(call, count, cold, previous):
+    """Return the seconds per call of a batch.
+
+    Without `cold`, a call that is not timed brings the arrays into the cache first, unless the
+    `previous` time per call was long.
+    """
+    if cold:
+        empty_cache()
+    elif previous < LONG_CALL:
+        call()
+    return seconds_for(call, count) / count
+
+
+def time_calls(calls, seconds, cold=False):
+    """Time calls in rounds: each round times one batch of every call, in random order.
+
+    Parameters
+    ----------
+    calls : dict of name to callable without arguments
+    seconds : float
+        The time to spend per call; MIN_ROUNDS may need more.
+    cold : bool
+        Empty the cache before each call; a batch is then one call.
+
+    Returns
+    -------
+    times : dict of name to list of float
+        Seconds per call, of each round.
+    counts : dict of name to int
+        Calls per batch.
+    """
+    counts = {name: calls_per_batch(call) for name, call in calls.items()}
+    if cold:
+        counts = dict.fromkeys(counts, 1)
+    times = {name: [] for name in calls}
+    start = time.perf_counter()
+    order = list(calls)
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() - start > seconds * len(calls):
+            break
+        random.shuffle(order)
+        for name in order:
+            previous = times[name][-1] if times[name] else 0
+            times[name].append(time_batch(calls[name], counts[name], cold, previous))
+    return times, counts
+
+
+def median_ratio(times, others):
+    """Return the median ratio of the times of a round, which cancels what slows a whole round."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+# ---- timing of implementations ----------------------------------------------------------------
+
+
+class Measurement(NamedTuple):
+    """The times of one implementation for one element type, size and mode."""
+
+    dtype: str
+    size: int
+    mode: str  # of MODES
+    implementation: str
+    ns_per_element: float  # median over the rounds, as are the numbers below
+    ns_quartiles: tuple[float, float]
+    gb_per_s: float
+    to_memcpy: float  # ratio to the time of memcpy in the same round
+    to_best_peer: float | None  # ratio to the time of the peer with the lowest median
+    rounds: int
+    calls_per_batch: int
+
+
+def summarize(dtype, size, mode, nbytes, times, counts):
+    """Yield a Measurement of each implementation, which reads and writes `nbytes` bytes."""
+    timed_peers = [name for name in times if name in peers.PEERS]
+    best = min(timed_peers, key=lambda name: statistics.median(times[name]), default=None)
+    for name, seconds in times.items():
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        yield Measurement(
+            dtype,
+            size,
+            mode,
+            name,
+            median / size * 1e9,
+            (low / size * 1e9, high / size * 1e9),
+            nbytes / median / 1e9,
+            median_ratio(seconds, times["memcpy"]),
+            median_ratio(seconds, times[best]) if best else None,
+            len(seconds),
+            counts[name],
+        )
+
+
+def measure_size(size, dtype, implementations, options):
+    """Yield the Measurements of copies and implementations at one size, in each mode."""
+    arrays = peers.example_arrays(size, dtype)
+    prepare = peers.copies(options.threads)
+    prepare |= {each.name: each.prepare for each in implementations}
+    prepared = {name: function(arrays, options.p) for name, function in prepare.items()}
+    sizes = ", ".join(map(size_name, options.sizes))
+    for i, mode in enumerate(MODES):
+        show_progress(f"{dtype} {size_name(size)} {mode}, of {sizes}")
+        calls = {name: functions[i] for name, functions in prepared.items()}
+        times, counts = time_calls(calls, options.seconds, options.cold)
+        yield from summarize(dtype, size, mode, 2 * (i + 1) * arrays.x.nbytes, times, counts)

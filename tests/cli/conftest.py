@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+import cdropout as cd
+from cdropout.__main__ import main
+from cdropout.bench import check, peers, timing
+
+from ..helpers.command_line import find_command
+from ..helpers.requirements import slow
+
+
+@pytest.fixture(scope="module")
+def quick_bench():
+    """Check and time fewer elements, for less time; restore the number of threads."""
+    before = cd.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "SIZE", 1 << 18)
+        patch.setattr(check, "LOAD_SECONDS", 0.02)
+        patch.setattr(timing, "BATCH_SECONDS", 1e-5)
+        yield
+    cd.set_num_threads(before)
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Return a function that returns the one line with which arguments are refused."""
+
+    def refuse(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        printed = capsys.readouterr()
+        assert caught.value.code == 2 and printed.out == ""
+        assert printed.err.endswith("\n") and printed.err.count("\n") == 1
+        return printed.err
+
+    return refuse
+
+
+@pytest.fixture(params=["module", *slow("script")])
+def command(request):
+    """Return the arguments that start the command line in a new process."""
+    return find_command(request.param)
+
+
+@pytest.fixture
+def fake():
+    """Return a function that returns an implementation by `drop(x, keep, p)`."""
+    random = np.random.default_rng(1)
+
+    def fake(drop):
+        def prepare(arrays, p):
+            def both():
+                keep = random.random(arrays.x.shape) >= p
+                return drop(arrays.x, keep, p), drop(arrays.gy, keep, p)
+
+            return lambda: both()[0], both
+
+        return peers.Implementation("fake", "1", prepare)
+
+    return fake

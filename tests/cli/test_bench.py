@@ -1,0 +1,146 @@
+"""Tests of cdropout.bench: its output as a whole, and its exit codes."""
+
+import contextlib
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+import cdropout as cd
+from cdropout.__main__ import main
+from cdropout._core import dispatch
+from cdropout.bench import check, peers, timing
+
+from ..helpers.requirements import ISAS, import_or_skip
+
+pytestmark = pytest.mark.usefixtures("quick_bench")
+QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, quick_bench):
+    """Return (standard output, JSON) of a short run with NumPy."""
+    path = tmp_path_factory.mktemp("bench") / "numbers.json"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*QUICK, "--peer", "numpy", "--p", "0.25", "--json", str(path)]) == 0
+    return printed.getvalue(), json.loads(path.read_text())
+
+
+def test_heading_has_versions_and_settings(output):
+    first, second, *rest = output[0].splitlines()[:4]
+    third = rest[1 if timing.advice() else 0]
+    isa = dispatch.describe([dispatch.isa], dispatch.vectors)
+    assert first == f"cdropout {cd.__version__}, {isa}, 1 thread, p=0.25, float32"
+    assert timing.cpu_name() in second and f"NumPy {np.__version__}" in second
+    assert second.endswith(f"; built by {dispatch.compiler}")
+    ours = f"cdropout {cd.__version__}, cdropout-new {cd.__version__}"
+    checks = "keep rate within a 1e-06 bound over 262144 elements, scale, gradient"
+    assert third == f"checked ({checks}): {ours}, numpy {np.__version__}"
+
+
+def test_table_has_a_row_per_size_and_implementation(output):
+    rows = re.findall(r"^ *(64|1Ki) ([\w-]+) +\|(.*)\|(.*)$", output[0], re.MULTILINE)
+    names = [*peers.copies(1), "cdropout", "cdropout-new", "numpy"]
+    assert [row[:2] for row in rows] == [(size, name) for size in ("64", "1Ki") for name in names]
+    heading = "ns/element GB/s /memcpy /peer"
+    assert f"size | {heading} | {heading}" in " ".join(output[0].split())
+    for _, name, forward, both in rows:
+        forward, both = forward.split(), both.split()
+        assert len(forward) == len(both) == 4
+        assert all(float(number) > 0 for number in forward + both)
+        if name == "memcpy":
+            assert forward[2] == both[2] == "1.00"
+        if name == "numpy":
+            assert forward[3] == both[3] == "1.000"
+
+
+def test_json_has_the_numbers_of_the_table(output):
+    printed, results = output
+    about = results["environment"]
+    assert (about["p"], about["dtype"], about["threads"]) == (0.25, "float32", 1)
+    assert (about["isa"], about["cpu"]) == (dispatch.isa, timing.cpu_name())
+    assert (about["vectors"], about["compiler"]) == (dispatch.vectors, dispatch.compiler)
+    ours = dict.fromkeys(["cdropout", "cdropout-new"], cd.__version__)
+    assert results["implementations"] == {**ours, "numpy": np.__version__}
+    assert results["left_out"] == {}
+    assert len(results["measurements"]) == 2 * 2 * (3 + len(peers.copies(1)))
+    for each in results["measurements"]:
+        nbytes = {"forward": 8, "forward+backward": 16}[each["mode"]]  # per element
+        assert each["gb_per_s"] == pytest.approx(nbytes / each["ns_per_element"])
+        low, high = each["ns_quartiles"]
+        assert low <= each["ns_per_element"] <= high
+        assert each["rounds"] == timing.MIN_ROUNDS and each["calls_per_batch"] >= 1
+        assert f"{each['ns_per_element']:10.3f} {each['gb_per_s']:8.2f}" in printed
+
+
+def test_without_peers(capsys):
+    assert main([*QUICK, "--peer", "none", "--dtype", "float64", "--threads", "2"]) == 0
+    printed = capsys.readouterr()
+    assert "2 threads, p=0.1, float64" in printed.out and "numpy" not in printed.out
+    row = re.search(r"^ *64 cdropout +\|(.*)\|(.*)$", printed.out, re.MULTILINE)
+    assert row[1].split()[3] == row[2].split()[3] == "-"
+    assert cd.get_num_threads() == 2
+    assert printed.err == ""  # progress is shown on terminals only
+
+
+def test_each_type_has_a_table(capsys, monkeypatch):
+    monkeypatch.setattr(timing, "cache_filler", lambda: np.ones(64, np.uint8))
+    arguments = ["--sizes", "64", "--seconds", "0", "--peer", "none"]
+    assert main(["bench", *arguments, "--dtype", "float16,bfloat16", "--cold"]) == 0
+    printed = capsys.readouterr().out
+    assert "p=0.1, float16, bfloat16, cold" in printed.splitlines()[0]
+    assert "cold: the cache was emptied before each call" in printed
+    assert re.findall(r"^(\w+) +\| +forward +\|", printed, re.MULTILINE) == ["float16", "bfloat16"]
+    assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 2
+
+
+def test_plot_writes_an_image(tmp_path):
+    import_or_skip("matplotlib")
+    path = tmp_path / "chart.png"
+    assert main([*QUICK, "--peer", "numpy", "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS)
+def test_isa_is_used(capfd, isa):
+    assert main([*QUICK, "--peer", "none", "--isa", isa]) == 0
+    printed = capfd.readouterr()
+    assert f", {isa}" in printed.out.splitlines()[0] and printed.err == ""
+
+
+# ---- implementations that are left out --------------------------------------------------------
+
+
+def test_wrong_implementation_is_left_out(capsys, monkeypatch, fake):
+    unscaled = fake(lambda x, keep, p: x * keep)
+    monkeypatch.setitem(peers.PEERS, "numpy", lambda *_: unscaled)
+    assert main([*QUICK, "--peer", "numpy"]) == 0
+    printed = capsys.readouterr().out
+    error = "forward does not scale kept elements by 1/(1 - p) at p=0.1"
+    assert f"left out: numpy: float32: {error}\n" in printed
+    assert not re.search(r"^ *64 numpy", printed, re.MULTILINE)
+
+
+def test_implementation_that_raises_is_left_out(capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no\nsuch device")
+
+    monkeypatch.setitem(peers.PEERS, "numpy", broken)
+    assert main([*QUICK, "--peer", "numpy"]) == 0
+    assert "left out: numpy: float32: RuntimeError: no such device\n" in capsys.readouterr().out
+
+
+def test_wrong_cdropout_fails_the_command(capsys, monkeypatch, fake):
+    wrong = fake(lambda x, keep, p: x)
+    monkeypatch.setitem(peers.OURS, "cdropout", lambda *_: wrong)
+    assert main([*QUICK, "--peer", "none"]) == 1
+    assert "left out: cdropout: float32: forward kept 262144 of" in capsys.readouterr().out
+
+
+def test_implementation_with_more_threads_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(check, "cpus_used", lambda *_: 1.9)
+    assert main([*QUICK, "--peer", "none"]) == 0
+    assert "more threads than requested: cdropout used 1.9 CPUs" in capsys.readouterr().out

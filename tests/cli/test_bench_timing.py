@@ -1,0 +1,87 @@
+"""Tests of cdropout.bench.timing. No test depends on the measured times."""
+
+import io
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from cdropout.bench import timing
+
+pytestmark = pytest.mark.usefixtures("quick_bench")
+
+
+@pytest.mark.parametrize(
+    "size, name",
+    [(64, "64"), (1000, "1000"), (1 << 14, "16Ki"), (3 << 20, "3Mi"), (1 << 30, "1Gi")],
+)
+def test_size_name(size, name):
+    assert timing.size_name(size) == name
+
+
+def test_progress_replaces_the_line_of_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    timing.show_progress("16Mi forward")
+    assert terminal.getvalue() == "\r\x1b[K16Mi forward"
+
+
+# ---- the machine ------------------------------------------------------------------------------
+
+
+def test_cache_filler_is_larger_than_the_cache(monkeypatch):
+    assert timing.cache_size() >= 1 << 15
+    monkeypatch.setattr(timing, "cache_size", lambda: 3 << 20)
+    timing.cache_filler.cache_clear()
+    assert timing.cache_filler().nbytes == 6 << 20
+    assert timing.cache_filler() is timing.cache_filler()
+    timing.cache_filler.cache_clear()
+
+
+def test_system_without_information(monkeypatch):
+    monkeypatch.setattr(timing, "read_system_file", lambda path: "")
+    assert timing.cache_size() == timing.UNKNOWN_CACHE
+    assert timing.cpu_name()
+
+
+# ---- timing of calls --------------------------------------------------------------------------
+
+
+def test_each_call_is_timed_in_each_round():
+    called = Counter()
+    calls = {name: lambda name=name: called.update(name) for name in "ab"}
+    times, counts = timing.time_calls(calls, seconds=0)
+    assert {name: len(each) for name, each in times.items()} == dict.fromkeys(
+        "ab", timing.MIN_ROUNDS
+    )
+    for name, count in counts.items():
+        assert count >= 1 and called[name] >= count * timing.MIN_ROUNDS
+        assert min(times[name]) > 0
+
+
+def test_cold_calls_are_timed_one_by_one(monkeypatch):
+    emptied = Counter()
+    monkeypatch.setattr(timing, "empty_cache", lambda: emptied.update("x"))
+    times, counts = timing.time_calls({"a": lambda: None, "b": lambda: None}, 0, cold=True)
+    assert counts == {"a": 1, "b": 1}
+    assert emptied["x"] == 2 * len(times["a"]) == 2 * timing.MIN_ROUNDS
+
+
+def test_median_ratio_pairs_the_times_of_a_round():
+    assert timing.median_ratio([2, 40, 6], [1, 10, 3]) == 2
+
+
+def test_summary_of_times():
+    times = {"memcpy": [1e-6] * 3, "numpy": [8e-6] * 3, "torch": [9e-6] * 3, "cdropout": [2e-6] * 3}
+    found = timing.summarize("float32", 1000, "forward", 8000, times, dict.fromkeys(times, 5))
+    memcpy, numpy, torch, ours = found
+    assert np.isclose(
+        [ours.ns_per_element, *ours.ns_quartiles, ours.gb_per_s, ours.to_memcpy, ours.to_best_peer],
+        [2, 2, 2, 4, 2, 0.25],
+    ).all()
+    assert (numpy.to_best_peer, torch.to_best_peer) == (1, pytest.approx(9 / 8))
+    assert (memcpy.rounds, memcpy.calls_per_batch, memcpy.mode) == (3, 5, "forward")
+    only = timing.summarize("float32", 1000, "forward", 8000, {"memcpy": [1, 1]}, {"memcpy": 1})
+    assert next(only).to_best_peer is None

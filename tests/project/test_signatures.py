@@ -1,0 +1,87 @@
+"""Tests of the signatures and docstrings of all public callables, compiled ones included."""
+
+import doctest
+import importlib
+import inspect
+import pydoc
+import re
+
+import pytest
+
+import cdropout as cd
+
+from ..helpers.requirements import EXTRAS, find_or_skip
+
+
+def documented_parameters(docstring):
+    """Return the names in the Parameters section of a numpydoc docstring, or None without one."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\n\S|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    if section is None:
+        return None
+    headings = re.findall(r"^(\S.*?)(?: :.*)?$", section[1], re.MULTILINE)
+    return {name.strip("* ") for heading in headings for name in heading.split(",")}
+
+
+def parameters_of(function):
+    """Return the names of a callable's parameters, without self."""
+    return {name for name in inspect.signature(function).parameters if name != "self"}
+
+
+def public_callables(module):
+    return {name: f for name in module.__all__ if callable(f := getattr(module, name))}
+
+
+CALLABLES = public_callables(cd)
+METHODS = {
+    f"{kind.__name__}.{name}": method
+    for kind in CALLABLES.values()
+    if isinstance(kind, type)
+    for name in dir(kind)
+    if not name.startswith("_") and callable(method := getattr(kind, name))
+}
+
+
+@pytest.mark.parametrize("name", [*CALLABLES, *METHODS])
+def test_all_parameters_are_documented(name):
+    function = CALLABLES.get(name) or METHODS[name]
+    parameters = parameters_of(function)
+    documented = documented_parameters(inspect.getdoc(function))
+    inherited = isinstance(function, type) and issubclass(function, cd.Dropout)
+    short = name in METHODS and documented is None and len(parameters) == 1
+    assert inherited or short or parameters == (documented or set())
+
+
+@pytest.mark.parametrize("adapter", sorted(EXTRAS))
+def test_documented_parameters_are_in_the_signature(adapter):
+    find_or_skip(adapter)
+    for function in public_callables(importlib.import_module(f"cdropout.{adapter}")).values():
+        assert (documented_parameters(inspect.getdoc(function)) or set()) <= parameters_of(function)
+
+
+def test_class_docstrings_begin_with_the_signature():
+    assert str(inspect.signature(cd.Mask)) == (
+        "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
+    )
+    assert str(inspect.signature(cd.Generator)) == "(seed=None)"
+    for kind in cd.Mask, cd.Generator:
+        text = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+        assert f"class {kind.__name__}(builtins.object)\n |  {kind.__name__}(" in text
+        assert "**Compatibility Guarantee**" in text
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_examples_run(name):
+    generator_state, threads = cd.default_generator.state, cd.get_num_threads()
+    examples = doctest.DocTestFinder().find(CALLABLES[name], name, module=False)
+    failures = [doctest.DocTestRunner().run(example).failed for example in examples]
+    cd.default_generator.state = generator_state
+    assert not any(failures)
+    assert cd.get_num_threads() == threads
+
+
+def test_flax_dropout_has_the_signatures_of_its_class_and_of_its_instances():
+    find_or_skip("flax")
+    from cdropout.flax import Dropout
+
+    assert list(inspect.signature(Dropout).parameters)[:2] == ["rate", "broadcast_dims"]
+    assert list(inspect.signature(Dropout(0.5)).parameters) == ["inputs", "deterministic", "rngs"]

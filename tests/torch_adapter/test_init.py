@@ -1,0 +1,27 @@
+"""Tests of the import of cdropout.torch."""
+
+import importlib
+
+import pytest
+
+from ..helpers.requirements import import_or_skip
+from ..helpers.subprocess_runner import run
+
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+
+
+def test_import_without_pytorch_names_the_package():
+    script = "import sys; sys.modules['torch'] = None; import cdropout.torch"
+    _, _, errors = run(script)
+    message = "ImportError: cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
+    assert errors.splitlines()[-1] == message
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "3.0.0a1+cpu"])
+def test_other_versions_of_pytorch_are_refused(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(
+        ImportError, match=f"2.13 and later versions below 3.0, but found {version[:3]}"
+    ):
+        importlib.reload(ct)
