@@ -63,7 +63,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
         "arrays/mask_argument arrays/functional arrays/errors arrays/exporters "
         "arrays/misbehaving_objects arrays/bool_arguments arrays/modules core/signals"
     ),
-    "executor.pyx": "core/executor arrays/errors core/signals",
+    "executor.pyx": "core/executor arrays/errors core/signals core/processes",
     "engine.pyx": (
         "arrays/layouts core/mask core/executor arrays/functional arrays/dropout_variants"
     ),
