@@ -81,7 +81,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
         "torch_adapter/autograd torch_adapter/errors"
     ),
     "_openmp.pyx": "torch_adapter/openmp torch_adapter/functional",
-    "_xla.pyx": "jax_adapter/xla jax_adapter/xla_handler",
+    "_xla.pyx": "jax_adapter/xla jax_adapter/custom_call",
     "functional.py": (
         "arrays/mask_argument arrays/dropout_variants arrays/functional arrays/misbehaving_objects"
     ),
