@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from cdropout._core.arguments import as_index, check_flag, check_probability
+from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.bias_dropout_add import bias_dropout_add, bias_dropout_add_backward
 from cdropout._core.dropout import dropout, dropout_backward, dropout_features
 from cdropout._core.generator import as_rng, generator_for
@@ -539,7 +540,10 @@ def feature_alpha_dropout(
 
 def as_copies(n: SupportsIndex) -> int:
     """Return the number of copies of `mc_dropout` as a Python int."""
-    n = as_index(n, "n")
+    # Python code, because torch.compile cannot trace the compiled `as_index`
+    if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
+        raise TypeError(f"n has to be an int, but got {type(n).__name__}")
+    n = operator.index(n)
     if n < 0:
         raise ValueError(f"n has to be at least 0, but got {n}")
     return n
