@@ -541,7 +541,7 @@ def feature_alpha_dropout(
 def as_copies(n: SupportsIndex) -> int:
     """Return the number of copies of `mc_dropout` as a Python int."""
     # Python code, because torch.compile cannot trace the compiled `as_index`
-    if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__") or getattr(n, "ndim", 0):
+    if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__") or getattr(n, "ndim", 0) > 0:
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
     n = operator.index(n)
     if n < 0:
