@@ -127,11 +127,14 @@ def dropout(
     check_flag(return_mask, "return_mask")
     p = check_probability(p)
     _checked_meta(x)
-    if mask is not None and training:
-        others = {"seed": seed, "call": call or None, "rng": rng, "broadcast_dims": broadcast_dims}
-        for name, value in others.items():
-            check_not_given(name, value)
-        check_mask(mask, x.shape, (), p)
+    if mask is not None:
+        if training:
+            others = {"seed": seed, "rng": rng, "broadcast_dims": broadcast_dims}
+            for name, value in {**others, "call": None if call == 0 else call}.items():
+                check_not_given(name, value)
+            check_mask(mask, x.shape, (), p)
+        else:  # the mask, and the arguments that it excludes, have no effect
+            mask, seed, call, rng, broadcast_dims = None, None, 0, None, ()
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} determines the mask: it excludes rng")
     if seed is None and call != 0:
@@ -139,7 +142,7 @@ def dropout(
     p = p if training else 0
     if seed is not None:
         mask = Mask(x.shape, p, seed, call, strides=broadcast_strides(x.shape, broadcast_dims))
-    elif mask is None or not training:
+    elif mask is None:
         mask = next_mask(rng, x.shape, p, broadcast_dims)
     y = dropout_backward(x, mask)
     return (y, mask) if return_mask else y

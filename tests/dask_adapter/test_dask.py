@@ -184,7 +184,8 @@ def test_mask_argument(chunks):
         np.testing.assert_array_equal(y.compute(), mask.apply(X))
         assert cdd.dropout(lazy(), mask=mask, p=0.3).name == cdd.dropout(lazy(), mask=mask).name
     x = lazy()
-    assert cdd.dropout(x, training=False, mask=mask, rng=1) is x  # mask and rng are ignored
+    for ignored in ({"rng": 1}, {"seed": 1, "call": 3}, {"call": 3}, {"seed": 1, "rng": 2}):
+        assert cdd.dropout(x, training=False, mask=mask, **ignored) is x
     assert cdd.dropout(x, mask=cd.Mask(SHAPE, 0)) is x
 
 

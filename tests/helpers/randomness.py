@@ -83,7 +83,7 @@ class Effort(NamedTuple):
     triples: int = 0  # samples for three-point correlations within a lane; 0 omits the test
 
 
-SHORT = Effort(10**10, 2 * CHUNK, 4, 400)
+QUICK_EFFORT = Effort(10**10, 2 * CHUNK, 4, 400)
 
 
 # ---- keep rate --------------------------------------------------------------------------------

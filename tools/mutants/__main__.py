@@ -143,6 +143,7 @@ class Mutant:
 
     def __init__(self, file, function, name, pattern, replacement, number=None):
         self.file, self.function = file, function
+        self.path = ROOT / "cdropout" / file
         self.change = pattern, replacement, number
         self.id = f"{file}:{function}:{name}".replace(" ", "-")
         self.syntax = anchors.C if file.endswith(".h") else anchors.PYTHON
@@ -287,18 +288,20 @@ def report(log):
     """Print the surviving mutants and a table of counts per file. Return the fraction killed."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
-        outcome = log.get(mutant.id, ("", "not run"))[1]
+        digest, outcome = log.get(mutant.id, ("", "not run"))[:2]
         counts[mutant.file].update(["mutants", outcome.partition(" ")[0]])
+        changed = digest not in ("", mutant.digest(mutant.path.read_text()))
+        counts[mutant.file].update(["changed since"] if changed else [])
         if outcome not in ("killed", "not run"):
             reason = EXPLAINED.get(mutant.id)
             counts[mutant.file].update(["explained"] if reason else [])
             print(f"{outcome}: {mutant.id}{': ' * bool(reason)}{reason or ''}")
     total = sum(counts.values(), collections.Counter())
-    columns = "mutants", "run", "killed", "survived", "explained"
-    print(f"{'':24}" + "".join(f"{column:>10}" for column in columns))
+    columns = "mutants", "run", "killed", "survived", "explained", "changed since"
+    print(f"{'':24}" + "".join(f"{column:>14}" for column in columns))
     for file, count in (*counts.items(), ("total", total)):
         count["run"] = count["mutants"] - count["not"]
-        print(f"{file:24}" + "".join(f"{count[column]:10}" for column in columns))
+        print(f"{file:24}" + "".join(f"{count[column]:14}" for column in columns))
     return total["killed"] / total["run"] if total["run"] else 1
 
 
@@ -358,7 +361,7 @@ def select_mutants(options, log):
     """Return the mutants to run, with their digests."""
     found = []
     for mutant in mutants():
-        digest = mutant.digest((ROOT / "cdropout" / mutant.file).read_text())
+        digest = mutant.digest(mutant.path.read_text())
         done = log.get(mutant.id, ("", ""))
         known = done[0] == digest and (done[1] != "survived the nearest" or options.nearest)
         named = any(fnmatch.fnmatch(mutant.id, f"*{pattern}*") for pattern in options.only)
@@ -374,13 +377,16 @@ def main():
         nargs="+",
         default=[""],
         metavar="PATTERN",
-        help="parts of ids: torch/ core/s*:open",
+        help="parts of ids: torch/ _core/s*:open",
     )
     parser.add_argument("--jobs", type=int, default=1, help="number of mutants to run at once")
     parser.add_argument("--nearest", action="store_true", help="run the nearest tests only")
     parser.add_argument("--again", action="store_true", help="include mutants that are in the log")
     parser.add_argument("--report", action="store_true", help="only print a summary of the log")
     options = parser.parse_args()
+    for pattern in options.only:
+        if not fnmatch.filter((mutant.id for mutant in mutants()), f"*{pattern}*"):
+            parser.error(f"no mutant matches {pattern}")
     log = read_log()
     todo = [] if options.report else select_mutants(options, log)
     if todo:
