@@ -202,7 +202,7 @@ print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), custom
 )
 
 
-def test_python_callback_for_other_api_version():
+def test_other_api_version_uses_python_callback():
     first, second, warning, *others = run_after_preamble(CALLBACK)
     assert warning.startswith("1 UserWarning this jaxlib cannot call cdropout's kernels directly")
     assert "handler's API version (99." in warning

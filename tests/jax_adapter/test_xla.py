@@ -120,7 +120,7 @@ def test_valid_call():
 
 
 def shrink(*names):
-    """Subtract 1 from the field that holds the size of the struct at this path."""
+    """Subtract 1 from `struct_size` of the struct at this path of attributes and indices."""
 
     def change(call):
         target = call

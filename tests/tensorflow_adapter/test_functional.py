@@ -528,13 +528,13 @@ def test_invalid_rng_alg():
 
 
 @pytest.mark.parametrize("noise_shape", [(40, 2), (0, 50), (3,), (-1, 50)])
-def test_noise_shape_with_other_lengths(noise_shape, wrap):
+def test_noise_shape_with_invalid_lengths_raises(noise_shape, wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=noise_shape))
     with pytest.raises(InvalidArgumentError, match="noise_shape has to hold 1 or the length of"):
         run(X)
 
 
-def test_noise_shape_with_too_many_axes(wrap):
+def test_noise_shape_with_too_many_axes_raises(wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=(2, 40, 50)))
     with pytest.raises(InvalidArgumentError, match="noise_shape must not have more axes than x"):
         run(X)

@@ -140,7 +140,7 @@ def test_dropout_layer(kind):
 
 
 @pytest.mark.parametrize("layer", ["relu", "embedding", "lstm"])
-def test_layers_with_dropout_argument(layer):
+def test_layers_pass_dropout_to_the_ops(layer):
     x = np.arange(12, dtype="uint64") if layer == "embedding" else normal((12, 6))
     drops = []
 

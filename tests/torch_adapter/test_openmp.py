@@ -153,7 +153,7 @@ def test_unused_threads_write_nothing():
 
 
 @unix_only
-def test_signal_handler_ends_a_call():
+def test_exception_of_a_signal_handler_ends_a_call():
     class Stop(Exception):
         """Exception that the signal handler raises."""
 

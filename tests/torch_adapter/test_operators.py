@@ -55,20 +55,20 @@ def assert_compiled_equals_eager(function, backend, dynamic=None):
         for budget in (1, 0.9, 0.5, 0.1, 0)
     ],
 )
-def test_memory_budget_keeps_the_mask(name, budget):
+def test_memory_budget_does_not_change_the_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_equals_eager(CHAINS[name], PARTITION)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_aggressive_recomputation_keeps_the_mask(dynamic):
+def test_aggressive_recomputation_does_not_change_the_mask(dynamic):
     with torch._functorch.config.patch(aggressive_recomputation=True):
         assert_compiled_equals_eager(CHAINS["two layers"], PARTITION, dynamic)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
 @pytest.mark.parametrize("budget", [0.5, 0])
-def test_memory_budget_with_inductor_keeps_the_mask(budget):
+def test_memory_budget_with_inductor_does_not_change_the_mask(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_equals_eager(CHAINS["two layers"], "inductor")
 
