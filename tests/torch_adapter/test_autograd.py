@@ -271,7 +271,7 @@ def test_compiled_function_equals_eager(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
-def test_model_compiled_by_inductor_equals_eager():
+def test_model_compiled_by_inductor_to_machine_code_equals_eager():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())
     compiled, x = torch.compile(model, fullgraph=True), torch.randn(64, 32, requires_grad=True)
     for seed in (1, 2):

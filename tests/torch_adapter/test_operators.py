@@ -68,7 +68,7 @@ def test_aggressive_recomputation_does_not_change_the_mask(dynamic):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
 @pytest.mark.parametrize("budget", [0.5, 0])
-def test_memory_budget_with_inductor_does_not_change_the_mask(budget):
+def test_memory_budget_does_not_change_the_mask_in_machine_code_of_inductor(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_equals_eager(CHAINS["two layers"], "inductor")
 
