@@ -1,4 +1,4 @@
-"""Tests of cdropout.dask on a cluster: a worker that is killed, and too little memory."""
+"""Tests of cdropout.dask on a cluster: killed workers, and workers with too little memory."""
 
 import os
 import re
@@ -58,7 +58,7 @@ def lazy(shape, chunks):
 
 
 def compute_checksums(y):
-    """Compute the checksums of the chunks of y."""
+    """Return the checksum of each chunk of y."""
 
     def checksum(chunk):
         return np.full((1, 1, 1), zlib.crc32(chunk), np.uint32)
@@ -67,7 +67,7 @@ def compute_checksums(y):
 
 
 def expected_checksums(rows):
-    """Return the checksums of the result that NumPy gives, in chunks with this number of rows."""
+    """Return the checksums of NumPy's result, divided into chunks with this number of planes."""
     x = np.ones(MASK.shape, np.float32) * np.arange(1, 65, dtype=np.float32)[:, None, None]
     y = cd.dropout(x, mask=MASK)
     return [zlib.crc32(y[i : i + rows]) for i in range(0, 64, rows)]

@@ -1,4 +1,4 @@
-"""Tests of cdropout.dask: results for all chunks, names of tasks, generators and errors."""
+"""Tests of cdropout.dask: results for several chunk sizes, task names, generators and errors."""
 
 import re
 
@@ -33,7 +33,7 @@ FLOATS_TEXT = "float16, bfloat16, float32 or float64"
 
 
 def lazy(array=X, chunks=(20, 47, 3)):
-    """Return a Dask array."""
+    """Return the array as a Dask array."""
     return da.from_array(array, chunks=chunks)
 
 
@@ -87,7 +87,7 @@ def test_mask_to_dask():
     kept = mask.to_dask((7, 2, 1))
     assert kept.shape == mask.shape and kept.chunks[0] == (7,) * 6 + (3,)
     np.testing.assert_array_equal(kept.compute(), np.asarray(mask))
-    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # without drawing it
+    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # draws no element
 
 
 def test_backward_with_other_chunks():
@@ -160,7 +160,7 @@ def test_rng_provides_one_call_number_when_the_graph_is_built():
     assert generator.calls == 4  # computing the result draws no call number
     for p, array in [(0, x), (1, x), (0.5, lazy(X[:0]))]:
         cdd.dropout(array, p, rng=generator)
-        assert generator.calls == 4  # these need no mask
+        assert generator.calls == 4  # these calls need no mask
     cd.manual_seed(9)
     _, first = cdd.dropout(x, return_mask=True)
     _, second = cdd.dropout(x, return_mask=True)
@@ -292,7 +292,7 @@ def test_compute_chunk_sizes():
     np.testing.assert_array_equal(y, cd.dropout(X[X[:, 0, 0] > 0], rng=1))
 
 
-def test_memory_error():
+def test_chunk_too_large_for_memory_raises_memory_error():
     huge = da.ones(2**50, chunks=-1, dtype=np.float32)  # one chunk; its strides are 0
     with pytest.raises(MemoryError):
         cdd.dropout(huge, 0.5, seed=1).compute()

@@ -20,7 +20,7 @@ def register_handler():
 
 
 def call(*operands, result=None, **attributes):
-    """Execute the custom call, even if the result has no elements."""
+    """Execute the custom call; declare a side effect, so that XLA never removes the call."""
     x = operands[1] if len(operands) > 1 else X
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype) if result is None else result
     function = jax.ffi.ffi_call("cdropout", shape, has_side_effect=True)
@@ -37,7 +37,7 @@ def float64_bits(p):
 
 
 def window(*axes):
-    """Return the operand for an (offset, length) per axis."""
+    """Return the operand `window`; each axis is given as a pair (offset, length)."""
     halves = [(o >> 32, o & 0xFFFFFFFF, n >> 32, n & 0xFFFFFFFF) for o, n in axes]
     return np.array(halves, np.uint32).reshape(-1, 4)
 
@@ -56,7 +56,7 @@ def test_custom_call(p):
 
 @pytest.mark.parametrize("ps", [[0.1, 0.5, 1.0], [0.0, 0.3, 0.3]])
 @pytest.mark.parametrize("kind", ["float32", "bits"])
-def test_one_p_per_key(ps, kind):
+def test_custom_call_with_one_p_per_key(ps, kind):
     p = np.stack([float64_bits(p) for p in ps]) if kind == "bits" else np.float32(ps)
     expected = [
         cd.Mask(4, p if kind == "bits" else np.float32(p), 7 + i).apply(X[i])

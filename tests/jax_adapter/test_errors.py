@@ -72,7 +72,7 @@ def test_invalid_arguments(arguments, error, message, wrap):
 @pytest.mark.parametrize(
     "name, value", [("inplace", True), ("broadcast_dims", 0), ("broadcast_dims", (0, 1))]
 )
-def test_static_arguments_must_not_be_traced(name, value):
+def test_traced_static_arguments_raise(name, value):
     message = f"{name} has to be known .* but it is traced: pass static_argnames='{name}'"
     with pytest.raises(TypeError, match=message):
         jax.jit(dropout)(KEY, X, 0.5, **{name: value})
@@ -81,7 +81,7 @@ def test_static_arguments_must_not_be_traced(name, value):
 
 
 @eager_and_jit
-def test_at_most_64_dimensions(wrap):
+def test_more_than_64_dimensions_raise(wrap):
     x = jnp.ones((1,) * 63 + (100,))
     y = wrap(dropout)(KEY, x, 0.5)
     assert (y.ravel() == dropout(KEY, x.ravel(), 0.5)).all()
@@ -96,7 +96,7 @@ def test_unsupported_dtypes_of_x(dtype):
         dropout(KEY, jnp.ones(4, dtype), 0.5)
 
 
-def test_int_as_key():
+def test_seed_and_call_of_int_raises():
     with pytest.raises(TypeError, match="key has to be a JAX key, .* but got int"):
         seed_and_call(7)
 
@@ -202,7 +202,7 @@ print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), custom
 )
 
 
-def test_python_callback_for_other_api_version():
+def test_other_api_version_uses_python_callback():
     first, second, warning, *others = run_after_preamble(CALLBACK)
     assert warning.startswith("1 UserWarning this jaxlib cannot call cdropout's kernels directly")
     assert "handler's API version (99." in warning

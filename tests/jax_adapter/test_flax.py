@@ -114,7 +114,7 @@ def test_nnx_training_under_jit():
 
 
 class Model(linen.Module):
-    """Model whose dropout module has a name."""
+    """Model that contains a dropout module named ``noise``."""
 
     options: tuple = ()
 
@@ -124,7 +124,7 @@ class Model(linen.Module):
 
 
 class KeyOf(linen.Module):
-    """Model that returns the key that a module of the same name draws."""
+    """Model that returns the key that a module named ``noise`` draws."""
 
     collection: str = "dropout"
 

@@ -61,7 +61,7 @@ def test_broadcast_dims(dims):
     assert_same_bits(dropout(KEY, x, 0.4, broadcast_dims=dims), expected)
 
 
-def test_broadcast_dims_may_be_int():
+def test_broadcast_dims_as_int():
     x = normal_jax((6, 70))
     assert_same_bits(dropout(KEY, x, 0.4, -1), numpy_dropout(KEY, x, 0.4, (-1,)))
 
@@ -101,7 +101,7 @@ def test_disable_jit():
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 @eager_and_jit
-def test_gradient_has_same_mask(dtype, wrap, enable_x64):
+def test_gradient_uses_same_mask(dtype, wrap, enable_x64):
     x, gy = normal_jax((3, 700), dtype), normal_jax((3, 700), dtype, seed=2)
     y, pull = jax.vjp(wrap(lambda x: dropout(KEY, x, 0.3)), x)
     assert_same_bits(y, numpy_dropout(KEY, x, 0.3))
@@ -117,7 +117,7 @@ def test_higher_derivatives(enable_x64, order):
     check_grads(lambda x: dropout(KEY, jnp.sin(x), 0.3, (1,)) ** 2, (x,), order)
 
 
-def test_backward_keeps_only_key():
+def test_vjp_stores_only_key():
     _, pull = jax.vjp(lambda x: dropout(KEY, x, 0.3), normal_jax((1000, 1000)))
     assert sum(leaf.size for leaf in jax.tree.leaves(pull)) <= 4
 

@@ -52,7 +52,7 @@ slow_pairs = [
         *slow_pairs,
     ],
 )
-def test_mask(name, dtype):
+def test_mask_determines_result(name, dtype):
     mask = MASKS[name]
     x = normal_jax(SHAPE, dtype)
     expected = mask.apply(np.asarray(x))
@@ -104,12 +104,12 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors(case):
+def test_invalid_arguments_raise(case):
     args, kwargs, error, message = ERRORS[case]
     with pytest.raises(error, match=re.escape(message)):
         dropout(*args, **{"mask": MASKS["mask"], **kwargs})
 
 
-def test_traced_p_is_error():
+def test_mask_with_traced_p_raises():
     with pytest.raises(TypeError, match="p has to be left out if mask is given, but it is traced"):
         jax.jit(lambda p: dropout(None, X, p, mask=MASKS["mask"]))(0.3)

@@ -23,7 +23,7 @@ PROBABILITIES = [0.0, 0.1, 0.5, 0.9, 1.0]
 
 
 def expected_dropout(key, x, p, broadcast_dims=()):
-    """Return the result for a traced p, which is float32 if it is a Python float."""
+    """Return the expected result; JAX converts a traced p that is a Python float to float32."""
     p = float(np.float32(p)) if isinstance(p, float) else float(p)
     return numpy_dropout(key, x, p, broadcast_dims)
 
@@ -41,7 +41,7 @@ def test_traced_p_is_float32(shape, p):
 
 
 def test_float32_and_float64_p_differ(enable_x64):
-    key, p = jax.random.key(3), 1 - 2.0**-26  # rounded to float32, this is 1
+    key, p = jax.random.key(3), 1 - 2.0**-26  # p rounds to 1 in float32
     x = jnp.ones(1 << 20, jnp.float32)
     assert_same_bits(jax.jit(dropout)(key, x, p), cd.Mask(x.shape, p, 3).apply(np.asarray(x)))
     assert_same_bits(jax.jit(dropout)(key, x, jnp.float32(p)), np.zeros(x.shape, np.float32))
@@ -56,7 +56,7 @@ def test_dtypes_of_p(dtype, enable_x64):
 
 
 @pytest.mark.parametrize("p", [0, 1])
-def test_p_may_be_int(p):
+def test_p_as_int(p):
     x = normal_jax((100,))
     assert_same_bits(jax.jit(dropout)(KEY, x, p), expected_dropout(KEY, x, p))
 
@@ -106,7 +106,7 @@ def count_compiled_programs(function):
     return count
 
 
-def test_known_p_is_not_compiled_again():
+def test_other_values_of_known_p_compile_no_program():
     x = normal_jax((101,))
     assert count_compiled_programs(lambda: dropout(KEY, x, 0.5)) > 0
     assert count_compiled_programs(lambda: [dropout(KEY, x, p / 64) for p in range(1, 64)]) == 0
@@ -134,7 +134,7 @@ def test_p_in_pytree():
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 @eager_and_jit
-def test_gradient_has_same_mask(dtype, wrap, enable_x64):
+def test_gradient_uses_same_mask(dtype, wrap, enable_x64):
     x, gy, p = normal_jax((3, 700), dtype), normal_jax((3, 700), dtype, seed=2), np.float32(0.3)
 
     @wrap
@@ -177,7 +177,7 @@ def test_derivative_with_respect_to_p_is_error(wrap):
     assert stopped(0.3) == 0
 
 
-BATCHES = [axes for axes in np.ndindex(2, 2, 2) if any(axes)]  # 1 if key, x, p have a batch axis
+BATCHES = [axes for axes in np.ndindex(2, 2, 2) if any(axes)]  # 1 if key, x or p has a batch axis
 
 
 @eager_and_jit
@@ -209,7 +209,7 @@ def test_vmap_along_other_axes():
     ],
 )
 def test_vmap_of_vmap(outer, inner):
-    """Test each of key, x and p in the outer batch, the inner batch, both or neither."""
+    """Test key, x and p with an outer batch axis, an inner batch axis, both or neither."""
 
     def select(numbers, pair):
         return tuple(number for number, has in zip(numbers, pair, strict=True) if has)

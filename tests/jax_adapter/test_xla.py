@@ -22,7 +22,7 @@ SIZE, INT, POINTER = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
 
 
 def struct(name, *fields):
-    """Return a struct with these fields after those that begin each of XLA's structs."""
+    """Return the type of a struct of XLA: two fields that all structs share, then these fields."""
     common = [("struct_size", SIZE), ("extensions", POINTER)]
     return type(name, (ctypes.Structure,), {"_fields_": [*common, *fields]})
 
@@ -120,7 +120,7 @@ def test_valid_call():
 
 
 def shrink(*names):
-    """Reduce the size of the struct at this path of attributes and indices by a byte."""
+    """Subtract 1 from `struct_size` of the struct at this path of attributes and indices."""
 
     def change(call):
         target = call
@@ -231,7 +231,7 @@ def test_error_leaves_aliased_array_unchanged():
 
 # ---- threads ------------------------------------------------------------------------------------
 
-LARGE = (1 << 19) + 4321  # elements; calls of 2**19 or more elements use the pool
+LARGE = (1 << 19) + 4321  # number of elements; calls with at least 2**19 use the pool
 KEYS_1000 = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
 
 
@@ -252,7 +252,7 @@ def run_with_module(script):
 
 
 def print_started_threads(key, x):
-    """Print how many threads a call starts, and True if its result is correct."""
+    """Print how many threads a call starts and whether its result is correct."""
     call = Call(key, x, P, WINDOW_1D, y=np.full_like(x, 9))
     started = count_started_threads(call.run)
     masks = [cd.Mask(x.shape[key.ndim - 1 :], 0.5, int(seed)) for seed in key[..., 1].flat]
@@ -261,7 +261,7 @@ def print_started_threads(key, x):
     print(started, np.array_equal(call.y.reshape(rows.shape), expected), flush=True)
 
 
-THREAD_CASES = [  # keys, the shape of x, and the number of threads that a call starts
+THREAD_CASES = [  # each: keys, shape of x, number of threads that the call starts
     (KEY, (LARGE,), 2), (KEY, (LARGE // 2,), 0),
     (KEYS_1000, (1000, 600), 2), (KEYS_1000, (1000, 300), 0),
     (KEYS_1000[:2], (2, LARGE), 2), (KEYS_1000[:9], (9, 1 << 16), 0),
@@ -321,11 +321,11 @@ def test_signal_handler_runs_after_call(alarm):
         raise Interrupt
 
     cd.set_num_threads(3)
-    call = large_call(n=1 << 25)  # longer than the 20 ms between two checks for signals
+    call = large_call(n=1 << 25)  # takes longer than the 20 ms between two checks for signals
     with pytest.raises(Interrupt):
         alarm(interrupt, 0.001)
         call.run()
-        time.sleep(1)  # Python may call the handler as late as here
+        time.sleep(1)  # Python sometimes calls the handler only here
     assert is_correct(call)
 
 
@@ -348,7 +348,7 @@ class Extension(ctypes.Structure):
 
 
 @pytest.mark.parametrize("minor, written", [(0, 0), (1, 1), (3, 3), (7, 3), (None, 1)])
-def test_version_is_at_most_the_one_of_xla(minor, written):
+def test_written_api_version_is_at_most_that_of_xla(minor, written):
     call, metadata = Call(), Metadata(36, traits=9)
     extension = Extension(ctypes.sizeof(Extension), 1, None, ctypes.pointer(metadata))
     call.frame.extensions = ctypes.addressof(extension)
@@ -362,7 +362,7 @@ def test_version_is_at_most_the_one_of_xla(minor, written):
 
 
 @pytest.mark.parametrize("size, metadata_size, missing", [(31, 36, 0), (32, 35, 0), (32, 36, 1)])
-def test_version_is_not_written_to_small_structs(size, metadata_size, missing):
+def test_api_version_is_not_written_to_small_structs(size, metadata_size, missing):
     call, metadata = Call(), Metadata(metadata_size, traits=9)
     pointer = None if missing else ctypes.pointer(metadata)
     extension = Extension(size, 1, None, pointer)

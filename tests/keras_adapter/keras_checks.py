@@ -4,7 +4,8 @@ import os
 import sys
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    sys.modules["tensorflow"] = None  # Keras imports it to serialize a layer, which takes 2 s
+    # Keras would import TensorFlow when it serializes a layer, which takes 2 s.
+    sys.modules["tensorflow"] = None
 
 import keras
 import numpy as np
@@ -63,7 +64,7 @@ def test_backends_apply_the_same_mask(backend, seed):
     elif backend == "tensorflow":
         convert = import_or_skip("tensorflow").convert_to_tensor
     state = np.array([seed, 5], "uint32")
-    if backend == "torch":  # where Keras stores int32
+    if backend == "torch":  # with PyTorch, Keras stores the state as int32
         state = state.view("int32")
     x = normal((5, 70))
     y = DROPOUT_OF_BACKEND[backend](convert(state), convert(x), 0.3, (1,))
@@ -100,7 +101,7 @@ def test_noise_shape(noise_shape, dims):
 
 
 @pytest.mark.parametrize("noise_shape", [(4, 2, 6), (4, 5, 6, 1)])
-def test_noise_shape_that_does_not_match_inputs(noise_shape):
+def test_noise_shape_that_does_not_match_inputs_raises(noise_shape):
     layer = Dropout(0.4, noise_shape=noise_shape, seed=3)
     with pytest.raises(ValueError, match=r"noise_shape has to hold .*, \(4, 5, 6\), but got \(4, "):
         train_call(layer, normal((4, 5, 6)))
@@ -130,7 +131,7 @@ def test_evaluation_and_rate_0_and_1():
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), x)
     np.testing.assert_array_equal(train_call(Dropout(0), x), x)
     assert not train_call(Dropout(1, seed=1), x).any()
-    expected = numpy_dropout(x, 0.3, 1, 0)  # evaluation used no call number
+    expected = numpy_dropout(x, 0.3, 1, 0)  # evaluation did not use a call number
     np.testing.assert_array_equal(train_call(layer, x), expected)
 
 
@@ -178,7 +179,7 @@ def make_model():
 
 
 def test_loaded_model_starts_at_call_number_0(tmp_path):
-    """Keras does not save the state of the generators of layers."""
+    """Keras does not save the call number of a layer with the model."""
     first, x = make_model(), normal((8, 6, 4))
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")
@@ -189,7 +190,7 @@ def test_loaded_model_starts_at_call_number_0(tmp_path):
 
 
 @needs_training
-def test_fit():
+def test_fit_draws_one_mask_per_step():
     keras.utils.set_random_seed(0)
     x = normal((256, 10))
     model = keras.Sequential(
@@ -204,7 +205,7 @@ def test_fit():
 
 
 @needs_training
-def test_gradient_has_same_mask():
+def test_gradient_uses_same_mask():
     """With a learning rate of 1, a step of gradient descent subtracts the gradient."""
     x = normal((1, 50))
     model = keras.Sequential(

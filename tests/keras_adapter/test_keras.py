@@ -12,7 +12,7 @@ from ..helpers.requirements import find_or_skip, slow
 from ..helpers.subprocess_runner import run
 
 find_or_skip("keras")
-BACKENDS = {  # and the package that each requires
+BACKENDS = {  # each backend and the package that it requires
     "jax": "jax",
     "torch": "torch",
     "numpy": "scipy",
@@ -28,7 +28,7 @@ MESSAGE = "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
 
 @pytest.mark.parametrize("backend", [FIRST, *slow(*[name for name in BACKENDS if name != FIRST])])
 def test_layers(backend):
-    """Test the layers in a new process, because a process has one backend of Keras."""
+    """Test the layers in a new process, because Keras cannot change its backend."""
     find_or_skip(BACKENDS[backend])
     options = ["-q", "-p", "no:cacheprovider", "-W", WARNING_OF_KERAS, CHECKS]
     done = subprocess.run(

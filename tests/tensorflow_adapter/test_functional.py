@@ -43,7 +43,7 @@ def normal_tensor(*shape, dtype="float32", seed=1):
 
 
 def numpy_dropout(x, p, seed, call=0, dims=()):
-    """Apply a mask with NumPy."""
+    """Apply dropout with NumPy and the mask of this seed and call number."""
     shape = [1 if axis in dims else length for axis, length in enumerate(x.shape)]
     keep = np.broadcast_to(cd.Mask(shape, p, seed, call), x.shape)
     return cd.dropout_backward(np.asarray(x), keep, p=p)
@@ -81,7 +81,7 @@ def test_seeds(seed, mask_id, wrap):
         )
 
 
-def test_seed_may_be_computed():
+def test_seed_computed_in_graph():
     x = normal_tensor(1000)
     run = tf.function(lambda x, i: stateless_dropout(x, 0.5, [7, i]))
     for i in range(3):
@@ -136,7 +136,7 @@ def test_noise_shape(noise_shape, dims, wrap):
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-def test_noise_shape_may_be_tensor(dtype, wrap):
+def test_noise_shape_as_tensor(dtype, wrap):
     x = normal_tensor(4, 5, 6)
     run = wrap(lambda x, n: stateless_dropout(x, 0.4, [3, 1], noise_shape=n))
     assert_same_bits(run(x, tf.constant([4, 1, 6], dtype)), numpy_dropout(x, 0.4, 3, 1, (1,)))
@@ -209,7 +209,7 @@ def test_global_seed_repeats_graph_masks(options):
         run = make_graph()
         runs.append(np.concatenate([run(x) for _ in range(3)]))
     assert np.array_equal(*runs)
-    assert all_differ(runs[0][:: 2 if options else 1])  # with `seed`, both calls have that seed
+    assert all_differ(runs[0][:: 2 if options else 1])  # with `seed`, both calls share one seed
 
 
 def test_graph_without_seed_draws_new_masks():
@@ -269,7 +269,7 @@ def dropout_with_mask(x):
     return stateless_dropout(x, 0.3, [7, 2])
 
 
-def test_gradient_has_same_mask(wrap):
+def test_gradient_uses_same_mask(wrap):
     def gradient(x, gy):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -497,7 +497,7 @@ def test_rate_tensor_out_of_range(rate, text, wrap):
 
 
 @pytest.mark.parametrize("x", [tf.constant([1, 2]), [1, 2], tf.constant([True]), tf.constant(1j)])
-def test_x_without_floats(x):
+def test_x_of_other_dtype_raises(x):
     with pytest.raises(ValueError, match="`x.dtype` must be a floating point tensor"):
         dropout(x, 0.5)
 
@@ -528,19 +528,19 @@ def test_invalid_rng_alg():
 
 
 @pytest.mark.parametrize("noise_shape", [(40, 2), (0, 50), (3,), (-1, 50)])
-def test_noise_shape_with_other_lengths(noise_shape, wrap):
+def test_noise_shape_with_invalid_lengths_raises(noise_shape, wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=noise_shape))
     with pytest.raises(InvalidArgumentError, match="noise_shape has to hold 1 or the length of"):
         run(X)
 
 
-def test_noise_shape_with_too_many_axes(wrap):
+def test_noise_shape_with_too_many_axes_raises(wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=(2, 40, 50)))
     with pytest.raises(InvalidArgumentError, match="noise_shape must not have more axes than x"):
         run(X)
 
 
-def test_too_many_dimensions():
+def test_more_than_64_dimensions_raise():
     with pytest.raises(InvalidArgumentError, match="at most 64 dimensions, but got 65"):
         stateless_dropout(tf.ones([1] * 65), 0.5, [1, 2])
     assert stateless_dropout(tf.ones([1] * 64), 0.5, [1, 2]).shape.rank == 64

@@ -16,7 +16,7 @@ from ..helpers.tensorflow_graphs import operation_types
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = import_or_skip("tensorflow")
 find_or_skip("keras")
-if "keras" not in sys.modules:  # otherwise its backend can no longer be chosen
+if "keras" not in sys.modules:  # once imported, Keras cannot change its backend
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "tensorflow")
         import keras  # noqa: F401
@@ -117,7 +117,7 @@ def test_exported_model_does_not_contain_the_op(tmp_path):
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
 
 
-def test_gradient_has_same_mask():
+def test_gradient_uses_same_mask():
     layer, x = Dropout(0.3, seed=7), tf.constant(normal((40, 50)))
 
     @tf.function

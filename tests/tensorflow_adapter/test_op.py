@@ -104,7 +104,7 @@ def test_unsupported_version_of_tensorflow(version, tmp_path):
 
 @pytest.mark.slow
 def test_import_does_not_initialize_tensorflow():
-    """TensorFlow's devices and threads can be configured until it is initialized."""
+    """TensorFlow's devices and threads can be configured only before it is initialized."""
     script = "import cdropout.tensorflow; from tensorflow.python.eager import context as c; "
     _, output, errors = run(script + "print(c.context()._initialized)")
     assert output == "False", errors

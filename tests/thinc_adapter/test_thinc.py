@@ -45,7 +45,7 @@ def restore_ops_and_seed():
 
 
 def next_mask(shape, drop):
-    """Return the next mask from the reference implementation; keep the state of the generator."""
+    """Return the next mask, which the reference implementation computes; draw no seed."""
     state = np.random.get_state()
     seed = np.random.randint(2**64, dtype=np.uint64)
     np.random.set_state(state)
@@ -75,14 +75,14 @@ def test_get_dropout_mask(shape, drop):
 
 
 @pytest.mark.parametrize("drop", [None, 0, 0.0, -0.5, 1, 1.0, 2])
-def test_masks_that_are_not_drawn(drop):
+def test_no_seed_is_drawn_unless_drop_is_between_0_and_1(drop):
     before = np.random.get_state()[1:3]
     mask = OPS.get_dropout_mask((3, 4), drop)
     np.testing.assert_array_equal(mask, NumpyOps().get_dropout_mask((3, 4), drop), strict=True)
     np.testing.assert_equal(np.random.get_state()[1:3], before)
 
 
-def test_drop_must_not_be_nan():
+def test_drop_of_nan_raises():
     message = "dropout probability has to be between 0 and 1, but got nan"
     with pytest.raises(ValueError, match=message):
         OPS.get_dropout_mask((3,), float("nan"))
@@ -140,7 +140,7 @@ def test_dropout_layer(kind):
 
 
 @pytest.mark.parametrize("layer", ["relu", "embedding", "lstm"])
-def test_layers_with_dropout_argument(layer):
+def test_layers_pass_dropout_to_the_ops(layer):
     x = np.arange(12, dtype="uint64") if layer == "embedding" else normal((12, 6))
     drops = []
 
@@ -231,7 +231,7 @@ def test_spacy_config():
 
 
 @pytest.mark.slow
-def test_example():
+def test_digits_example():
     find_or_skip("sklearn")
     options = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "100", "--p", "0"]
     output = run_example("thinc_digits.py", *options)

@@ -1,4 +1,4 @@
-"""Tests of alpha dropout: with the same mask, results are identical to those of NumPy."""
+"""Tests of alpha dropout: with the same mask, results are identical to those for NumPy arrays."""
 
 import warnings
 
@@ -22,7 +22,7 @@ NAMES = ["alpha_dropout", "feature_alpha_dropout"]
 
 
 def special_values(dtype, *shape):
-    """Return random numbers with NaN, infinities, zeros and extreme values in between."""
+    """Return random numbers, some of which are replaced by NaN, infinities, zeros and extremes."""
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
     for i, value in enumerate([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1e30, -1e30, 1e-30]):
@@ -31,7 +31,7 @@ def special_values(dtype, *shape):
 
 
 def bits(x):
-    """Return the bits of a tensor or an array; all NaN have the same bits."""
+    """Return the bits of a tensor or an array; replace every NaN by one with the same bits."""
     x = x.detach().resolve_conj() if isinstance(x, torch.Tensor) else torch.from_numpy(as_ints(x))
     if x.is_floating_point():
         x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
@@ -52,7 +52,7 @@ def as_array(x):
 
 def expected(name, x, p, seed):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # overflow in a conversion
+        warnings.simplefilter("ignore")  # a conversion can overflow
         return bits(getattr(cd, name)(as_array(x), p, True, rng=seed))
 
 
@@ -73,7 +73,7 @@ def test_result_equals_numpy_for_every_layout(dtype, name, layout, inplace):
     x = LAYOUTS[layout](special_values(dtype, 6, 20, 32, 30))
     want = expected(name, x, 0.3, 7)
     if inplace and layout in ("expanded", "large strides"):
-        x = x.clone()  # elements must not overlap
+        x = x.clone()  # in-place calls require elements that do not overlap
     y = getattr(ct, name)(x, 0.3, True, inplace, generator=cd.Generator(7))
     assert torch.equal(bits(y), want) and (y is x) == inplace
     if not inplace:
@@ -83,7 +83,7 @@ def test_result_equals_numpy_for_every_layout(dtype, name, layout, inplace):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_entry_point_gives_the_same_result(dtype, name):
-    x = special_values(dtype, 5, 4, 300, 70)  # several work chunks
+    x = special_values(dtype, 5, 4, 300, 70)  # is divided into several work chunks
     function, operator = getattr(ct, name), getattr(torch, name)
     torch.manual_seed(2)
     seed = next_seed()
@@ -115,7 +115,7 @@ def test_every_entry_point_gives_the_same_result(dtype, name):
         torch.manual_seed(2)
         assert torch.equal(bits(call(x)), y), label
     torch.manual_seed(2)
-    seed = torch.randint(2**63 - 1, (2,))[0].item()  # the seed of the first sample
+    seed = torch.randint(2**63 - 1, (2,))[0].item()  # the seed that vmap uses
     torch.manual_seed(2)
     if name == "alpha_dropout":
         y = torch.vmap(eager, randomness="different")(x[:2])

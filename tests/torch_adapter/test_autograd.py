@@ -131,7 +131,7 @@ def test_vmap_randomness():
 def test_vmap_of_operator_shifts_broadcast_axes():
     dropout, x = torch.ops.cdropout.dropout.default, torch.ones(3, 50, 8)
     y = torch.vmap(lambda x, seed: dropout(x, seed, 0, 0.5, [1], "scale"))(x, torch.arange(3))
-    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # with the seed of the first sample
+    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # seed of the first sample
     assert torch.equal(y, torch.from_numpy(mask.to_scale()))
 
 
@@ -154,7 +154,7 @@ def test_vmap_of_grad_and_grad_of_vmap(randomness):
 
 
 @pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (1.0, True)])
-def test_jvp_draws_nothing_without_mask(p, training):
+def test_jvp_draws_no_seed_if_no_mask_is_needed(p, training):
     x, state, generator = ramp(5), torch.get_rng_state(), cd.Generator(1)
     for options in ({}, {"generator": generator}):
         y, _ = torch.func.jvp(lambda x, o=options: ct.dropout(x, p, training, **o), (x,), (x,))
@@ -250,7 +250,7 @@ print(len(runs[0].unique(dim=0)), torch.equal(*runs[:2]), torch.equal(*runs[1:])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="requires workers that are forked")
 def test_data_loader_workers_draw_different_masks():
-    # in a new process, because other libraries that the tests import warn about forks
+    # Use a new process, because other libraries that the tests import warn about forks.
     status, output, errors = run_with_torch(WORKERS)
     assert (status, output) == (0, "4 True False"), errors
 
@@ -271,7 +271,7 @@ def test_compiled_function_equals_eager(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
-def test_model_compiled_by_inductor_equals_eager():
+def test_model_compiled_by_inductor_to_machine_code_equals_eager():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())
     compiled, x = torch.compile(model, fullgraph=True), torch.randn(64, 32, requires_grad=True)
     for seed in (1, 2):

@@ -39,7 +39,7 @@ def leaf():
 
 
 def block(function, generator):
-    """Return the function combined with others that save tensors for backward."""
+    """Return the composition of the function with others that save tensors for backward."""
     return lambda x: function(x.sin(), generator).exp().square()
 
 
@@ -49,7 +49,7 @@ def block(function, generator):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_generator_without_checkpoint_context_is_refused(name, kind, reentrant):
+def test_generator_without_checkpoint_context_raises(name, kind, reentrant):
     generator, x = GENERATORS[kind](), leaf()
     y = checkpoint(block(FUNCTIONS[name], generator), x, use_reentrant=reentrant)
     state = state_of(generator)
@@ -69,7 +69,7 @@ def test_checkpoint_context_repeats_the_mask(name, kind):
     function = block(FUNCTIONS[name], generator)
     context = ct.checkpoint_context(generator)
     y = checkpoint(function, x, use_reentrant=False, context_fn=context)
-    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # with the next mask
+    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # uses the next mask
     state = state_of(generator)
     assert torch.equal(y, expected) and not torch.equal(other, y)
     for _ in range(2):
@@ -116,7 +116,7 @@ for restore in replay, fail:
 
 @unix_only
 def test_unseeded_generator_remains_unseeded():
-    """Check that a forked child gets another seed, without JAX, which warns about forks."""
+    """Check in a process without JAX, which warns about forks, that a child gets another seed."""
     assert run_with_torch(UNSEEDED) == (0, "True True", "")
 
 
@@ -195,7 +195,7 @@ def test_checkpoint_contexts_can_be_nested():
     assert_equal(run(True), run(False))
 
 
-def test_checkpoint_context_allows_only_its_generators():
+def test_generator_outside_the_checkpoint_context_raises():
     one, other, x = cd.Generator(1), cd.Generator(1), leaf()
     y = checkpoint(
         block(
@@ -214,7 +214,7 @@ def test_checkpoint_context_allows_only_its_generators():
         x.sum().backward()
 
 
-def test_hook_may_use_the_default_generator():
+def test_dropout_in_a_gradient_hook_draws_from_the_default_generator():
     x = torch.ones(100, requires_grad=True)
     x.register_hook(lambda g: ct.dropout(g, 0.5))
     torch.manual_seed(3)
@@ -223,14 +223,14 @@ def test_hook_may_use_the_default_generator():
     assert torch.equal(x.grad, ct.dropout(torch.ones(100), 0.5))
 
 
-def test_p_1_draws_nothing_during_backward():
+def test_generator_in_a_gradient_hook_is_allowed_at_p_1():
     x = torch.ones(3, requires_grad=True)
     x.register_hook(lambda g: ct.dropout(g, 1.0, generator=cd.Generator(1)))
     x.sum().backward()
     assert x.grad.tolist() == [0, 0, 0]
 
 
-def test_checkpoint_context_refuses_other_types():
+def test_checkpoint_context_of_none_raises_type_error():
     with pytest.raises(TypeError, match="takes torch.Generators and cdropout.Generators, but got"):
         ct.checkpoint_context(None)
 

@@ -22,7 +22,7 @@ MODES = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
 CASES = [(mode, FUNCTIONS[name]) for mode in MODES[:-1] for name in FUNCTIONS]
 CASES += [(mode, OPERATORS[name]) for mode in MODES[:2] for name in OPERATORS]
 CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
-CASES += [  # compilation takes long
+CASES += [  # the compiled cases, which are slow
     pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
     for function in FUNCTIONS.values()
     for dtype in DTYPES

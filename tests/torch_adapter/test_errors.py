@@ -1,4 +1,4 @@
-"""Tests of errors: tensors and generators remain unchanged."""
+"""Tests of errors: a call that fails leaves tensors and generators unchanged."""
 
 import signal
 
@@ -28,7 +28,7 @@ def huge(dtype=torch.float32):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_failed_allocation_draws_nothing(name, kind):
+def test_failed_allocation_leaves_the_generator_unchanged(name, kind):
     generator = GENERATORS[kind]()
     for x in (huge(), huge(torch.bfloat16), huge().requires_grad_()):
         with NothingDrawn(generator), pytest.raises(RuntimeError, match=NO_MEMORY):
@@ -42,7 +42,7 @@ def test_failed_allocation_draws_nothing(name, kind):
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if not name.endswith("_")])
-def test_failed_allocation_in_accelerated_operator_draws_nothing(name):
+def test_failed_allocation_in_accelerated_operator_leaves_the_generator_unchanged(name):
     for x in (huge(), huge().requires_grad_()):
         with ct.accelerate(), NothingDrawn(), pytest.raises(RuntimeError, match=NO_MEMORY):
             OPERATORS[name](x, 0.5)
@@ -50,7 +50,7 @@ def test_failed_allocation_in_accelerated_operator_draws_nothing(name):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("randomness", ["same", "different"])
-def test_failed_allocation_under_vmap_draws_nothing(randomness, kind):
+def test_failed_allocation_under_vmap_leaves_the_generator_unchanged(randomness, kind):
     generator = GENERATORS[kind]()
     drop = torch.vmap(lambda x: ct.dropout(x, 0.5, generator=generator), randomness=randomness)
     with NothingDrawn(generator), pytest.raises(RuntimeError, match=NO_MEMORY):
@@ -107,7 +107,7 @@ print("done")
 
 
 @needs_memory_limit
-def test_memory_limit_changes_nothing():
+def test_failed_allocation_at_a_memory_limit_leaves_the_generators_unchanged():
     status, out, errors = run(MEMORY_LIMIT, MALLOC_MMAP_THRESHOLD_="65536")
     assert (status, out) == (0, "done"), errors
 
@@ -116,7 +116,7 @@ def test_memory_limit_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_invalid_residual_draws_nothing(kind):
+def test_invalid_residual_leaves_the_generator_unchanged(kind):
     generator = GENERATORS[kind]()
     x = torch.ones(3, 4)
     for residual, error in (
@@ -143,7 +143,7 @@ def with_make_fx(mode):
     return lambda function: make_fx(function, tracing_mode=mode)(torch.ones(4))
 
 
-TRANSFORMS = {  # that call a function with a tensor of 4 elements
+TRANSFORMS = {  # each calls a function with a tensor of 4 elements
     "grad": lambda f: torch.func.grad(lambda x: f(x).sum())(torch.ones(4)),
     "vjp": lambda f: torch.func.vjp(f, torch.ones(4)),
     "jvp": lambda f: torch.func.jvp(f, (torch.ones(4),), (torch.ones(4),)),
@@ -159,7 +159,7 @@ TRANSFORMS = {  # that call a function with a tensor of 4 elements
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_error_under_transforms_draws_nothing(name, kind):
+def test_error_under_transforms_leaves_the_generator_unchanged(name, kind):
     generator = GENERATORS[kind]()
     if kind == "cdropout" and ("fake" in name or "make_fx" in name):
         pytest.skip("graphs refuse a cdropout.Generator")
@@ -181,7 +181,7 @@ def exhausted_generator():
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_exhausted_generator_changes_no_tensor(dtype, name, grad):
+def test_exhausted_generator_raises_and_leaves_x_unchanged(dtype, name, grad):
     base = torch.randn(4, 6, 5, 7, dtype=dtype, requires_grad=grad)
     for x in (base * 1, (base * 1)[1:], (base * 1).permute(3, 1, 0, 2)):
         before, version = x.detach().clone(), x._version
@@ -194,7 +194,7 @@ def test_exhausted_generator_changes_no_tensor(dtype, name, grad):
 
 
 class Stop(Exception):
-    """Raised by the signal's handler."""
+    """Exception that the signal handler raises."""
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def alarm():
     signal.signal(signal.SIGALRM, before)
 
 
-SLOW_CALLS = {  # small channels are slow
+SLOW_CALLS = {  # slow because the channels are small
     "dropout2d": lambda x, generator: ct.dropout2d(x, 0.5, generator=generator),
     "in place": lambda x, generator: ct.dropout2d(x, 0.5, inplace=True, generator=generator),
     "autograd": lambda x, generator: ct.dropout2d(x.requires_grad_(), 0.5, generator=generator),
@@ -222,7 +222,7 @@ SLOW_CALLS = {  # small channels are slow
 @pytest.mark.parametrize("name", SLOW_CALLS)
 def test_interrupted_call_restores_the_generator(name, kind, alarm):
     generator = None if name == "accelerated" else GENERATORS[kind]()
-    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call may end before the signal
+    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call can end before the signal
         x, nothing_drawn = torch.ones(channels, 2, 2, 2), NothingDrawn(generator)
         nothing_drawn.__enter__()
         with pytest.raises(Stop), ct.accelerate():
@@ -234,7 +234,7 @@ def test_interrupted_call_restores_the_generator(name, kind, alarm):
     pytest.fail("no interrupted call restored the generator")
 
 
-def test_state_is_restored_unless_it_changed():
+def test_restore_does_nothing_if_the_generator_was_used_since():
     from cdropout.torch._draw import restore, state_of
 
     for kind in GENERATORS.values():
@@ -262,7 +262,7 @@ REFUSAL = "refers to a single memory location|vmap: inplace"
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
 @pytest.mark.parametrize("name", OVERLAPPING)
-def test_in_place_refuses_overlapping_elements(name, p):
+def test_in_place_call_on_overlapping_elements_raises(name, p):
     generator = cd.Generator(1)
     x = OVERLAPPING[name]()
     before = x.clone()
@@ -281,7 +281,7 @@ def test_in_place_refuses_overlapping_elements(name, p):
         with NothingDrawn(generator), pytest.raises(RuntimeError, match=REFUSAL):
             call()
         assert torch.equal(x, before)
-    assert ct.dropout(x, p).shape == x.shape  # not in place
+    assert ct.dropout(x, p).shape == x.shape  # calls that are not in place do not raise
 
 
 def accelerated(call):
@@ -301,7 +301,7 @@ def test_in_place_writes_to_views_with_gaps(view):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_more_dimensions_than_numpy_supports(name):
+def test_tensors_with_more_dimensions_than_numpy_supports(name):
     x = torch.randn([1] * 33 + [6] + [1] * 33 + [5, 4])
     flat = x.reshape(6, 1, 5, 4)
     if name in ("dropout", "alpha_dropout"):
@@ -324,7 +324,7 @@ def test_more_dimensions_than_numpy_supports(name):
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("name", [*FUNCTIONS, "bias_dropout_add"])
-def test_vmap_over_unused_input(name, randomness):
+def test_vmap_over_input_that_the_function_does_not_use(name, randomness):
     x, others = torch.randn(60, 50, 2, 2), torch.ones(40)
 
     def function(_):
@@ -351,7 +351,7 @@ def test_vmap_of_bias_dropout_add(batched):
     assert 100 < (y.abs() < 1e-6).sum() < 380
 
 
-def test_vmap_refuses_in_place_on_unbatched_tensor():
+def test_in_place_call_on_unbatched_tensor_under_vmap_raises():
     x = torch.ones(30)
     drop = torch.vmap(lambda _: ct.dropout(x, 0.5, inplace=True), randomness="different")
     with NothingDrawn(), pytest.raises(RuntimeError, match="vmap: inplace"):

@@ -34,7 +34,7 @@ def run(name, *arguments, folder):
 
 @pytest.fixture(scope="module")
 def transformer():
-    """Import examples/transformer.py; its small models run on one thread."""
+    """Import examples/transformer.py and limit PyTorch to one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load("transformer")
@@ -134,7 +134,7 @@ def test_models_learn_equally_with_either_dropout(transformer, model, size):
 
 
 @pytest.mark.parametrize("option", [("--seeds", "1"), ("--steps", "1"), ("--p", "1")])
-def test_transformer_refuses_invalid_options(transformer, option, monkeypatch, capsys):
+def test_transformer_exits_for_invalid_options(transformer, option, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["transformer.py", *option])
     with pytest.raises(SystemExit, match="2"):
         transformer.main()
@@ -156,7 +156,7 @@ def test_output_of_torch_distributed(tmp_path):
     assert last < 0.2 * first
     assert "weights equal on all ranks: True" in output
     by_chance, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
-    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 sigma of 100,000 elements, and rounding
+    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 standard deviations for 100,000 elements + rounding
     assert seeded == 100
 
 
@@ -172,7 +172,7 @@ def collect_parts(distributed, monkeypatch):
     return parts
 
 
-def test_windows_of_all_ranks_equal_the_whole(monkeypatch, capsys):
+def test_windows_of_all_ranks_make_up_the_single_process_result(monkeypatch, capsys):
     distributed = load("torch_distributed")
     size = distributed.SHAPE[0] // distributed.RANKS
     parts = collect_parts(distributed, monkeypatch)

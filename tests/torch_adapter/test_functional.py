@@ -56,7 +56,7 @@ def test_statistics_and_gradients_match_pytorch(p):
 
 @pytest.mark.parametrize("name", CHANNELS)
 @pytest.mark.parametrize("inplace", [False, True])
-def test_channels_share_one_draw(name, inplace):
+def test_all_elements_of_a_channel_share_one_draw(name, inplace):
     torch.manual_seed(2)
     x = torch.ones(CHANNELS[name])
     y = getattr(ct, name)(x, 0.3, True, inplace)
@@ -67,7 +67,7 @@ def test_channels_share_one_draw(name, inplace):
 
 
 @pytest.mark.parametrize("name, shape", [("dropout1d", (500, 3)), ("dropout3d", (500, 1, 2, 3))])
-def test_channels_without_batch_axis(name, shape):
+def test_channel_dropout_without_batch_axis(name, shape):
     torch.manual_seed(2)
     rows = getattr(ct, name)(torch.ones(shape), 0.5).flatten(1)
     assert torch.equal(rows, rows[:, :1].expand_as(rows))
@@ -113,7 +113,7 @@ def test_drop_path_mc_dropout_and_bias_dropout_add():
     assert torch.equal(x, torch.ones(1000, 3))
 
 
-def test_copies_are_independent_at_p_0():
+def test_mc_dropout_copies_share_no_memory_at_p_0():
     x = torch.ones(3)
     copies = ct.mc_dropout(x, 0.0, 2)
     copies[0] += 1
@@ -155,7 +155,7 @@ def test_dropped_elements_are_plus_zero():
 
 
 @pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (1.0, True)])
-def test_nothing_is_drawn_without_mask(p, training):
+def test_no_seed_is_drawn_if_no_mask_is_needed(p, training):
     x, state = torch.randn(5), torch.get_rng_state()
     y = ct.dropout(x, p, training)
     assert torch.equal(torch.get_rng_state(), state)
@@ -173,7 +173,7 @@ def test_manual_seed_repeats_the_mask():
     assert torch.equal(ct.dropout(x), first) and torch.equal(ct.dropout(x), second)
 
 
-def test_generators():
+def test_generator_argument():
     x = torch.ones(64, 64)
     state = torch.get_rng_state()
     generator = torch.Generator().manual_seed(4)
@@ -201,7 +201,7 @@ def test_generators():
 
 
 @pytest.mark.parametrize("name", ["dropout", "alpha_dropout"])
-def test_in_place_increments_the_version(name):
+def test_in_place_call_increments_the_version_of_x(name):
     x = torch.randn(50)
     before, version = x.clone(), x._version
     y = getattr(ct, name)(x, 0.5, True, True)
@@ -266,7 +266,7 @@ UNSUPPORTED = {
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_unsupported_tensors_get_a_clear_error(kind):
+def test_unsupported_tensors_raise_the_error_type_of_pytorch(kind):
     x = UNSUPPORTED[kind]()
     try:
         expected = F.dropout(x, 0.5)
@@ -279,7 +279,7 @@ def test_unsupported_tensors_get_a_clear_error(kind):
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, math.nan, "a", None])
 @pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
-def test_invalid_p_gets_the_error_of_pytorch(name, p):
+def test_invalid_p_raises_the_error_of_pytorch(name, p):
     errors = []
     for module in (ct, F):
         with pytest.raises((ValueError, RuntimeError, TypeError)) as caught:
@@ -292,12 +292,12 @@ def test_invalid_p_gets_the_error_of_pytorch(name, p):
 
 
 @pytest.mark.parametrize("training", ["yes", None, 1])
-def test_training_has_to_be_a_bool(training):
+def test_training_that_is_not_a_bool_raises(training):
     with pytest.raises(TypeError, match="must be bool, not"):
         ct.dropout(torch.ones(3), 0.5, training)
 
 
-def test_invalid_shapes_get_errors_and_warnings_of_pytorch():
+def test_invalid_shapes_cause_the_errors_and_warnings_of_pytorch():
     with pytest.raises(RuntimeError, match="dropout1d: Expected 2D or 3D input, but received a 4D"):
         ct.dropout1d(torch.ones(1, 1, 1, 1))
     with pytest.raises(RuntimeError, match="Feature dropout requires at least 2 dimensions"):
@@ -314,7 +314,7 @@ def test_invalid_shapes_get_errors_and_warnings_of_pytorch():
         assert messages[0] == messages[1] and messages[0]
 
 
-def test_other_devices_use_pytorch():
+def test_tensors_on_other_devices_use_pytorch():
     assert ct.dropout(torch.ones(3, device="meta"), 0.5).device.type == "meta"
 
 
@@ -329,7 +329,7 @@ def test_lazily_negated_tensor():
         assert torch.equal(y[kept], -2 * imaginary[kept])
 
 
-def test_subclass_receives_the_call():
+def test_dropout_calls_the_torch_function_of_a_subclass():
     called = []
 
     class Logged(torch.Tensor):

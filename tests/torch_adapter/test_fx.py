@@ -87,7 +87,7 @@ def test_fx_records_a_function_in_a_hook_of_a_module(name):
     assert torch.equal(with_seed(traced, x), expected)
 
 
-def test_fx_traces_into_the_root():
+def test_fx_traces_into_a_root_that_is_a_dropout_module():
     traced, x = fx.symbolic_trace(ct.Dropout(0.5)), torch.ones(99)
     assert ct.dropout in targets(traced)
     assert torch.equal(with_seed(traced, x), with_seed(ct.dropout, x))
@@ -166,7 +166,7 @@ def test_fx_quantization(aware):
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_traced_script_refuses_generator(name, kind):
+def test_torch_jit_trace_with_a_generator_raises(name, kind):
     function, generator = CALLS[name], GENERATORS[kind]()
     with pytest.raises(NotImplementedError, match="cannot be used while traced by torch.jit.trace"):
         torch.jit.trace(
@@ -176,7 +176,7 @@ def test_traced_script_refuses_generator(name, kind):
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_module_with_generator_cannot_be_scripted(name, kind):
+def test_torch_jit_script_of_a_module_with_a_generator_raises(name, kind):
     model = nn.Sequential(getattr(ct, name)(0.5, generator=GENERATORS[kind]()))
     with pytest.raises(NotImplementedError, match="with a generator cannot be scripted by torch.j"):
         torch.jit.script(model)
@@ -202,7 +202,7 @@ def scripted_bias_dropout_add(x: torch.Tensor) -> torch.Tensor:
     return ct.bias_dropout_add(x, x, x, 0.5)
 
 
-def test_scripted_functions_are_those_of_pytorch():
+def test_scripted_functions_call_those_of_pytorch():
     x = torch.ones(100)
     assert torch.equal(
         with_seed(torch.jit.script(scripted_dropout), x), with_seed(F.dropout, x, 0.5)

@@ -11,7 +11,7 @@ torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
 
-def test_import_without_pytorch_names_the_package():
+def test_import_without_pytorch_raises_with_the_install_command():
     script = "import sys; sys.modules['torch'] = None; import cdropout.torch"
     _, _, errors = run(script)
     message = "ImportError: cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
@@ -19,7 +19,7 @@ def test_import_without_pytorch_names_the_package():
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "3.0.0a1+cpu"])
-def test_other_versions_of_pytorch_are_refused(version, monkeypatch):
+def test_import_with_an_unsupported_version_of_pytorch_raises(version, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(
         ImportError, match=f"2.13 and later versions below 3.0, but found {version[:3]}"

@@ -15,7 +15,7 @@ ct = import_or_skip("cdropout.torch")
 checkpoint = torch.utils.checkpoint.checkpoint
 
 SHAPE = (3, 4, 5, 6)
-FUNCTIONS = {  # with broadcast axes for tensors of this shape
+FUNCTIONS = {  # each function and its broadcast axes for tensors of SHAPE
     "dropout": (ct.dropout, ()),
     "dropout2d": (ct.dropout2d, (2, 3)),
     "dropout3d": (ct.dropout3d, (1, 2, 3)),
@@ -52,14 +52,14 @@ def expected(x, mask):
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_mask_gives_the_same_result_as_its_generator(name, dtype, p):
+def test_mask_gives_the_same_result_as_the_generator_that_created_it(name, dtype, p):
     function, axes = FUNCTIONS[name]
     x = normal(dtype)
     mask = cd.Generator(9).next_mask(SHAPE, p, broadcast_dims=axes)
     want = function(x, p, True, generator=cd.Generator(9))
     with NothingDrawn():
         assert torch.equal(function(x, mask=mask, training=True), want)
-        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # counts as omitted
+        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # p = 0.5 counts as omitted
         assert function(x, training=False, mask=mask) is x
         y = x.clone()
         assert function(y, p, True, True, mask=mask) is y and torch.equal(y, want)
@@ -147,7 +147,7 @@ def test_vmap_applies_the_mask_to_each_sample(mask):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.filterwarnings("ignore:dropout3d")
-def test_checkpoint_needs_no_context(name, reentrant):
+def test_checkpoint_of_a_call_with_mask_needs_no_context(name, reentrant):
     function, axes = FUNCTIONS[name]
     x, rng = normal().requires_grad_(), cd.Generator(9)
     mask = rng.next_mask(SHAPE, 0.3, broadcast_dims=axes)
@@ -168,7 +168,7 @@ def test_checkpoint_needs_no_context(name, reentrant):
 
 @every_mask
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-def test_compiled_with_graph_break(mask):
+def test_compiled_function_with_mask(mask):
     x = normal().requires_grad_()
     compiled = torch.compile(lambda x: ct.dropout(x, mask=mask).sin() * 2, backend="aot_eager")
     y = compiled(x)
@@ -177,7 +177,7 @@ def test_compiled_with_graph_break(mask):
     torch.testing.assert_close(gx, 2 * expected(expected(x, mask).cos(), mask))
 
 
-def test_fullgraph_refuses_a_mask():
+def test_mask_with_fullgraph_raises():
     mask = MASKS["mask"]
     compiled = torch.compile(lambda x: ct.dropout(x, mask=mask), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="mask= cannot be used with fullgraph=True"):
@@ -227,7 +227,7 @@ def test_export_records_the_mask(mask):
 
 
 @every_mask
-def test_dispatch_mode(mask):
+def test_mask_under_a_dispatch_mode(mask):
     from torch.utils.flop_counter import FlopCounterMode
 
     x = normal().requires_grad_()
@@ -315,7 +315,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors(case):
+def test_invalid_arguments_raise(case):
     function, error, message = ERRORS[case]
     x = normal()
     with NothingDrawn(), pytest.raises(error, match=re.escape(message)):
@@ -323,7 +323,7 @@ def test_errors(case):
     assert torch.equal(x, normal())
 
 
-def test_fx_and_torchscript_refuse_a_mask():
+def test_mask_under_fx_or_torch_jit_trace_raises():
     mask = MASKS["mask"]
     for call in (
         lambda x: ct.dropout(x, mask=mask),

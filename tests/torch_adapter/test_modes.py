@@ -48,7 +48,7 @@ WRONG_RESULTS = {
 
 @pytest.mark.parametrize("wrong", WRONG_RESULTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_wrong_result_of_empty_like_is_refused(name, wrong):
+def test_wrong_result_of_empty_like_raises(name, wrong):
     for x in (torch.ones(20, 30, 4, 5), torch.ones(20, 30, 4, 5).permute(3, 2, 1, 0)):
         for grad in (False, True):
             generator = cd.Generator(1)
@@ -63,7 +63,7 @@ def test_wrong_result_of_empty_like_is_refused(name, wrong):
             assert torch.equal(x, torch.ones_like(x))
 
 
-def test_empty_like_may_return_another_memory_order():
+def test_memory_order_of_empty_like_does_not_change_the_result():
     x = torch.ones(20, 30)
     with ReplaceFunction("empty_like", lambda x, *_: torch.empty(30, 20).t()):
         y = ct.dropout(x, 0.5, generator=cd.Generator(1))
@@ -71,7 +71,7 @@ def test_empty_like_may_return_another_memory_order():
 
 
 @pytest.mark.parametrize("wrong", [name for name in WRONG_RESULTS if name != "x"])
-def test_wrong_result_of_to_is_refused(wrong):
+def test_wrong_result_of_to_raises(wrong):
     half = torch.ones(20, 30, dtype=torch.float16)
     mode = ReplaceFunction("to", WRONG_RESULTS[wrong])
     with NothingDrawn(), mode, pytest.raises(RuntimeError, match=r"torch.Tensor.to returned an? "):
@@ -81,7 +81,7 @@ def test_wrong_result_of_to_is_refused(wrong):
 @pytest.mark.parametrize(
     "wrong", [name for name in WRONG_RESULTS if name not in ("x", "not a tensor")]
 )
-def test_wrong_result_of_empty_is_refused(wrong, monkeypatch):
+def test_wrong_result_of_empty_raises(wrong, monkeypatch):
     x, result = torch.ones(20, 30, dtype=torch.float16), WRONG_RESULTS[wrong](torch.ones(20, 30))
     monkeypatch.setattr(torch, "empty", lambda *_, **options: result)
     with ct.accelerate(), NothingDrawn():

@@ -43,7 +43,7 @@ def test_inplace_matches_pytorch(name):
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
-def test_arguments_are_checked_at_construction(p):
+def test_module_arguments_are_checked_at_construction(p):
     with pytest.raises(ValueError, match="has to be between 0 and 1, but got"):
         ct.Dropout2d(p)
     with pytest.raises(TypeError, match="generator has to be None, a torch.Generator or a cd"):

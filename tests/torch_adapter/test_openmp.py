@@ -1,4 +1,4 @@
-"""Tests of PyTorch's own threads as executor, without them and after forks."""
+"""Tests of calls on PyTorch's threads, of calls that cannot use these, and of forked processes."""
 
 import signal
 
@@ -86,8 +86,9 @@ for case in CASES:
         run_case(*case)
     os.wait()
 """
-# (no OpenMP, limit of PyTorch, limit of cdropout, in place or by native_dropout), and the output:
-# threads that dropout and PyTorch's own operation start, twice, and whether x is the result
+# Each case consists of the arguments of run_case and the expected output: how many threads are
+# started by dropout, by a multiplication, by dropout of a smaller array and by the multiplication
+# again, and whether x holds the result of dropout.
 CASES = {
     "PyTorch": ((False, 3, 3, True), "2 0 0 0 True"),
     "PyTorch, limited by cdropout": ((False, 4, 2, True), "3 0 0 0 True"),
@@ -100,7 +101,7 @@ CASES = {
 
 
 @linux_only
-def test_threads_of_a_call():
+def test_dropout_uses_the_threads_of_pytorch_operations():
     """Check that PyTorch's operations and dropout use the same threads."""
     cases = [arguments for arguments, _ in CASES.values()]
     status, out, errors = run_with_torch(COUNT_THREADS.replace("CASES", repr(cases)))
@@ -143,7 +144,7 @@ def test_set_num_threads_limits_the_threads():
 
 
 def test_unused_threads_write_nothing():
-    cd.set_num_threads(2)  # of three threads of PyTorch
+    cd.set_num_threads(2)  # PyTorch has three threads, so one remains unused
     memory, n = torch.ones(1 << 22), (1 << 21) + 5
     ct.dropout(memory[:n], 0.3, inplace=True, generator=cd.Generator(SEED))
     expected = np.ones(len(memory), np.float32)
@@ -152,9 +153,9 @@ def test_unused_threads_write_nothing():
 
 
 @unix_only
-def test_signal_handler_ends_a_call():
+def test_exception_of_a_signal_handler_ends_a_call():
     class Stop(Exception):
-        """Raised by the signal's handler."""
+        """Exception that the signal handler raises."""
 
     def stop(*_):
         raise Stop
@@ -163,7 +164,7 @@ def test_signal_handler_ends_a_call():
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for _ in range(5):
-            y = torch.ones(1 << 23, 2, 2, 2)  # small channels are slow: 0.2 s
+            y = torch.ones(1 << 23, 2, 2, 2)  # takes 0.2 s, as channels are small
             with pytest.raises(Stop):
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 ct.dropout2d(y, 0.5, inplace=True)

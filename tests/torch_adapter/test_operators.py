@@ -55,20 +55,20 @@ def assert_compiled_equals_eager(function, backend, dynamic=None):
         for budget in (1, 0.9, 0.5, 0.1, 0)
     ],
 )
-def test_memory_budget_keeps_the_mask(name, budget):
+def test_memory_budget_does_not_change_the_mask(name, budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_equals_eager(CHAINS[name], PARTITION)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_aggressive_recomputation_keeps_the_mask(dynamic):
+def test_aggressive_recomputation_does_not_change_the_mask(dynamic):
     with torch._functorch.config.patch(aggressive_recomputation=True):
         assert_compiled_equals_eager(CHAINS["two layers"], PARTITION, dynamic)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
 @pytest.mark.parametrize("budget", [0.5, 0])
-def test_memory_budget_with_inductor_keeps_the_mask(budget):
+def test_memory_budget_does_not_change_the_mask_in_machine_code_of_inductor(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
         assert_compiled_equals_eager(CHAINS["two layers"], "inductor")
 
@@ -85,7 +85,7 @@ def test_memory_budget_of_a_region():
     y = torch.compile(region(0.1), fullgraph=True, backend=PARTITION)(x)
     (gx,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gx != 0, y != 1)
-    torch._dynamo.reset()  # otherwise the budget becomes a symbol
+    torch._dynamo.reset()  # without this, the budget becomes a symbol
     with pytest.raises(RuntimeError, match=r"budget\(0\) saves nothing: use a small positive bud"):
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
@@ -239,7 +239,7 @@ def test_functionalize(name):
     assert torch.equal(with_seed(functionalize(grad(loss)), x), expected)
     if name == "in place":
         with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
-            grad(functionalize(loss))(x)  # as for any copy_ under functionalize
+            grad(functionalize(loss))(x)  # every copy_ under functionalize raises it
         return
     assert torch.equal(with_seed(grad(functionalize(loss)), x), expected)
     x.requires_grad_()

@@ -12,7 +12,7 @@ ct = import_or_skip("cdropout.torch")
 
 F, nn = torch.nn.functional, torch.nn
 REFUSAL = "cannot decorate a generator function or a coroutine function"
-NODE = "EagerDropoutBackward"  # autograd node of dropout that cdropout computed
+NODE = "EagerDropoutBackward"  # name of the autograd node if cdropout computed dropout
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ INDIRECT_CALLS = {
 
 
 @pytest.mark.parametrize("name", INDIRECT_CALLS)
-def test_accelerate_reaches_dropout_within_modules(name, monkeypatch):
+def test_accelerate_replaces_dropout_within_modules(name, monkeypatch):
     x = torch.randn(2, 3, 5, 8, requires_grad=True)
     with ct.accelerate():
         assert count_accelerated(monkeypatch, lambda: INDIRECT_CALLS[name](x)) == 1
@@ -153,7 +153,7 @@ def generator(x):
 
 
 @pytest.mark.parametrize("function", [coroutine, asynchronous_generator, generator])
-def test_accelerate_refuses_generator_functions(function):
+def test_accelerate_of_generator_functions_raises(function):
     for decorated in (function, functools.partial(function)):
         with pytest.raises(TypeError, match=REFUSAL):
             ct.accelerate()(decorated)
@@ -178,7 +178,7 @@ class CoroutineCall:
 
 
 @pytest.mark.parametrize("function", [coroutine, asynchronous_generator, generator])
-def test_accelerate_refuses_wrapped_generator_functions(function):
+def test_accelerate_of_wrapped_generator_functions_raises(function):
     for decorated in (staticmethod(function), classmethod(function), wrapped(function)):
         with pytest.raises(TypeError, match=REFUSAL):
             ct.accelerate()(decorated)
@@ -188,7 +188,7 @@ def test_accelerate_refuses_wrapped_generator_functions(function):
 
 
 @pytest.mark.parametrize("kind", [GeneratorCall, CoroutineCall])
-def test_accelerate_refuses_objects_with_generator_call(kind):
+def test_accelerate_of_objects_with_generator_call_raises(kind):
     with pytest.raises(TypeError, match=REFUSAL):
         ct.accelerate()(kind())
 
