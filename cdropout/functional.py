@@ -114,7 +114,7 @@ if TYPE_CHECKING:
         ) -> _Output | tuple[_Output, Mask]: ...
 
     class _DropPath(Protocol):
-        """The same with scale_by_keep."""
+        """A function with the arguments of `_Variant` and scale_by_keep."""
 
         @overload
         def __call__(
@@ -203,13 +203,13 @@ def _drop_path(function: Any) -> _DropPath:
 
 
 def _check_channels(ndim, leading):
-    """Raise RuntimeError if x has fewer axes than the leading ones, along which channels differ."""
+    """Raise RuntimeError if ndim is less than the number of leading axes, which index channels."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 
 
 def _deprecated_dimensions(name, ndim, spatial):
-    """Warn, as PyTorch does, about a number of dimensions that is deprecated."""
+    """Warn, as PyTorch does, that inputs with ndim dimensions are deprecated."""
     warnings.warn(
         f"{name}: Received a {ndim}-D input to {name}, which is deprecated "
         "and will result in an error in a future release. To retain the behavior "
@@ -230,12 +230,12 @@ def dropout1d(
     Parameters
     ----------
     x : array of shape (N, C, L) or (C, L)
-        The input: C channels.
+        The input, with C channels.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
@@ -246,7 +246,7 @@ def dropout1d(
     RuntimeError
         If x does not have 2 or 3 dimensions. The message is that of PyTorch.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -278,13 +278,13 @@ def dropout2d(
     Parameters
     ----------
     x : array of shape (N, C, H, W)
-        The input. A shape of (N, C, L), or with another number of dimensions, causes a warning, as
-        in PyTorch.
+        The input. If x does not have 4 dimensions, the function warns, as PyTorch does. A shape
+        with 3 dimensions is interpreted as (N, C, L).
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
@@ -295,7 +295,7 @@ def dropout2d(
     RuntimeError
         If x has fewer than two dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -331,13 +331,13 @@ def dropout3d(
     Parameters
     ----------
     x : array of shape (N, C, D, H, W) or (C, D, H, W)
-        The input. A shape with another number of dimensions is interpreted as (C, ...) and causes a
-        warning, as in PyTorch.
+        The input. If x has another number of dimensions, its shape is interpreted as (C, ...), and
+        the function warns, as PyTorch does.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
@@ -348,7 +348,7 @@ def dropout3d(
     RuntimeError
         If x has 0 dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -385,13 +385,13 @@ def drop_path(
     Parameters
     ----------
     x : array of shape (N, ...)
-        The input: N samples.
+        The input, with N samples.
     scale_by_keep : bool, default True
         Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
     mask : Mask, optional
         A mask to apply instead of a new one; it excludes `rng` and ``scale_by_keep=False``. It
-        needs the shape of x and one draw per sample. `p` has to be equal to the mask's, or 0.5,
-        the default.
+        must have the shape of x and one draw per sample. `p` must be equal to ``mask.p`` or be left
+        at its default, 0.5.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
@@ -402,12 +402,12 @@ def drop_path(
     Raises
     ------
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Notes
     -----
-    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The names of the arguments
-    follow timm.
+    The method is described in Huang et al., "Deep networks with stochastic depth", ECCV 2016. The
+    arguments have the names that timm uses.
 
     Examples
     --------
@@ -470,10 +470,12 @@ def alpha_dropout(
     training : bool, default False
         If False, which is the default as in PyTorch, return `x` unchanged.
     x, p, inplace, rng, return_mask, out
-        As in `dropout`. The returned mask has the scale a; `dropout_backward` returns the gradient.
+        As in `dropout`. The returned mask has the scale a, so that `dropout_backward` with this
+        mask returns the gradient.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x; a replaces
-        its scale. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x. Its
+        scale is not used: kept elements are multiplied by a. `p` must be equal to ``mask.p`` or be
+        left at its default, 0.5.
 
     Returns
     -------
@@ -482,12 +484,12 @@ def alpha_dropout(
     Raises
     ------
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Notes
     -----
-    Klambauer et al., "Self-normalizing neural networks", NIPS 2017, section "New Dropout
-    Technique". If p is 1, the result is 0, as in PyTorch.
+    The method is described in Klambauer et al., "Self-normalizing neural networks", NIPS 2017,
+    section "New Dropout Technique". If p is 1, all elements of the result are 0, as in PyTorch.
 
     Examples
     --------
@@ -526,7 +528,7 @@ def feature_alpha_dropout(
     RuntimeError
         If x has fewer than two dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     See Also
     --------
@@ -612,10 +614,10 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     p, rng, return_mask
         As in `dropout`. One mask of shape ``(n, *x.shape)`` is drawn for all copies.
     mask : Mask, optional
-        A mask of this shape to apply instead of a new one; it excludes `rng`. `p` has to be equal
-        to the mask's, or 0.5, the default.
+        A mask of shape ``(n, *x.shape)`` to apply instead of a new one; it excludes `rng`. `p` must
+        be equal to ``mask.p`` or be left at its default, 0.5.
     out : ndarray of shape ``(n, *x.shape)``, optional
-        The array for the result, of the type of x. It must not overlap x.
+        The array for the result. It must have the type of x and must not overlap x.
 
     Returns
     -------
@@ -625,11 +627,11 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; ValueError if n is negative.
+        For the same reasons as in `dropout`; ValueError also if n is negative.
 
     Notes
     -----
-    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
+    The method is described in Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
 
     Examples
     --------
