@@ -56,7 +56,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If it is empty or None, return the widest usable set."""
+    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If it is not set, return the widest usable set."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
