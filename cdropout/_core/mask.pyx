@@ -503,7 +503,7 @@ cpdef Mask with_scale(Mask mask, double scale):
 
 
 cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
-    """Raise an error unless mask is a Mask of this shape with one draw along `axes`, and p is equal to mask.p or `default`."""
+    """Raise an error unless mask is a Mask of this shape with one draw along `axes`, and p is mask.p or `default`."""
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if (<Mask>mask).shape != shape:

@@ -53,7 +53,7 @@ cdef advice(x, name, default=""):
 
 cdef refuse_subclass(x, name):
     """Raise a TypeError, because x is an instance of an unsupported subclass of ndarray."""
-    if isinstance(x, np.ma.MaskedArray):  # the first use of np.ma imports it, so plain arrays do not get here
+    if isinstance(x, np.ma.MaskedArray):  # tested only here, because the first use of np.ma imports it
         raise TypeError(f"{name} is a masked array, and its mask would be lost; pass {name}.data or {name}.filled()")
     problem = f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose"
     raise TypeError(problem + advice(x, name, "pass np.asarray({})"))
@@ -87,7 +87,7 @@ def from_exporter(x, name):
             return np.from_dlpack(x)
         except Exception as error:
             suggestion = advice(x, name)
-            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # NumPy raises these two
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises these
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
             problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"
