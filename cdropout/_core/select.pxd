@@ -111,7 +111,7 @@ cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
 cdef inline void mask_and_scale(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale
 ) noexcept nogil:
-    """Set n elements of y to x * scale where the bit of keep is set, otherwise to +0.0. Bits begin at `first`. y may be x."""
+    """Set n elements of y to x * scale where the bit in keep is set, else to +0.0. The bits begin at `first`. y may be x."""
     cdef size_t head = elements_to_line(y, n)
     cdef uint8_t bits[4]
     cdef size_t i

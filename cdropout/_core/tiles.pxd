@@ -279,7 +279,7 @@ cdef inline void apply_rows(
 
 
 cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
-    """Choose the lengths of strips, the parts of a tile in the order of y. They hold whole 64 x 64 transposes if possible."""
+    """Choose the lengths of strips, the parts of a tile in the order of y. They hold whole 64 x 64 blocks if possible."""
     cdef size_t size = STRIP
     cdef size_t kept = 1
     cdef int unit = tile.ndim
