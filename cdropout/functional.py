@@ -193,12 +193,12 @@ if TYPE_CHECKING:
 
 
 def _variant(function: Any) -> _Variant:
-    """Declare the type of a function; return it unchanged."""
+    """Return the function unchanged, with a declared type."""
     return function  # type: ignore[no-any-return]
 
 
 def _drop_path(function: Any) -> _DropPath:
-    """Declare the type of a function; return it unchanged."""
+    """Return the function unchanged, with a declared type."""
     return function  # type: ignore[no-any-return]
 
 
@@ -239,7 +239,7 @@ def dropout1d(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -288,7 +288,7 @@ def dropout2d(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -341,7 +341,7 @@ def dropout3d(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -397,7 +397,7 @@ def drop_path(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -460,15 +460,16 @@ def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out
 def alpha_dropout(
     x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
-    """Apply dropout for self-normalizing networks, which preserves mean 0 and variance 1.
+    """Apply alpha dropout, which preserves mean 0 and variance 1, for self-normalizing networks.
 
     Dropped elements are replaced by the limit s of SELU at minus infinity. Then all elements are
-    scaled and shifted: kept elements become ``a * x + b``, dropped elements ``a * s + b``.
+    scaled and shifted: kept elements become ``a * x + b``, and dropped elements become
+    ``a * s + b``, where a and b depend only on p.
 
     Parameters
     ----------
     training : bool, default False
-        If False, which is the default as in PyTorch, return `x` unchanged.
+        If False, return `x` unchanged. The default is that of PyTorch.
     x, p, inplace, rng, return_mask, out
         As in `dropout`. The returned mask has the scale a, so that `dropout_backward` with this
         mask returns the gradient.
@@ -479,7 +480,7 @@ def alpha_dropout(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -521,7 +522,7 @@ def feature_alpha_dropout(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
@@ -621,7 +622,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
 
     Returns
     -------
-    ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) with return_mask
+    ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) if return_mask is True
         The copies. They never share memory with x or with each other.
 
     Raises

@@ -58,7 +58,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------

@@ -51,7 +51,7 @@ def dropout(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
         The result, in the memory order of `x`. It is `x` itself if inplace is True, training is False, or p is 0. In
         these cases, if x is not an ndarray, the result is an array that shares the memory of x; for a NumPy scalar, this
         array is read-only.
