@@ -1,4 +1,4 @@
-"""The C interface for Cython: cdropout_mask, and the table of kernels. It must match include/cdropout.h."""
+"""The C interface for Cython: `cdropout_mask` and the table of kernels. The declarations must match include/cdropout.h."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 

@@ -1,7 +1,7 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
-# First, because NumPy can fail in a second interpreter, which must not have imported the compiled
-# modules before that: Cython allows them in one interpreter only.
+# NumPy is imported first: its import can fail in a second interpreter, and then no compiled module
+# of this package has been imported there. Cython allows these modules in one interpreter only.
 import numpy  # noqa: F401
 
 __version__ = "0.1.0.dev0"
@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
     from cdropout.environment import unbuilt_checkout
 
     raise ImportError(unbuilt_checkout()) from None
-except ValueError as error:  # the value of CDROPOUT_ISA or CDROPOUT_NUM_THREADS
+except ValueError as error:  # CDROPOUT_ISA or CDROPOUT_NUM_THREADS has an invalid value
     from cdropout.environment import exit_command
 
     exit_command(error)

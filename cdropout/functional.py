@@ -115,7 +115,7 @@ if TYPE_CHECKING:
         ) -> _Output | tuple[_Output, Mask]: ...
 
     class _DropPath(Protocol):
-        """The same with scale_by_keep."""
+        """A function with the arguments of `_Variant` and scale_by_keep."""
 
         @overload
         def __call__(
@@ -194,23 +194,23 @@ if TYPE_CHECKING:
 
 
 def _variant(function: Any) -> _Variant:
-    """Declare the type of a function; return it unchanged."""
+    """Return the function unchanged, with a declared type."""
     return function  # type: ignore[no-any-return]
 
 
 def _drop_path(function: Any) -> _DropPath:
-    """Declare the type of a function; return it unchanged."""
+    """Return the function unchanged, with a declared type."""
     return function  # type: ignore[no-any-return]
 
 
 def _check_channels(ndim, leading):
-    """Raise RuntimeError if x has fewer axes than the leading ones, along which channels differ."""
+    """Raise RuntimeError if ndim is less than the number of leading axes, which index channels."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 
 
 def _deprecated_dimensions(name, ndim, spatial):
-    """Warn, as PyTorch does, about a number of dimensions that is deprecated."""
+    """Warn, as PyTorch does, that inputs with ndim dimensions are deprecated."""
     warnings.warn(
         f"{name}: Received a {ndim}-D input to {name}, which is deprecated "
         "and will result in an error in a future release. To retain the behavior "
@@ -231,23 +231,23 @@ def dropout1d(
     Parameters
     ----------
     x : array of shape (N, C, L) or (C, L)
-        The input: C channels.
+        The input, with C channels.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     RuntimeError
         If x does not have 2 or 3 dimensions. The message is that of PyTorch.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -279,24 +279,24 @@ def dropout2d(
     Parameters
     ----------
     x : array of shape (N, C, H, W)
-        The input. A shape of (N, C, L), or with another number of dimensions, causes a warning, as
-        in PyTorch.
+        The input. If x does not have 4 dimensions, the function warns, as PyTorch does. A shape
+        with 3 dimensions is interpreted as (N, C, L).
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     RuntimeError
         If x has fewer than two dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -332,24 +332,24 @@ def dropout3d(
     Parameters
     ----------
     x : array of shape (N, C, D, H, W) or (C, D, H, W)
-        The input. A shape with another number of dimensions is interpreted as (C, ...) and causes a
-        warning, as in PyTorch.
+        The input. If x has another number of dimensions, its shape is interpreted as (C, ...), and
+        the function warns, as PyTorch does.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x and one
-        draw per channel. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
+        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     RuntimeError
         If x has 0 dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Examples
     --------
@@ -386,29 +386,29 @@ def drop_path(
     Parameters
     ----------
     x : array of shape (N, ...)
-        The input: N samples.
+        The input, with N samples.
     scale_by_keep : bool, default True
         Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
     mask : Mask, optional
         A mask to apply instead of a new one; it excludes `rng` and ``scale_by_keep=False``. It
-        needs the shape of x and one draw per sample. `p` has to be equal to the mask's, or 0.5,
-        the default.
+        must have the shape of x and one draw per sample. `p` must be equal to ``mask.p`` or be left
+        at its default, 0.5.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Notes
     -----
-    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The names of the arguments
-    follow timm.
+    The method is described in Huang et al., "Deep networks with stochastic depth", ECCV 2016. The
+    arguments have the names that timm uses.
 
     Examples
     --------
@@ -461,34 +461,37 @@ def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out
 def alpha_dropout(
     x, p=0.5, training=False, inplace=False, *, rng=None, mask=None, return_mask=False, out=None
 ):
-    """Apply dropout for self-normalizing networks, which preserves mean 0 and variance 1.
+    """Apply alpha dropout, which preserves mean 0 and variance 1, for self-normalizing networks.
 
     Dropped elements are replaced by the limit s of SELU at minus infinity. Then all elements are
-    scaled and shifted: kept elements become ``a * x + b``, dropped elements ``a * s + b``.
+    scaled and shifted: kept elements become ``a * x + b``, and dropped elements become
+    ``a * s + b``, where a and b depend only on p.
 
     Parameters
     ----------
     training : bool, default False
-        If False, which is the default as in PyTorch, return `x` unchanged.
+        If False, return `x` unchanged. The default is that of PyTorch.
     x, p, inplace, rng, return_mask, out
-        As in `dropout`. The returned mask has the scale a; `dropout_backward` returns the gradient.
+        As in `dropout`. The returned mask has the scale a, so that `dropout_backward` with this
+        mask returns the gradient.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It needs the shape of x; a replaces
-        its scale. `p` has to be equal to the mask's, or 0.5, the default.
+        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x. Its
+        scale is not used: kept elements are multiplied by a. `p` must be equal to ``mask.p`` or be
+        left at its default, 0.5.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Notes
     -----
-    Klambauer et al., "Self-normalizing neural networks", NIPS 2017, section "New Dropout
-    Technique". If p is 1, the result is 0, as in PyTorch.
+    The method is described in Klambauer et al., "Self-normalizing neural networks", NIPS 2017,
+    section "New Dropout Technique". If p is 1, all elements of the result are 0, as in PyTorch.
 
     Examples
     --------
@@ -520,14 +523,14 @@ def feature_alpha_dropout(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     RuntimeError
         If x has fewer than two dimensions.
     TypeError, ValueError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     See Also
     --------
@@ -616,24 +619,24 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     p, rng, return_mask
         As in `dropout`. One mask of shape ``(n, *x.shape)`` is drawn for all copies.
     mask : Mask, optional
-        A mask of this shape to apply instead of a new one; it excludes `rng`. `p` has to be equal
-        to the mask's, or 0.5, the default.
+        A mask of shape ``(n, *x.shape)`` to apply instead of a new one; it excludes `rng`. `p` must
+        be equal to ``mask.p`` or be left at its default, 0.5.
     out : ndarray of shape ``(n, *x.shape)``, optional
-        The array for the result, of the type of x. It must not overlap x.
+        The array for the result. It must have the type of x and must not overlap x.
 
     Returns
     -------
-    ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) with return_mask
+    ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) if return_mask is True
         The copies. They never share memory with x or with each other.
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; ValueError if n is negative.
+        For the same reasons as in `dropout`; ValueError also if n is negative.
 
     Notes
     -----
-    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
+    The method is described in Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
 
     Examples
     --------

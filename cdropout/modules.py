@@ -32,8 +32,8 @@ class Dropout:
     inplace : bool, default False
         Write the result of `forward` to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of masks. None is the default generator (see `manual_seed`). From an int, a NumPy
-        generator or a SeedSequence, a new Generator is created.
+        The source of masks. If None, the default generator is used (see `manual_seed`). From an
+        int, a NumPy generator or a SeedSequence, a new Generator is created.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Dropout:
         gy : ndarray
             The gradient with respect to the output.
         mask : Mask, optional
-            The mask of that call of `forward`; by default the mask of the last call.
+            The mask that the call of `forward` drew; by default, the mask of the last call.
         out : ndarray, optional
             The array for the result, as in `dropout_backward`.
 
@@ -167,7 +167,7 @@ class Dropout:
 
 
 class _Variant(Dropout):
-    """A module that applies another function with the arguments of `dropout`."""
+    """A module that applies ``_function``, which has the arguments of `dropout`."""
 
     _function: ClassVar[Callable[..., Any]]
 
@@ -176,7 +176,7 @@ class _Variant(Dropout):
     @overload
     def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
-        """Apply the function to x; in evaluation, return x itself."""
+        """Apply ``_function`` to x; in evaluation, return x itself."""
         y, self.mask = self._function(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
@@ -184,37 +184,37 @@ class _Variant(Dropout):
 
 
 class Dropout1d(_Variant):
-    """Zero whole channels, as `dropout1d` does. Otherwise the same as `Dropout`."""
+    """Zero whole channels, as `dropout1d` does. Otherwise, it works as `Dropout`."""
 
     _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_Variant):
-    """Zero whole channels, as `dropout2d` does. Otherwise the same as `Dropout`."""
+    """Zero whole channels, as `dropout2d` does. Otherwise, it works as `Dropout`."""
 
     _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_Variant):
-    """Zero whole channels, as `dropout3d` does. Otherwise the same as `Dropout`."""
+    """Zero whole channels, as `dropout3d` does. Otherwise, it works as `Dropout`."""
 
     _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_Variant):
-    """Apply `alpha_dropout`, for SELU networks. Otherwise the same as `Dropout`."""
+    """Apply `alpha_dropout`, for SELU networks. Otherwise, it works as `Dropout`."""
 
     _function = staticmethod(functional.alpha_dropout)
 
 
 class FeatureAlphaDropout(_Variant):
-    """Apply `feature_alpha_dropout`, for SELU networks. Otherwise the same as `Dropout`."""
+    """Apply `feature_alpha_dropout`, for SELU networks. Otherwise, it works as `Dropout`."""
 
     _function = staticmethod(functional.feature_alpha_dropout)
 
 
 class DropPath(_Variant):
-    """Zero whole samples, as `drop_path` does. Otherwise the same as `Dropout`.
+    """Zero whole samples, as `drop_path` does. Otherwise, it works as `Dropout`.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ class DropPath(_Variant):
     def _function(
         self, x: Any, p: Probability, training: bool, inplace: bool, **options: Any
     ) -> Any:
-        """Apply `drop_path` with the module's scale_by_keep."""
+        """Call `drop_path` with ``scale_by_keep=self.scale_by_keep``."""
         return functional.drop_path(
             x, p, training, inplace, scale_by_keep=self.scale_by_keep, **options
         )
@@ -256,7 +256,7 @@ def always_on(*modules: object) -> Iterator[None]:
     Parameters
     ----------
     *modules : module, list, tuple, set or dict
-        Modules, or nested containers of modules. For a dict, its values are used.
+        Modules, or nested containers of modules. The values of a dict are used, its keys are not.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def always_on(*modules: object) -> Iterator[None]:
 
     Notes
     -----
-    At the end of the block, also after an error, each module returns to its previous mode.
+    At the end of the block, each module returns to its previous mode, also if an error is raised.
 
     Examples
     --------
@@ -296,7 +296,8 @@ def _all_modules(thing: Any) -> Iterator[Any]:
         for item in thing:
             yield from _all_modules(item)
     elif hasattr(thing, "train") and hasattr(thing, "training"):
-        yield from thing.modules() if hasattr(thing, "modules") else (thing,)  # as in PyTorch
+        # A PyTorch module can contain other modules, which its method `modules` returns.
+        yield from thing.modules() if hasattr(thing, "modules") else (thing,)
     else:
         raise TypeError(
             f"always_on requires modules and containers of modules, but got {type(thing).__name__}"

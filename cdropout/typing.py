@@ -37,21 +37,21 @@ class SupportsDLPack(Protocol):
         """Return a capsule with a view of the memory."""
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
-        """Return the type and the number of the device of the memory."""
+        """Return the device type and the device ID of the memory."""
 
 
 Probability: TypeAlias = SupportsFloat
 RNG: TypeAlias = Generator | np.random.Generator | np.random.SeedSequence | SupportsIndex | None
 Axes: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | list[int]
 
-# An array is a mask of packed bits (uint8), of bools, or of 0 and 1 / (1 - p) in the type of x.
+# A mask that is an array contains packed bits (uint8), bools, or 0 and 1 / (1 - p) in x's type.
 GivenMask: TypeAlias = Mask | NDArray[np.generic]
 
-# Objects that are read without a copy. The element type is np.generic, because bfloat16 of
-# ml_dtypes is not a subclass of np.floating.
+# Objects that are read without a copy. The scalar type is np.generic, because ml_dtypes.bfloat16
+# is not a subclass of np.floating.
 Exporter: TypeAlias = SupportsBuffer | SupportsDLPack | np.generic
 
 Shape = TypeVar("Shape", bound=tuple[int, ...])
 Scalar = TypeVar("Scalar", bound=np.generic)
 Array: TypeAlias = np.ndarray[Shape, np.dtype[Scalar]]
-Output = TypeVar("Output", bound=NDArray[Any])  # the type of out, which is also the result
+Output = TypeVar("Output", bound=NDArray[Any])  # the type of out and of the result

@@ -1,4 +1,4 @@
-"""Validation of arguments: p, flags, seeds, counts and indices. Errors name the argument."""
+"""Validation of arguments: p, flags, seeds, counts and indices. Error messages contain the argument's name."""
 import operator
 
 from cpython.float cimport PyFloat_CheckExact
@@ -17,7 +17,7 @@ cdef double as_number(object value, requirement) except? -1:
         raise TypeError(f"{requirement}, but got {type(value).__name__}")
     try:
         return float(value)
-    except OverflowError:             # an int too large for a float exceeds the limits of every argument
+    except OverflowError:             # an int that is too large for a float; no argument allows infinity
         return float("inf")
 
 
@@ -35,29 +35,29 @@ def check_probability(p):
 
 
 cdef bint as_numpy_flag(object value, name) except -1:
-    """Return the value of a numpy.bool_: the slow path of `as_flag`."""
+    """Return the value of a numpy.bool_. This is the slow path of `as_flag`."""
     if isinstance(value, np.bool_):
         return bool(value)
     raise TypeError(f"{name} has to be a bool, but got {type(value).__name__}")
 
 
 def check_flag(value, name):
-    """Raise TypeError, with the name of the argument, unless value is a bool or a numpy.bool_."""
+    """Raise a TypeError that contains the argument's name unless value is a bool or a numpy.bool_."""
     as_flag(value, name)
 
 
 cpdef object as_index(object value, name):
-    """Return value as a Python int. Raise TypeError, with the name of the argument, unless it is an int."""
+    """Return value as a Python int. Raise a TypeError that contains the argument's name unless it is an int."""
     if not isinstance(value, (bool, np.bool_)):    # in NumPy 1, numpy.bool_ has __index__
         try:
             return operator.index(value)
         except TypeError:
-            pass                      # also for arrays: all have __index__, but only integer scalars support it
+            pass                      # arrays have __index__, but only 0-dimensional integer arrays support it
     raise TypeError(f"{name} has to be an int, but got {type(value).__name__}")
 
 
 cdef uint64_t as_seed(object seed) except? 0:
-    """Return a seed; negative ones become their two's complement."""
+    """Return a seed as an unsigned number; a negative seed is replaced by its two's complement."""
     seed = as_index(seed, "seed")
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed has to be in [-2**63, 2**64), but got {seed}")
@@ -65,7 +65,7 @@ cdef uint64_t as_seed(object seed) except? 0:
 
 
 cdef uint64_t as_count(object value, name) except? 0:
-    """Return an unsigned 64-bit number."""
+    """Return value as an unsigned 64-bit number. Raise TypeError or ValueError if that is impossible."""
     value = as_index(value, name)
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{name} has to be in [0, 2**64), but got {value}")

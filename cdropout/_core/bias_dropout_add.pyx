@@ -23,7 +23,7 @@ cdef cnp.ndarray as_kernel_input(cnp.ndarray array):
 
 
 cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
-    """Return after how many elements of x, in C order, bias repeats; 0 if it does not repeat without gaps."""
+    """Return the number of elements of x, in C order, after which bias repeats, or 0 if it does not repeat without gaps."""
     bias = strip_leading_ones(bias)
     if bias == shape[len(shape) - len(bias):] and bias:
         return np.prod(bias, dtype=np.intp)
@@ -45,24 +45,26 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     x : ndarray
         The input. The same types as in `dropout` are supported.
     bias : ndarray
-        An array of x's type whose shape broadcasts to the shape of x. It is fastest if it has the last axes of x.
+        An array of the same type as x, whose shape broadcasts to ``x.shape``. The function is fastest if ``bias.shape``
+        equals the last dimensions of ``x.shape``.
     residual : ndarray
         An array of the same shape and type as x.
     p, training, rng, return_mask
         As in `dropout`.
     mask : Mask, optional
-        As in `dropout`, but arrays are not supported.
+        As in `dropout`, except that arrays are not supported.
     out : ndarray, optional
-        As in `dropout`. It may also be residual.
+        As in `dropout`. `out` may also be `residual`.
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
+    ndarray, or (ndarray, Mask) if return_mask is True
 
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; also if bias does not broadcast to x, or residual has another shape or type.
+        For the same reasons as in `dropout`; also if bias does not broadcast to the shape of x, or bias or residual does
+        not have the type of x, or residual does not have its shape.
 
     See Also
     --------
@@ -70,7 +72,8 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
 
     Notes
     -----
-    Each operation is rounded to the type of x, but float16 and bfloat16 are computed in float32 and rounded once.
+    For float32 and float64, the result of each operation is rounded. For float16 and bfloat16, all operations are
+    computed in float32, and only the final result is rounded to the type of x.
 
     Examples
     --------
@@ -88,7 +91,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     cdef tuple shape
     cdef Mask drawn
     cdef Generator generator = None
-    rng = as_rng(rng)                 # before the arrays are read, because methods of p and rng may change them
+    rng = as_rng(rng)                 # as_rng is called before the arrays are read, because methods of rng may change them
     array = as_array(x)
     bias_array = as_array(bias, "bias")
     residual_array = as_array(residual, "residual")
@@ -116,7 +119,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
         generator.next_id(&drawn.id)
     try:
         run_forward(sources[0], sources[1], sources[2], result, drawn)
-    except BaseException:             # raised by a signal handler
+    except BaseException:             # a signal handler raised an exception
         if generator is not None:
             generator.undo_next_id(&drawn.id)
         raise
@@ -126,7 +129,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
 
 
 cdef round_to(cnp.ndarray y, cnp.ndarray values):
-    """Round values of a wider type into y, without warnings; values that are too large become infinite."""
+    """Write the values, rounded to the type of y, to y. Values that are too large become infinite, without a warning."""
     with np.errstate(all="ignore"):
         np.copyto(y, values, casting="same_kind")
 
@@ -141,7 +144,7 @@ cdef cnp.ndarray round_like(cnp.ndarray values, cnp.ndarray like):
 
 
 cdef check_operands(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual):
-    """Raise an error unless bias and residual fit x."""
+    """Raise TypeError or ValueError unless bias and residual have types and shapes that fit x."""
     if bias.dtype != x.dtype:
         raise TypeError(f"bias has to be of the type of x, {x.dtype}, but got {bias.dtype}")
     if residual.dtype != x.dtype:
@@ -163,14 +166,14 @@ cdef cnp.ndarray as_repeating(cnp.ndarray bias, tuple shape):
     return bias if repeat_length(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
-cdef struct Tiles:                    # a matrix of rows x columns; a tile is several rows, or a part of a long row
+cdef struct Tiles:                    # a matrix of rows x columns elements; a tile is several rows or a part of a long row
     size_t rows, columns, itemsize
     cdropout_dtype dtype
-    const char* x                     # in the backward pass, gy
-    const char* bias                  # `columns` elements; in the backward pass, NULL
-    const char* residual              # in the backward pass, NULL
-    char* y                           # in the backward pass, gx
-    double* sums                      # in the backward pass, the gradient of bias; otherwise NULL
+    const char* x                     # the input; gy in the backward pass
+    const char* bias                  # `columns` elements; NULL in the backward pass
+    const char* residual              # NULL in the backward pass
+    char* y                           # the output; gx in the backward pass
+    double* sums                      # the gradient with respect to bias in the backward pass, otherwise NULL
     const cdropout_mask* mask
     uint64_t start
 
@@ -188,7 +191,7 @@ cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
 
 
 cdef void run_tile(const void* context, size_t number) noexcept nogil:
-    """Execute a work chunk: tile `number`."""
+    """Process tile `number`, which is one work chunk."""
     cdef const Tiles* tiles = <const Tiles*>context
     cdef size_t row = number // tiles_per_row(tiles) * rows_per_tile(tiles)
     cdef size_t column = number % tiles_per_row(tiles) * CHUNK
@@ -209,7 +212,7 @@ cdef void run_tile(const void* context, size_t number) noexcept nogil:
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Compute y from arrays in C order, of which bias repeats along x."""
+    """Compute y. The arrays must be in C order, and bias must repeat along x without gaps."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Tiles tiles = Tiles(
@@ -225,7 +228,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
 
 
 cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Do the same as `run_forward` for a mask that is not in C order."""
+    """Compute y like `run_forward`, for a mask that does not have the strides of C order."""
     with np.errstate(all="ignore"):
         total = np.add(x, bias)
         mask.apply(total, total)
@@ -242,7 +245,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     mask : Mask
         The mask that ``bias_dropout_add(..., return_mask=True)`` returned.
     bias_shape : tuple of int, optional
-        The shape of bias; by default the last axis of gy.
+        The shape of bias; by default, ``gy.shape[-1:]``.
 
     Returns
     -------
@@ -253,7 +256,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     Raises
     ------
     TypeError, ValueError
-        As `dropout_backward`; also if bias_shape does not broadcast to the shape of gy.
+        For the same reasons as in `dropout_backward`; also if bias_shape does not broadcast to the shape of gy.
 
     See Also
     --------
@@ -261,7 +264,8 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
 
     Notes
     -----
-    gbias is summed in double precision and in a fixed order, so that the result does not depend on the number of threads.
+    The sums for gbias are computed in double precision and in a fixed order, so that they do not depend on the number of
+    threads.
 
     Examples
     --------
@@ -310,7 +314,7 @@ cdef as_lengths(bias_shape):
 
 
 cdef bint is_broadcast(i, tuple shape, tuple bias):
-    """Return whether bias is broadcast along axis i of shape, so that its gradient is summed along it."""
+    """Return whether bias is broadcast along axis i of shape, so that its gradient is a sum along this axis."""
     offset = i - (len(shape) - len(bias))
     return offset < 0 or (bias[offset] == 1 and shape[i] != 1)
 
@@ -322,5 +326,5 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
         &mask.id, mask.start_,
     )
-    with nogil:                       # serially, because the order of the sums must be fixed
+    with nogil:                       # on one thread, because the order of summation must be fixed
         run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)

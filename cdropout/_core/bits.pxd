@@ -1,4 +1,4 @@
-"""Packed bits, least significant first: append them, convert them to bytes and back, and reorder them."""
+"""Functions that append packed bits (least significant first), convert them to bytes and back, and reorder them."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -29,7 +29,7 @@ cdef inline void write_bits(Writer* writer, uint64_t value, uint64_t count) noex
 
 
 cdef inline void write_bits_branchless(Writer* writer, uint64_t value, uint64_t count) noexcept nogil:
-    """Append bits as write_bits does, without a branch; up to 8 bytes after the written ones may be overwritten."""
+    """Append bits as write_bits does, but without a branch. Up to 8 bytes after the appended bits may be overwritten."""
     cdef uint64_t total = writer.count + count
     cdef uint64_t rest
     value &= ~<uint64_t>0 >> (64 - count)
@@ -61,17 +61,17 @@ cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexce
     """Write a byte of 0 or 1 for each of n bits; n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # each byte selects its own bit; adding 127 carries it to the highest bit
+    for i in range(n // 8):                       # byte k keeps bit k; adding 127 carries it to the highest bit
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 
 
 cdef inline void pack_bools(uint8_t* bits, const uint8_t* bools, size_t n) noexcept nogil:
-    """Write a bit for each of n bytes, 0 if the byte is 0; n is a multiple of 8."""
+    """Write one bit for each of n bytes: 0 if the byte is 0, otherwise 1. n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
     for i in range(n // 8):
-        lanes = load_bits64(bools + 8 * i)        # adding 127 to a byte carries any bit to its highest
+        lanes = load_bits64(bools + 8 * i)        # adding 127 to the lower 7 bits sets bit 7 unless they are 0
         lanes = (lanes | (lanes & <uint64_t>0x7F7F7F7F7F7F7F7F) + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7
         lanes &= <uint64_t>0x0101010101010101
         bits[i] = <uint8_t>(lanes * <uint64_t>0x0102040810204080 >> 56)    # the product gathers the 8 bits in one byte
@@ -123,7 +123,7 @@ cdef inline void exchange(vector* a, vector* b, int shift, uint64_t low) noexcep
 
 
 cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low) noexcept nogil:
-    """Exchange blocks of `shift` bits between rows i and i + offset: one of the steps of a transpose."""
+    """Exchange blocks of `shift` bits between rows i and i + offset. This is one step of a transpose."""
     cdef int distance = offset // VECTOR_LANES
     cdef int i
     for i in range(ROW_VECTORS):
@@ -134,8 +134,8 @@ cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low
 cdef inline void transpose(uint64_t* rows) noexcept nogil:
     """Transpose 64 x 64 bits; row i of the result is at transposed_index(i).
 
-    The algorithm is that of Hacker's Delight, section 7-3. Each step needs the two rows in different vectors. Rows that
-    are 32, 16 or 8 apart are; rows that are 4, 2 or 1 apart are once the rows have been transposed as an 8 x 8 matrix.
+    The algorithm is described in Hacker's Delight, section 7-3. In each step, the two rows must be in different vectors.
+    Rows at distance 32, 16 or 8 always are. For the distances 4, 2 and 1, the rows are transposed as an 8 x 8 matrix first.
     """
     cdef vector vectors[64]
     cdef uint64_t moved[64]
@@ -197,7 +197,7 @@ cdef inline void append_reversed(Writer* writer, const uint8_t* bits, uint64_t l
     cdef uint8_t group[64]
     cdef size_t done = 0
     cdef size_t i
-    while n - done >= 512:                        # three loops, because compilers vectorize the second one
+    while n - done >= 512:                        # there are three loops, because compilers vectorize the second one
         for i in range(8):
             values[i] = bits64_at(bits, last - done - 63 - 64 * i)
         for i in range(8):
@@ -236,17 +236,17 @@ cdef inline void append_strided(
 cdef inline void append_rows(
     Writer* writer, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Append the bits of all rows. The last axis is the row."""
+    """Append the bits of all rows. A row extends along the last axis."""
     cdef size_t index[MAX_DIMS]
     cdef const BitAxis* row = &axes[ndim - 1]
-    cdef Writer local = writer[0]                 # stays in registers, since the stores cannot alias it
+    cdef Writer local = writer[0]                 # a local copy stays in registers, since the stores cannot alias it
     cdef size_t i
     cdef int axis
     cdef bint short_rows = row.stride == 1 and row.length <= 64 and ndim > 1
     for axis in range(ndim):
         index[axis] = 0
     while True:
-        if short_rows:                            # all rows of axis ndim - 2
+        if short_rows:                            # append all rows along axis ndim - 2
             axis = ndim - 2
             for i in range(axes[axis].length):
                 write_bits_branchless(&local, bits64_at(source, first + i * <uint64_t>axes[axis].stride), row.length)
@@ -275,7 +275,7 @@ cdef inline void append_rows(
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
-    """Write n bits from bit `at` on, where memory is zero."""
+    """Write n bits from bit `at` of out on; the memory there must be zero."""
     cdef uint8_t* byte = out + at // 8
     cdef uint64_t shift = at % 8
     bits &= ~<uint64_t>0 >> (64 - n)
@@ -289,8 +289,8 @@ cdef inline void interleave(
 ) noexcept nogil:
     """Interleave the bits of up to 8 rows: bit 0 of each row, then bit 1 of each row, and so on.
 
-    A lane of a vector holds 16 bits of a row, or 8 if there are more than 4 rows. Each step halves the groups of adjacent
-    bits and moves the upper halves up.
+    A lane of a vector holds 16 bits of a row, or 8 bits if there are more than 4 rows. Each step divides the groups of
+    adjacent bits in half and shifts the upper halves up.
     """
     cdef uint64_t n = row.length
     cdef uint64_t bits = 16 if n <= 4 else 8
@@ -334,7 +334,7 @@ cdef inline void transpose_two_axes(
 ) noexcept nogil:
     """Write the transpose of up to 64 rows from bit `at` of out on. Axis `outer` has a stride of 1 or -1.
 
-    If the rows are few, one 64 x 64 transpose processes several parts of them at once.
+    If there are few rows, each 64 x 64 transpose processes several parts of them at once.
     """
     cdef uint64_t rows[64]
     cdef size_t n = row.length
@@ -343,7 +343,7 @@ cdef inline void transpose_two_axes(
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
-    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # bits above are not part of the result
+    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # higher bits are overwritten later
     while width // 2 >= n:
         width //= 2
     memset(rows, 0, sizeof(rows))
@@ -415,12 +415,12 @@ cdef inline void transpose_axes(
 cdef inline void reorder_bits(
     uint8_t* out, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits of the source in the order of the axes, the last fastest. out has PADDING bytes after its bits."""
+    """Write the bits of the source in C order of the axes. PADDING bytes after the bits of out may be overwritten."""
     cdef size_t n = 1
     cdef size_t i, outer
     cdef size_t index
     cdef int axis
-    cdef int unit = -1                            # axis along which the source is contiguous
+    cdef int unit = -1                            # the axis along which the source is contiguous
     cdef Writer writer
     cdef uint64_t skip
     for axis in range(ndim):

@@ -1,4 +1,4 @@
-"""Choice of the kernels: at import, those of the widest instruction set that was built and that this CPU supports.
+"""Choice of the kernels: the import chooses the widest instruction set that was built and that this CPU supports.
 
 The environment variable CDROPOUT_ISA chooses another set.
 """
@@ -21,8 +21,9 @@ cdef extern from "simd.h" nogil:
     bint CD_HAS_VECTORS
     const char* CD_COMPILER
 
-# The bits that the instruction sets of setup.py require in three registers: ECX of CPUID leaf 1 (OSXSAVE, AVX, F16C); EBX of
-# CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL); XCR0 (the system saves XMM and YMM; mask registers and ZMM).
+# The bits that must be set in three registers for the instruction sets of setup.py: ECX of CPUID leaf 1 (OSXSAVE, AVX,
+# F16C), EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL) and XCR0, which tells which registers the system saves (XMM and
+# YMM; mask registers and ZMM).
 NEEDED = {
     "baseline": (0, 0, 0),
     "avx2": (7 << 27, 1 << 5, 0x06),
@@ -44,7 +45,7 @@ def built():
 
 
 def supported(leaf1, leaf7, xcr0):
-    """Return the instruction sets that a CPU with these registers supports."""
+    """Return the instruction sets that a CPU supports whose registers have these values."""
     return tuple([isa for isa, (a, b, c) in NEEDED.items() if a & ~leaf1 == b & ~leaf7 == c & ~xcr0 == 0])
 
 
@@ -55,7 +56,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return `wanted`, the value of CDROPOUT_ISA in upper or lower case, if it is given, otherwise the widest usable set."""
+    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If it is not set, return the widest usable set."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
@@ -77,7 +78,7 @@ def describe(isas, vectors):
 
 
 def advise(isa, built, runnable, vectors):
-    """Return how to make this package faster than with the instruction set `isa`, or an empty string."""
+    """Return advice on how to make this package faster than with the instruction set `isa`, or an empty string."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]
@@ -91,7 +92,7 @@ def advise(isa, built, runnable, vectors):
 def last_level_cache():
     """Return the size of the last-level cache in bytes, or 32 MiB if it is unknown.
 
-    sysconf is not used, because it can return ten times the size.
+    sysconf is not used, because its result can be ten times the actual size.
     """
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max([int(size[:-1]) << 10 for size in sizes if size.endswith("K")], default=1 << 25)
@@ -99,7 +100,7 @@ def last_level_cache():
 
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
 module = importlib.import_module(module_of(isa))
-streaming_threshold = last_level_cache() // 2    # bytes of an output; the input uses the other half
+streaming_threshold = last_level_cache() // 2    # in bytes of the output; the input needs the other half
 module.set_streaming_threshold(streaming_threshold)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.table")
@@ -108,8 +109,8 @@ kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.tab
 def get_table():
     """Return the address of the table of kernels, the struct `cdropout_table` of `cdropout.h`.
 
-    The address is for ctypes, cffi, Numba, Rust and others that call C functions by address. C, C++ and Cython code
-    calls `cdropout_import()`, which also checks the version.
+    The address is intended for ctypes, cffi, Numba, Rust and other callers of C functions by address. Code in C, C++ or
+    Cython should call `cdropout_import()` instead, which also checks the version.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Dropout of NumPy arrays with a new or a given mask. Compiled, because small calls are mostly overhead."""
+"""Dropout of NumPy arrays with a new or a given mask. The module is compiled, because overhead dominates small calls."""
 cimport numpy as cnp
 
 import numpy as np
@@ -26,8 +26,8 @@ def dropout(
     ----------
     x : ndarray of float16, bfloat16, float32 or float64
         The input, of any shape and strides. NumPy scalars are supported too, and objects with DLPack or the buffer
-        protocol, which are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are
-        refused, because the result would lose their meaning.
+        protocol, which are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are not
+        supported, because the result would lose their meaning.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -35,15 +35,15 @@ def dropout(
     inplace : bool, default False
         Write the result to `x`.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of the mask. None is the default generator (see `manual_seed`). An int is a seed: each call with it
-        uses the same mask, that with call number 0. From a NumPy generator one seed is drawn. A SeedSequence is
-        equivalent to an int.
+        The source of the mask. If None, the default generator is used (see `manual_seed`). An int is a seed: all calls
+        with the same int use the same mask, which has the call number 0. If rng is a NumPy generator, a seed is drawn
+        from it. A SeedSequence is equivalent to an int.
     broadcast_dims : int or tuple of int, default ()
-        Axes along which one draw is shared.
+        The axes along which all elements share one draw.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one; it excludes `rng` and `broadcast_dims`. With a `Mask`, `p` has to be equal
-        to the mask's, or 0.5, the default. An array contains packed bits (uint8) or bools, which require `p`, or 0 and
-        ``1 / (1 - p)`` in the type of x.
+        A mask to apply instead of a new one; it excludes `rng` and `broadcast_dims`. With a `Mask`, `p` must be equal to
+        ``mask.p`` or be left at its default, 0.5. An array contains packed bits (uint8) or bools, which require `p`, or
+        0 and ``1 / (1 - p)`` in the type of x.
     return_mask : bool, default False
         Return ``(y, mask)``. `dropout_backward` needs the mask.
     out : ndarray, optional
@@ -51,9 +51,10 @@ def dropout(
 
     Returns
     -------
-    ndarray, or (ndarray, Mask) with return_mask
-        The result, in the memory order of `x`. It is `x` itself if inplace is True, training is False, or p is 0. If x
-        is not an ndarray, it is then an array that shares the memory of x; for a NumPy scalar it is read-only.
+    ndarray, or (ndarray, Mask) if return_mask is True
+        The result, in the memory order of `x`. It is `x` itself if inplace is True, training is False, or p is 0. In
+        these cases, if x is not an ndarray, the result is an array that shares the memory of x; for a NumPy scalar, this
+        array is read-only.
 
     Raises
     ------
@@ -68,10 +69,11 @@ def dropout(
 
     Notes
     -----
-    This is inverted dropout, which needs no scaling in evaluation: Srivastava et al., "Dropout: a simple way to prevent
-    neural networks from overfitting", JMLR 15 (2014). A dropped element is +0.0, also if x is NaN or infinite.
+    The function computes inverted dropout, which needs no scaling in evaluation. The method is described in Srivastava et
+    al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014). A dropped element becomes
+    +0.0, also if it is NaN or infinite.
 
-    After an error, no argument and no generator has changed. If a signal handler raises an exception, as for Ctrl-C,
+    If an error is raised, no argument and no generator changes. If a signal handler raises an exception, as for Ctrl-C,
     the result may be partly written, but no call number is used.
 
     Examples
@@ -101,7 +103,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     Parameters
     ----------
     gy : ndarray
-        The gradient with respect to the output. The same types as x of `dropout` are supported.
+        The gradient with respect to the output. The same types are supported as for x in `dropout`.
     mask : Mask or ndarray
         The mask that ``dropout(..., return_mask=True)`` returned, or an array as in `dropout`.
     inplace : bool, default False
@@ -118,7 +120,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     Raises
     ------
     TypeError, ValueError
-        As `dropout`; ValueError if the mask has another shape, or requires p.
+        For the same reasons as in `dropout`; ValueError also if the mask has another shape than gy, or requires p.
 
     See Also
     --------
@@ -139,7 +141,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 def dropout_features(
     x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
-    """Apply dropout with one draw along all axes except the leading ones; scale and shift are those of `apply_new_mask`."""
+    """Apply dropout with one draw along all axes except the leading ones. See `apply_new_mask` for scale and shift."""
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
     if mask is None or not as_flag(training, "training"):
         return apply_new_mask(
@@ -154,15 +156,15 @@ def dropout_features(
 
 
 cdef bint is_empty(broadcast_dims):
-    """Return whether broadcast_dims is an empty tuple, its default."""
+    """Return whether broadcast_dims is an empty tuple, which is its default."""
     return type(broadcast_dims) is tuple and len(<tuple>broadcast_dims) == 0
 
 
 cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
     """Apply the next mask of rng to x.
 
-    `scale` replaces 1 / (1 - p). `shift`, for float32 and float64 only, is a pair of numbers: kept elements are added to
-    the first, and dropped elements are replaced by the second.
+    `scale` replaces 1 / (1 - p). `shift`, for float32 and float64 only, is a pair of numbers: the first is
+    added to kept elements, and the second replaces dropped elements.
     """
     cdef cdropout_mask id
     cdef bint is_training = as_flag(training, "training")
@@ -199,13 +201,13 @@ cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, o
 
 
 cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple strides, tuple shift):
-    """Apply the next mask of rng; the result is allocated before, so that a MemoryError uses no call number."""
+    """Apply the next mask of rng. The caller allocates y first, so that no call number is used if the allocation fails."""
     own = rng is None or isinstance(rng, Generator)
     cdef Generator generator = as_generator(rng) if own else generator_for(rng, [x, y])
     generator.next_id(id)
     try:
         apply_mask(x, y, id, 0, strides, shift)
-    except BaseException:             # raised by a signal handler
+    except BaseException:             # a signal handler raised an exception
         generator.undo_next_id(id)
         raise
 
@@ -213,7 +215,7 @@ cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple 
 cdef apply_given_mask(x, p, inplace, mask, return_mask, out, tuple shift):
     """Apply the mask that was given to `dropout`."""
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
-    cdef double probability = as_probability(p)  # once, because __float__ may return another number later
+    cdef double probability = as_probability(p)  # converted only once: __float__ may return another number later
     p = None if isinstance(mask, Mask) and probability == 0.5 else probability
     y = apply_any_mask(x, mask, p, inplace, out, shift)
     return (y, mask) if returns_mask else y
@@ -225,7 +227,7 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
     cdef cnp.ndarray array
     cdef cnp.ndarray given
     if p is not None:
-        p = as_probability(p)         # before x is read, because __float__ may change arrays
+        p = as_probability(p)         # p is converted before x is read, because __float__ may change arrays
     array = as_array(x)
     same = x if isinstance(x, cnp.ndarray) else array
     if isinstance(mask, Mask):
@@ -254,7 +256,7 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
 
 
 cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
-    """Multiply x by an array of scale and 0: ``y = x * scale``, but +0.0 where scale is 0."""
+    """Multiply x by an array whose elements are the scale factor or 0; where this array is 0, y becomes +0.0."""
     dropped = scale == 0
     with np.errstate(all="ignore"):   # the kernels do not warn either
         np.multiply(x, scale, out=y)
@@ -262,7 +264,7 @@ cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
 
 
 cdef check_given(cnp.ndarray x, cnp.ndarray mask, p):
-    """Raise an error unless `mask` is an array that can be applied to x."""
+    """Raise TypeError or ValueError unless the array `mask` can be applied to x."""
     shape = shape_of(x)
     if mask.dtype == np.uint8:
         shape = ((cnp.PyArray_SIZE(x) + 7) // 8,)

@@ -4,18 +4,18 @@ from libc.stdint cimport uint8_t
 
 from cdropout cimport cdropout_dtype
 
-cdef enum Framework:                  # each numbers the element types differently
+cdef enum Framework:                  # each framework numbers the element types differently
     NUMPY
     XLA
     TENSORFLOW
     FRAMEWORKS
 
 cdef struct ElementType:
-    cdropout_dtype code               # also the row of the table
+    cdropout_dtype code               # also the index of the row in the table
     const char* name                  # the name in NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
-    uint8_t dlpack                    # type code of DLPack; the number of bits is 8 * itemsize
-    int numbers[FRAMEWORKS]           # UNKNOWN for a type of ml_dtypes in NumPy until the first array of it
+    uint8_t dlpack                    # the type code of DLPack; the number of bits is 8 * itemsize
+    int numbers[FRAMEWORKS]           # NumPy's number for bfloat16 is UNKNOWN before the first such array
 
 cdef ElementType* types
 

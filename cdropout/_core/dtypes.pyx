@@ -10,7 +10,7 @@ cnp.import_array()
 
 cdef enum:
     UNKNOWN = -1000                   # not used by any framework; NumPy uses -1 for several types
-    ROWS = 5                          # rows of the table
+    ROWS = 5                          # number of rows of the table
     IEEE_FLOAT = 2                    # type codes of DLPack
     BRAIN_FLOAT = 4
     BOOL = 6
@@ -21,7 +21,7 @@ types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, IEEE_
 types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, IEEE_FLOAT, [cnp.NPY_DOUBLE, 12, 2])
 types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, IEEE_FLOAT, [cnp.NPY_FLOAT16, 10, 19])
 types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [UNKNOWN, 16, 14])
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # only for masks
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # for masks only
 
 cdef list rows = [(types[code].itemsize, code) for code in range(ROWS) if code != <int>CDROPOUT_BOOL]
 FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types of x
@@ -29,7 +29,7 @@ FLOATS_TEXT = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error message
 
 
 cdef const ElementType* by_number(Framework framework, int number) noexcept nogil:
-    """Return the type with a framework's number, or NULL if it is not supported."""
+    """Return the type that has this number in the framework, or NULL if it is not supported."""
     cdef int i
     for i in range(ROWS):
         if types[i].numbers[<int>framework] == number:
@@ -38,7 +38,7 @@ cdef const ElementType* by_number(Framework framework, int number) noexcept nogi
 
 
 cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
-    """Return the type of an array's elements, or NULL if it is not supported."""
+    """Return the element type of an array, or NULL if it is not supported."""
     cdef int number = cnp.PyArray_TYPE(array)
     cdef const ElementType* known = by_number(NUMPY, number)
     cdef int i
@@ -52,7 +52,7 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
 
 
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
-    """Return the type of a DLPack tensor's elements, which may be bool, or NULL if it is not supported."""
+    """Return the element type of a DLPack tensor, which may be bool, or NULL if it is not supported."""
     cdef int i
     for i in range(ROWS):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:

@@ -6,15 +6,15 @@ from cdropout._core.executor cimport Executor
 from cdropout._core.view cimport MAX_DIMS, View
 
 cdef enum:
-    RELEASE_GIL_MIN = 1 << 14         # elements from which releasing the GIL saves more time than it costs
+    RELEASE_GIL_MIN = 1 << 14         # number of elements from which releasing the GIL saves time
     CHUNK = 1 << 16                   # elements per work chunk
 
 cdef struct Operation:
     # The caller sets these fields:
     View view                         # x, y, start, and the axes in C order
-    cdropout_dtype dtype              # CDROPOUT_BOOL if y receives the mask; then x is y
-    # use_mask, use_stored_mask and use_shift set these; one of mask, bits and bools is not NULL:
-    const cdropout_mask* mask         # outlives the operation
+    cdropout_dtype dtype              # CDROPOUT_BOOL if y receives the mask; in this case, x is equal to y
+    # use_mask, use_stored_mask and use_shift set these fields; exactly one of mask, bits and bools is not NULL:
+    const cdropout_mask* mask         # must outlive the operation
     const uint8_t* bits               # packed bits; kept elements are multiplied by scale
     const uint8_t* bools              # one byte per element; kept elements are multiplied by scale
     double scale
@@ -22,17 +22,17 @@ cdef struct Operation:
     bint shifts                       # shift and constant are used (float32 and float64 only)
     double shift                      # added to kept elements after the scale
     double constant                   # written in place of dropped elements, instead of +0.0
-    # prepare sets these:
+    # prepare sets these fields:
     size_t size                       # number of elements
     const Executor* executor
     size_t max_threads
-    bint contiguous                   # one axis without gaps in x, y and the mask, and a kernel for it exists
+    bint contiguous                   # there is one axis without gaps in x, y and the mask, and a kernel for it
     uint32_t flags
     size_t lengths[MAX_DIMS]          # lengths of a work chunk along the axes of the view
 
 
 cdef inline int64_t stride_along(int axis, tuple strides, int64_t step) except? -1:
-    """Return the mask's stride along an axis: `step`, the stride of C order, if `strides` is None."""
+    """Return the mask's stride along an axis. If `strides` is None, this is `step`, the stride of C order."""
     return step if strides is None else <int64_t><uint64_t>(strides[axis] & 0xFFFFFFFFFFFFFFFF)
 
 

@@ -14,15 +14,15 @@ from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_fo
 from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
-    MIN_TILE = 1 << 15                # elements; smaller tiles cost more than the balance between threads gains
-    INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements; smaller operations end before a user notices a delay of Ctrl-C
+    MIN_TILE = 1 << 15                # elements; smaller tiles would cost more time than better balance saves
+    INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements; smaller operations delay Ctrl-C too little to notice
 
-cdef cdropout_mask drop_all           # the mask of p = 1; its scale is 0
+cdef cdropout_mask drop_all           # the mask for p = 1; its scale is 0
 cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
-    """Replace the axes by one and return True if they are in C order without gaps: a fast path before `arrange`."""
+    """Replace the axes by one if they are in C order without gaps, and return whether they are. `arrange` is slower."""
     cdef int64_t step = 1
     cdef cdropout_axis* axis
     cdef int i
@@ -37,7 +37,7 @@ cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept
 
 
 cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
-    """Return whether a kernel exists for the arranged view: one axis without gaps in x, y and the mask."""
+    """Return whether the arranged view has one axis without gaps in x, y and the mask, and a kernel for it exists."""
     cdef const cdropout_axis* axis = &operation.view.axes[0]
     cdef ptrdiff_t itemsize = types[<int>operation.dtype].itemsize
     if operation.view.ndim > 1 or operation.bools != NULL or operation.shifts:
@@ -46,7 +46,7 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 
 
 cdef void choose_lengths(Operation* operation) noexcept nogil:
-    """Choose the lengths of work chunks: tiles small enough that all threads get about the same work."""
+    """Choose the lengths of work chunks. They are small enough that all threads get about the same amount of work."""
     cdef View* view = &operation.view
     cdef size_t largest = MAX_TILE
     cdef size_t threads
@@ -63,12 +63,12 @@ cdef void choose_lengths(Operation* operation) noexcept nogil:
 
 
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
-    """Decide how to execute the operation. The seed and the call number of its mask may still change afterwards."""
+    """Decide how to execute the operation. The caller may change the seed and the call number of its mask afterwards."""
     cdef View* view = &operation.view
     operation.size = count_elements(view)
     if operation.size == 0:
         return
-    if operation.mask == NULL and operation.scale == 0:    # p = 1; the bits and bools do not matter
+    if operation.mask == NULL and operation.scale == 0:    # p is 1; the bits and bools are not needed
         use_mask(operation, &drop_all)
     if not merge_contiguous(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
@@ -102,7 +102,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
-    """Execute a work chunk of a strided operation: tile `number` of its view."""
+    """Process tile `number` of the view of a strided operation, which is one work chunk."""
     cdef View tile
     get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
@@ -135,7 +135,7 @@ cdef void run_chunk(const void* context, size_t number) noexcept nogil:
 
 
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
-    """Return whether `run` may check for signals; short operations end before the first check."""
+    """Return whether `run` may check for signals. Short operations end before the first check."""
     return operation.size > <size_t>(INTERRUPTIBLE_MIN if operation.contiguous else CHUNK)
 
 
@@ -161,7 +161,7 @@ cdef int run_prepared(const Operation* operation) except -1:
 
 
 cdef int apply(Operation* operation, const Executor* executor) except -1:
-    """Prepare and execute an operation on at most all threads of the executor."""
+    """Prepare and execute an operation on as many threads as the executor allows."""
     prepare(operation, executor, SIZE_MAX)
     return run_prepared(operation)
 
@@ -169,16 +169,16 @@ cdef int apply(Operation* operation, const Executor* executor) except -1:
 # ---- batches of masks ---------------------------------------------------------------------------
 
 cdef struct Batch:
-    const Operation* operation        # prepared, for the first part
+    const Operation* operation        # the prepared operation for the first part
     size_t masks                      # number of masks
     size_t masks_per_chunk
     InitMask init_mask
-    const void* context               # argument of init_mask
+    const void* context               # the argument `context` of init_mask
 
 
 cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
     """Apply the masks with indices first, ..., last - 1, each to its part of x."""
-    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy costs more than a small mask
+    cdef Operation operation = batch.operation[0]    # one copy per range, because copying takes longer than a small mask
     cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
     cdef cdropout_mask mask
     cdef size_t i
@@ -211,7 +211,7 @@ cdef void apply_masks(
     cdef bint together = masks > 1 and size < CHUNK
     if masks == 0 or size == 0:
         return
-    use_mask(operation, &drop_all)    # a placeholder for the masks of init_mask
+    use_mask(operation, &drop_all)    # a placeholder until init_mask writes the masks
     prepare(operation, executor, 1 if together else SIZE_MAX)
     batch = Batch(operation, masks, CHUNK // size + 1, init_mask, context)
     if together:

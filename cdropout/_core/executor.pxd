@@ -1,4 +1,4 @@
-"""Executors run the work chunks of an operation, on one thread or more, and check for signals between two chunks."""
+"""Executors run the work chunks of an operation on one or more threads, and check for signals between two chunks."""
 from libc.stdint cimport int64_t
 
 ctypedef void (*Work)(const void* context, size_t chunk) noexcept nogil
@@ -8,13 +8,13 @@ ctypedef int (*Run)(
 ) except -1 nogil
 
 cdef struct Executor:
-    Run run                           # calls work(context, i) for each i < chunks; returns -1 if a signal handler raised
-    size_t parallel_min               # elements from which a second thread saves more time than it costs
+    Run run                           # calls work(context, i) for all i < chunks; returns -1 if a signal handler raises
+    size_t parallel_min               # number of elements from which a second thread saves time
     bint checks_signals               # whether signal handlers may run between two chunks
 
 cdef Executor* pool                   # the threads of this package
 cdef Executor* uninterruptible_pool   # the same threads, for callers that cannot propagate Python exceptions
-cdef bint forked                      # this process was forked after the import, and lacks the threads of its parent
+cdef bint forked                      # whether this process was forked after the import, and lacks its parent's threads
 
 
 cdef inline size_t threads_for(const Executor* executor, size_t n, size_t max_threads) noexcept nogil:

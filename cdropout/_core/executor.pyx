@@ -31,26 +31,26 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    PARALLEL_MIN = 1 << 19            # elements from which a second thread saves more time than waking it costs
-    SPINS = 2000                      # attempts to get a lock before sleeping; threads usually finish at about the same time
-    SIGNAL_INTERVAL = 20_000_000      # ns between two checks for signals; each may wait 5 ms for the GIL
+    PARALLEL_MIN = 1 << 19            # number of elements from which a second thread saves more time than waking it costs
+    SPINS = 2000                      # attempts to get a lock before sleeping; threads usually finish within a short time
+    SIGNAL_INTERVAL = 20_000_000      # ns between two checks for signals; a check may wait 5 ms for the GIL
 
 cdef struct Pool:
     Lock lock                         # protects all fields below
-    Lock gate                         # a thread that acquires it joins the job; held while no thread is needed
-    Lock done                         # released when the last busy thread has finished and the caller waits
+    Lock gate                         # a thread that acquires it joins the job; it is held while no thread is needed
+    Lock done                         # released when the last busy thread finishes while the caller waits
     size_t threads                    # number of started threads
-    bint open                         # the gate was released, and no thread has acquired it yet
-    bint occupied                     # the pool has a job
-    bint waiting                      # the caller waits until no thread is busy
-    size_t wanted                     # threads that may still join
-    size_t busy                       # threads that are executing a chunk
+    bint open                         # whether the gate was released and no thread has acquired it yet
+    bint occupied                     # whether the pool has a job
+    bint waiting                      # whether the caller waits until no thread is busy
+    size_t wanted                     # number of threads that may still join
+    size_t busy                       # number of threads that are executing a chunk
     size_t next, chunks               # the next chunk, and the number of chunks
     Work work
     const void* context
 
 cdef Pool* current = NULL
-cdef size_t thread_limit = 1          # threads per job, the caller's included; protected by the pool's lock
+cdef size_t thread_limit = 1          # threads per job, including the caller; protected by the pool's lock
 cdef unsigned long main_thread = 0    # the thread in which Python runs signal handlers
 
 
@@ -106,8 +106,8 @@ def get_num_threads():
     Returns
     -------
     int
-        The number given to `set_num_threads`. If it was not called, the value of the environment variable
-        CDROPOUT_NUM_THREADS, otherwise the number of CPUs that this process may use.
+        The number that was given to `set_num_threads`. If this function was not called, it is the value of the
+        environment variable CDROPOUT_NUM_THREADS or, if that is not set, the number of CPUs that this process may use.
 
     See Also
     --------
@@ -131,7 +131,7 @@ cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
 
 
 def threads_from_environment(text):
-    """Return the thread limit that the value of CDROPOUT_NUM_THREADS, or None, gives."""
+    """Return the thread limit for `text`, which is the value of CDROPOUT_NUM_THREADS, or None if it is not set."""
     if not text:
         return available_cpus()
     if not text.isdecimal() or int(text) < 1:
@@ -143,7 +143,7 @@ def threads_from_environment(text):
 
 
 cdef Pool* new_pool() noexcept:
-    """Return a pool without threads, or NULL if memory is short; callers then execute their chunks alone."""
+    """Return a pool without threads, or NULL if memory is short. Without a pool, callers execute all chunks themselves."""
     cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
     if new == NULL:
         return NULL
@@ -164,7 +164,7 @@ def reset_pool():
 
 
 cdef void open_gate(Pool* pool) noexcept nogil:
-    """Let one more thread join, which then lets the next one join. The caller holds the lock."""
+    """Let one more thread join the job; it lets the next one join. The caller must hold the lock."""
     if pool.wanted and pool.next < pool.chunks and not pool.open:
         pool.open = True
         PyThread_release_lock(pool.gate)
@@ -173,7 +173,7 @@ cdef void open_gate(Pool* pool) noexcept nogil:
 cdef bint run_next_chunk(Pool* pool) noexcept nogil:
     """Execute the next chunk and return True, or return False if all have begun.
 
-    The caller holds the lock; it is released while the chunk is executed.
+    The caller must hold the lock. The lock is released while the chunk is executed.
     """
     cdef size_t chunk = pool.next
     if chunk == pool.chunks:
@@ -219,7 +219,7 @@ cdef bint submit(Pool* pool, Work work, const void* context, size_t chunks, size
         PyThread_release_lock(pool.lock)
         return False
     while pool.threads < helpers and PyThread_start_new_thread(run_thread, pool) != NOT_STARTED:
-        pool.threads += 1             # if a thread cannot be started, the others execute its chunks
+        pool.threads += 1             # if a thread cannot be started, the other threads execute all chunks
     pool.occupied = True
     pool.work, pool.context, pool.next, pool.chunks, pool.wanted = work, context, 0, chunks, helpers
     open_gate(pool)
@@ -228,7 +228,7 @@ cdef bint submit(Pool* pool, Work work, const void* context, size_t chunks, size
 
 
 cdef void finish(Pool* pool) noexcept nogil:
-    """End the job: no further chunk begins. Wait for the busy threads, because they use the caller's memory."""
+    """End the job, so that no further chunk begins. Wait for the busy threads, because they use the caller's memory."""
     cdef int _spin
     PyThread_acquire_lock(pool.lock, WAIT)
     pool.wanted = 0

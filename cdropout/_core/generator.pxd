@@ -7,7 +7,7 @@ cdef class Generator:
     cdef uint64_t seed_
     cdef uint64_t calls_
     cdef uint64_t spawned
-    cdef int forks_at_seeding         # value of forks when the system's entropy was used; SEEDED if a seed was given
+    cdef int forks_at_seeding         # the value of forks when the seed was drawn from entropy; SEEDED if a seed was given
 
     cdef reseed(self, seed)
     cdef reseed_after_fork(self)

@@ -21,13 +21,13 @@ cdef uint64_t random_seed():
 
 # ---- Generator ----------------------------------------------------------------------------------
 
-cdef int forks = 0                    # forks since the import that led to this process
+cdef int forks = 0                    # number of forks from the import to this process
 cdef enum:
-    SEEDED = -1                       # in place of a number of forks
+    SEEDED = -1                       # used in place of a number of forks if a seed was given
 
 
 def count_fork():
-    """Count a fork, after which each unseeded generator needs a new seed in the child."""
+    """Count a fork. After a fork, each unseeded generator needs a new seed in the child process."""
     global forks
     forks += 1
 
@@ -51,9 +51,9 @@ cdef class Generator:
     seed : int
         The seed, in [0, 2**64).
     calls : int
-        The number of used call numbers, which is the next call number.
+        The number of call numbers used so far, which is equal to the next call number.
     state : dict
-        The state of the generator. It can be assigned to restore the generator.
+        The state of the generator. Assign a saved state to restore the generator.
 
     Raises
     ------
@@ -97,7 +97,7 @@ cdef class Generator:
         self.reseed(seed)
 
     cdef reseed(self, seed):
-        """Restart with a seed, or with the system's entropy if it is None."""
+        """Restart with a seed. If it is None, a seed is drawn from the system's entropy."""
         cdef uint64_t value = random_seed() if seed is None else as_seed(seed)
         with cython.critical_section(self):
             self.seed_ = value
@@ -136,22 +136,23 @@ cdef class Generator:
         p : float
             The probability that an element is dropped, in [0, 1].
         broadcast_dims : int or tuple of int, default ()
-            Axes along which one draw is shared.
+            The axes along which all elements share one draw.
         scale : float, optional
             The positive number by which kept elements are multiplied; by default ``1 / (1 - p)``.
 
         Returns
         -------
         Mask
-            The mask. If it does not depend on random numbers, because p is 0 or 1 or there are no elements, no call
-            number is used, and the mask's seed and call are 0.
+            The mask. If it does not depend on random numbers, because p is 0 or 1 or the mask has no elements, no call
+            number is used, and the seed and the call of the mask are 0.
 
         Raises
         ------
         TypeError, ValueError
-            As `Mask`; ValueError if broadcast_dims has an axis that does not exist, or has an axis twice.
+            For the same reasons as in `Mask`; ValueError also if broadcast_dims contains an axis that does not exist, or
+            contains an axis twice.
         OverflowError
-            If all 2**64 - 1 call numbers are used. The generator does not change after any error.
+            If all 2**64 - 1 call numbers have been used. If an error is raised, the generator does not change.
 
         Examples
         --------
@@ -177,12 +178,12 @@ cdef class Generator:
 
     @property
     def calls(self):
-        """The number of used call numbers, which is the next call number."""
+        """The number of call numbers used so far, which is equal to the next call number."""
         return self.state["calls"]
 
     @property
     def state(self):
-        """The state as a dict with the keys seed, calls and spawned. It can be assigned to restore the generator."""
+        """The state as a dict with the keys seed, calls and spawned. Assign a saved state to restore the generator."""
         with cython.critical_section(self):
             self.reseed_after_fork()
             return {"seed": self.seed_, "calls": self.calls_, "spawned": self.spawned}
@@ -194,7 +195,7 @@ cdef class Generator:
         self.restore_state(state, SEEDED)
 
     cdef restore_state(self, state, int forks_at_seeding):
-        """Set the state; `forks_at_seeding` is SEEDED, or the present value to keep an unseeded generator unseeded."""
+        """Set the state. `forks_at_seeding` is SEEDED, or the present value of the field if the generator stays unseeded."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -206,7 +207,7 @@ cdef class Generator:
             self.forks_at_seeding = forks_at_seeding
 
     def spawn(self, n):
-        """Return new generators with independent seeds, which the seed of this generator determines.
+        """Return new generators, whose independent seeds are determined by the seed of this generator.
 
         Parameters
         ----------
@@ -244,10 +245,10 @@ cdef class Generator:
             seed = self.seed_
             if count > LAST_CALL - first:
                 raise OverflowError("a generator can spawn at most 2**64 - 1 generators")
-            self.spawned += count     # before the list is built, so that other threads use other seeds
+            self.spawned += count     # counted before the list is built, so that other threads use other seeds
         try:
             return [Generator(mix(mix(seed + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
-        except BaseException:         # such as a MemoryError
+        except BaseException:         # for example, a MemoryError
             with cython.critical_section(self):
                 if self.seed_ == seed and self.spawned == first + count:
                     self.spawned = first
@@ -296,8 +297,8 @@ def manual_seed(seed):
 
 
 cpdef as_rng(rng):
-    """Return rng, or a new Generator if it is a seed. Raise TypeError if it is of another type."""
-    if rng is None or isinstance(rng, Generator):    # first, because the first use of np.random imports it
+    """Return rng, or a new Generator if rng is a seed. Raise TypeError if rng is of an unsupported type."""
+    if rng is None or isinstance(rng, Generator):    # tested first, because the first use of np.random imports it
         return rng
     if isinstance(rng, (np.random.Generator, np.random.SeedSequence)):
         return rng
@@ -311,7 +312,7 @@ cpdef as_rng(rng):
 
 
 cdef Generator as_generator(rng):
-    """Return the Generator for a result of `as_rng`; a NumPy generator gives the seed of a new Generator."""
+    """Return the Generator for a result of `as_rng`. From a NumPy generator, the seed of a new Generator is drawn."""
     if rng is None:
         return default
     if isinstance(rng, Generator):
@@ -349,6 +350,6 @@ cdef tuple layout_of(array):
 
 
 def own_generator(rng):
-    """Return the Generator of a module, or None, which is the default generator at the time of each call."""
+    """Return the Generator of a module. None means that each call uses the default generator."""
     rng = as_rng(rng)
     return None if rng is None else as_generator(rng)

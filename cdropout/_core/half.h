@@ -1,4 +1,4 @@
-/* A step of 32 float16 or bfloat16 elements: multiply by the scale and mask.
+/* Steps for float16 and bfloat16: multiply 32 elements by the scale and set dropped elements to 0.
  *
  * A 32-bit lane holds two elements. Each is converted to float in its lane, without a shuffle, multiplied, and rounded to
  * nearest even.
@@ -80,7 +80,7 @@ static inline cd_f32 cd_max_f32(cd_f32 v, float bound) { return _mm_max_ps(v, cd
 static inline cd_f32 cd_min_f32(cd_f32 v, float bound) { return cd_select_f32(CD_LANES(v < bound), v, bound); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float bound) { return cd_select_f32(CD_LANES(v > bound), v, bound); }
 #endif
-static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* from bits 13 to 27 to bits 0 to 15; finite */
+static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* in: finite, bits 13 to 27; out: bits 0 to 15 */
   cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
   cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                   /* 2^16 becomes infinity below */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* at least 2^-14, the exponent of subnormals */
@@ -92,7 +92,7 @@ static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale, uint32_t invalid) {
   cd_u32 low = cd_scale_magnitude_f16((v & 0x7FFF) << 13, scale);
   cd_u32 high = cd_scale_magnitude_f16(v >> 3 & 0x0FFFE000, scale);
   cd_u32 finite = low | high << 16;
-  cd_u32 special = cd_at_least_16(v & 0x7FFF7FFF, 0x7C00); /* infinity and NaN, which are kept */
+  cd_u32 special = cd_at_least_16(v & 0x7FFF7FFF, 0x7C00); /* infinity and NaN, which are not multiplied */
   cd_u32 nan = cd_at_least_16(v & 0x7FFF7FFF, 0x7C01);
   cd_u32 quiet = (nan & 0x02000200) | (~nan & invalid); /* NaN becomes quiet, and infinity times 0 becomes NaN */
   return (finite & ~special) | ((v | quiet) & special) | (v & 0x80008000);
@@ -108,14 +108,14 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #if CD_HAS_FAST_F16
-/* Half the instructions, for magnitudes below 2^16 / scale: no product is NaN, and it is infinite only after rounding. */
+/* This takes half the instructions. It requires magnitudes below 2^16 / scale: no product is NaN or, before rounding, infinite. */
 static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32 scale) {
   cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(multiplier)) * scale;  /* one element per lane, times 4 */
-  cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as above */
-  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* rounds; the lower 16 bits are the digits */
-  return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* adds the exponent, modulo 64, above the digits */
+  cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as in cd_scale_magnitude_f16 */
+  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* the sum rounds; the lower 16 bits are the digits */
+  return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* the exponent, modulo 64, is added above the digits */
 }
-static inline int16_t cd_fast_limit_f16(float scale) {                 /* the least magnitude for cd_step_any_f16: at most 2^16 / scale */
+static inline int16_t cd_fast_limit_f16(float scale) {                 /* cd_step_any_f16 is used from this magnitude on; <= 2^16 / scale */
   int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; large if scale is negative or NaN */
   return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
 }

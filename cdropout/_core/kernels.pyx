@@ -1,7 +1,8 @@
-"""The kernels: draw, mask and scale in one pass. This file is built once per instruction set (see setup.py).
+"""The kernels draw, mask and scale in one pass. This file is compiled once per instruction set (see setup.py).
 
-The capsule `table` holds them. They use no Python objects, and their only state is one setting, so any number of threads
-may run them at the same time. Only large tiles (see tiles.pxd) allocate memory; it is freed before the kernel returns.
+The capsule `table` contains the table of kernels. The kernels use no Python objects, and their only state is one setting,
+so any number of threads may run them at the same time. Kernels allocate memory only for large tiles (see tiles.pxd), and
+free it before they return.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
@@ -31,7 +32,7 @@ cdef enum:
 cdef extern from "simd.h" nogil:
     void fill_bit_masks "cd_fill_bit_masks"()
 
-cdef size_t streaming_threshold = SIZE_MAX        # bytes from which an output is written with streaming stores
+cdef size_t streaming_threshold = SIZE_MAX        # size in bytes from which streaming stores are used
 
 
 def set_streaming_threshold(size_t bytes):
@@ -45,8 +46,8 @@ cdef inline void apply_and_draw(
 ) noexcept nogil:
     """Mask and scale a GROUP of elements and draw the next group, alternating between steps and rounds.
 
-    Interleaved like this, they take 1.07 times as long as memcpy; one after the other, 1.40 times, because the reorder
-    buffer of a CPU is too small to overlap them.
+    The alternating steps and rounds take 1.07 times as long as memcpy. If all rounds came before all steps, they would
+    take 1.40 times as long, because the CPU's reorder buffer is too small to overlap them.
     """
     cdef PartState state
     cdef int done = 0
@@ -71,17 +72,17 @@ cdef void apply_stream(
 ) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
-    cdef uint8_t keep[GROUP_BYTES]                # bits of the next GROUP elements, which begin at a cache line of y
+    cdef uint8_t keep[GROUP_BYTES]                # bits of the next GROUP elements of y, which begin at a cache line
     cdef uint64_t first = start % GROUP
     cdef size_t head = min(GROUP - first, n)
-    cdef Writer writer                            # holds bits that are drawn, but not yet in keep
+    cdef Writer writer                            # holds bits that are drawn but not yet written to keep
     cdef uint8_t buffer[GROUP_BUFFER_BYTES]
     cdef floating* lines = aligned_buffer(buffer, x)
     cdef bint streaming = may_stream(x, y, large)
     writer.to, writer.held, writer.count = keep, 0, 0
     open_stream(&stream, mask, start - first)
     draw_group(&stream, drawn)
-    if n > head and head >= STEP:                 # align steps with the cache lines of y, not with groups
+    if n > head and head >= STEP:                 # align the steps with the cache lines of y, not with groups
         writer.count = (head - elements_to_line(y, n)) % STEP
         writer.held = load_bits64(drawn + GROUP_BYTES - 8) >> 32 >> (32 - writer.count)
         head -= writer.count
@@ -114,7 +115,7 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
     mask.seed = seed
     mask.call = call
     mask.threshold = <uint64_t>(p * 18446744073709551616.0) if p < 1 else 0
-    mask.scale = 1 / (1 - p) if p < 1 else 0      # a scale of 0 means p = 1: kernels test it before the threshold
+    mask.scale = 1 / (1 - p) if p < 1 else 0      # the scale 0 means p = 1; kernels test it before the threshold
     return 0
 
 
@@ -211,7 +212,7 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
 # ---- views ------------------------------------------------------------------------------------------
 
 cdef enum:
-    LONG_ROW = 4096                               # elements per row from which entering the stream in each row costs little
+    LONG_ROW = 4096                               # elements per row from which opening a stream per row costs little
 
 
 cdef inline void apply_long_rows(
@@ -320,7 +321,7 @@ cdef int apply_bools_strided(
 
 
 cdef inline void draw_or_clear_group(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
-    """Draw the bits of the next group. If p = 1, whose threshold 2^64 does not fit 64 bits, they are 0."""
+    """Draw the bits of the next group. For p = 1, they are 0, because the threshold 2^64 would not fit in 64 bits."""
     if mask.scale == 0:
         memset(keep, 0, GROUP_BYTES)
     else:
@@ -404,7 +405,7 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
-fill_bit_masks()                                  # before the first call of a kernel
+fill_bit_masks()                                  # must run before the first call of a kernel
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

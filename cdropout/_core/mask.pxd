@@ -6,7 +6,7 @@ from cdropout cimport cdropout_mask
 
 cdef class Mask:
     cdef cdropout_mask id             # seed, call, threshold and scale
-    cdef uint64_t start_              # position of the element with index 0, ..., 0
+    cdef uint64_t start_              # position in the mask stream of the element with index 0, ..., 0
     cdef readonly tuple shape
     cdef readonly double p
     cdef tuple strides_               # None for C order
@@ -16,7 +16,7 @@ cdef class Mask:
 
 
 cdef inline bint uses_call_number(double p, bint empty) noexcept:
-    """Return whether a mask depends on random numbers, and so uses a call number."""
+    """Return whether a mask depends on random numbers. Only such masks use a call number."""
     return 0 < p < 1 and not empty
 
 

@@ -27,7 +27,7 @@ cdef tuple c_strides(tuple shape):
 
 
 cdef tuple normal_strides(tuple shape, strides):
-    """Return None if the strides are equivalent to C order, otherwise the strides with 0 for axes of length 1."""
+    """Return None if the strides are equivalent to C order, otherwise the strides, with 0 for axes of length 1."""
     strides = tuple([0 if length == 1 else stride for length, stride in zip(shape, strides)])
     plain = [0 if length == 1 else stride for length, stride in zip(shape, c_strides(shape))]
     return None if list(strides) == plain or 0 in shape else strides
@@ -49,12 +49,12 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
-    """Return the strides of a mask that is drawn as if broadcast_dims had length 1, or None for C order."""
+    """Return the strides of a mask for which the axes in broadcast_dims count as axes of length 1, or None for C order."""
     return axes_to_strides(shape, as_axes(broadcast_dims))
 
 
 cdef tuple axes_to_strides(tuple shape, tuple dims):
-    """Return the strides of `broadcast_strides`, from axes that are Python ints."""
+    """Return the strides as `broadcast_strides` does; dims must contain Python ints."""
     cdef Py_ssize_t ndim = len(shape)
     cdef Py_ssize_t i
     cdef bint in_c_order = True
@@ -85,8 +85,8 @@ cdef class Mask:
     """Mask(shape, p, seed=0, call=0, start=0, strides=None, scale=None)\n--\n
     A value that determines which elements of an array are kept.
 
-    A mask stores a few numbers, and nothing per element. Masks are immutable and hashable, are equal if their numbers
-    are equal, and need about a hundred bytes in a pickle.
+    A mask stores a few numbers, and nothing per element. Masks are immutable and hashable. Two masks are equal if all
+    their numbers are equal. A pickled mask has about a hundred bytes.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ cdef class Mask:
     start : int, default 0
         The position in the mask stream of the element with index 0, ..., 0.
     strides : tuple of int, optional
-        The steps in the mask stream from one index to the next along each axis; by default those of C order. An axis
-        with stride 0 shares one draw.
+        The steps in the mask stream from one index to the next along each axis; by default, the strides of C order. All
+        elements along an axis with stride 0 share one draw.
     scale : float, optional
         The positive number by which kept elements are multiplied; by default ``1 / (1 - p)``.
 
@@ -127,7 +127,7 @@ cdef class Mask:
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If an argument is out of range, or positions would be outside of [0, 2**64).
+        If an argument is out of range, or if positions of elements would be outside of [0, 2**64).
 
     See Also
     --------
@@ -137,14 +137,15 @@ cdef class Mask:
     -----
     An element is dropped if its random number, which is determined by seed, call and position, is less than p.
 
-    Indexing with ints, slices, ``...`` and None returns a window, which is a mask again. ``np.asarray(mask)`` is an
-    array of bools. Functions that convert their arguments to arrays, such as ``np.dot``, use these bools.
+    Indexing with ints, slices, ``...`` and None returns a window of the mask, which is also a Mask.
+    ``np.asarray(mask)`` is an array of bools. Functions that convert their arguments to arrays, such as ``np.dot``, use
+    these bools.
 
     A mask does not support arithmetic. ``mask * x`` raises TypeError, because the product would not be scaled.
 
     Masks that differ only in p are not independent: they use the same random numbers. If neither p is a multiple of
-    2**-11, the mask with the higher p drops every element that the other mask drops. Layers of a network need different
-    seeds or calls.
+    2**-11, the mask with the higher p drops every element that the other mask drops. The layers of a network need
+    masks with different seeds or call numbers.
 
     **Compatibility Guarantee**
 
@@ -182,7 +183,7 @@ cdef class Mask:
         kernels.mask_init(&mask, mask.seed, mask.call, probability)
         set_scale(&mask, probability, scale)
         self.set_positions(shape, as_count(start, "start"), strides)
-        self.id = mask                # at the end, so that the mask does not change after an error
+        self.id = mask                # set at the end, so that the mask does not change if an error is raised
         self.p = probability
 
     cdef set_positions(self, tuple shape, start, strides):
@@ -204,7 +205,7 @@ cdef class Mask:
 
     @property
     def call(self):
-        """The call number."""
+        """The call number, which distinguishes the masks of one seed."""
         return self.id.call
 
     @property
@@ -267,7 +268,7 @@ cdef class Mask:
         return (self[i] for i in range(length))
 
     def __bool__(self):
-        return True                   # also if the length is 0: code such as `if mask:` tests for None
+        return True                   # True even if the length is 0, because `if mask:` is used to test for None
 
     def __getitem__(self, index):
         cdef Mask window = Mask.__new__(Mask)
@@ -302,7 +303,7 @@ cdef class Mask:
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        """Raise TypeError, because the product with an array of bools would not be scaled."""
+        """Raise TypeError. NumPy would convert the mask to bools, and a product with these would not be scaled."""
         raise TypeError(f"a Mask does not support {ufunc.__name__}: {NO_ARITHMETIC}")
 
     def __mul__(left, right):
@@ -329,12 +330,12 @@ cdef class Mask:
         Parameters
         ----------
         chunks : int, tuple or str, default "auto"
-            The chunks, as in ``dask.array.from_array``.
+            The chunk sizes, as in ``dask.array.from_array``.
 
         Returns
         -------
         dask.array.Array
-            Each chunk is drawn when it is computed.
+            The mask as a lazy array. Each chunk is drawn when it is computed.
 
         Raises
         ------
@@ -345,7 +346,7 @@ cdef class Mask:
         return mask_to_dask(self, chunks)
 
     def to_scale(self, dtype="float32"):
-        """Return the mask as an array of scale and 0.
+        """Return the mask as an array whose elements are the scale factor or 0.
 
         Parameters
         ----------
@@ -355,7 +356,7 @@ cdef class Mask:
         Returns
         -------
         ndarray
-            The scale where an element is kept, otherwise 0.
+            An array that contains ``scale`` where an element is kept, otherwise 0.
         """
         ones = np.ones(self.shape, dtype)
         return self.apply(ones, ones)
@@ -366,7 +367,7 @@ cdef class Mask:
         Parameters
         ----------
         x : ndarray
-            An array of the mask's shape.
+            An array of the same shape as the mask.
         out : ndarray, optional
             The array for the result: x itself, or an array of the same shape and type that does not overlap x.
 
@@ -378,7 +379,7 @@ cdef class Mask:
         Raises
         ------
         TypeError, ValueError
-            As `cdropout.dropout`; ValueError if x has another shape.
+            For the same reasons as in `cdropout.dropout`; ValueError also if x has another shape than the mask.
 
         Examples
         --------
@@ -400,13 +401,13 @@ def draw_into(cnp.ndarray out, Mask mask):
 
 
 cdef double scale_of(double p) noexcept:
-    """Return the scale of p, as the kernels compute it."""
+    """Return the scale for p as the kernels compute it."""
     cdef cdropout_mask mask
     kernels.mask_init(&mask, 0, 0, p)
     return mask.scale
 
 
-# The limit of SELU for x -> -inf, -lambda * alpha. Source of the constants: equation (14) of Klambauer et al.,
+# SELU approaches -lambda * alpha for x -> -inf. The constants are given in equation (14) of Klambauer et al.,
 # "Self-normalizing neural networks", NIPS 2017.
 SATURATION = -1.0507009873554805 * 1.6732632423543772
 
@@ -419,7 +420,7 @@ def alpha_terms(p):
 
 
 cdef set_scale(cdropout_mask* mask, double p, scale):
-    """Set the scale of a mask, unless `scale` is None. Raise ValueError if it is not positive and finite."""
+    """Set the scale of a mask unless `scale` is None. Raise ValueError if `scale` is not positive and finite."""
     cdef double value
     if scale is None:
         return
@@ -470,7 +471,7 @@ cdef check_shape(tuple shape, cnp.ndarray array):
 
 
 cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
-    """Return a mask from validated numbers; `strides` is None for C order."""
+    """Return a mask with the given numbers, which are not validated. `strides` is None for C order."""
     cdef Mask mask = Mask.__new__(Mask)
     mask.id = id
     mask.shape = shape
@@ -480,7 +481,7 @@ cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
 
 
 cdef Mask unseeded_mask(shape, p, broadcast_dims, scale):
-    """Return a mask with seed 0 and call 0, which a generator replaces."""
+    """Return a mask with the seed 0 and the call number 0. A generator replaces these numbers."""
     cdef cdropout_mask id
     cdef double probability = as_probability(p)
     cdef tuple axes = as_axes(broadcast_dims)
@@ -502,7 +503,7 @@ cpdef Mask with_scale(Mask mask, double scale):
 
 
 cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
-    """Raise an error unless mask is a Mask of this shape that is broadcast along axes, and p is its p or the default."""
+    """Raise an error unless mask is a Mask of this shape with one draw along `axes`, and p is mask.p or `default`."""
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
     if (<Mask>mask).shape != shape:
@@ -514,6 +515,6 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 
 
 cpdef check_not_given(name, value):
-    """Raise ValueError if an argument that mask= excludes is not None, () or []."""
+    """Raise ValueError unless the value of an argument that mask= excludes is None, () or []."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
         raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

@@ -1,4 +1,4 @@
-"""Validation of NumPy arrays and of objects that export their memory, and operations of the engine on them."""
+"""Validation of NumPy arrays and of objects that export their memory, and application of masks to them."""
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -16,7 +16,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cnp.import_array()
 
-# How to convert objects that are not supported, by the package that defines their type.
+# Advice on how to convert objects that are not supported. The keys are the packages that define their types.
 cdef dict ADVICE = {
     "astropy": "pass {}.value",
     "autograd": "multiply {} by mask.to_scale()",
@@ -39,12 +39,12 @@ cdef dict ADVICE = {
 
 
 cdef bint is_plain_array(object x):
-    """Return whether x is an ndarray or of a subclass that adds no meaning, such as units, to the elements."""
+    """Return whether x is an ndarray or an instance of a subclass that adds no meaning, such as units, to the elements."""
     return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
 
 
 cdef advice(x, name, default=""):
-    """Return the end of an error message, which tells how to convert x."""
+    """Return the last part of an error message, which explains how to convert x."""
     packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
     found = [ADVICE[package] for package in packages if package in ADVICE]
     text = found[0] if found else default
@@ -52,15 +52,15 @@ cdef advice(x, name, default=""):
 
 
 cdef refuse_subclass(x, name):
-    """Raise the TypeError for an ndarray of an unsupported subclass."""
-    if isinstance(x, np.ma.MaskedArray):  # the first use of np.ma imports it, so plain arrays do not get here
+    """Raise a TypeError, because x is an instance of an unsupported subclass of ndarray."""
+    if isinstance(x, np.ma.MaskedArray):  # tested only here, because the first use of np.ma imports it
         raise TypeError(f"{name} is a masked array, and its mask would be lost; pass {name}.data or {name}.filled()")
     problem = f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose"
     raise TypeError(problem + advice(x, name, "pass np.asarray({})"))
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray, without a copy. Raise TypeError, with the argument's name, if x is not supported."""
+    """Return x as an ndarray, without a copy. If x is not supported, raise a TypeError that contains the argument's name."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -82,19 +82,19 @@ cdef cnp.ndarray as_array(object x, name="x"):
 
 def from_exporter(x, name):
     """Return a NumPy array that shares the memory of an object with DLPack or the buffer protocol."""
-    if hasattr(type(x), "__dlpack__"):  # on the type, because some wrappers forward the attributes of their contents
+    if hasattr(type(x), "__dlpack__"):  # on the type, because some wrappers forward attributes
         try:
             return np.from_dlpack(x)
         except Exception as error:
             suggestion = advice(x, name)
-            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # NumPy raises these two
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises these
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
             problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"
             raise kind(f"{problem}: {error}") from error
     try:
         return np.asarray(memoryview(x))
-    except (TypeError, ValueError):    # no buffer, or an element type that NumPy does not support
+    except (TypeError, ValueError):    # x has no buffer, or NumPy does not support its element type
         raise TypeError(
             f"{name} has to be a NumPy array, or have DLPack or the buffer protocol, "
             f"with elements of {FLOATS_TEXT}, but got {type(x).__name__}{advice(x, name)}"
@@ -108,7 +108,7 @@ def as_any_array(x):
 
 
 cdef check_writable(cnp.ndarray array, name):
-    """Raise ValueError if an array is read-only or its elements overlap."""
+    """Raise ValueError if the array is read-only or if its elements overlap in memory."""
     cdef View view
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
@@ -121,7 +121,7 @@ cdef check_writable(cnp.ndarray array, name):
 
 
 cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
-    """Return whether arrays of the same shape have the same elements in memory."""
+    """Return whether two arrays of the same shape have their elements at the same addresses."""
     cdef int i
     if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b):
         return False
@@ -132,7 +132,7 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
-    """Return whether arrays share memory without being identical; True if that is too hard to determine."""
+    """Return whether two arrays share memory without being identical. Return True if this is too hard to determine."""
     cdef const char* first = <const char*>cnp.PyArray_DATA(a)
     cdef const char* second = <const char*>cnp.PyArray_DATA(b)
     if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
@@ -146,7 +146,7 @@ cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef check_out(cnp.ndarray x, cnp.ndarray out):
-    """Raise ValueError unless out can receive the result for x."""
+    """Raise ValueError unless the result for x can be written to out."""
     if not cnp.PyArray_SAMESHAPE(x, out):
         raise ValueError(f"out has to have the shape of x, {shape_of(x)}, but got {shape_of(out)}")
     if cnp.PyArray_TYPE(out) != cnp.PyArray_TYPE(x) or not cnp.PyArray_ISNOTSWAPPED(out):
@@ -178,7 +178,7 @@ cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
 
 
 cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple strides):
-    """Fill in a view of x and y. If `strides` is None, the mask has the strides of C order."""
+    """Set the fields of a view of x and y. If `strides` is None, the mask has the strides of C order."""
     cdef cdropout_axis* axis
     cdef int64_t step = 1
     cdef int i
@@ -198,7 +198,7 @@ cdef fill_view(View* view, cnp.ndarray x, cnp.ndarray y, uint64_t start, tuple s
 cdef apply_mask(
     cnp.ndarray x, cnp.ndarray y, const cdropout_mask* mask, uint64_t start, tuple strides, tuple shift=None,
 ):
-    """Apply a mask to x: ``y = x * scale`` where it keeps an element, otherwise +0.0.
+    """Apply a mask to x: ``y = x * scale`` where the mask keeps an element, otherwise +0.0.
 
     `strides` are those of the mask, or None for C order. With `shift`, kept elements are ``x * scale + shift[0]``, and
     dropped elements are shift[1].
@@ -213,7 +213,7 @@ cdef apply_mask(
 
 
 cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
-    """Apply bools, in the shape of x: ``y = x * scale`` where `keep` is true, otherwise +0.0."""
+    """Apply an array of bools of the same shape as x: ``y = x * scale`` where `keep` is true, otherwise +0.0."""
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, (<object>keep).strides)
     operation.dtype = by_array(x).code
@@ -222,7 +222,7 @@ cdef apply_bools(cnp.ndarray x, cnp.ndarray y, cnp.ndarray keep, double scale):
 
 
 cdef apply_bits(cnp.ndarray x, cnp.ndarray y, cnp.ndarray bits, double scale):
-    """Apply packed bits, contiguous and in the C order of x: ``y = x * scale`` where the bit is 1, otherwise +0.0."""
+    """Apply packed bits, which are contiguous and in C order: ``y = x * scale`` where the bit is 1, otherwise +0.0."""
     cdef Operation operation
     fill_view(&operation.view, x, y, 0, None)
     operation.dtype = by_array(x).code
@@ -240,7 +240,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
-    """Fill `out`, contiguous uint8, with n packed bits, least significant bit first."""
+    """Fill `out`, a contiguous array of uint8, with n packed bits, least significant bit first."""
     cdef Operation operation
     operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
     operation.view.start = start

@@ -10,17 +10,17 @@ cdef extern from "simd.h" nogil:
     void prefetch "cd_prefetch"(const void*)
 
 cdef struct Rows:
-    const View* view                  # its last axis is the row
+    const View* view                  # a row extends along its last axis
     size_t index[MAX_DIMS]
-    size_t x, y                       # offsets in bytes; unsigned, since the step after the last row may overflow
-    uint64_t mask                     # offset in elements
+    size_t x, y                       # offsets in bytes; unsigned, because the last addition may overflow
+    uint64_t mask                     # offset in the mask, in elements
 
 cdef struct Prefetcher:
-    View memory                       # axes are joined if they can be joined in x and y
+    View memory                       # the view, with axes joined where x and y allow it
     Rows rows
-    size_t element                    # next element of the row
+    size_t element                    # the next element of the row
     size_t elements_per_line
-    size_t left                       # lines that may still be prefetched
+    size_t left                       # number of lines that may still be prefetched
 
 
 cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:
@@ -52,7 +52,7 @@ cdef inline bint next_row(Rows* rows) noexcept nogil:
 
 
 cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t lines) noexcept nogil:
-    """Start prefetching at the first row of the view, for at most `lines` lines."""
+    """Prepare to prefetch at most `lines` lines, from the first row of the view on."""
     cdef const cdropout_axis* row
     cdef uint64_t stride
     cdef int axis
@@ -69,7 +69,7 @@ cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t
 
 
 cdef inline void prefetch_lines(Prefetcher* prefetcher, size_t lines) noexcept nogil:
-    """Prefetch the next lines of x and of y, up to `lines` of each, into the L2 cache."""
+    """Prefetch up to `lines` of the next lines of x, and as many of y, into the L2 cache."""
     cdef const View* view = &prefetcher.memory
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
     cdef const char* x

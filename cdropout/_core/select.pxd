@@ -1,4 +1,4 @@
-"""Mask and scale: the operation on a step of 32 elements of each type, and on ranges of any length."""
+"""Functions that mask and scale a step of 32 elements or a range of any length, for each element type."""
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
@@ -8,7 +8,7 @@ from cdropout._core.stream cimport GROUP, VECTORS
 cdef extern from "simd.h" nogil:
     uint32_t load_bits32 "cd_load_bits32"(const void*)
     void store_bits32 "cd_store_bits32"(void*, uint32_t)
-    ctypedef float f32 "cd_f32"                   # vectors
+    ctypedef float f32 "cd_f32"                   # vectors of the native width
     ctypedef double f64 "cd_f64"
     f32 load_f32 "cd_load_f32"(const void*)
     f64 load_f64 "cd_load_f64"(const void*)
@@ -25,13 +25,13 @@ cdef extern from "half.h" nogil:
     void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
     void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
 
-cdef struct half:                                 # structs, because Cython would treat two ctypedefs of uint16_t as one type
+cdef struct half:                                 # a struct, because Cython treats two ctypedefs of uint16_t as one type
     uint16_t bits
 
 cdef struct bfloat:
     uint16_t bits
 
-cdef struct boolean:                              # for y only: 1 where the element is kept
+cdef struct boolean:                              # used for y only: 1 where an element is kept, otherwise 0
     uint8_t byte
 
 ctypedef fused floating:
@@ -49,12 +49,12 @@ ctypedef fused element:
 
 cdef enum:
     STEP = 32                                     # elements per step
-    LINE_BYTES = 64                               # bytes per cache line; also those of the widest vector
-    GROUP_BUFFER_BYTES = 4160                     # bytes that hold a GROUP of doubles, aligned to a cache line
+    LINE_BYTES = 64                               # bytes per cache line, and per vector of the widest instruction set
+    GROUP_BUFFER_BYTES = 4160                     # bytes for a GROUP of doubles, aligned to a cache line
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
-    """Set STEP elements of y to x * scale if their bit of keep (4 bytes) is set, else to +0.0. y may be x."""
+    """Set STEP elements of y to x * scale where their bit of keep (4 bytes) is set, otherwise to +0.0. y may be x."""
     cdef size_t i
     cdef f32 scale_f32 = fill_f32(<float>scale)
     cdef f64 scale_f64 = fill_f64(scale)
@@ -73,14 +73,14 @@ cdef inline void step(const element* x, element* y, const uint8_t* keep, double 
 
 
 cdef inline uint32_t bits_at(const uint8_t* keep, uint64_t first) noexcept nogil:
-    """Return STEP bits from bit `first` on. Only bytes that hold some of them are read."""
+    """Return STEP bits from bit `first` on. Only bytes that contain some of these bits are read."""
     cdef const uint8_t* byte = keep + first // 8
     cdef uint64_t shift = first % 8
     return <uint32_t>((load_bits32(byte) | <uint64_t>byte[(shift + STEP - 1) // 8] << 32) >> shift)
 
 
 cdef inline uint32_t few_bits_at(const uint8_t* keep, uint64_t first, size_t n) noexcept nogil:
-    """Return n < STEP bits from bit `first` on; higher bits are undefined. Only bytes that hold some of them are read."""
+    """Return n < STEP bits from bit `first` on; higher bits are undefined. Only bytes that contain these bits are read."""
     cdef uint64_t bits = 0
     cdef size_t i
     for i in range((first % 8 + n + 7) // 8):
@@ -89,7 +89,7 @@ cdef inline uint32_t few_bits_at(const uint8_t* keep, uint64_t first, size_t n) 
 
 
 cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n, double scale) noexcept nogil:
-    """Apply `step` to n < STEP elements, by way of a buffer."""
+    """Apply `step` to n < STEP elements, which are copied to a buffer and back."""
     cdef element buffer[STEP]
     cdef uint8_t bits[4]
     store_bits32(bits, keep)
@@ -100,7 +100,7 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
 
 
 cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
-    """Return the number of elements up to the next cache line, or 0 if alignment does not pay.
+    """Return the number of elements before the next cache line, or 0 if alignment would not save time.
 
     A store across two lines takes twice as long.
     """
@@ -111,7 +111,7 @@ cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
 cdef inline void mask_and_scale(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale
 ) noexcept nogil:
-    """Set n elements of y to x * scale if their bit of keep, from bit `first` on, is set, else to +0.0. y may be x."""
+    """Set n elements of y to x * scale where the bit in keep is set, else to +0.0. The bits begin at `first`. y may be x."""
     cdef size_t head = elements_to_line(y, n)
     cdef uint8_t bits[4]
     cdef size_t i
@@ -136,7 +136,7 @@ cdef inline void mask_and_scale(
 
 
 cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
-    """Return whether streaming stores pay. They save reading the lines of y, which matters if memory is the bottleneck."""
+    """Return whether streaming stores save time. They avoid reading y, which matters if memory is the bottleneck."""
     return large and VECTORS <= 2 and sizeof(element) >= 4 and x != y
 
 
@@ -148,7 +148,7 @@ cdef inline element* aligned_buffer(uint8_t* buffer, const element* typed) noexc
 cdef inline void mask_and_scale_large(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
-    """Apply `mask_and_scale`, with streaming stores if y is part of a large array and they pay."""
+    """Apply `mask_and_scale`, with streaming stores if y is part of a large array and they save time."""
     cdef uint8_t buffer[GROUP_BUFFER_BYTES]
     cdef element* lines = aligned_buffer(buffer, x)
     cdef size_t done = elements_to_line(y, n)
@@ -174,7 +174,7 @@ ctypedef fused real:
 cdef inline void step_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, double scale
 ) noexcept nogil:
-    """Set STEP elements of y to residual + ((x + bias) * scale if their bit of keep is set, else +0.0)."""
+    """Set STEP elements of y to residual + (x + bias) * scale where their bit of keep is set, otherwise to residual + 0."""
     cdef size_t i
     cdef f32 scale_f32
     cdef f64 scale_f64
@@ -194,7 +194,7 @@ cdef inline void apply_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y,
     const uint8_t* keep, uint64_t first, size_t n, double scale,
 ) noexcept nogil:
-    """Apply `step_bias_dropout_add` to n elements, with keep bits from bit `first` on."""
+    """Apply `step_bias_dropout_add` to n elements. Their keep bits begin at bit `first`."""
     cdef real buffer[4][STEP]
     cdef uint8_t bits[4]
     cdef size_t _step
@@ -218,7 +218,7 @@ cdef inline void apply_bias_dropout_add(
 
 
 cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
-    """Add x to the sums. Neither pointer needs to be aligned, so elements are copied with memcpy."""
+    """Add n elements of x to the sums. memcpy copies each element, because the pointers may be unaligned."""
     cdef double total
     cdef real value
     cdef size_t i

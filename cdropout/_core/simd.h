@@ -18,7 +18,7 @@
 #elif CD_HAS_VECTORS && defined(__AARCH64EL__)
 #include <arm_neon.h>
 #endif
-#if defined(__AVX512VL__) /* float32, p = 0.1: 1.11 times the time of memcpy with 64 bytes, 1.28 times with 32 */
+#if defined(__AVX512VL__) /* float32 with p = 0.1 takes 1.11 times as long as memcpy with 64 bytes, 1.28 times with 32 */
 #define CD_BYTES 64
 #elif defined(__AVX2__)
 #define CD_BYTES 32
@@ -111,7 +111,7 @@ static inline int cd_any(cd_u64 v) {
 }
 
 /* cd_kept_*(v, keep, i): return v in the lanes whose keep bit is set, and zero in the others. v is vector i of a step; the
- * 4 bytes at `keep` are the keep bits of the step. Multiplying by 0 instead would keep a dropped NaN. */
+ * 4 bytes at `keep` are the keep bits of the step. A multiplication by 0 would not remove a NaN. */
 #if defined(__AVX512VL__)
 /* Intrinsics, because GCC 12 does not use mask registers for the code below. */
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
@@ -136,8 +136,8 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   cd_u32 lane_bit = (cd_u32)CD_LANE_BITS_64 << (uint32_t)(i * (CD_BYTES / 8));
   return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & lane_bit) == lane_bit));
 }
-/* Lanes of 16 bits: a table has the mask of 8 lanes for each byte of keep bits. The code above would take 3 instructions
- * instead of 1, and with SSE2 it would take 7. */
+/* For lanes of 16 bits, a table contains the mask of 8 lanes for each byte of keep bits. The code above would take 3
+ * instructions instead of 1, and 7 with SSE2. */
 typedef uint16_t cd_bit_masks __attribute__((vector_size(16)));
 static cd_bit_masks cd_bit_masks_16[256];
 static inline void cd_fill_bit_masks(void) {
@@ -153,7 +153,7 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 }
 #endif
 
-#else /* no vector types: a "vector" is one 64-bit integer, one element, or two half-precision elements */
+#else /* without vector types, a "vector" is one 64-bit integer, one element, or two half-precision elements */
 
 typedef uint64_t cd_u64;
 typedef uint32_t cd_u32;
@@ -209,7 +209,7 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #endif
 
 /* Copy n elements of 2, 4 or 8 bytes from every second position of x, or to every second position of y; the positions in
- * between are not written. Return how many were copied; 0 if there are no instructions for it. */
+ * between are not written. Return the number of copied elements, which is 0 if there are no instructions for it. */
 #if defined(__AVX512VL__)
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i, lanes = 32 / itemsize;
@@ -243,7 +243,7 @@ static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i = 0;
 #if CD_HAS_VECTORS && defined(__SSE2__)
-  for (; itemsize == 4 && i + 4 < n; i += 4) { /* not the last element, since the one after it would be read */
+  for (; itemsize == 4 && i + 4 < n; i += 4) { /* the last element is excluded, since the one after it would be read */
     const float *source = (const float *)x + 2 * i;
     _mm_storeu_ps((float *)y + i, _mm_shuffle_ps(_mm_loadu_ps(source), _mm_loadu_ps(source + 4), 0x88));
   }
@@ -257,7 +257,7 @@ static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t
 }
 #endif
 
-static inline void cd_prefetch(const void *p) { /* into the L2 cache */
+static inline void cd_prefetch(const void *p) { /* prefetch a line into the L2 cache */
 #if CD_HAS_VECTORS
   __builtin_prefetch(p, 0, 2);
 #else
@@ -282,7 +282,7 @@ static inline cd_u64 cd_zero(void) { return CD_FILL(cd_u64, 0); }
 static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
 static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
 
-/* Streaming stores of whole cache lines, which then need not be read first. `to` is a multiple of 64. */
+/* Streaming stores of whole cache lines; the CPU does not read such lines before it writes them. `to` is aligned to 64 bytes. */
 #if defined(__SSE2__) && CD_HAS_VECTORS
 #define CD_STREAMS 1
 #else
@@ -310,8 +310,9 @@ static inline void cd_end_streaming(void) { /* order streaming stores before lat
 #endif
 }
 
-/* The features of the CPU, and the registers that the system saves (see NEEDED in dispatch.pyx): ECX of CPUID leaf 1, EBX of
- * leaf 7, and XCR0. All are 0 on other CPUs. __builtin_cpu_supports does not link with clang-cl, and returns 0 with Zig. */
+/* The features of an x86 CPU and the registers that the system saves (see NEEDED in dispatch.pyx): ECX of CPUID leaf 1, EBX
+ * of leaf 7, and XCR0. On other CPUs, all are 0. __builtin_cpu_supports is not used: it does not link with clang-cl, and
+ * returns 0 with Zig. */
 typedef struct {
   uint32_t leaf1, leaf7;
   uint64_t xcr0;
@@ -325,10 +326,10 @@ static inline uint32_t cd_cpuid(uint32_t leaf, uint32_t *b, uint32_t *c) { /* re
 static inline cd_cpu cd_probe_cpu(void) {
   cd_cpu cpu = {0, 0, 0};
   uint32_t b, c, low, high;
-  if (cd_cpuid(0, &b, &c) < 7) return cpu; /* the highest leaf */
+  if (cd_cpuid(0, &b, &c) < 7) return cpu; /* leaf 0 returns the highest leaf */
   cd_cpuid(1, &b, &cpu.leaf1);
   cd_cpuid(7, &cpu.leaf7, &c);
-  if (cpu.leaf1 >> 27 & 1) { /* OSXSAVE: the system has enabled XGETBV */
+  if (cpu.leaf1 >> 27 & 1) { /* OSXSAVE is set: the system has enabled XGETBV */
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     cpu.xcr0 = (uint64_t)high << 32 | low;
   }

@@ -1,4 +1,4 @@
-"""The generator: xoroshiro128++ in 8 lanes, its seeding by a mask, and the keep bits that it draws (stream version 1).
+"""The mask stream, version 1: xoroshiro128++ in 8 lanes, its seeding by a mask, and the keep bits that are drawn.
 
 The stream is frozen: changing any constant here would change the masks of released versions. tests/reference.py
 implements the same specification in plain Python, and cdropout/stream_v1.json records hashes that both must reproduce.
@@ -19,7 +19,7 @@ cdef extern from "simd.h" nogil:
     void store_bits64 "cd_store_bits64"(void*, uint64_t)
 
 cdef extern from *:
-    # C constants, because module variables are loaded from memory and are zero until they are initialized
+    # These are C constants, because module variables are loaded from memory and are 0 until they are initialized.
     """
     #define CD_GAMMA 0x9E3779B97F4A7C15ull
     #define CD_MIX_1 0xBF58476D1CE4E5B9ull
@@ -39,26 +39,26 @@ cdef extern from *:
     const uint64_t INCREMENT "CD_INCREMENT"
     const uint64_t* LANE_OFFSETS "CD_LANE_OFFSETS"  # added to the seed of the first lane
     const int VECTORS "CD_VECTORS"                # vectors per 8 lanes
-    const int PART_VECTORS "CD_PART_VECTORS"      # vectors per part of a group; more do not fit in registers
+    const int PART_VECTORS "CD_PART_VECTORS"      # vectors per part of a group; more would not fit in registers
     const int PARTS "CD_PARTS"                    # parts per group
 
 cdef enum:
     LANES = 8
-    GROUP = 512                                   # elements; 64 per lane
+    GROUP = 512                                   # elements per group, 64 per lane
     GROUP_BYTES = 64                              # bytes of packed keep bits per group
-    BLOCK = 8192                                  # elements between two seedings; 16 groups
-    ROUNDS = 12                                   # bits of p compared with drawn bits; a hash decides the remaining ties
+    BLOCK = 8192                                  # elements per block of 16 groups, which is seeded once
+    ROUNDS = 12                                   # bits of p that are compared with drawn bits; a hash decides ties
 
 cdef struct Stream:
     uint64_t K, c, tie, T, rest                   # constants of the mask, named as in the specification
     int rounds                                    # R in the specification
-    uint64_t group                                # first element of the next group
+    uint64_t group                                # position of the first element of the next group
     vector s0[LANES]                              # states of the 8 generators; only the first VECTORS items are used
     vector s1[LANES]
 
 
 cdef inline uint64_t mix(uint64_t z) noexcept nogil:
-    """Apply the finalizer of splitmix64 (Steele, Lea and Flood 2014, variant 13 of Stafford)."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014), which is Stafford's variant 13."""
     z = (z ^ (z >> 30)) * MIX_1
     z = (z ^ (z >> 27)) * MIX_2
     return z ^ (z >> 31)
@@ -94,7 +94,7 @@ cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
 
 
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:
-    """Prepare to draw from element `group` on, which is a multiple of GROUP; 0 < p < 1."""
+    """Prepare to draw from position `group` on, which must be a multiple of GROUP. p must be in (0, 1)."""
     cdef uint64_t key = mix(mask.seed + GAMMA)
     cdef uint64_t _step
     cdef int v
@@ -106,7 +106,7 @@ cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t
     stream.T = mask.threshold
     stream.rest = mask.threshold << ROUNDS
     stream.rounds = ROUNDS
-    if mask.threshold and mask.threshold << (ROUNDS - 1) == 0:    # T has fewer bits: stop after its lowest one
+    if mask.threshold and mask.threshold << (ROUNDS - 1) == 0:    # T needs fewer rounds: stop after its lowest set bit
         stream.rounds = 64 - lowest_bit(mask.threshold)
     stream.group = group
     seed_block(stream, group // BLOCK)
@@ -116,7 +116,7 @@ cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t
 
 
 cdef inline uint64_t ties_dropped(const Stream* stream, uint64_t undecided, uint64_t first) noexcept nogil:
-    """Return which of the 64 elements from `first` on are undecided by the drawn bits and dropped by the hash."""
+    """Return the undecided elements that the hash drops, as bits. `first` is the position of the element of bit 0."""
     cdef uint64_t dropped = 0
     cdef uint64_t i
     while undecided:
@@ -127,16 +127,16 @@ cdef inline uint64_t ties_dropped(const Stream* stream, uint64_t undecided, uint
     return dropped
 
 
-cdef struct PartState:                            # state while the keep bits of a part are drawn
+cdef struct PartState:                            # the state while the keep bits of a part are drawn
     vector s0[2]
     vector s1[2]
     vector dropped[2]
     vector undecided[2]
-    uint64_t T                                    # its highest bit is compared next
+    uint64_t T                                    # the highest bit is compared next
 
 
 cdef inline void drop_ties(const Stream* stream, const PartState* state, int first, uint8_t* keep) noexcept nogil:
-    """Clear the keep bits of undecided elements that the hash drops; the part begins at vector `first`."""
+    """Clear the keep bits of undecided elements that the hash drops. The part begins at vector `first`."""
     cdef uint64_t ties[LANES]
     cdef int v, lane
     for v in range(PART_VECTORS):

@@ -1,4 +1,4 @@
-"""A copy with streaming stores, to measure the bandwidth of memory."""
+"""A copy with streaming stores, which measures the memory bandwidth."""
 cimport numpy as cnp
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t
@@ -15,7 +15,7 @@ streams = CD_STREAMS != 0             # whether this platform has streaming stor
 
 
 cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
-    """Copy n bytes: whole cache lines of `to` with streaming stores, the rest with memcpy."""
+    """Copy n bytes. Whole cache lines of `to` are written with streaming stores, the rest with memcpy."""
     cdef size_t head = min(n, <size_t>(-<uintptr_t>to % 64))
     cdef size_t last = n - (n - head) % 64
     memcpy(to, source, head)
@@ -25,7 +25,7 @@ cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
 
 
 def stream_copy(cnp.ndarray to, cnp.ndarray source):
-    """Copy `source` to `to`, which are contiguous arrays of the same size, with streaming stores if possible."""
+    """Copy `source` to `to`, with streaming stores if possible. The arrays must be contiguous and of the same size."""
     cdef size_t n = cnp.PyArray_NBYTES(to)
     if n != <size_t>cnp.PyArray_NBYTES(source):
         raise ValueError(f"to has to have the {source.nbytes} bytes of source, but has {to.nbytes}")

@@ -1,4 +1,4 @@
-"""Mask and scale a view tile by tile.
+"""Functions that mask and scale a view tile by tile.
 
 The bits of a tile are drawn in the order of the mask, reordered to the memory order of y, and applied to its rows.
 """
@@ -26,21 +26,21 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     SMALL_BYTES = 1 << 15             # bytes of packed bits per SMALL_TILE
-    STRIP = 1 << 16                   # elements per strip, a part of a tile whose bits are reordered at once
+    STRIP = 1 << 16                   # elements per strip, which is a part of a tile whose bits are reordered together
     STRIP_BYTES = 1 << 13             # bytes of packed bits per strip
-    LONG_RUN = 512                    # bits per row from which joining rows does not pay
-    PREFETCH_ELEMENTS = 1 << 17       # elements per tile from which prefetching pays; fewer fit in the cache
-    PREFETCH_LINES = 4096             # lines per tile that are prefetched while its bits are drawn, at most
+    LONG_RUN = 512                    # bits per row from which joining rows does not save time
+    PREFETCH_ELEMENTS = 1 << 17       # elements per tile from which prefetching saves time; smaller tiles fit in the cache
+    PREFETCH_LINES = 4096             # maximum number of lines that are prefetched while the bits of a tile are drawn
     PREFETCH_PER_GROUP = 8            # lines that are prefetched per group of bits
-    SHORT_ROW_BYTES = 2048            # bytes per row up to which the CPU does not prefetch the next row
-    PREFETCH_DISTANCE = 64            # lines from the one in use to the one that is prefetched, for short rows
+    SHORT_ROW_BYTES = 2048            # longest row, in bytes, after which the CPU does not prefetch the next row
+    PREFETCH_DISTANCE = 64            # distance in lines between the line in use and the prefetched line, for short rows
     BUFFER_ELEMENTS = 128             # elements that are gathered or scattered at once
-    STREAMED_ROW = 4 * GROUP          # elements per row from which streaming stores pay
+    STREAMED_ROW = 4 * GROUP          # elements per row from which streaming stores save time
 
-cdef struct Source:                   # the keep bits: one of these is set
+cdef struct Source:                   # the source of the keep bits: one of these pointers is not NULL
     const cdropout_mask* mask
     const uint8_t* bits               # packed bits
-    const uint8_t* bools              # bytes
+    const uint8_t* bools              # one byte per element
 
 
 # ---- bits in the order of the mask ------------------------------------------------------------------
@@ -49,12 +49,12 @@ cdef struct Source:                   # the keep bits: one of these is set
 cdef inline void append_stream(
     Writer* writer, size_t n, const cdropout_mask* mask, uint64_t start, Prefetcher* prefetcher
 ) noexcept nogil:
-    """Append n keep bits from position `start` on, and prefetch meanwhile unless `prefetcher` is NULL."""
+    """Append n keep bits from position `start` on. Unless `prefetcher` is NULL, prefetch memory in the meantime."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
-    cdef uint64_t first = start % GROUP  # first bit of the group that is appended
+    cdef uint64_t first = start % GROUP  # the first bit of the group that is appended
     cdef uint64_t count
-    if mask.scale == 0:               # p = 1; its threshold 2^64 does not fit 64 bits
+    if mask.scale == 0:               # p is 1, and the threshold 2^64 would not fit in 64 bits
         while n:
             count = min(n, <size_t>64)
             write_bits(writer, 0, count)
@@ -78,7 +78,7 @@ cdef inline void append_stream(
 
 
 cdef inline void append_bools(Writer* writer, const uint8_t* bools, size_t n) noexcept nogil:
-    """Append a bit for each of n bytes, 0 if the byte is 0."""
+    """Append one bit for each of n bytes: 0 if the byte is 0, otherwise 1."""
     cdef uint8_t bits[8]
     cdef uint8_t last[64]
     cdef size_t done
@@ -104,10 +104,10 @@ cdef inline void append_run(
 
 
 cdef inline void append_packed(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
-    """Append n bits without reading bytes after the last one, unlike append_bits."""
+    """Append n bits. Unlike append_bits, this function reads no bytes after the last bit."""
     cdef uint64_t taken
     cdef size_t i
-    while n >= 72:                    # append_bits reads 9 bytes, and no bit after first + 71
+    while n >= 72:                    # append_bits reads 9 bytes, but no bits after first + 71
         append_bits(writer, bits, first, 64)
         first += 64
         n -= 64
@@ -156,7 +156,7 @@ cdef inline void draw_tile(uint8_t* buffer, const BitLayout* layout, const Sourc
 
 
 cdef inline uint64_t first_bit(const BitLayout* layout, const View* tile) noexcept nogil:
-    """Return the position in the buffer of the bit of the tile's first element."""
+    """Return the position in the buffer of the bit for the tile's first element."""
     cdef uint64_t first = 0
     cdef int axis
     for axis in range(tile.ndim):
@@ -184,10 +184,11 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
-# A kept element becomes x * scale, and a dropped one 0. With a shift, they become x * scale + shift, and the constant.
+# A kept element becomes x * scale, a dropped one 0. With a shift, a kept element becomes x * scale + shift, a dropped one
+# the constant.
 cdef struct Transform:
     double scale
-    bint large                        # y is part of an array that exceeds the cache: use streaming stores
+    bint large                        # y is part of an array that does not fit in the cache: use streaming stores
     bint has_shift                    # shift and constant are used (float32 and float64 only)
     double shift
     double constant
@@ -204,7 +205,7 @@ cdef inline void select_shifted(real* values, const uint8_t* keep, size_t n, rea
 cdef inline void shift_elements(
     element* y, const uint8_t* bits, uint64_t first, size_t n, const Transform* transform
 ) noexcept nogil:
-    """Add the shift to up to BUFFER_ELEMENTS kept elements and set dropped ones to the constant. y may be unaligned."""
+    """Add the shift to kept elements and set dropped ones to the constant, for n <= BUFFER_ELEMENTS. y may be unaligned."""
     cdef element values[BUFFER_ELEMENTS]
     cdef uint8_t keep[BUFFER_ELEMENTS]
     cdef uint8_t packed[8]
@@ -227,7 +228,7 @@ cdef inline void apply_strided_row(
     cdef const element* source
     cdef element* target
     cdef size_t done, n
-    for done in range(0, row.length, 128):  # BUFFER_ELEMENTS; Cython needs a literal step for a C loop
+    for done in range(0, row.length, 128):  # 128 is BUFFER_ELEMENTS; a C loop requires a literal step in Cython
         n = min(row.length - done, <size_t>BUFFER_ELEMENTS)
         source = <const element*>x
         target = <element*>y if row.y == sizeof(element) else buffer
@@ -246,7 +247,7 @@ cdef inline void apply_strided_row(
 cdef inline void apply_rows(
     const View* strip, const uint8_t* bits, const Transform* transform, element* typed
 ) noexcept nogil:
-    """Apply bits to the rows of a strip. Its `mask` strides are those of the bits."""
+    """Apply bits to the rows of a strip. The `mask` strides of the strip are strides in these bits."""
     cdef Rows rows
     cdef Prefetcher prefetcher
     cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
@@ -278,7 +279,7 @@ cdef inline void apply_rows(
 
 
 cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
-    """Choose the lengths of strips: parts of a tile in the order of y that hold whole 64 x 64 transposes where possible."""
+    """Choose the lengths of strips, the parts of a tile in the order of y. They hold whole 64 x 64 blocks if possible."""
     cdef size_t size = STRIP
     cdef size_t kept = 1
     cdef int unit = tile.ndim
@@ -298,7 +299,7 @@ cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
 
 
 cdef inline bint rows_are_runs(const View* strip) noexcept nogil:
-    """Return whether each row of a strip is a run of bits, and reordering would not make much longer rows."""
+    """Return whether each row of a strip is a run of bits, and reordering would not lengthen the rows much."""
     cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
     if row.mask != 1:
         return False
@@ -337,7 +338,7 @@ cdef inline void apply_tile(
         lengths[axis] = tile.axes[axis].length
     compute_layout(layout, tile, lengths)
     draw_tile(buffer, layout, source, tile)
-    tile.start = first_bit(layout, tile)  # from here on, mask positions are those of the buffer
+    tile.start = first_bit(layout, tile)  # from here on, positions in the mask are positions in the buffer
     for axis in range(tile.ndim):
         tile.axes[axis].mask = layout.stride[axis]
     choose_strip(lengths, tile)
@@ -349,7 +350,7 @@ cdef inline void apply_tile(
 cdef inline void apply_view(
     const View* view, const Source* source, const Transform* transform, element* typed
 ) noexcept nogil:
-    """Mask and scale a view tile by tile. If memory for the bits of a large tile cannot be allocated, tiles are small."""
+    """Mask and scale a view tile by tile. If memory for the bits of a large tile cannot be allocated, use small tiles."""
     cdef uint8_t small[SMALL_BYTES + PADDING]
     cdef uint8_t* allocated = NULL
     cdef size_t lengths[MAX_DIMS]

@@ -1,4 +1,4 @@
-"""Strided arrays and their tiles."""
+"""Views, which describe strided arrays, and their division into tiles."""
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint64_t
 
@@ -6,19 +6,19 @@ from cdropout cimport cdropout_axis
 
 cdef enum:
     MAX_DIMS = 64                     # NumPy's limit
-    MAX_TILE = 1 << 21                # elements per tile, and bits drawn for it (256 KiB), at most
-    SMALL_TILE = 1 << 18              # elements per tile that suffice if its rows and its runs of the mask are long
-    MIN_ROW = 64                      # elements per row of a tile, at least, if its bits fit in the buffer
+    MAX_TILE = 1 << 21                # maximum number of elements per tile, and of bits drawn for it (256 KiB)
+    SMALL_TILE = 1 << 18              # maximum for tiles that have long rows and long runs of the mask
+    MIN_ROW = 64                      # minimum number of elements per row of a tile, if its bits fit in the buffer
     TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
-    TARGET_RUN = 8192                 # bits drawn at once; a block, because entering one in the middle can cost as much
-    MAX_GAP = 4096                    # unused bits that are drawn rather than entering the stream again
+    TARGET_RUN = 8192                 # bits drawn at once; equal to a block, because entering a block in the middle is slow
+    MAX_GAP = 4096                    # longest gap whose unused bits are drawn, because entering the stream again is slower
 
 cdef struct View:
     int ndim
     cdropout_axis axes[MAX_DIMS]
     const char* x
     char* y
-    uint64_t start                    # position in the mask of the element at x and y
+    uint64_t start                    # position in the mask of the element to which x and y point
 
 
 cdef inline uint64_t distance(int64_t stride) noexcept nogil:
@@ -26,7 +26,7 @@ cdef inline uint64_t distance(int64_t stride) noexcept nogil:
 
 
 cdef inline bint comes_before(const cdropout_axis* a, const cdropout_axis* b) noexcept nogil:
-    """Return whether axis a comes before b in memory order: that of y, or of x if the strides in y are equal."""
+    """Return whether axis a comes before axis b in the memory order of y, or in that of x if the strides of y are equal."""
     if a.y != b.y:
         return a.y > b.y
     return distance(a.x) > distance(b.x)
@@ -43,7 +43,7 @@ cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inne
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
     if not continues_in_memory(outer, inner):
         return False
-    return outer.mask % n == 0 and outer.mask // n == inner.mask    # the product may wrap around
+    return outer.mask % n == 0 and outer.mask // n == inner.mask    # no product, because it may wrap around
 
 
 cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
@@ -103,7 +103,7 @@ cdef inline size_t count_elements(const View* view) noexcept nogil:
 
 
 cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexcept nogil:
-    """Set the axes of a view in memory order. x, y and start must be set, and no length may be 0."""
+    """Set the axes of a view in memory order. x, y and start must be set, and no length may be 0. NULL as x stands for y."""
     cdef bint without_x = view.x == NULL
     cdef cdropout_axis axis
     cdef int i
@@ -119,7 +119,7 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
 
 
 cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
-    """Return whether elements of y may share memory, as with strides of 0. Interleaved axes return True as well."""
+    """Return whether elements of y may share memory, as with a stride of 0. For interleaved axes, return True as well."""
     cdef size_t extent = itemsize
     cdef int i
     for i in range(view.ndim - 1, -1, -1):
@@ -137,11 +137,11 @@ cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nog
 cdef struct BitLayout:
     int order[MAX_DIMS]               # axes with a stride in the mask, by increasing stride
     int ndim                          # number of these axes
-    int run_ndim                      # number of axes within a run; the first ones of `order`
+    int run_ndim                      # number of axes within a run, which are the first ones in `order`
     uint64_t run_bits                 # bits per run
-    uint64_t pitch                    # bits of the buffer per run
-    uint64_t size                     # bits of the buffer that are used
-    uint64_t capacity                 # bits of the buffer, and elements per tile at most
+    uint64_t pitch                    # bits from one run to the next in the buffer
+    uint64_t size                     # number of used bits of the buffer
+    uint64_t capacity                 # maximum number of bits in the buffer and of elements per tile
     int64_t stride[MAX_DIMS]          # bits of the buffer per index of each axis of the view
 
 
@@ -160,7 +160,7 @@ cdef inline void sort_by_mask(BitLayout* layout, const View* view) noexcept nogi
 
 
 cdef inline void choose_runs(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
-    """Choose which of the sorted axes a run contains, for tiles of at most these lengths."""
+    """Choose which of the sorted axes belong to a run, for tiles that have at most these lengths."""
     cdef uint64_t run = 1
     cdef uint64_t step
     cdef size_t n
@@ -176,7 +176,7 @@ cdef inline void choose_runs(BitLayout* layout, const View* view, const size_t* 
 
 
 cdef inline void compute_layout(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
-    """Compute the positions of a tile's bits in the buffer. A shorter tile, with the same runs, needs fewer bits."""
+    """Compute the positions of a tile's bits in the buffer. Shorter tiles with the same axes in a run need fewer bits."""
     cdef int i, axis
     layout.run_bits = 1
     for axis in range(view.ndim):
@@ -218,7 +218,7 @@ cdef inline bint fits_buffer(BitLayout* layout, const View* view, const size_t* 
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout, const View* view) noexcept nogil:
-    """Lengthen a tile along one axis up to the limit, as far as its bits fit. Tiles along the axis have similar lengths."""
+    """Lengthen a tile along one axis, up to `limit` and while its bits fit. Tiles along the axis get similar lengths."""
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
@@ -227,7 +227,7 @@ cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout
     while longest > before:
         new_length = (length - 1) // ((length - 1) // longest + 1) + 1
         rounded = (new_length + 63) // 64 * 64
-        if new_length < length and rounded <= longest and (length - 1) % rounded >= 31:    # the last tile is not too short
+        if new_length < length and rounded <= longest and (length - 1) % rounded >= 31:    # avoids a short last tile
             new_length = rounded
         lengths[axis] = new_length
         if fits_buffer(layout, view, lengths):
@@ -248,11 +248,11 @@ cdef inline void grow_row(size_t* lengths, BitLayout* layout, const View* view, 
 
 
 cdef inline void grow_along_mask(size_t* lengths, BitLayout* layout, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile to at most `limit` bits, along axes by increasing stride in the mask.
+    """Lengthen a tile to at most `limit` bits, along the axes in the order of increasing stride in the mask.
 
-    Broadcast axes inside an axis are lengthened before it.
+    Before an axis, the tile is lengthened along the broadcast axes inside this axis.
     """
-    cdef size_t run = 1               # bits without a gap
+    cdef size_t run = 1               # number of bits without a gap
     cdef size_t bits
     cdef int i, j, axis
     for i in range(layout.ndim):
@@ -275,7 +275,7 @@ cdef inline void grow_along_mask(size_t* lengths, BitLayout* layout, const View*
 cdef inline void choose_tile(size_t* lengths, BitLayout* layout, const View* view, size_t max_size) noexcept nogil:
     """Choose the lengths of tiles of at most `max_size` elements and bits, and the runs in which their bits are drawn.
 
-    Long rows make access to memory fast, and long runs make drawing fast.
+    Long rows make memory access fast, and long runs make drawing fast.
     """
     cdef int inner = view.ndim - 1
     cdef int i
@@ -295,7 +295,7 @@ cdef inline void choose_tile(size_t* lengths, BitLayout* layout, const View* vie
 
 
 cdef inline void copy_view(View* to, const View* view) noexcept nogil:
-    """Copy a view, but only the axes that it has."""
+    """Copy a view. Only the first `ndim` axes are copied."""
     cdef int i
     to.ndim, to.x, to.y, to.start = view.ndim, view.x, view.y, view.start
     for i in range(view.ndim):

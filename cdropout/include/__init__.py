@@ -1,12 +1,12 @@
-"""The folder of cdropout.h, the header of the C interface."""
+"""The folder that contains cdropout.h, the header of the C interface."""
 
 import os
 
 
 def get_include() -> str:
-    """Return the folder of cdropout.h, for the include path of a C compiler.
+    """Return the folder that contains cdropout.h, for the include path of a C compiler.
 
-    The command `cdropout info --include` prints it.
+    The command `cdropout info --include` prints this folder.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-/* The C interface for C and C++: cdropout_mask, and the table of kernels. It must match cdropout/__init__.pxd.
+/* The C interface for C and C++: cdropout_mask and the table of kernels. The declarations must match cdropout/__init__.pxd.
  *
  * If Python.h is included before this header, cdropout_import() returns the table. Python.h is optional: in Python,
  * cdropout.get_table() returns the address of the table as an int, which a program can receive as a pointer. */
@@ -13,8 +13,8 @@ extern "C" {
 #endif
 
 /* A mask determines which elements are dropped, and the scale of the others. The caller owns it.
- * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If the scale is 0, as for p = 1, all elements are
- * dropped; if only the threshold is 0, all are kept. */
+ * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all elements are
+ * dropped. If threshold is 0 and scale is not, all elements are kept. */
 typedef struct {
   uint64_t seed, call, threshold;
   double scale;
@@ -28,16 +28,16 @@ typedef enum {
   CDROPOUT_BOOL = 4 /* only for apply_strided, apply_bits_strided and apply_bools_strided, as described there */
 } cdropout_dtype;
 
-/* The flags argument is a sum of these; 0 is no flag. */
+/* The argument `flags` is a sum of these values, or 0. */
 typedef enum {
   /* y is part of an array that does not fit in the cache, so it is written with streaming stores. The flag is not needed if y
    * alone does not fit in the cache. It never changes the result. */
   CDROPOUT_PART_OF_LARGE = 1
 } cdropout_flags;
 
-/* One axis of x, y and a mask: the length, the strides of x and y in bytes, and the stride of the mask in elements (of bits or
- * bools in place of a mask, in bits or bytes). A stride may be negative. If the stride of the mask is 0, one draw is shared along
- * the axis. */
+/* One axis of x, y and a mask: the length, the strides of x and y in bytes, and the stride of the mask in elements. If packed bits
+ * or bools take the place of a mask, their stride is in bits or bytes. A stride may be negative. If the stride of the mask is 0, all
+ * elements along the axis share one draw. */
 typedef struct {
   size_t length;
   ptrdiff_t x, y;
@@ -65,20 +65,20 @@ typedef struct {
  *   computed in float32, to which the scale is rounded too. */
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
-  uint32_t size;    /* bytes of its table */
-  /* Initialize the mask of a seed and a call number. Return -1 also if p is not in [0, 1]. */
+  uint32_t size;    /* size of the table in bytes */
+  /* Initialize a mask from a seed, a call number and p. Return -1 also if p is not in [0, 1]. */
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* The same with packed bits, beginning at bit bit_start, in place of a mask. An element is kept if its bit is 1. */
+  /* The same as apply, but with packed bits, from bit bit_start on, in place of a mask. An element is kept if its bit is 1. */
   int (*apply_bits)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start,
                     double scale);
   /* Write which elements the mask keeps: bits writes packed bits (n / 8 bytes, rounded up; the unused bits are 0), and bools writes
    * n bytes of 0 or 1. */
   int (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. float32 and float64 only. The rows
-   * have no gaps. bias has `columns` elements and is added to every row. y may be x or residual. */
+  /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. Only float32 and float64 are
+   * supported. The rows have no gaps. bias has `columns` elements and is added to every row. y may be x or residual. */
   int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows, size_t columns,
                           const cdropout_mask *mask, uint64_t start);
   /* gx = gy * scale where the mask keeps an element, otherwise +0.0. The sum of gx over the rows is added to the `columns` doubles
@@ -98,8 +98,8 @@ typedef struct {
                             const uint8_t *bits, uint64_t bit_start, double scale);
   int (*apply_bools_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                              const uint8_t *bools, double scale);
-  /* Alpha dropout, for float32 and float64 only: y = x * scale + shift where the mask keeps an element, each operation rounded,
-   * otherwise y = constant. If the scale of the mask is 0, y = +0.0. */
+  /* Alpha dropout, for float32 and float64 only: y = x * scale + shift where the mask keeps an element, otherwise y = constant.
+   * The product and the sum are rounded separately. If the scale of the mask is 0, y = +0.0. */
   int (*apply_alpha_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                              const cdropout_mask *mask, uint64_t start, double shift, double constant);
 } cdropout_table;
@@ -111,12 +111,12 @@ typedef struct {
 
 #if !defined(CDROPOUT_IMPORT) && !defined(Py_PYTHON_H)
 #undef cdropout_import
-#define cdropout_import() include_Python_h_before_cdropout_h /* not declared, so that a call is an error */
+#define cdropout_import() include_Python_h_before_cdropout_h /* not declared, so that a call does not compile */
 #elif !defined(CDROPOUT_IMPORT)
 #define CDROPOUT_IMPORT
 #undef cdropout_import
 /* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is older
- * than this header, return NULL and set ImportError. The caller needs the GIL. Call this once, when your module is imported. */
+ * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this once, when your module is imported. */
 static inline const cdropout_table *cdropout_import(void) {
   const char *name = "cdropout._core.table";
   PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
