@@ -166,7 +166,7 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
 
 
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
-    """Run the benchmark; for another instruction set, in a new process, since it is set at import."""
+    """Run the benchmark, in a new process if another instruction set is to be chosen at import."""
     check_bench(options, error)
     try:
         isa = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())

@@ -95,7 +95,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
 
 
 def extract_bytes(arrays: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint8]]:
-    """Yield packed fair bits of packed bits; carry the bits of an incomplete byte over to the next one."""
+    """Yield the fair bits of packed bits, packed; keep an incomplete byte for the next array."""
     rest = np.empty(0, bool)
     for words in arrays:
         for part in np.split(words.reshape(-1), INTERLEAVED):  # the bits of a part fit the cache

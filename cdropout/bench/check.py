@@ -46,7 +46,7 @@ def find_error(implementation, dtype, p):
             return error
     if not is_scaled(gx, gy, y != 0, p):
         return "the gradient does not use the mask of the forward pass"
-    # Two masks differ in about 2 p (1 - p) SIZE elements; if that number is small, they may be equal.
+    # Two masks differ in about 2 p (1 - p) SIZE elements. If that is small, the masks may be equal.
     if SIZE * p * (1 - p) > 100 and np.array_equal(first != 0, y != 0):
         return "two calls drew the same mask"
     return None

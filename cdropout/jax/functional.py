@@ -256,7 +256,7 @@ def _execute(*operands: Any, **parameters: Any) -> Any:
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    """Return the mesh axes along which a value differs: `mat`, or `vma` in older releases of JAX."""
+    """Return the mesh axes along which a value differs: `mat`, or `vma` in older JAX."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 

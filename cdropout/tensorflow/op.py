@@ -41,7 +41,7 @@ def _is_registered(name: str) -> bool:
 
 
 def _make_wrapper() -> Any:
-    """Return the Python function that TensorFlow generates for the op; it also records gradients."""
+    """Return the Python function that TensorFlow generates for the op. It records gradients."""
     ops = op_def_pb2.OpList(op=[op_def_registry.get(NAME)])
     module = ModuleType(f"{__name__}_wrapper")
     exec(_pywrap_python_op_gen.GetPythonWrappers(ops.SerializeToString()), module.__dict__)
