@@ -23,7 +23,7 @@ from cdropout._core.dtypes import FLOATS
 from cdropout.bench import peers, timing
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
-MAX_SIZE = 1 << 30  # elements; with more, each of about twenty arrays would take gigabytes
+MAX_SIZE = 1 << 30  # elements; at this size, each of about twenty arrays takes gigabytes
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
 CLOSED_PIPE = 128 + 13  # exit code of a program that the signal SIGPIPE has ended

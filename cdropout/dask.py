@@ -87,7 +87,7 @@ def dropout(
     Parameters
     ----------
     x : dask.array.Array
-        An array with chunks of known size that `cdropout.dropout` supports.
+        An array whose chunks have known sizes and are supported by `cdropout.dropout`.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -98,7 +98,7 @@ def dropout(
         The source of the mask if no seed is given, as in `cdropout.dropout`. It is used when
         this function is called, not when the result is computed.
     broadcast_dims : int or tuple of int
-        Axes along which one draw is shared, also between chunks.
+        Axes along which all elements share one draw, also those of different chunks.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
         and `broadcast_dims`. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
@@ -196,7 +196,7 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
 
 
 def _checked_meta(x: Any) -> Any:
-    """Return an empty chunk of x, or raise an error, before computation, if x is not supported."""
+    """Return an empty chunk of x; raise an error if x is not supported, before any computation."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
     if any(math.isnan(length) for length in x.shape):
@@ -219,5 +219,5 @@ def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
 
 
 def _window(mask: Mask, block_info: Any) -> Mask:
-    """Return the window of one chunk, whose position map_blocks passes as block_info."""
+    """Return the window of mask for one chunk, whose position map_blocks passes as block_info."""
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

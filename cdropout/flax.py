@@ -52,7 +52,7 @@ class Dropout(nnx.Dropout):
         The probability that an element is dropped, in [0, 1]. It may be traced; see
         `cdropout.jax.dropout`.
     broadcast_dims : sequence of int
-        Axes along which one draw is shared.
+        Axes along which all elements share one draw.
     deterministic : bool
         If true, for example after ``model.eval()``, return the inputs unchanged.
     rng_collection : str

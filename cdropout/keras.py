@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 
-# ---- dropout per backend; `state` is the pair of a seed and a call number -----------------------
+# ---- dropout per backend; `state` consists of a seed and a call number --------------------------
 
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
@@ -163,14 +163,14 @@ class Dropout(_Layer, keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout1D(_SpatialLayer, keras.layers.SpatialDropout1D):
-    """Replacement for `keras.layers.SpatialDropout1D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout1D`, which drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout2D(_SpatialLayer, keras.layers.SpatialDropout2D):
-    """Replacement for `keras.layers.SpatialDropout2D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout2D`, which drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout3D(_SpatialLayer, keras.layers.SpatialDropout3D):
-    """Replacement for `keras.layers.SpatialDropout3D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout3D`, which drops whole channels."""

@@ -54,7 +54,7 @@ def dropout(
         not compiled again for another p. It is required if mask is not given. If mask is given, p
         has to be left out or equal to ``mask.p``.
     broadcast_dims : int or tuple of int
-        Axes along which one draw is shared.
+        Axes along which all elements share one draw.
     inplace : bool, default False
         Write the result to the memory of `x` if XLA finds no other use of that memory, for example
         because `x` was donated. Otherwise XLA copies `x` first, which is slower than

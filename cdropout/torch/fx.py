@@ -42,7 +42,8 @@ def record_call(
 def is_traced_leaf(module: Module, x: Any) -> bool:
     """Return whether torch.fx traces a call of one of our modules and can record it as one node.
 
-    The root of the traced model is never recorded as one node, also if it is a module of torch.nn.
+    The root of the traced model is not recorded as one node. torch.fx treats a root from torch.nn
+    likewise.
     """
     if not (isinstance(x, Proxy) and isinstance(x.tracer, Tracer)):
         return False

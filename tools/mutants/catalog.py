@@ -2,8 +2,8 @@
 
 anchors.py describes patterns. A pattern must match once in its function, unless `number` (from 1)
 selects one of several matches. If a name ends in @ and an instruction set, the mutant is tested
-with the kernels for that set; other mutants of kernels are tested with those for avx512. Each mutant
-must change a result or an error that a test can observe, not only the time of a call.
+with the kernels for that set; other mutants of kernels are tested with those for avx512. Each
+mutant must change a result or an error that a test can observe, not only the time of a call.
 """
 # ruff: noqa: E501
 # fmt: off
