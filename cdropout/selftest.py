@@ -92,7 +92,7 @@ def keep_rate_error(p: float, seed: int) -> str | None:
 
 
 def errors(records: list[dict[str, Any]], seed: int) -> Iterator[str | None]:
-    """Yield the result of each check: an error or None."""
+    """Yield the result of each check, which is an error message or None."""
     yield record_error(records)
     for dtype in np.float32, np.float64:
         for p in 0.1, 0.5:
@@ -126,7 +126,7 @@ def check_this_process(path: str | Path = RECORDS) -> int:
 def run_with_isa(isa: str, statement: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Run a Python statement in a new process with this instruction set.
 
-    A process chooses its instruction set at import. The new process has the same `sys.path`.
+    A new process is required, since the set is chosen at import. It has the same `sys.path`.
     The options are those of `subprocess.run`.
     """
     program = f"import sys; sys.path[:] = {sys.path!r}; {statement}"

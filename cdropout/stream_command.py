@@ -74,7 +74,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
     Parameters
     ----------
     bits : array of bool
-        Independent bits that are 1 with the same probability, which may be any.
+        Independent bits, all of which are 1 with the same, arbitrary probability.
     depth : int
         The number of levels, at least 1. The first level is von Neumann's procedure; each further
         level uses bits that the previous level discards.
@@ -140,7 +140,7 @@ def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
     try:
         write(words if options.p == 0.5 else extract_bytes(words), descriptor, options.bytes)
     except BrokenPipeError:
-        return 0  # the usual end of an endless stream
+        return 0  # the reader of an endless stream usually closes the pipe
     except OSError as problem:
         print(f"cdropout stream: error: cannot write: {problem.strerror}", file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t read_number(int bytes) { /* read bytes of the fuzzer's input; after its end, zeros */
+static uint64_t read_number(int bytes) { /* from the fuzzer's input; bytes after its end are 0 */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);

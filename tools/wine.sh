@@ -20,7 +20,7 @@ archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f
 sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
 publisher="O=Python Software Foundation/CN=Python Software Foundation"
 mingw=/usr/x86_64-w64-mingw32/include
-dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # of Wine
+dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # DLLs of Wine
 
 work=$PWD/build/wine
 native=$work/env/bin/python

@@ -120,7 +120,7 @@ EagerDropout._backward_cls.apply = EagerDropout.backward  # type: ignore[attr-de
 
 
 class TransformableDropout(torch.autograd.Function):
-    """Dropout under torch.func, in forward mode and in second derivatives. It is affine in x.
+    """Dropout under torch.func, in forward mode and in second derivatives: an affine function of x.
 
     The seed is a tensor if the mask is not drawn yet; otherwise it is None.
     """
@@ -169,7 +169,7 @@ class TransformableDropout(torch.autograd.Function):
 
 def _check_in_place(x: Tensor) -> None:
     """Raise PyTorch's error, before a mask is drawn, if x cannot be written to."""
-    if torch._debug_has_internal_overlap(x):  # or if PyTorch cannot exclude it
+    if torch._debug_has_internal_overlap(x):  # an overlap is certain or possible
         _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
@@ -365,7 +365,7 @@ def apply_dropout(
     return implementation(x, float(p), inplace, generator, broadcast_axes, form)
 
 
-# A given mask breaks the graph of torch.compile, which then calls this function
+# With a given mask, torch.compile breaks the graph and calls this function eagerly
 apply_dropout_uncompiled = torch.compiler.disable(
     apply_dropout, reason="mask= cannot be used with fullgraph=True or in a strict export"
 )
