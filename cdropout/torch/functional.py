@@ -67,8 +67,8 @@ def dropout(
     Raises
     ------
     ValueError
-        If p is not in [0, 1], the mask has a shape other than described above, or arguments cannot
-        be combined.
+        If p is not in [0, 1], the shape of `mask` does not fit `input`, or arguments cannot be
+        combined.
     RuntimeError
         If p is NaN, if `input` cannot be written to in place, or if `generator` is given during a
         backward pass outside of `checkpoint_context`.
@@ -255,8 +255,8 @@ def drop_path(
 
     Notes
     -----
-    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The name of `scale_by_keep` is
-    that in timm.
+    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The parameter `scale_by_keep`
+    has the same name in timm.
     """
     if type(input) is not Tensor and has_proxy(input):
         options = {"scale_by_keep": scale_by_keep}
@@ -308,7 +308,7 @@ def bias_dropout_add(
     generator: Source = None,
     mask: Mask | None = None,
 ) -> Tensor:
-    """Return ``residual + dropout(input + bias, p)``, without storing the mask for backward.
+    """Return ``residual + dropout(input + bias, p)``; no mask is stored for the backward pass.
 
     Parameters
     ----------
@@ -316,7 +316,7 @@ def bias_dropout_add(
     bias, residual : Tensor
         Tensors that are broadcast to the shape of the sum.
     p, training, generator, mask
-        See `dropout`, also for errors.
+        As in `dropout`, which also describes the errors.
     """
     if has_proxy(input, bias, residual):
         return record_call(
@@ -330,7 +330,7 @@ def bias_dropout_add(
         and residual.dtype == total.dtype
         and residual.shape == total.shape
         and residual.stride() == total.stride()
-    ):  # in place, so that no error for lack of memory follows the draw
+    ):  # work in place, since an allocation after the draw might fail
         return dropout(total, p, training, True, generator=generator, mask=mask).add_(residual)
     if mask is not None:
         return residual + dropout(total, p, training, eager, generator=generator, mask=mask)
