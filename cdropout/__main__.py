@@ -23,16 +23,16 @@ from cdropout._core.dtypes import FLOATS
 from cdropout.bench import peers, timing
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
-MAX_SIZE = 1 << 30  # elements; each of about twenty arrays then takes gigabytes
+MAX_SIZE = 1 << 30  # elements; at this size, each of about twenty arrays takes gigabytes
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
-CLOSED_PIPE = 128 + 13  # the exit code of a program that SIGPIPE ended
+CLOSED_PIPE = 128 + 13  # exit code of a program that the signal SIGPIPE has ended
 Number = TypeVar("Number", int, float)
 Error: TypeAlias = Callable[[str], NoReturn]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that prints errors in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
@@ -49,7 +49,7 @@ def invalid(expected: str, text: str) -> argparse.ArgumentTypeError:
 def number(
     text: str, kind: Callable[[str], Number], is_valid: Callable[[Number], bool], expected: str
 ) -> Number:
-    """Return text as a valid number of this kind."""
+    """Convert text to a number by `kind`; raise an error if it is not valid."""
     try:
         value: Number | None = kind(text)
     except ValueError:
@@ -60,12 +60,12 @@ def number(
 
 
 def probability(text: str) -> float:
-    """Return p of `cdropout bench`; 0 and 1 draw no mask."""
+    """Return p for `cdropout bench`. It excludes 0 and 1, for which no mask is drawn."""
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
 
 
 def stream_probability(text: str) -> float:
-    """Return p of `cdropout stream`; near 0 and 1 the extractor finds too few bits."""
+    """Return p for `cdropout stream`; near 0 and 1, the extractor would find too few bits."""
     low, high = stream_command.MIN_P, 1 - stream_command.MIN_P
     return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
 
@@ -91,7 +91,7 @@ def call_number(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Return a number of elements, given as 1000, 16Ki or 1Mi."""
+    """Return a number of elements, which is written like 1000, 16Ki or 1Mi."""
     match = re.fullmatch(r"([0-9]+)(|Ki|Mi|Gi)", text.strip())
     value = int(match[1]) * UNITS[match[2]] if match else 0
     if not 1 <= value <= MAX_SIZE:
@@ -100,12 +100,12 @@ def size(text: str) -> int:
 
 
 def sizes(text: str) -> list[int]:
-    """Return numbers of elements in ascending order."""
+    """Return numbers of elements, sorted in ascending order."""
     return sorted({size(part) for part in text.split(",")})
 
 
 def dtypes(text: str) -> list[str]:
-    """Return names of element types in the order of FLOATS."""
+    """Return the names of element types, sorted in the order of FLOATS."""
     names = [part.strip() for part in text.split(",")]
     for name in names:
         if name not in FLOATS:
@@ -114,13 +114,13 @@ def dtypes(text: str) -> list[str]:
 
 
 def new_file(text: str) -> Path:
-    """Return a path that can be written; this is checked now, not after the measurements."""
+    """Return the path of a file; raise an error before the measurements if it cannot be written."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise invalid("a file in a folder that exists", text)
     exists = path.exists()
     try:
-        path.open("ab").close()  # keeps the contents; permissions alone may be misleading
+        path.open("ab").close()  # fails if the file cannot be written; keeps its contents
         if not exists:
             path.unlink()
     except OSError as problem:
@@ -129,7 +129,7 @@ def new_file(text: str) -> Path:
 
 
 def image_file(text: str) -> Path:
-    """Return a path with the suffix of an image."""
+    """Return the path of a file, whose suffix has to be that of an image format."""
     path = new_file(text)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise invalid(f"a name that ends in {', '.join(IMAGE_SUFFIXES)}", text)
@@ -140,7 +140,7 @@ def image_file(text: str) -> Path:
 
 
 def chosen_peers(named: list[str], error: Error) -> list[str]:
-    """Return the names of the peers to time; without names, one per installed library."""
+    """Return the names of the peers to time; if none are named, one per installed library."""
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
@@ -156,7 +156,7 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
 
 
 def check_bench(options: argparse.Namespace, error: Error) -> None:
-    """Reject options that cannot work before anything is measured, and choose the peers."""
+    """Choose the peers, and reject options that cannot work, before anything is measured."""
     options.peers = chosen_peers(options.peer, error)
     if options.plot and find_spec("matplotlib") is None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
@@ -166,7 +166,7 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
 
 
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
-    """Run the benchmark, in a new process for another instruction set, which is set at import."""
+    """Run the benchmark, in a new process if another instruction set is to be chosen at import."""
     check_bench(options, error)
     try:
         isa = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())
@@ -182,7 +182,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the build and the settings; with --include, only the folder of cdropout.h."""
+    """Print the build and the settings; with --include, print only the folder of cdropout.h."""
     if options.include:
         print(cd.get_include())
         return 0
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     Parameters
     ----------
     arguments : list of str, optional
-        Default: those of the process.
+        The arguments after the program's name; by default those of the process.
 
     Returns
     -------
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(options.run(options, options.error, arguments))
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # an error at exit could not be handled
+                sys.stdout.flush()  # at exit, an error could not be handled
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -327,8 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def discard_output() -> None:
-    """Discard output that was not written; the flush at exit would fail again."""
-    with contextlib.suppress(OSError, ValueError):  # standard output may have no descriptor
+    """Discard the output that was not written, since the flush at exit would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # standard output may have no file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

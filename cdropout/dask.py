@@ -1,4 +1,4 @@
-"""Dropout for Dask arrays. Each chunk draws its own window of the mask."""
+"""Dropout for Dask arrays. The task of each chunk draws the part of the mask for this chunk."""
 
 from __future__ import annotations
 
@@ -87,36 +87,36 @@ def dropout(
     Parameters
     ----------
     x : dask.array.Array
-        An array with chunks of known size that `cdropout.dropout` supports.
+        An array whose chunks have known sizes and are supported by `cdropout.dropout`.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
-        If false, `x` is returned unchanged.
+        If false, return `x` itself.
     seed, call : int, optional
         The seed and the call number of the mask: ``Mask(x.shape, p, seed, call)``.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of the mask if no seed is given, as in `cdropout.dropout`. It provides a call
-        number when this function is called, not when the result is computed.
+        The source of the mask if no seed is given, as in `cdropout.dropout`. It is used when
+        this function is called, not when the result is computed.
     broadcast_dims : int or tuple of int
-        Axes along which one draw is shared, also between chunks.
+        Axes along which all elements share one draw, also those of different chunks.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
-        and `broadcast_dims`. `p` has to be left out or equal to the mask's; 0.5 counts as left out.
+        and `broadcast_dims`. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
     return_mask : bool, default False
         If true, return ``(y, mask)`` with the `Mask` for `dropout_backward`.
 
     Returns
     -------
     dask.array.Array
-        An array of the shape, type and chunks of `x`. If p is 0 or training is false, `x` itself.
+        An array of the shape, type and chunks of `x`; if p is 0 or training is false, `x` itself.
 
     Raises
     ------
     TypeError
         If the type of an argument, or of the chunks of `x`, is not supported.
     ValueError
-        If p is not in [0, 1], `x` has chunks of unknown size, the mask has another shape, an
-        argument excludes another one, or call is given without seed.
+        If p is not in [0, 1], `x` has chunks of unknown size, `mask` and `x` have different shapes,
+        two of the arguments exclude each other, or `call` is given without `seed`.
 
     Notes
     -----
@@ -168,7 +168,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     TypeError
         If gy is not a Dask array of a supported type, or mask is not a `Mask`.
     ValueError
-        If the mask has another shape, or gy has chunks of unknown size.
+        If mask and gy have different shapes, or gy has chunks of unknown size.
     """
     meta = _checked_meta(gy)
     if not isinstance(mask, Mask):
@@ -181,7 +181,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
 
 
 def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
-    """Return a mask as a lazy array of bools, True where it keeps elements; see `Mask.to_dask`.
+    """Return a lazy array of bools that are True for kept elements; see `Mask.to_dask`.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
 
 
 def _checked_meta(x: Any) -> Any:
-    """Return an empty chunk of x; raise if x is not supported, before a result is computed."""
+    """Return an empty chunk of x; raise an error if x is not supported, before any computation."""
     if not isinstance(x, da.Array):
         raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
     if any(math.isnan(length) for length in x.shape):
@@ -208,7 +208,7 @@ def _checked_meta(x: Any) -> Any:
             "first, since the position of a chunk determines its part of the mask"
         )
     meta = meta_from_array(x)
-    return Mask(meta.shape, 0.5).apply(meta)  # raises the error that each chunk would raise
+    return Mask(meta.shape, 0.5).apply(meta)  # raises the error that each task would raise
 
 
 def dropout_chunk(chunk: Any, mask: Mask, block_info: Any) -> NDArray[Any]:
@@ -222,5 +222,5 @@ def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
 
 
 def _window(mask: Mask, block_info: Any) -> Mask:
-    """Return the window of one chunk, whose position map_blocks passes as block_info."""
+    """Return the window of mask for one chunk, whose position map_blocks passes as block_info."""
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

@@ -1,4 +1,4 @@
-"""Errors of an import of the package."""
+"""Error messages for failures during the import of the package."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 def is_command() -> bool:
     """Return whether this process was started as `cdropout` or as `python -m cdropout`."""
     program = os.path.basename(next(iter(getattr(sys, "argv", [])), ""))
-    if program == "-m":  # sys.argv[0] until Python has found the module
+    if program == "-m":  # the value of sys.argv[0] until Python has found the module
         return module_to_run(sys.orig_argv[1:]) in ("cdropout", "cdropout.__main__")
     return program in ("cdropout", "cdropout.exe", "cdropout-script.py")
 
@@ -19,7 +19,7 @@ def module_to_run(arguments: list[str]) -> str | None:
     """Return the module that the option -m names among the arguments of Python."""
     remaining = iter(arguments)
     for argument in remaining:
-        option = re.match("-[^-cmWX]*([mWX])(.*)", argument)  # the value may be the next argument
+        option = re.match("-[^-cmWX]*([mWX])(.*)", argument)  # its value may be the next argument
         if option or argument == "--check-hash-based-pycs":
             value = option[2] if option and option[2] else next(remaining, None)
             if option and option[1] == "m":
@@ -35,7 +35,7 @@ def exit_command(error: ValueError) -> None:
 
 
 def unbuilt_checkout() -> str:
-    """Return an error message for a checkout that is not built, with the remedy."""
+    """Return the error message for a checkout that is not built; it explains what to do."""
     here, remedy = Path(__file__).parents[1], "run `pip install -e .` in it"
     others = [str(Path(entry, "cdropout", "_core")) for entry in sys.path]
     if PathFinder.find_spec("mask", others):

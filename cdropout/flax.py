@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from cdropout._core.arguments import check_flag
-from cdropout.jax import dropout  # before jax: its ImportError names the extra to install
+from cdropout.jax import dropout  # before jax: its ImportError names what to install
 
 try:
     import jax
@@ -18,7 +18,7 @@ __all__ = ["Dropout", "LinenDropout"]
 
 
 def _is_identity(rate: Any, deterministic: bool) -> bool:
-    """Return whether a module returns its inputs; with a traced rate of 0 it draws a mask."""
+    """Return whether a module returns its inputs; a traced rate is not compared with 0."""
     return deterministic or (not isinstance(rate, jax.core.Tracer) and bool(rate == 0))
 
 
@@ -34,7 +34,7 @@ def _next_key(rngs: Any, collection: str) -> Any:
 
 
 class _ConstructorSignature:
-    """The signature of a class whose metaclass hides it; instances keep that of `__call__`."""
+    """The signature of a class whose metaclass hides it; for instances, that of `__call__`."""
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         if instance is not None:
@@ -52,21 +52,21 @@ class Dropout(nnx.Dropout):
         The probability that an element is dropped, in [0, 1]. It may be traced; see
         `cdropout.jax.dropout`.
     broadcast_dims : sequence of int
-        Axes along which one draw is shared.
+        Axes along which all elements share one draw.
     deterministic : bool
-        If true, for example after ``model.eval()``, the input is returned unchanged.
+        If true, for example after ``model.eval()``, return the inputs unchanged.
     rng_collection : str
         The name of the stream of `rngs` that provides keys.
     rngs : flax.nnx.Rngs or RngStream, optional
-        The source of keys. A call also takes `rngs`, as a source or as a key.
+        The source of keys. A call also has an argument `rngs`, which is a source or a key.
 
     Raises
     ------
     ValueError
-        In the call: if a key is required but not given, or deterministic is None both in the
+        If a call requires a key but none is given, or if deterministic is None both in the
         constructor and in the call.
     TypeError, ValueError
-        In the call: as `cdropout.jax.dropout`.
+        If a call has arguments for which `cdropout.jax.dropout` raises these errors.
     """
 
     __signature__ = _ConstructorSignature()
@@ -74,7 +74,7 @@ class Dropout(nnx.Dropout):
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
     ) -> jax.Array:
-        """Return the inputs masked and scaled. Arguments of the call override the module's."""
+        """Apply dropout to the inputs. The arguments override the attributes of the module."""
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic is None:
@@ -99,14 +99,14 @@ class LinenDropout(linen.Dropout):
     Raises
     ------
     TypeError, ValueError
-        In the call: as `cdropout.jax.dropout`.
+        If a call has arguments for which `cdropout.jax.dropout` raises these errors.
     """
 
     @linen.compact
     def __call__(
         self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None
     ) -> jax.Array:
-        """Return the inputs masked and scaled. A key `rng` overrides the stream's."""
+        """Apply dropout to the inputs. A key `rng`, if given, is used instead of the stream."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):

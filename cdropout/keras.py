@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 
 
-# ---- dropout per backend; `state` is the pair of a seed and a call number -----------------------
+# ---- dropout per backend; `state` consists of a seed and a call number --------------------------
 
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
-    seed, call = (int(number) & 0xFFFFFFFF for number in state)  # they are int32 with PyTorch
+    seed, call = (int(number) & 0xFFFFFFFF for number in state)  # numbers are int32 with PyTorch
     return Mask(shape, p, seed, call, strides=broadcast_strides(shape, axes))
 
 
@@ -47,7 +47,7 @@ def _dropout_jax(state: Any, x: Any, p: float, axes: tuple[int, ...]) -> Any:
 
     from cdropout.jax import dropout
 
-    key = jnp.zeros(4, "uint32").at[1::2].set(state)  # two 64-bit numbers, the higher halves first
+    key = jnp.zeros(4, "uint32").at[1::2].set(state)  # two 64-bit numbers, higher half first
     return dropout(key, x, p, axes)
 
 
@@ -92,19 +92,19 @@ def _dropout_for(x: Any) -> Callable[..., Any] | None:
 
 
 class _Layer:
-    """Base of the layers, which define `_broadcast_axes`."""
+    """Base class of the layers. Each subclass defines `_broadcast_axes`."""
 
     @property
     def supports_jit(self) -> bool:
-        """False on TensorFlow, where XLA cannot call the kernels."""
+        """Whether XLA can call the kernels; false with TensorFlow."""
         return keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
-        """Ignore the True that Keras's constructor assigns."""
+        """Ignore the value, since the constructor of Keras assigns True."""
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
-        """Return the inputs masked and scaled if training, otherwise unchanged."""
+        """Apply dropout to the inputs if training; otherwise return them unchanged."""
         apply_dropout = _dropout_for(inputs) if training and 0 < self.rate < 1 else None
         if apply_dropout is None:
             return super().call(inputs, training=training)  # type: ignore[misc]
@@ -113,7 +113,7 @@ class _Layer:
 
 
 class _SpatialLayer(_Layer):
-    """Base of the layers with one draw per sample and channel."""
+    """Base class of the layers that draw once per sample and channel."""
 
     def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels_first = getattr(self, "data_format", None) == "channels_first"
@@ -134,15 +134,16 @@ class Dropout(_Layer, keras.layers.Dropout):
     rate : float
         The probability that an element is dropped, in [0, 1].
     noise_shape : tuple of int or None, optional
-        The shape of the mask. Each entry is 1 for one draw along the axis, or the length of the
-        axis, or None for that length. With TensorFlow, an axis of unknown length permits any entry.
+        The shape of the mask. Each entry is 1, the length of the axis, or None for that length. All
+        elements along an axis with entry 1 share one draw. With TensorFlow, any entry is accepted
+        for an axis of unknown length.
     seed : int, optional
-        In [0, 2**32).
+        The seed of the masks, in [0, 2**32).
 
     Raises
     ------
     ValueError
-        If rate is not in [0, 1]; in the call, if noise_shape does not fit the inputs.
+        If rate is not in [0, 1], or if noise_shape does not fit the inputs of a call.
     """
 
     def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -162,14 +163,14 @@ class Dropout(_Layer, keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout1D(_SpatialLayer, keras.layers.SpatialDropout1D):
-    """Replacement for `keras.layers.SpatialDropout1D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout1D`, which drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout2D(_SpatialLayer, keras.layers.SpatialDropout2D):
-    """Replacement for `keras.layers.SpatialDropout2D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout2D`, which drops whole channels."""
 
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout3D(_SpatialLayer, keras.layers.SpatialDropout3D):
-    """Replacement for `keras.layers.SpatialDropout3D`; it drops whole channels."""
+    """Replacement for `keras.layers.SpatialDropout3D`, which drops whole channels."""

@@ -1,4 +1,4 @@
-"""The command `cdropout selftest`: checks of every instruction set against recorded masks."""
+"""The command `cdropout selftest`, which checks every instruction set against recorded masks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import cdropout as cd
 from cdropout._core import dispatch
 
 RECORDS = Path(__file__).with_name("stream_v1.json")
-APPLY_SIZE = 100_003  # elements; several blocks of the stream and an incomplete one
+APPLY_SIZE = 100_003  # elements; these are several blocks of the stream and an incomplete one
 APPLY_STARTS = (0, 1, 8191, 2**40 + 77)
-RATE_SIZE = 10**8  # elements whose keep rate is checked
-RATE_PART = 10**7  # elements drawn per call
+RATE_SIZE = 10**8  # number of elements whose keep rate is checked
+RATE_PART = 10**7  # number of elements drawn per call
 RATES = (0.001, 0.1, 0.5, 0.9)
-FALSE_ALARM = 1e-6  # probability that a correct keep rate fails
+FALSE_ALARM = 1e-6  # probability that the check fails although the masks are correct
 
 POPCOUNT = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
@@ -33,7 +33,7 @@ POPCOUNT = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 def keep_bound(n: int, p: float, risk: float = FALSE_ALARM) -> float:
     """Return by how much the number of kept elements may differ from n * (1 - p).
 
-    A sum of n independent draws exceeds the bound with probability at most `risk`, for every p.
+    For every p, the difference exceeds the bound with probability at most `risk`.
 
     Notes
     -----
@@ -48,7 +48,7 @@ def keep_bound(n: int, p: float, risk: float = FALSE_ALARM) -> float:
 
 
 def record_error(records: list[dict[str, Any]]) -> str | None:
-    """Return how the first differing mask differs from its record, or None."""
+    """Return a message about the first mask that differs from its record, or None."""
     for record in records:
         p = float.fromhex(record["p"])
         mask = cd.Mask(record["n"], p, record["seed"], record["call"], start=record["start"])
@@ -63,7 +63,7 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def apply_error(dtype: type[np.generic], p: float, start: int) -> str | None:
-    """Return which function differs from where(mask, x * scale, 0), or None."""
+    """Return a message if a function does not return where(mask, x * scale, 0), otherwise None."""
     mask = cd.Mask(APPLY_SIZE, p, seed=1, start=start)
     x = np.random.default_rng(0).standard_normal(APPLY_SIZE).astype(dtype)
     x[::7], x[1::7], x[2::7] = np.nan, np.inf, -0.0
@@ -81,7 +81,7 @@ def apply_error(dtype: type[np.generic], p: float, start: int) -> str | None:
 
 
 def keep_rate_error(p: float, seed: int) -> str | None:
-    """Return how the number of kept elements exceeds its bound, or None."""
+    """Return a message if the number of kept elements is not within its bounds, otherwise None."""
     parts = [cd.Mask(RATE_PART, p, seed, start=start) for start in range(0, RATE_SIZE, RATE_PART)]
     kept = sum(int(POPCOUNT[part.bits()].sum(dtype=np.int64)) for part in parts)
     expected, bound = RATE_SIZE * (1 - p), keep_bound(RATE_SIZE, p)
@@ -92,7 +92,7 @@ def keep_rate_error(p: float, seed: int) -> str | None:
 
 
 def errors(records: list[dict[str, Any]], seed: int) -> Iterator[str | None]:
-    """Yield the result of each check: an error or None."""
+    """Yield the result of each check, which is an error message or None."""
     yield record_error(records)
     for dtype in np.float32, np.float64:
         for p in 0.1, 0.5:
@@ -103,10 +103,10 @@ def errors(records: list[dict[str, Any]], seed: int) -> Iterator[str | None]:
 
 
 def check_this_process(path: str | Path = RECORDS) -> int:
-    """Check the instruction set of this process, print a line, and return the exit code."""
+    """Check the instruction set of this process, print one line, and return the exit code."""
     began = time.perf_counter()
     records = json.loads(Path(path).read_text())
-    seed = cd.Generator().seed  # random, since the records already have fixed seeds
+    seed = cd.Generator().seed  # a random seed; the records have fixed seeds
     error = next(filter(None, errors(records, seed)), None)
     if error:
         print(f"{dispatch.isa}: FAILED: {error}")
@@ -126,7 +126,7 @@ def check_this_process(path: str | Path = RECORDS) -> int:
 def run_with_isa(isa: str, statement: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Run a Python statement in a new process with this instruction set.
 
-    A process chooses its instruction set at import. The new process has the same `sys.path`.
+    A new process is required, since the set is chosen at import. It has the same `sys.path`.
     The options are those of `subprocess.run`.
     """
     program = f"import sys; sys.path[:] = {sys.path!r}; {statement}"
@@ -135,12 +135,12 @@ def run_with_isa(isa: str, statement: str, **options: Any) -> subprocess.Complet
 
 
 def check_isa(isa: str, path: str | Path) -> bool:
-    """Check one set in a new process, print its line, and return whether it passed."""
+    """Check one instruction set in a new process, print a line, and return whether it passed."""
     statement = (
         f"from cdropout import selftest; sys.exit(selftest.check_this_process({str(path)!r}))"
     )
     done = run_with_isa(isa, statement, capture_output=True, text=True)
-    if done.returncode not in (0, 1) or not done.stdout:  # for instance if a signal ended it
+    if done.returncode not in (0, 1) or not done.stdout:  # for example, if a signal ended it
         last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
         print(f"{isa}: FAILED: the process ended with code {done.returncode}: {last}")
         return False
@@ -154,8 +154,8 @@ def run(path: str | Path = RECORDS) -> int:
     Parameters
     ----------
     path : str or Path
-        The recorded masks: a JSON list of objects with seed, call, p (as `float.hex` writes it),
-        start, n and sha256 (of the packed bits).
+        A JSON file with a list of the recorded masks. Each is an object with seed, call, p (in the
+        format of `float.hex`), start, n and sha256 (of the packed bits).
     """
     built, runnable = dispatch.built(), dispatch.runnable()
     passed = [check_isa(isa, path) for isa in built if isa in runnable]

@@ -1,4 +1,4 @@
-"""The command `cdropout stream`: mask bits on standard output, for statistical test suites."""
+"""The command `cdropout stream`, which writes mask bits to standard output for test suites."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 import cdropout as cd
 
-BLOCK = 8192  # elements between two seedings; as in _core/stream.pxd
-INTERLEAVED = 16  # masks or blocks per interleaved order
-PART = 32 * BLOCK  # elements of a mask drawn per call; INTERLEAVED of them take half a MiB
-PIPE_SIZE = 1 << 20  # bytes; the usual 64 KiB halve the speed
-DEPTH = 6  # of the extractor: at p = 0.1 it finds 0.36 of 0.47 possible bits per element
-MIN_P = 1e-6  # of a drop and of a keep; less entropy yields hardly any bytes
+BLOCK = 8192  # elements per block of the stream, as in _core/stream.pxd
+INTERLEAVED = 16  # number of masks or blocks that are interleaved
+PART = 32 * BLOCK  # elements drawn per call; INTERLEAVED * PART bits take half a MiB
+PIPE_SIZE = 1 << 20  # bytes; with the default of 64 KiB, the speed is half as high
+DEPTH = 6  # levels of the extractor; at p = 0.1 it finds 0.36 of 0.47 possible bits per element
+MIN_P = 1e-6  # lower limit of p and of 1 - p; below it, the extractor yields hardly any bytes
 ORDERS = ("natural", "seeds", "calls", "blocks")
-WRAP = 2**64  # number of positions of a mask, of seeds and of calls
+WRAP = 2**64  # positions, seeds and call numbers are in [0, WRAP)
 HELP = f"""
 orders:
   natural  the elements of one mask in order
@@ -44,7 +44,7 @@ def mask_words(order: str, p: float, seed: int, call: int) -> Iterator[NDArray[n
     ----------
     order : one of ORDERS
     p, seed, call
-        As those of `cdropout.Mask`, 0 < p < 1. Seeds and calls wrap around at 2**64.
+        As in `cdropout.Mask`, with 0 < p < 1. Seeds and call numbers wrap around at 2**64.
     """
     if order in ("natural", "blocks"):
         for start in range(0, WRAP, INTERLEAVED * PART):
@@ -69,15 +69,15 @@ def mask_words(order: str, p: float, seed: int, call: int) -> Iterator[NDArray[n
 
 
 def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
-    """Return fair bits: each is 1 with probability exactly 1/2.
+    """Return fair bits, each of which is 1 with probability exactly 1/2.
 
     Parameters
     ----------
     bits : array of bool
-        Independent bits with any common probability.
+        Independent bits, all of which are 1 with the same, arbitrary probability.
     depth : int
-        The number of levels, at least 1. One level is von Neumann's procedure; each further level
-        uses bits that the level before discards.
+        The number of levels, at least 1. The first level is von Neumann's procedure; each further
+        level uses bits that the previous level discards.
 
     Notes
     -----
@@ -87,7 +87,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
     """
     first, second = bits[: len(bits) // 2 * 2].reshape(-1, 2).T
     differ = first != second
-    found = first.compress(differ)  # boolean indexing takes four times as long
+    found = first.compress(differ)  # four times as fast as boolean indexing
     if depth == 1 or len(bits) < 4:
         return found
     equal = first.compress(~differ)
@@ -95,7 +95,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
 
 
 def extract_bytes(arrays: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint8]]:
-    """Yield packed fair bits of packed bits; an incomplete byte is carried over to the next."""
+    """Yield the fair bits of packed bits, packed; keep an incomplete byte for the next array."""
     rest = np.empty(0, bool)
     for words in arrays:
         for part in np.split(words.reshape(-1), INTERLEAVED):  # the bits of a part fit the cache
@@ -110,7 +110,7 @@ def extract_bytes(arrays: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.u
 
 
 def enlarge_pipe(descriptor: int) -> None:
-    """Let a pipe hold PIPE_SIZE bytes, where the system supports it."""
+    """Set the capacity of a pipe to PIPE_SIZE bytes if the system supports this."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
@@ -129,7 +129,7 @@ def write(arrays: Iterable[NDArray[Any]], descriptor: int, limit: int | None = N
 
 
 def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
-    """Write bits until the reader closes the pipe or options.bytes are written."""
+    """Write bits until options.bytes bytes are written or the reader closes the pipe."""
     if sys.stdout is None:
         error("standard output is closed")
     descriptor = sys.stdout.fileno()
@@ -140,7 +140,7 @@ def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
     try:
         write(words if options.p == 0.5 else extract_bytes(words), descriptor, options.bytes)
     except BrokenPipeError:
-        return 0  # the usual end of an endless stream
+        return 0  # the reader of an endless stream usually closes the pipe
     except OSError as problem:
         print(f"cdropout stream: error: cannot write: {problem.strerror}", file=sys.stderr)
         return 1

@@ -24,9 +24,9 @@ __all__ = ["CdropoutOps", "use_cdropout"]
 class CdropoutOps(NumpyOps):
     """thinc's `NumpyOps` with the dropout masks of cdropout.
 
-    It is registered with thinc by an entry point: ``use_ops("cdropout")`` in Python, or
-    ``@ops = "CdropoutOps"`` in a config. It affects all layers that get masks from their ops:
-    `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
+    An entry point registers the class with thinc. To use it, call ``use_ops("cdropout")`` in Python
+    or write ``@ops = "CdropoutOps"`` in a config. It affects all layers that get masks from their
+    ops: `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
 
     Notes
     -----
@@ -37,14 +37,14 @@ class CdropoutOps(NumpyOps):
     name = "cdropout"
 
     def get_dropout_mask(self, shape: tuple[int, ...], drop: float | None) -> NDArray[np.float32]:
-        """Return a float32 array of 0, with probability `drop`, and otherwise ``1 / (1 - drop)``.
+        """Return an array whose elements are 0 with probability `drop`, else ``1 / (1 - drop)``.
 
         Parameters
         ----------
         shape : tuple of int
         drop : float or None
-            The probability that an element is dropped. As in thinc, None and numbers up to 0 give
-            ones, and numbers from 1 on give zeros. These masks are not drawn.
+            The probability that an element is dropped. As in thinc, the result is all ones if
+            `drop` is None or at most 0, and all zeros if it is at least 1. No mask is drawn then.
 
         Returns
         -------
@@ -59,8 +59,9 @@ class CdropoutOps(NumpyOps):
 
         Notes
         -----
-        The seed of each mask is drawn from NumPy's global generator, as thinc's own masks are.
-        `thinc.api.fix_random_seed` and ``numpy.random.seed`` therefore make them reproducible.
+        The seed of each mask is drawn from NumPy's global generator, from which thinc draws its own
+        masks. `thinc.api.fix_random_seed` and ``numpy.random.seed`` therefore make masks
+        reproducible.
         """
         if drop is None or drop <= 0 or drop >= 1:
             return super().get_dropout_mask(shape, drop)

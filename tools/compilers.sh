@@ -5,7 +5,7 @@
 #     tools/compilers.sh gcc-12 clang-22    these compilers; missing ones are installed
 #     tools/compilers.sh sid:gcc-16         a compiler of another release of Debian, in a separate root directory (as root)
 #
-# It needs Debian. Downloads are kept in build/compilers.
+# The script needs Debian. Downloads are kept in build/compilers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ install_compiler() {
   apt-get -qq install -y --no-install-recommends "$1" >/dev/null
 }
 
-# build PYTHON COMPILER FOLDER: build in FOLDER and run the self-test.
+# build PYTHON COMPILER FOLDER: build the package in FOLDER and run `cdropout selftest`.
 build() {
   rm -rf "$3" && mkdir -p "$3"
   CC=$2 LDSHARED="$2 -shared" CFLAGS=-w "$1" -W ignore setup.py -q egg_info --egg-base "$3" build --build-base "$3" --build-lib "$3/lib" \
@@ -28,7 +28,7 @@ build() {
   PYTHONPATH=$3/lib${PYTHONPATH:+:$PYTHONPATH} "$1" -P -m cdropout selftest
 }
 
-# unpack_root RELEASE COMPILER: unpack the packages that build with COMPILER, to be run by chroot.
+# unpack_root RELEASE COMPILER: unpack COMPILER and what a build needs into a root directory for chroot.
 unpack_root() {
   local root=$work/$1-$2 package
   local apt=$root.apt

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compile and link the modules for other platforms with Zig's Clang, and audit them. Only the modules for linux-x86_64 are run;
-# they test the detection of the CPU and the kernels as this compiler builds them.
+# Compile and link the modules for other platforms with Zig's Clang, and audit them. Only the modules for linux-x86_64 are run,
+# to test the detection of the CPU and the kernels that this compiler builds.
 #
 #     tools/cross.sh                   all platforms
 #     tools/cross.sh linux-aarch64     one of the platforms listed at the end of this file
@@ -69,7 +69,7 @@ build() {
   echo "$platform: ${#modules[@]} modules"
 }
 
-# Run the modules. All instruction sets must be built, and those detected must be those in /proc/cpuinfo.
+# Run the modules. All instruction sets must be built, and the detected ones must be those that /proc/cpuinfo lists.
 check() {
   local lib=$work/$1/build/lib expected=baseline
   PYTHONPATH=$lib "$python" -P -m cdropout selftest

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Cross-compile the package for another architecture, and run it with a Python of that architecture under QEMU.
 #
-#     tools/emulate.sh aarch64          NEON
-#     tools/emulate.sh s390x            big-endian
-#     tools/emulate.sh aarch64 TEST...  these tests
+#     tools/emulate.sh aarch64          an architecture with NEON
+#     tools/emulate.sh s390x            a big-endian architecture
+#     tools/emulate.sh aarch64 TEST...  run these tests
 #
-# It checks the recorded hashes and runs the tests of the kernels, of memory layouts and of the half types. It needs Debian or
-# a derivative, and installs QEMU and a cross compiler. Python and NumPy of the architecture are unpacked to build/emulate and
+# It checks the recorded hashes and runs the tests of the kernels, memory layouts and 16-bit types. It needs Debian or a
+# derivative, and installs QEMU and a cross compiler. Python and NumPy of the architecture are unpacked to build/emulate and
 # kept there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -57,7 +57,7 @@ END
   chmod +x "$foreign"
 }
 
-# cross_build FOLDER: run setup.py with the cross compiler. The headers of that Python come before those of the native one.
+# cross_build FOLDER: run setup.py with the cross compiler. The headers of that Python are found before those of the native one.
 cross_build() {
   local headers=$root/usr/include
   local flags="-I$(echo "$headers"/python3.*) -idirafter $headers"

@@ -17,7 +17,7 @@ import numpy as np
 
 import cdropout as cd
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, because its cdropout is not built
+sys.path.append(str(Path(__file__).parents[1]))  # last: the cdropout in it is not built
 
 from tests import reference  # noqa: E402
 
@@ -30,7 +30,7 @@ ERRORS = (TypeError, ValueError, RuntimeError, IndexError, OverflowError, Buffer
 
 
 class Choices:
-    """Values that are decoded from the bytes of the fuzzer."""
+    """A decoder of the bytes from the fuzzer. Each method returns a value for an argument."""
 
     def __init__(self, data):
         self.data = atheris.FuzzedDataProvider(data)
@@ -89,12 +89,12 @@ class Choices:
 
 
 def content(array):
-    """Return the content of an array, for comparison."""
+    """Return the elements of an array as bytes, or as text if they are objects."""
     return array.tobytes() if array.dtype != object else repr(array)
 
 
 def attempt(generator, arrays, function, *arguments, **options):
-    """Return the result of a call, or None if it raised; an exception must change nothing."""
+    """Return the result of a call, or None if it raised an error, which must change nothing."""
     before = [content(array) for array in arrays], generator.state
     try:
         return function(*arguments, **options)
@@ -105,7 +105,7 @@ def attempt(generator, arrays, function, *arguments, **options):
 
 
 def assert_same(y, expected):
-    """Assert that two arrays have the same bytes, except for payloads of NaN."""
+    """Assert that two arrays have the same bytes, except that the payloads of NaNs may differ."""
     assert (y.dtype, y.shape) == (expected.dtype, expected.shape), f"{y!r}, not {expected!r}"
     with np.errstate(all="ignore"):
         y, expected = (

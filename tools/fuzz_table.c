@@ -35,7 +35,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t read_number(int bytes) { /* from the fuzzer's input; zeros after its end */
+static uint64_t read_number(int bytes) { /* from the fuzzer's input; bytes after its end are 0 */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);
@@ -55,7 +55,7 @@ typedef struct {
 static Buffer buffers[64];
 static int buffer_count;
 
-static Buffer new_buffer(size_t size, int random) { /* random numbers with a seed from the fuzzer's input, otherwise zeros */
+static Buffer new_buffer(size_t size, int random) { /* filled with random numbers if `random`, otherwise with zeros */
   size_t offset = read_number(1) % 64;
   Buffer buffer = {malloc(offset + size), NULL, size};
   require(buffer.memory != NULL, "no memory");
@@ -77,7 +77,7 @@ static void require_agreement(const Buffer *outputs, int isa) {
   require(!memcmp(outputs[isa].first, outputs[0].first, outputs[0].size), "the instruction sets differ");
 }
 
-static void fuzz_contiguous(int dtype) { /* apply, apply_bits, bits, bools */
+static void fuzz_contiguous(int dtype) { /* test apply, apply_bits, bits and bools */
   size_t n = read_number(2) % MAX_SIZE >> read_number(1) % 16, bytes = n * ITEMSIZES[dtype];
   cdropout_mask mask = read_mask();
   uint64_t start = read_number(8) >> read_number(1) % 64, first_bit = read_number(2) % 9999;
@@ -108,7 +108,7 @@ typedef struct {
   cdropout_axis axes[AXES];
 } View;
 
-/* Set the strides of an array or a mask: random order of axes, gaps and signs; elements do not overlap. */
+/* Set the strides of an array or a mask, with random gaps, signs and order of axes, so that elements do not overlap. */
 static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t stride) {
   int left[AXES], n = view->ndim;
   for (int i = 0; i < n; i++) left[i] = i;
@@ -121,7 +121,8 @@ static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t strid
   }
 }
 
-/* Return the extent of a view in units of `strides` minus one unit. *first is the distance of its first element from its start. */
+/* Return the distance between the lowest and the highest address in a view. Set *first to the distance from the lowest address
+ * to that of the first element. */
 static size_t extent_of(const View *view, const ptrdiff_t *strides, size_t *first) {
   size_t extent = 0;
   *first = 0;
@@ -135,7 +136,7 @@ static size_t extent_of(const View *view, const ptrdiff_t *strides, size_t *firs
 
 static View read_view(void) {
   View view = {(int)read_number(1) % (AXES + 1), 1, {{0, 0, 0, 0}}};
-  size_t max_size = read_number(1) % 16 ? MAX_SIZE : 20 * MAX_SIZE; /* larger than a tile */
+  size_t max_size = read_number(1) % 16 ? MAX_SIZE : 20 * MAX_SIZE; /* sometimes larger than a tile */
   for (int i = 0; i < view.ndim; i++) {
     size_t length = 1 + (read_number(2) >> read_number(1) % 16);
     if (length * view.size > max_size) length = max_size / view.size;
@@ -144,7 +145,7 @@ static View read_view(void) {
   return view;
 }
 
-static void fuzz_strided(int dtype) { /* the strided kernels with all types and CDROPOUT_BOOL */
+static void fuzz_strided(int dtype) { /* test the strided kernels with all types, also CDROPOUT_BOOL */
   ptrdiff_t itemsize = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], mask_strides[AXES];
   View view = read_view();
   cdropout_mask mask = read_mask();
@@ -178,7 +179,7 @@ static void fuzz_strided(int dtype) { /* the strided kernels with all types and 
     uint8_t *bool_ = (uint8_t *)bools[i].first + keep_first;
     tables[i]->apply_bools_strided(dtype, flags, from, other, view.ndim, view.axes, bool_, mask.scale);
     require(!memcmp(y[i].first, z[i].first, y_size), "apply_bools_strided differs from apply_strided");
-    if (in_place && dtype != CDROPOUT_BOOL) { /* gaps must not change */
+    if (in_place && dtype != CDROPOUT_BOOL) { /* y and z begin as copies of x, since gaps must not change */
       memcpy(z[i].first, x.first, y_size);
       memcpy(y[i].first, x.first, y_size);
       tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
@@ -189,7 +190,8 @@ static void fuzz_strided(int dtype) { /* the strided kernels with all types and 
   }
 }
 
-static void fuzz_bias(int dtype) { /* bias_dropout_add and its backward pass, without NaN: the choice between two is not specified */
+/* Test bias_dropout_add and its backward pass, without NaN, because it is not specified which of two NaNs is returned. */
+static void fuzz_bias(int dtype) {
   size_t columns = 1 + (read_number(2) % 3000 >> read_number(1) % 8), rows = read_number(2) % (MAX_SIZE / columns + 2),
          itemsize = ITEMSIZES[dtype], bytes = rows * columns * itemsize;
   cdropout_mask mask = read_mask();

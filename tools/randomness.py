@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, so that an installed cdropout comes first
+sys.path.append(str(Path(__file__).parents[1]))  # last: prefer an installed cdropout
 
 from tests.helpers import randomness  # noqa: E402
 
@@ -22,7 +22,7 @@ EFFORT = randomness.Effort(
 
 
 def table_row(scores, seconds):
-    """Return one line of the table."""
+    """Return the line of the table for one test and one p."""
     sigmas, limit = scores.worst()
     mean_square = np.square(scores.sigmas).mean()
     return (
@@ -32,7 +32,7 @@ def table_row(scores, seconds):
 
 
 def main(arguments=None):
-    """Print the table and return the exit status."""
+    """Run the tests, print their table and return the exit status."""
     parser = argparse.ArgumentParser(description="Statistical tests of the masks.")
     parser.add_argument("--p", type=float, nargs="+", default=randomness.PROBABILITIES)
     options = parser.parse_args(arguments)

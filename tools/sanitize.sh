@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Run the tests or the fuzzers on a build with sanitizers, in a new environment:
 #
-#     tools/sanitize.sh address                AddressSanitizer, UndefinedBehaviorSanitizer and LeakSanitizer (GCC)
-#     tools/sanitize.sh thread                 ThreadSanitizer (GCC)
-#     tools/sanitize.sh fuzz-table [SECONDS]   tools/fuzz_table.c with libFuzzer and the sanitizers of address (Clang)
-#     tools/sanitize.sh fuzz-python [SECONDS]  tools/fuzz_python.py with atheris and the same sanitizers
-#     tools/sanitize.sh fuzz [SECONDS]         both, with one build
+#     tools/sanitize.sh address                run the tests with Address-, UndefinedBehavior- and LeakSanitizer (GCC)
+#     tools/sanitize.sh thread                 run the tests with ThreadSanitizer (GCC)
+#     tools/sanitize.sh fuzz-table [SECONDS]   run tools/fuzz_table.c with libFuzzer and the sanitizers of `address` (Clang)
+#     tools/sanitize.sh fuzz-python [SECONDS]  run tools/fuzz_python.py with atheris and the same sanitizers
+#     tools/sanitize.sh fuzz [SECONDS]         run both fuzzers with one build
 #
 # The exit status is 1 if a sanitizer or a fuzzer reports an error. `address` and `thread` first check that the sanitizer detects
 # an error that is made on purpose. They omit these tests:
 # - statistics, the command line and the reference implementation, because they call nothing that other tests do not call;
 # - huge arrays, forks and load, because they take too long;
 # - limits and measurements of memory, because sanitizers need memory themselves;
-# - guard pages, because AddressSanitizer checks more than they do.
+# - guard pages, because AddressSanitizer detects the same errors and others.
 # `address` includes the tests of PyTorch and JAX, which call torch/_tensors.pyx, torch/_openmp.pyx and jax/_xla.pyx.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 OPENBLAS_NUM_THREADS=1 # OpenBLAS is not 
 print_step() { printf '\n-- %s\n' "$*"; }
 runtime_library() { "${CC:-gcc}" -print-file-name="$1"; }
 
-# install FLAGS PACKAGE...: build this package with FLAGS, and install it and the others. A copy excludes objects of other builds.
+# install FLAGS PACKAGE...: build a copy of this package with FLAGS, without objects of other builds, and install it and PACKAGE.
 install() {
   print_step "build with $1"
   git ls-files -z | xargs -0 cp --parents -t "$work"
@@ -69,7 +69,7 @@ run_tests() {
   return $status
 }
 
-# the beginning of programs that call the table of kernels; the folder comes last, because its cdropout is not built
+# The programs that call the table of kernels begin with this. The folder comes last, because its cdropout is not built.
 call_table='import sys; sys.path.append("."); import numpy as np; from tests.helpers import kernel_tables
 table = kernel_tables.tables()["baseline"]; mask = kernel_tables.new_mask(table, 0.3)
 array = np.empty(1 << 20, np.uint8); address = array.ctypes.data;'
@@ -129,7 +129,7 @@ def draw():
 threads = [threading.Thread(target=draw) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   print_step "tests with threads, with ThreadSanitizer"
-  # without the tests that count threads
+  # omit the tests that count threads
   run_tests "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
     tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
     tests/core/test_kernels.py::test_threads_write_adjacent_ranges tests/core/test_stress.py \

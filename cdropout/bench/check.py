@@ -1,4 +1,4 @@
-"""Checks that an implementation computes dropout, and that it keeps to its number of threads."""
+"""Checks of whether an implementation computes dropout, and of how many CPUs it uses."""
 
 import time
 
@@ -8,7 +8,7 @@ from cdropout.bench.peers import example_arrays
 from cdropout.selftest import keep_bound
 
 SIZE = 1 << 22  # elements; enough to detect a keep rate that is off by a thousandth
-TOLERANCE = 4  # ulps of a kept element; 1 - p, its inverse and the product are rounded
+TOLERANCE = 4  # ulps in a kept element, since 1 - p, its inverse and the product are rounded
 LOAD_SECONDS = 0.2  # duration of the measurement of CPU usage
 
 
@@ -21,7 +21,7 @@ def is_scaled(result, source, kept, p):
 
 
 def dropout_error(name, x, y, p):
-    """Return why y is not a dropout of x, or None."""
+    """Return a message if y is not the result of dropout applied to x, otherwise None."""
     kept = y != 0
     n, count = kept.size, int(kept.sum())
     expected, bound = n * (1 - p), keep_bound(n, p)
@@ -33,7 +33,7 @@ def dropout_error(name, x, y, p):
 
 
 def find_error(implementation, dtype, p):
-    """Return the first error of an implementation's dropout and gradient, or None."""
+    """Return the first error in the results and gradients of an implementation, or None."""
     arrays = example_arrays(SIZE, dtype)
     x, gy = arrays.x, arrays.gy
     forward, both = implementation.prepare(arrays, p)
@@ -46,7 +46,7 @@ def find_error(implementation, dtype, p):
             return error
     if not is_scaled(gx, gy, y != 0, p):
         return "the gradient does not use the mask of the forward pass"
-    # Two masks differ in about 2 p (1 - p) SIZE elements; if that is few, they may be equal.
+    # Two masks differ in about 2 p (1 - p) SIZE elements. If that is small, the masks may be equal.
     if SIZE * p * (1 - p) > 100 and np.array_equal(first != 0, y != 0):
         return "two calls drew the same mask"
     return None

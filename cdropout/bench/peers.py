@@ -1,4 +1,4 @@
-"""The implementations of dropout that `cdropout bench` times, and copies of the same bytes.
+"""The implementations of dropout that `cdropout bench` times, and copies of as many bytes.
 
 A factory takes the number of threads and the name of an element type, and returns an
 Implementation. It imports its library when it is called.
@@ -19,11 +19,11 @@ import cdropout as cd
 from cdropout._core import streaming_copy
 from cdropout._core.dtypes import element_type
 
-MIN_COPY = 1 << 18  # bytes per thread; fewer are not worth handing to another thread
+MIN_COPY = 1 << 18  # bytes per thread; with fewer, another thread does not save time
 
 
 class Arrays(NamedTuple):
-    """The arrays of a measurement: the input x, its gradient gx, the output y, its gradient gy."""
+    """The arrays of a measurement: input x, its gradient gx, output y and its gradient gy."""
 
     x: np.ndarray
     gy: np.ndarray
@@ -45,7 +45,7 @@ class Implementation(NamedTuple):
 
 
 def example_arrays(n, dtype):
-    """Return arrays of n elements; x and gy have no zeros, so zeros of y and gx are dropped."""
+    """Return arrays of n elements. x and gy have no zeros: a 0 in y or gx is a dropped element."""
     i, kind = np.arange(n), element_type(dtype)
     x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
     return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))
@@ -55,7 +55,7 @@ def example_arrays(n, dtype):
 
 
 def split_copy(copy, target, source, pool, threads):
-    """Return a function without arguments that copies source to target, a part per thread."""
+    """Return a function without arguments that copies source to target, in one part per thread."""
     count = min(threads, target.size // MIN_COPY)
     if count < 2:
         return lambda: copy(target, source)
@@ -64,7 +64,7 @@ def split_copy(copy, target, source, pool, threads):
 
 
 def prepare_copy(copy, threads=1):
-    """Return the `prepare` of a copy that moves the bytes of a dropout."""
+    """Return a function `prepare` for a copy of as many bytes as dropout reads and writes."""
     pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def prepare(arrays, _):
@@ -76,11 +76,11 @@ def prepare_copy(copy, threads=1):
 
 
 def copies(threads):
-    """Return {name: prepare} of copies, which show the limits of memory.
+    """Return {name: prepare} of copies, whose times show the limits of the memory.
 
-    `memcpy` uses one thread, `memcpy-threads` all, `memcpy-stream` all and streaming stores, which
-    save reading the memory that is overwritten. The C library uses streaming stores only for large
-    copies, on some machines from hundreds of megabytes.
+    `memcpy` uses one thread and `memcpy-threads` uses all threads. `memcpy-stream` uses all threads
+    and streaming stores, which do not read the memory that is overwritten. The C library uses
+    streaming stores only for large copies, on some machines from hundreds of megabytes.
     """
     found = {"memcpy": prepare_copy(np.copyto)}
     if threads > 1:
@@ -94,7 +94,7 @@ def copies(threads):
 
 
 def cdropout_out(threads, _):
-    """cdropout with `out=`; the backward pass needs the mask only."""
+    """cdropout with `out=`; the backward pass needs nothing but the mask."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -110,7 +110,7 @@ def cdropout_out(threads, _):
 
 
 def cdropout_new(threads, _):
-    """cdropout with new arrays as results, as the frameworks allocate them."""
+    """cdropout with newly allocated results, like those of the frameworks."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -124,7 +124,7 @@ def cdropout_new(threads, _):
 
 
 def numpy_out(*_):
-    """Uniform numbers of a `numpy.random.Generator` compared with p, in reused arrays."""
+    """Comparison of p with uniform numbers of a `numpy.random.Generator`, in reused arrays."""
     random = np.random.default_rng()
 
     def prepare(arrays, p):
@@ -161,7 +161,7 @@ def multiply_by(name, scaled_mask):
 
 
 def numpy_rand(*_):
-    """`np.random.rand`, the legacy generator, in float64, as many courses teach it."""
+    """`np.random.rand`, a legacy function that returns float64, as in many courses."""
     return multiply_by("numpy-rand", lambda shape, p: (np.random.rand(*shape) >= p) / (1 - p))
 
 
@@ -182,7 +182,7 @@ def import_torch(threads):
 
 
 def to_torch(torch, array):
-    """Return a tensor over the same memory; `from_numpy` does not take the types of ml_dtypes."""
+    """Return a tensor with the memory of array; `from_numpy` rejects types of ml_dtypes."""
     if array.dtype.isbuiltin == 1:
         return torch.from_numpy(array)
     integers = array.view(f"int{8 * array.itemsize}")
@@ -198,7 +198,7 @@ def from_torch(torch, tensor):
 
 
 def torch_autograd(torch, name, dropout, wrap=lambda function: function):
-    """Return an Implementation by `dropout(x, p)`, wrapped by `wrap`, with autograd's backward."""
+    """Return an Implementation that applies autograd to `dropout(x, p)`, wrapped by `wrap`."""
 
     def prepare(arrays, p):
         drop = wrap(lambda x: dropout(x, p))
@@ -215,7 +215,7 @@ def torch_autograd(torch, name, dropout, wrap=lambda function: function):
 
 
 def torch_eager(threads, _):
-    """`torch.nn.functional.dropout`, eager."""
+    """`torch.nn.functional.dropout` in eager mode."""
     torch = import_torch(threads)
     return torch_autograd(torch, "torch", torch.nn.functional.dropout)
 
@@ -229,18 +229,18 @@ def torch_adapter(threads, _):
 
 
 def torch_compiled(threads, _):
-    """`torch.nn.functional.dropout` under `torch.compile`, for each size: faster than for all."""
+    """`torch.nn.functional.dropout` under `torch.compile`, once per size, which makes it faster."""
     torch = import_torch(threads)
 
     def wrap(function):
-        torch.compiler.reset()  # otherwise it silently stops compiling after eight sizes
+        torch.compiler.reset()  # otherwise nothing is compiled after eight sizes
         return torch.compile(function, dynamic=False)
 
     return torch_autograd(torch, "torch-compile", torch.nn.functional.dropout, wrap)
 
 
 def torch_native(threads, _):
-    """`torch.native_dropout` and its backward, without autograd: what F.dropout uses on GPUs."""
+    """`torch.native_dropout` and its backward function, which F.dropout uses on GPUs."""
     torch = import_torch(threads)
 
     def prepare(arrays, p):
@@ -275,20 +275,20 @@ def discard_stderr():
 
 def import_tensorflow(threads):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with discard_stderr():  # the import prints before it reads this variable
+    with discard_stderr():  # the import prints messages before it reads this variable
         import tensorflow
 
-    # TensorFlow refuses these settings once it has run an operation; then they are set already.
+    # TensorFlow accepts these settings only before its first operation; after it, they are set.
     if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         tensorflow.config.set_visible_devices([], "GPU")
-        tensorflow.get_logger().setLevel("ERROR")  # otherwise it warns of a graph per size
+        tensorflow.get_logger().setLevel("ERROR")  # otherwise each size causes a warning
     return tensorflow
 
 
 def tensorflow_graph(tensorflow, name, library, make_dropout):
-    """Return an Implementation by `make_dropout(p)` in a `tf.function`, faster than eager calls."""
+    """Return an Implementation with a `tf.function`, which is faster than eager calls."""
 
     def prepare(arrays, p):
         drop = make_dropout(p)
@@ -345,7 +345,7 @@ def keras_layer(threads, dtype):
 
 
 def import_jax(threads, dtype):
-    # JAX reads these when it creates the CPU client; older releases read the first name only.
+    # JAX reads these variables when it creates the CPU client; older releases read only the first.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if threads == 1:
@@ -358,7 +358,7 @@ def import_jax(threads, dtype):
 
 
 def jitted_calls(jax, key, arrays, p):
-    """Return forward and both: `bernoulli` and `where` under `jit`, which splits the key too."""
+    """Return forward and both: `bernoulli` and `where` under `jit`; the key is also split there."""
 
     def drop(key, x):
         return jax.numpy.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)
@@ -385,7 +385,7 @@ def jitted_calls(jax, key, arrays, p):
 
 
 def jax_jit(threads, dtype, *, name, generator):
-    """JAX with one of its generators."""
+    """`jax.random.bernoulli` with one of the generators of JAX."""
     jax = import_jax(threads, dtype)
 
     def prepare(arrays, p):
@@ -414,21 +414,21 @@ PEERS = {
 
 
 def adapters_of(names):
-    """Return the names of the adapters of those peers that have one."""
+    """Return the names of the adapters for those of the named peers that have one."""
     return [name for name in ADAPTERS if name.removeprefix("cdropout-") in names]
 
 
 def is_variant(name: str) -> bool:
-    """Return whether this peer is another way to call the library of an earlier one."""
+    """Return whether an earlier peer calls the same library in another way."""
     return "-" in name
 
 
 def missing(name: str) -> str | None:
-    """Return a package that this peer needs and that is not installed; import none."""
+    """Return the name of a package that this peer needs and that is missing; import no package."""
     backend = ["tensorflow"] if name == "keras" else []
     return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers that can be imported; import none."""
+    """Return the names of the peers whose packages are installed; import no package."""
     return [name for name in PEERS if missing(name) is None]

@@ -7,7 +7,7 @@ from cdropout.bench import check
 from cdropout.bench.timing import MODES, size_name
 from cdropout.selftest import FALSE_ALARM
 
-MIN_CPU_USAGE = 0.9  # with less, other processes used the CPU during the measurement
+MIN_CPU_USAGE = 0.9  # if it is less, other processes used the CPU during the measurement
 NOTES = """\
 Medians of paired rounds. GB/s: bytes read and written. /memcpy: time divided by that of a memcpy
 of the same bytes (np.copyto, 1 thread); /peer: by that of the fastest peer. memcpy-threads: a
@@ -44,7 +44,7 @@ MARKERS = {
 
 
 def title(about):
-    """Return the settings of a run, as a line for the tables and the chart."""
+    """Return a line with the settings of a run, for the tables and the chart."""
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     isa = dispatch.describe([about["isa"]], about["vectors"])
     parts = [f"cdropout {about['cdropout']}", isa, threads, f"p={about['p']}"]
@@ -74,14 +74,14 @@ def heading(results):
 
 
 def columns(measurement):
-    """Return the numbers of one mode in a row of the table."""
+    """Return the part of a row of the table that shows one mode."""
     each, ratio = measurement, measurement.to_best_peer
     peer = "-" if ratio is None else f"{ratio:.3f}"
     return f"{each.ns_per_element:10.3f} {each.gb_per_s:8.2f} {each.to_memcpy:8.2f} {peer:>8}"
 
 
 def table(dtype, measurements):
-    """Yield the lines of a table: a row per size and implementation, the modes side by side."""
+    """Yield the lines of a table with one row per size and implementation, for both modes."""
     names = f"{'ns/element':>10} {'GB/s':>8} {'/memcpy':>8} {'/peer':>8}"
     yield f"{dtype:26} | {'forward':^37} | {'':9} forward + backward"
     yield f"{'size':>6} {'':19} | {names} | {names}"
@@ -95,7 +95,7 @@ def table(dtype, measurements):
 
 
 def tables(measurements):
-    """Yield the lines of a table per element type, and of the notes on their columns."""
+    """Yield the lines of all tables, one per element type, and of the notes on the columns."""
     for dtype, group in itertools.groupby(measurements, key=lambda each: each.dtype):
         yield from table(dtype, group)
         yield ""
@@ -115,7 +115,7 @@ def line_style(name):
 
 
 def draw_panel(axes, measurements):
-    """Draw a line per implementation, for one element type and mode."""
+    """Draw one line per implementation, for one element type and one mode."""
     sizes = sorted({each.size for each in measurements})
     for name in dict.fromkeys(each.implementation for each in measurements):
         ns = [each.ns_per_element for each in measurements if each.implementation == name]
@@ -127,7 +127,7 @@ def draw_panel(axes, measurements):
 
 
 def plot(about, measurements, path):
-    """Draw ns per element over size: a row per element type, a column per mode."""
+    """Draw ns per element against size, with one row per element type and one column per mode."""
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(each.dtype for each in measurements))

@@ -1,4 +1,4 @@
-"""Timing of calls, and of implementations at one size, with what the times depend on."""
+"""Timing of calls and of implementations, and the properties of the machine that affect times."""
 
 import datetime
 import itertools
@@ -26,13 +26,13 @@ MODES = ("forward", "forward+backward")
 
 
 def show_progress(text):
-    """Replace the last line of a terminal; print nothing to a pipe."""
+    """Replace the last line of the terminal; if standard error is no terminal, print nothing."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def size_name(size: int) -> str:
-    """Return a size as 64, 1Ki, 16Mi or 1Gi."""
+    """Return a size in the form 64, 1Ki, 16Mi or 1Gi."""
     for unit, suffix in (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki"):
         if size % unit == 0:
             return f"{size // unit}{suffix}"
@@ -43,7 +43,7 @@ def size_name(size: int) -> str:
 
 
 def read_system_file(path):
-    """Return the text of a file of /proc or /sys, or "" on a system without it."""
+    """Return the text of a file in /proc or /sys, or "" if the system does not have this file."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -57,7 +57,7 @@ def cpu_name() -> str:
 
 
 def advice() -> str:
-    """Return how to make cdropout faster on this CPU, or an empty string."""
+    """Return advice on how to make cdropout faster on this CPU, or an empty string."""
     return dispatch.advise(dispatch.isa, dispatch.built(), dispatch.runnable(), dispatch.vectors)
 
 
@@ -82,13 +82,13 @@ def environment(options):
 
 
 def start_cpu_usage():
-    """Return a function that returns the CPUs used on average by this process since this call."""
+    """Return a function that returns how many CPUs this process has used on average since then."""
     start, cpu_start = time.perf_counter(), time.process_time()
     return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
 
 def cache_size():
-    """Return the bytes of the largest cache of the first CPU."""
+    """Return the size in bytes of the largest cache of the first CPU."""
     paths = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     sizes = [read_system_file(path).strip() for path in paths]
     kibibytes = (int(size[:-1]) for size in sizes if size.endswith("K"))
@@ -102,7 +102,7 @@ def cache_filler():
 
 
 def empty_cache():
-    """Fill the cache with other bytes; they are only read, so they need no writing back."""
+    """Fill the cache with other data by reading it, so that it need not be written back later."""
     cache_filler().max()
 
 
@@ -118,7 +118,7 @@ def seconds_for(call, count):
 
 
 def calls_per_batch(call):
-    """Return how many calls fill a batch; the trials also warm up compilers and allocators."""
+    """Return how many calls fill a batch; the trial calls also warm up compilers and allocators."""
     call()
     count = 1
     while (seconds := seconds_for(call, count)) < BATCH_SECONDS / 4:
@@ -129,8 +129,8 @@ def calls_per_batch(call):
 def time_batch(call, count, cold, previous):
     """Return the seconds per call of a batch.
 
-    Without `cold`, a call that is not timed brings the arrays into the cache first, unless the
-    `previous` time per call was long.
+    If `cold` is false, a first call, which is not timed, brings the arrays into the cache. It is
+    omitted if the `previous` time per call was long.
     """
     if cold:
         empty_cache()
@@ -140,22 +140,22 @@ def time_batch(call, count, cold, previous):
 
 
 def time_calls(calls, seconds, cold=False):
-    """Time calls in rounds: each round times one batch of every call, in random order.
+    """Time calls in rounds. Each round times one batch per call, in random order.
 
     Parameters
     ----------
     calls : dict of name to callable without arguments
     seconds : float
-        The time to spend per call; MIN_ROUNDS may need more.
+        The time to spend on each of the calls; MIN_ROUNDS rounds may take longer.
     cold : bool
-        Empty the cache before each call; a batch is then one call.
+        If true, empty the cache before each call. A batch then has one call.
 
     Returns
     -------
     times : dict of name to list of float
-        Seconds per call, of each round.
+        The seconds per call in each round.
     counts : dict of name to int
-        Calls per batch.
+        The number of calls per batch.
     """
     counts = {name: calls_per_batch(call) for name, call in calls.items()}
     if cold:
@@ -174,7 +174,7 @@ def time_calls(calls, seconds, cold=False):
 
 
 def median_ratio(times, others):
-    """Return the median ratio of the times of a round, which cancels what slows a whole round."""
+    """Return the median over rounds of the ratio of times, in which changes of CPU speed cancel."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
@@ -186,19 +186,19 @@ class Measurement(NamedTuple):
 
     dtype: str
     size: int
-    mode: str  # of MODES
+    mode: str  # one of MODES
     implementation: str
-    ns_per_element: float  # median over the rounds, as are the numbers below
+    ns_per_element: float  # this and the numbers below are medians over the rounds
     ns_quartiles: tuple[float, float]
     gb_per_s: float
-    to_memcpy: float  # ratio to the time of memcpy in the same round
-    to_best_peer: float | None  # ratio to the time of the peer with the lowest median
+    to_memcpy: float  # time divided by that of memcpy in the same round
+    to_best_peer: float | None  # time divided by that of the peer with the lowest median
     rounds: int
     calls_per_batch: int
 
 
 def summarize(dtype, size, mode, nbytes, times, counts):
-    """Yield a Measurement of each implementation, which reads and writes `nbytes` bytes."""
+    """Yield a Measurement of each implementation, whose calls read and write `nbytes` bytes."""
     timed_peers = [name for name in times if name in peers.PEERS]
     best = min(timed_peers, key=lambda name: statistics.median(times[name]), default=None)
     for name, seconds in times.items():

@@ -1,26 +1,29 @@
 """The XLA custom call that applies the masks of JAX keys.
 
 The structs are those parts of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3) that this module
-uses. The order and the types of their members must match it. Each begins with its size and a list of extensions.
+uses. The order and the types of their members must match that header. Each struct begins with its size and a list of
+extensions.
 
 The call is ``y = cdropout(key, x, p, window)``:
 
 key
-    uint32[..., 2] or uint32[..., 4]. A key is the seed, or the seed and the call number. Each key determines one mask.
+    uint32[..., 2] or uint32[..., 4]. A key consists of the seed, or of the seed and the call number, and determines one
+    mask.
 x, y
     Float arrays of the same type and shape. The shape begins with that of the keys; the other dimensions are those of a
     mask. y may be x.
 p
-    float32, float64, or uint32[2] with the bits of a float64: one p for all keys, or one per key.
+    float32, float64, or uint32[2] with the bits of a float64. There is one p for all keys, or one p per key.
 window
-    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. x begins at `offset` in a mask of `length`.
-    A length of 0 stands for the length of x. An axis of length 1 is a broadcast axis.
+    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. x begins at `offset` along an axis
+    of a mask of this length. A length of 0 stands for the length of x. An axis of length 1 is a broadcast axis.
 
-Two uint32 are one 64-bit number, the higher half first.
+Each 64-bit number is stored as two uint32, with the higher half first.
 
 The call has no attributes, because jaxlib 0.5 to 0.7 ends the process when it reads them as JSON in some programs, for
-example after jax.random.fold_in. A program can also compute operands, such as p and the offset of a shard. Offsets and
-lengths need no 64-bit products, which a start and strides would, and do not depend on shapes known only at run time.
+example after jax.random.fold_in. Moreover, a program can compute operands, such as p and the offset of a shard. The window
+contains offsets and lengths, because a start and strides would be 64-bit products that the program has to compute, and
+because lengths can be 0 for shapes that are known only at run time.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -58,10 +61,10 @@ cdef extern from *:
 cdef enum:
     MAJOR = 0                         # version of the structs below
     MINOR = 3
-    METADATA = 1                      # type of the extension of a call that only requests the version
+    METADATA = 1                      # extension type; a call with this extension only requests the version of the structs
     INVALID_ARGUMENT = 3              # error code
     BUFFER = 1                        # type of an operand or a result
-    EXECUTE = 3                       # stage in which the memory of buffers is valid
+    EXECUTE = 3                       # stage of a call that may read and write the memory of buffers
     XLA_U32 = 8                       # dtype of keys and windows
 
 cdef struct Extension:
@@ -138,7 +141,7 @@ cdef struct Call:                     # the checked arguments of one custom call
     const Buffer* y
     size_t mask_count                 # number of keys
     size_t p_count                    # 1, or one p per key
-    Operation operation               # for the first mask, without the mask
+    Operation operation               # the operation for the first mask; its member for the mask is not set
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # largest size or stride in bytes
 cdef bytes x_text = (
@@ -148,7 +151,7 @@ cdef const char* x_message = x_text
 
 
 cdef void* write_version(const CallFrame* frame) noexcept nogil:
-    """Write the version of the structs, or XLA's if it is older: XLA accepts its own version and older ones."""
+    """Write the version of the structs, or that of XLA if it is older; XLA accepts only versions up to its own."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
     if frame.extensions.struct_size < sizeof(MetadataExtension) or metadata == NULL:
         return NULL
@@ -172,7 +175,7 @@ cdef void* new_error(const CallFrame* frame, const char* message) noexcept nogil
 
 
 cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
-    """Multiply in place and return True if the product is at most LARGEST; otherwise return False."""
+    """Multiply product[0] by factor and return True; if the result exceeds LARGEST, change nothing and return False."""
     if product[0] != 0 and factor > LARGEST // product[0]:
         return False
     product[0] *= <size_t>factor
@@ -188,7 +191,7 @@ cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
 
 
 cdef bint is_valid(const Buffer* buffer) noexcept nogil:
-    """Return whether the buffer has dimensions and, if its dtype is supported, memory for its elements."""
+    """Return whether the buffer has valid dimensions and, if its dtype is supported, memory for its elements."""
     cdef size_t nbytes
     cdef int64_t i
     if buffer == NULL or buffer.struct_size < sizeof(Buffer) or buffer.rank < 0 or (buffer.rank > 0 and buffer.dims == NULL):
@@ -222,7 +225,7 @@ cdef bint equal_dims(const Buffer* a, const Buffer* b, int64_t rank) noexcept no
 
 
 cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
-    """Return an error message, or NULL."""
+    """Return an error message, or NULL if the sizes, the stage and the buffers of the call are valid."""
     if (frame.struct_size < sizeof(CallFrame) or frame.operands.struct_size < sizeof(Buffers)
             or frame.results.struct_size < sizeof(Buffers) or frame.attributes.struct_size < sizeof(Attributes)):
         return "cdropout does not support this version of XLA: its structs are too small"
@@ -247,7 +250,7 @@ cdef bint has_dtype_of_p(const Buffer* p) noexcept nogil:
 
 
 cdef const char* check_types(Call* call) noexcept nogil:
-    """Return an error message, or NULL and set the numbers of masks and p."""
+    """Set the members mask_count and p_count and return NULL, or return an error message."""
     cdef int64_t key_ndim = call.key.rank - 1           # number of dimensions of the keys
     cdef int64_t p_ndim = call.p.dtype == XLA_U32       # number of dimensions of one p
     cdef int64_t i
@@ -276,12 +279,12 @@ cdef inline uint64_t to_uint64(const uint32_t* halves) noexcept nogil:
 
 
 cdef const char* check_window(Call* call) noexcept nogil:
-    """Return an error message, or NULL and set the view for the first mask, where x and y are dense."""
+    """Set the view for the first mask, in which x and y are dense, and return NULL; or return an error message."""
     cdef const uint32_t* window = <const uint32_t*>call.window.data
     cdef View* view = &call.operation.view
     cdef size_t itemsize = itemsize_of(call.x)
     cdef size_t size = 1              # number of elements in the axes so far
-    cdef size_t stride = 1            # in the mask
+    cdef size_t stride = 1            # of the axis in the mask
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
@@ -323,7 +326,7 @@ cdef double probability(const Call* call, size_t i) noexcept nogil:
 
 
 cdef void* check_call(const CallFrame* frame, Call* call) noexcept nogil:
-    """Return an error, or NULL and set all members of call. Do not write to the result."""
+    """Set all members of call and return NULL, or return an XLA error. Do not write to y."""
     cdef cdropout_mask mask
     cdef char text[100]
     cdef double p
@@ -351,7 +354,7 @@ cdef void* check_call(const CallFrame* frame, Call* call) noexcept nogil:
 
 
 cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept nogil:
-    """Initialize the mask with index i. `seed_and_call` in jax/functional.py must return the same numbers."""
+    """Initialize the mask with index i. `seed_and_call` in jax/functional.py must return the same seed and call number."""
     cdef const Call* call = <const Call*>checked
     cdef int64_t key_length = call.key.dims[call.key.rank - 1]
     cdef const uint32_t* key = <const uint32_t*>call.key.data + i * <size_t>key_length

@@ -46,18 +46,19 @@ def dropout(
     Parameters
     ----------
     key : JAX key or None
-        Typed (``jax.random.key``) or raw (``jax.random.PRNGKey``). It determines the mask:
+        A typed (``jax.random.key``) or raw (``jax.random.PRNGKey``) key. It determines the mask:
         ``Mask(x.shape, p, *seed_and_call(key))``. It has to be None if mask is given.
     x : array of float16, bfloat16, float32 or float64, of any shape
     p : float or scalar array
         The probability that an element is dropped, in [0, 1]. It may be traced; the program is then
-        not compiled again for another p. It is required without mask. With mask it has to be left
-        out or equal to the mask's.
+        not compiled again for another p. It is required if mask is not given. If mask is given, p
+        has to be left out or equal to ``mask.p``.
     broadcast_dims : int or tuple of int
-        Axes along which one draw is shared.
+        Axes along which all elements share one draw.
     inplace : bool, default False
-        Write the result to the memory of `x` if XLA finds no other use of it, for example because
-        `x` was donated. Otherwise XLA copies `x` first, which is slower than ``inplace=False``.
+        Write the result to the memory of `x` if XLA finds no other use of that memory, for example
+        because `x` was donated. Otherwise XLA copies `x` first, which is slower than
+        ``inplace=False``.
     mask : cdropout.Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It excludes key and
         broadcast_dims. It is a constant of a compiled program: close over it, or name the
@@ -74,7 +75,8 @@ def dropout(
         If key, x, p, broadcast_dims or mask has a type that is not supported.
     ValueError
         If a known p is not in [0, 1], broadcast_dims does not fit x, x has more than 64 dimensions,
-        key is not one key, mask has another shape, or an argument excludes another one.
+        key is neither one typed key nor a raw key of length 2 or 4, mask and x have different
+        shapes, or two of the arguments exclude each other.
     NotImplementedError
         If the program is compiled for a platform other than the CPU, or is differentiated with
         respect to p.
@@ -85,14 +87,14 @@ def dropout(
     Notes
     -----
     `dropout` supports ``jit``, ``vmap``, ``grad``, ``jvp``, ``scan`` and ``checkpoint``. The
-    backward pass draws the mask again: it keeps the key and p, and nothing per element. Under
-    ``vmap`` each key has its own mask; examples with the same key and p have the same mask. An
-    array that is sharded over devices is gathered first. In ``jax.shard_map`` each device applies
-    the mask of its key to its shard.
+    backward pass draws the mask again from the key and p; nothing is stored per element. Under
+    ``vmap`` each key determines its own mask; examples with the same key and p have the same mask.
+    An array that is sharded over devices is gathered first. In ``jax.shard_map`` each device
+    applies the mask that its key determines to its shard.
 
     A given mask that has a scale other than 1 / (1 - p), or is a window of another mask, is drawn
-    when the program is traced. The program stores it as an array of bools, and XLA may flush
-    subnormal products to zero.
+    when the program is traced. The program stores the mask as an array of bools and multiplies
+    kept elements by the scale; XLA may flush subnormal products to zero.
 
     A traced p is rounded to its type, which is float32 unless 64-bit types are enabled:
     ``jax.jit(dropout)(key, x, 0.1)`` applies ``Mask(x.shape, float(np.float32(0.1)), ...)``, which
@@ -127,17 +129,17 @@ def dropout(
 
 
 def _broadcast_axes(strides: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the axes along which a mask with these strides has one draw."""
+    """Return the axes along which a mask with these strides shares one draw."""
     return tuple(axis for axis, stride in enumerate(strides or ()) if stride == 0)
 
 
 def _to_uint32(numbers: Any) -> Any:
-    """Split each number of a 64-bit array into two uint32, the higher one first."""
+    """Split each number of a 64-bit array into two uint32, with the higher half first."""
     return numbers.astype(numbers.dtype.newbyteorder(">")).view(">u4").astype(np.uint32)
 
 
 def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Apply a given mask as a key if its seed and call determine it, else as an array of bools."""
+    """Apply a given mask by a key if its seed and call determine it, else by an array of bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
@@ -178,14 +180,15 @@ def _check_p(p: Any) -> Any:
 def seed_and_call(key: ArrayLike) -> tuple[int, int]:
     """Return the seed and the call number of the mask that a key determines.
 
-    The data of a key is two or four uint32. The first two are the seed, the higher one first, and
-    the last two of four (rbg) are the call number. With two (threefry, JAX's default) the call
-    number is 0: ``jax.random.key(7)`` has the mask with seed 7.
+    The data of a key are two or four uint32. The first two are the halves of the seed, with the
+    higher half first. In a key of four (rbg), the last two are the halves of the call number. For a
+    key of two (threefry, JAX's default), the call number is 0: ``jax.random.key(7)`` determines the
+    mask with seed 7.
 
     Parameters
     ----------
     key : JAX key
-        As in `dropout`, with a known value.
+        A typed or raw key, as in `dropout`, that is not traced.
 
     Returns
     -------
@@ -194,7 +197,7 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
     Raises
     ------
     TypeError, ValueError
-        As `dropout`.
+        For the same keys as in `dropout`, and if key is traced.
     """
     return _split_key_data(np.asarray(_key_data(key)))
 
@@ -239,9 +242,9 @@ def _apply_key(
     """Bind the primitive for one key.
 
     The operands of the primitive are key data, x and p. The shape of x begins with that of the
-    keys; the other dimensions are those of a mask, in which broadcast_axes are numbered. A traced p
-    is a float32 or float64. A known p is a float64 whose bits are two uint32, the higher one first.
-    Under `vmap` there may be one p per key.
+    keys; the other dimensions are those of a mask, and broadcast_axes are indices into these. A
+    traced p is a float32 or float64. A known p is passed as the bits of a float64, in two uint32
+    with the higher half first. Under `vmap` there may be one p per key.
     """
     return _dropout.bind(_key_data(key), x, p, broadcast_axes=broadcast_axes, inplace=inplace)
 
@@ -253,7 +256,7 @@ def _execute(*operands: Any, **parameters: Any) -> Any:
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    """Return the mesh axes of shard_map along which a value differs; `mat` is newer than `vma`."""
+    """Return the mesh axes along which a value differs: `mat`, or `vma` in older JAX."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
@@ -303,7 +306,7 @@ def _batch(
     size = key_or_p.shape[axis]
     key, x = _to_front(key, key_axis, size), _to_front(x, x_axis, size)
     shape_of_p = p.shape[-1:] if p.dtype == np.uint32 else ()
-    if p_axis is not None or p.ndim > len(shape_of_p):  # otherwise all keys have the same p
+    if p_axis is not None or p.ndim > len(shape_of_p):  # otherwise one p applies to all keys
         p = _to_front(p, p_axis, size)
         missing = range(p.ndim - len(shape_of_p), key.ndim - 1)
         p = jnp.broadcast_to(jnp.expand_dims(p, tuple(missing)), (*key.shape[:-1], *shape_of_p))
@@ -340,7 +343,7 @@ def _register_handler() -> bool:
 
 
 def _window(ndim: int, broadcast_axes: tuple[int, ...]) -> Any:
-    """Return the handler's window (see jax/_xla.pyx) for a whole mask."""
+    """Return the operand `window` of jax/_xla.pyx for a mask that is not a part of another one."""
     window = np.zeros((ndim, 4), np.uint32)
     window[:, 3] = [axis in broadcast_axes for axis in range(ndim)]
     return window

@@ -10,14 +10,15 @@ x, y
     Float tensors of the same type and shape. The shape begins with that of the mask ids; the other dimensions are those of
     a mask. y may use the memory of x.
 mask_id
-    int64[..., 2]. A mask id is the two's complements of the seed and the call number. Each determines one mask.
+    int64[..., 2]. A mask id consists of the seed and the call number, as two's complements, and determines one mask.
 rate
-    float64: one rate for all mask ids, or one per mask id.
+    float64. There is one rate for all mask ids, or one rate per mask id.
 noise_shape
     int64[n], aligned with the last axes of x, or any scalar for a mask without broadcast axes. An entry is 1, the length of
-    the axis of x, or AXIS_LENGTH for that length. An axis of length 1, or without an entry, is a broadcast axis.
+    the axis of x, or AXIS_LENGTH, which stands for that length. An axis whose entry is 1 or missing is a broadcast axis.
 
-The only attribute is the type: a program can compute inputs, and a float attribute would be rounded to float32.
+The only attribute is the type. All other arguments are inputs, because a program can compute inputs, and because a float
+attribute would be rounded to float32.
 """
 import ctypes
 import threading
@@ -36,7 +37,7 @@ from cdropout._core.executor cimport uninterruptible_pool
 from cdropout._core.view cimport MAX_DIMS, View
 
 C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # names of types in definitions of ops
-NAME = "CdropoutApplyV1"              # an op with other inputs must have another name
+NAME = "CdropoutApplyV1"              # change the name if the inputs change
 AXIS_LENGTH = INT64_MIN
 
 cdef enum:
@@ -97,7 +98,7 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # the checked inputs of one call
-    Operation operation               # for the first mask, without the mask
+    Operation operation               # the operation for the first mask; its member for the mask is not set
     size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
     size_t rate_count                 # 1, or one rate per mask
@@ -108,7 +109,7 @@ cdef struct Call:                     # the checked inputs of one call
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
-    """Set all members except the axes and y, or the error."""
+    """Set all members except the axes and y. If an input is not valid, set the error."""
     cdef View* view = &call.operation.view
     cdef int mask_id_ndim = tf.get_ndim(inputs[MASK_ID]) - 1    # number of dimensions of the mask ids
     cdef int x_ndim = tf.get_ndim(inputs[X])
@@ -151,7 +152,7 @@ cdef void check_rates(Call* call) noexcept nogil:
 
 
 cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
-    """Set the axes, in which x and y are dense, or the error."""
+    """Set the axes of the view, in which x and y are dense. If noise_shape does not fit x, set the error."""
     cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
     cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
@@ -275,11 +276,11 @@ def register(str path, is_registered, symbols=SYMBOLS):
     Parameters
     ----------
     path : str
-        A library that has TensorFlow's C functions, or is linked with one.
+        The path of a library that has TensorFlow's C functions, or is linked with a library that has them.
     is_registered : callable
-        Takes the name of an op and returns whether TensorFlow has it.
+        A function that takes the name of an op and returns whether TensorFlow has an op of this name.
     symbols : list of str
-        The names of the functions.
+        The names of the C functions, in the order of the members of `Functions`.
 
     Returns
     -------

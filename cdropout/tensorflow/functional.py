@@ -15,7 +15,7 @@ from cdropout._core import dtypes
 from cdropout.tensorflow import op
 
 FLOATS = tuple(getattr(tf, name) for name in dtypes.FLOATS)
-NO_NOISE_SHAPE = 0  # the op takes any scalar
+NO_NOISE_SHAPE = 0  # the op accepts any scalar to represent no noise shape
 
 
 @tf.autograph.experimental.do_not_convert
@@ -36,8 +36,9 @@ def dropout(
         The probability that an element is dropped: a number in [0, 1), or a tensor of any float
         type with a value in [0, 1]. There is no derivative with respect to it.
     noise_shape : sequence of int and None, or Tensor, optional
-        The shape of the mask, aligned with that of `x` as in broadcasting. Each entry is 1 for one
-        draw along the axis, or the length of the axis, or None for that length.
+        The shape of the mask, aligned with that of `x` as in broadcasting. Each entry is 1, the
+        length of the axis, or None for that length. All elements along an axis with entry 1 share
+        one draw.
     seed : int, optional
         The seed of the operation. With `tf.random.set_seed` it determines the masks, as for
         TensorFlow's own random operations.
@@ -55,13 +56,13 @@ def dropout(
         If `rate` is a number not in [0, 1), or is neither a number nor a scalar tensor of floats,
         or if `x` is not a tensor of floats.
     tf.errors.InvalidArgumentError
-        When the operation runs: if a tensor `rate` is not in [0, 1], `noise_shape` does not fit
-        `x`, or `x` has more than 64 dimensions.
+        If a tensor `rate` is not in [0, 1], `noise_shape` does not fit `x`, or `x` has more than 64
+        dimensions. The error is raised when the operation runs.
 
     Notes
     -----
-    The gradient draws the mask again. A graph stores nothing per element for it; in eager mode a
-    `tf.GradientTape` keeps `x`. Dropped elements are +0.0 even where `x` is NaN or infinite.
+    The gradient draws the mask again. In a graph, nothing is stored per element; in eager mode,
+    a `tf.GradientTape` keeps `x`. Dropped elements are +0.0 even where `x` is NaN or infinite.
 
     In a graph, a random operation of TensorFlow draws the seed and the call number of each mask.
     In eager mode they are computed from TensorFlow's seeds (`tf.compat.v1.random.get_seed`), or
@@ -98,27 +99,28 @@ def stateless_dropout(
     x, rate, noise_shape, name
         As in `dropout`.
     seed : sequence of two ints, or int32 or int64 Tensor of shape [2]
-        The seed and the call number of the mask, in [-2**63, 2**64). A negative number stands for
-        its two's complement.
+        The seed and the call number of the mask, in [-2**63, 2**64). A negative number n stands for
+        n + 2**64.
     rng_alg : {"auto_select"}
-        cdropout has one algorithm.
+        Has no effect on the mask, since cdropout has only one algorithm.
 
     Returns
     -------
     Tensor
-        As in `dropout`.
+        A tensor of the shape and type of `x`. If `rate` is the number 0, `x` itself.
 
     Raises
     ------
     ValueError
-        As `dropout`, and if `seed` or `rng_alg` has another value.
+        For the same reasons as in `dropout`, and if `seed` or `rng_alg` is not one of the values
+        described above.
     tf.errors.InvalidArgumentError
-        As `dropout`.
+        For the same reasons as in `dropout`.
 
     Notes
     -----
-    TensorFlow's own function is called in the same cases as in `dropout`. It draws another mask
-    from the same seed.
+    `tf.nn.experimental.stateless_dropout` is called in the cases in which `dropout` calls
+    `tf.nn.dropout`. It draws another mask from the same seed.
 
     Examples
     --------
@@ -150,7 +152,7 @@ def _dropout(
     """Apply the op if it supports the arguments; otherwise call `fallback`."""
     if isinstance(rate, Real):
         rate = float(rate)
-        if rate != rate:  # TensorFlow accepts NaN
+        if rate != rate:  # NaN, which TensorFlow does not reject
             raise ValueError(
                 "`rate` must be a scalar tensor or a float in the range [0, 1). Received: rate=nan"
             )
@@ -199,7 +201,7 @@ def _as_float64(rate: Any) -> tf.Tensor:
 
 
 def _as_noise_shape(noise_shape: Any) -> Any:
-    """Return noise_shape as the op requires it; raise a ValueError for a tensor not of rank 1."""
+    """Return noise_shape as the op requires it; raise a ValueError if a tensor has not rank 1."""
     if isinstance(noise_shape, tf.TensorShape):
         noise_shape = noise_shape.as_list()
     if isinstance(noise_shape, (tuple, list)):
@@ -213,7 +215,7 @@ def _as_noise_shape(noise_shape: Any) -> Any:
 
 
 def _as_mask_id(seed: Any) -> Any:
-    """Return a seed as a mask id; raise a ValueError unless it is two ints or a tensor of them."""
+    """Return a seed as a mask id; raise a ValueError unless it is two ints or a tensor of two."""
     if isinstance(seed, (tuple, list)) and len(seed) == 2 and all(map(_is_int64, seed)):
         return np.array([int(number) % (1 << 64) for number in seed], np.uint64).view(np.int64)
     if not isinstance(seed, (tuple, list)) or any(tf.is_tensor(number) for number in seed):
@@ -236,7 +238,7 @@ def _next_mask_id(seed: int | None) -> Any:
     """Return the next mask id, which TensorFlow's seeds determine if they are set."""
     if seed is not None or not tf.executing_eagerly():
         return tf.random.uniform([2], tf.int64.min, tf.int64.max, tf.int64, seed=seed)
-    # In eager mode TensorFlow creates a new kernel for each seed of tf.random.uniform: 0.4 ms.
+    # In eager mode, TensorFlow creates a new kernel for each seed of tf.random.uniform in 0.4 ms.
     graph_seed, first = tf.compat.v1.random.get_seed(None)
     if graph_seed is None:
         return np.frombuffer(os.urandom(16), np.int64)

@@ -30,7 +30,7 @@ def is_traced_for_xla() -> bool:
 
 
 def _library_path() -> str:
-    """Return the path of a library that has TensorFlow's C functions, or is linked with one."""
+    """Return the path of a library that has TensorFlow's C functions or links one that has them."""
     module = Path(_pywrap_tensorflow_internal.__file__)
     dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search linked DLLs
     return str(dll if dll.exists() else module)
@@ -41,7 +41,7 @@ def _is_registered(name: str) -> bool:
 
 
 def _make_wrapper() -> Any:
-    """Return the Python wrapper that TensorFlow generates; it also records gradients."""
+    """Return the Python function that TensorFlow generates for the op. It records gradients."""
     ops = op_def_pb2.OpList(op=[op_def_registry.get(NAME)])
     module = ModuleType(f"{__name__}_wrapper")
     exec(_pywrap_python_op_gen.GetPythonWrappers(ops.SerializeToString()), module.__dict__)
@@ -55,7 +55,7 @@ def _gradient(op: Any, gy: Any) -> tuple[Any, ...]:
 
 
 def _vectorize(inputs: Any) -> Any:
-    """Apply the mask of each iteration of a parallel loop."""
+    """Apply the op once to the stacked inputs of all iterations of a parallel loop."""
     inputs.stack_inputs([0, 1])
     x, mask_id = inputs.stacked_input(0), inputs.stacked_input(1)
     noise_shape = inputs.unstacked_input(3)

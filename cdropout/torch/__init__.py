@@ -1,4 +1,4 @@
-"""Dropout for PyTorch on the CPU, with the names and the meaning of torch.nn."""
+"""Dropout for PyTorch on the CPU, with the names and semantics of torch.nn."""
 
 import re
 

@@ -10,8 +10,8 @@ cdef raise_unexpected(y, name)
 @cython.final
 cdef class LazyMask:
     cdef cdropout_mask id
-    cdef uint64_t start               # of a given mask
-    cdef tuple strides                # of a given mask; None means C order with broadcast axes
+    cdef uint64_t start               # position of the first element in a given mask; 0 for a new mask
+    cdef tuple strides                # strides of a given mask; None means C order, except for broadcast axes
     cdef readonly double p
     cdef double shift, constant
     cdef bint shifts
@@ -20,7 +20,7 @@ cdef class LazyMask:
     cdef tuple broadcast_axes
     cdef str form
     cdef readonly object generator
-    cdef object before                # the state of PyTorch's generator before the draw, if the call may be interrupted
+    cdef object before                # state of PyTorch's generator before the draw, if a signal may interrupt the call
     cdef public object keep           # a tensor of bools, or None; `apply_mask` fills it and then releases it
 
     cdef set_form(self, str form)

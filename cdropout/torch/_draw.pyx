@@ -14,7 +14,7 @@ from cdropout._core.generator cimport Generator
 from cdropout._core.mask cimport Mask, broadcast_strides
 from cdropout._core.mask import alpha_terms
 
-# Only private functions of PyTorch report what is active
+# These functions of PyTorch are private; no public ones report what is active
 cdef object backward_pass = torch._C._current_graph_task_id      # -1 if no backward pass runs in this thread
 cdef object active_mode = torch._C._get_dispatch_mode
 cdef object is_compiling = torch.compiler.is_compiling
@@ -22,7 +22,7 @@ cdef object Modes = torch._C._TorchDispatchModeKey
 cdef object Tensor = torch.Tensor
 cdef tuple TRACING_MODES = (Modes.PROXY, Modes.FUNCTIONAL, Modes.FAKE)
 
-SEED_LIMIT = 2**63 - 1                # upper bound of seeds, exclusive; the largest that torch.randint accepts
+SEED_LIMIT = 2**63 - 1                # exclusive upper bound of seeds; the largest bound that torch.randint accepts
 FORMS = "scale", "keep", "alpha", "alpha_gradient"
 
 
@@ -48,7 +48,7 @@ def without_modes():
 
 
 class SeedBuffer(local):
-    """A tensor of one seed per thread. Creating a new tensor takes longer than the draw."""
+    """A tensor for one seed, which each thread reuses, since creating a tensor takes longer than the draw."""
 
     def __init__(self):
         with without_modes(), torch.inference_mode(False):
@@ -70,7 +70,7 @@ cdef uint64_t draw_seed(generator) except? 0:
 
 
 class Replayed(local):
-    """The generators that a checkpoint has restored in this thread, to repeat the masks of its first run."""
+    """The generators that `checkpoint_context` has restored in this thread for the second run of a function."""
 
     generators = ()
 
@@ -89,8 +89,8 @@ cpdef check_generator(generator):
 cdef check_source(generator):
     """Raise an error unless an explicit generator can be used now.
 
-    During a backward pass, a checkpoint would draw another mask than in its first run. A checkpoint restores PyTorch's
-    default generator, and other generators only within `checkpoint_context`. While traced, the seed of a
+    During a backward pass, a checkpoint must draw the same mask as in its first run. It restores PyTorch's default
+    generator, but other generators only with `checkpoint_context`. If a call were traced, the seed drawn from a
     cdropout.Generator would become a constant of the graph.
 
     Raises
@@ -132,7 +132,7 @@ def draw_from(generator):
 
 
 def state_of(generator):
-    """Return the state of a generator, for `restore`; None is PyTorch's default generator."""
+    """Return the state of a generator, as `restore` takes it. None stands for PyTorch's default generator."""
     if isinstance(generator, Generator):
         return generator.state
     return (torch.default_generator if generator is None else generator).get_state()
@@ -167,7 +167,7 @@ cdef state_after(before):
 
 
 cdef class LazyMask:
-    """A mask that is drawn when it is applied, and how one call applies it.
+    """A mask that is drawn when it is applied, and the options of the call that applies it.
 
     `apply_mask` draws the seed and the call number after it has allocated memory, so that an error leaves the generator
     unchanged.
@@ -178,12 +178,12 @@ cdef class LazyMask:
     broadcast_axes : tuple of int
     form : str
         The result for an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
-        a * x + b if kept, else c, of `alpha_terms`. "alpha_gradient": a * x if kept, else +0.0. At p = 1, each form
-        gives +0.0.
+        a * x + b if kept, else c, where `alpha_terms` returns (a, b, c). "alpha_gradient": a * x if kept, else +0.0. If
+        p is 1, the result is +0.0 for each form.
     inplace : bool
         If true, `apply_mask` writes to its input.
     generator : None, torch.Generator or Generator
-        None is PyTorch's default generator.
+        The source of the mask. None stands for PyTorch's default generator.
     """
 
     def __init__(self, double p, tuple broadcast_axes, str form, bint inplace=False, generator=None):
@@ -203,7 +203,7 @@ cdef class LazyMask:
             self.shifts = form == "alpha"
 
     cdef draw(self, bint interruptible):
-        """Draw seed and call number, unless drawn already or p = 1. If `interruptible`, `undo_draw` may follow."""
+        """Draw the seed and the call number, unless they are drawn or p = 1. If `interruptible`, allow `undo_draw`."""
         if self.drawn:
             return
         if self.p != 1:
@@ -225,11 +225,11 @@ cdef class LazyMask:
             restore(self.generator, self.before, state_after(self.before))
 
     cdef release(self):
-        """Drop the references that only the first application needs."""
+        """Delete the references that are not needed after the mask is applied for the first time."""
         self.before = self.keep = self.generator = None
 
     cdef LazyMask copy(self):
-        """Return a copy without generator that is not in place."""
+        """Return a copy that has no generator and is applied out of place."""
         cdef LazyMask mask = LazyMask.__new__(LazyMask)
         mask.id, mask.start, mask.strides, mask.drawn = self.id, self.start, self.strides, self.drawn
         mask.p, mask.broadcast_axes, mask.form = self.p, self.broadcast_axes, self.form
@@ -237,13 +237,13 @@ cdef class LazyMask:
         return mask
 
     def out_of_place(self):
-        """Return a copy with the same generator that is not in place."""
+        """Return a copy that has the same generator and is applied out of place."""
         cdef LazyMask mask = self.copy()
         mask.generator = self.generator
         return mask
 
     cpdef LazyMask derivative(self):
-        """Return the same mask in the form of the derivative, which is linear."""
+        """Return the same mask in the form of its derivative, which is linear, to be applied out of place."""
         cdef LazyMask mask
         if not self.shifts and not self.inplace:
             return self
@@ -281,12 +281,12 @@ cdef class LazyMask:
 
 @cython.binding(True)
 def derivative_of(form):
-    """Return the form of the derivative."""
+    """Return the form of the derivative of dropout in the given form."""
     return "alpha_gradient" if form == "alpha" else form
 
 
 def given_mask(Mask given, str form, bint inplace=False):
-    """Return the LazyMask of a Mask. The form "scale" uses the scale of the Mask; "alpha" replaces it."""
+    """Return a LazyMask for a Mask. With the form "scale", its scale is that of the Mask; other forms replace it."""
     cdef LazyMask mask = LazyMask.__new__(LazyMask)
     mask.id, mask.start, mask.strides, mask.p = given.id, given.start_, given.strides_, given.p
     mask.broadcast_axes, mask.inplace, mask.drawn = (), inplace, True

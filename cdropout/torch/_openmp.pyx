@@ -1,7 +1,8 @@
 """The executor that uses PyTorch's own OpenMP threads.
 
-These threads remain active for a while after each of PyTorch's operations. Threads of this package would have to be woken,
-and would compete with them for the CPUs. The pool is used if PyTorch's OpenMP library does not have GNU's interface.
+PyTorch's threads remain active for a while after each operation. The threads of this package would have to be woken, and
+would compete with them for the CPUs. The pool of this package is used if PyTorch's OpenMP library does not have the
+interface of GNU's.
 """
 import ctypes
 import os
@@ -15,23 +16,23 @@ import torch
 from cdropout._core.executor cimport Executor, Work, check_signals, exchange_thread_limit, forked, pool, run_serially
 
 cdef enum:
-    MIN_PARALLEL_SIZE = 1 << 17       # elements; for fewer, a second thread costs more time than it saves
-    CHUNKS_PER_CHECK = 16             # work chunks per thread between two checks for signals
+    MIN_PARALLEL_SIZE = 1 << 17       # elements; with fewer, a second thread takes more time than it saves
+    CHUNKS_PER_CHECK = 16             # number of work chunks per thread between two checks for signals
 
 cdef struct ChunkRange:               # the work chunks between two checks for signals
     Work work
     const void* call
     size_t first, end
-    size_t team_size                  # threads that execute them
+    size_t team_size                  # number of threads that execute the chunks
 
 ctypedef int (*Count)() noexcept nogil
 ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, unsigned int) noexcept nogil
 
 
 def find_functions(*names):
-    """Return the addresses of the functions that PyTorch's library calls by these names.
+    """Return the addresses of the functions with these names that PyTorch's library calls.
 
-    All are 0 if one is missing or if PyTorch does not use OpenMP.
+    All addresses are 0 if a function is missing or if PyTorch does not use OpenMP.
     """
     functions = []
     if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
@@ -75,8 +76,8 @@ cdef int run_in_openmp(
     while range_.end < chunks:
         range_.first = range_.end
         range_.end = min(range_.first + CHUNKS_PER_CHECK * team_size, chunks) if checks_signals else chunks
-        if forked:                    # by a signal's handler
-            run_thread(&range_)       # outside of a parallel region OpenMP reports one thread
+        if forked:                    # a signal's handler forked this process during the call
+            run_thread(&range_)       # executes all chunks: outside of a parallel region, OpenMP reports one thread
         else:
             # 0 requests all threads: for a smaller team, GNU's OpenMP would end the others
             parallel(run_thread, &range_, 0, 0)
@@ -89,5 +90,5 @@ cdef Executor OPENMP = Executor(run_in_openmp, MIN_PARALLEL_SIZE, True)
 
 
 cdef const Executor* executor_of_pytorch() noexcept nogil:
-    """Return the executor of PyTorch's threads; the pool if not found or in a forked child, where OpenMP would hang."""
+    """Return the executor of PyTorch's threads; if OpenMP is not found, or would hang in a forked child, the pool."""
     return pool if parallel == NULL or forked else &OPENMP

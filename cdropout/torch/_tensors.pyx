@@ -1,4 +1,4 @@
-"""Masks applied to CPU tensors, which are read by DLPack's C interface; compiled because overhead dominates small calls."""
+"""Application of masks to CPU tensors, read by DLPack's C interface; compiled because overhead dominates small calls."""
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
@@ -40,7 +40,7 @@ cdef object Parameter = torch.nn.Parameter
 cdef object empty_like = torch.empty_like
 cdef object is_grad_enabled = torch.is_grad_enabled
 cdef object forward_ad = torch.autograd.forward_ad
-# Only private functions of PyTorch report what is active
+# These functions of PyTorch are private; no public ones report what is active
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
@@ -51,7 +51,7 @@ if exchange.major != 1:
 
 
 cdef const ElementType* type_of(const TensorView* view) noexcept nogil:
-    """Return the type of the elements, which may be bool; NULL if not supported."""
+    """Return the type of the elements, which may be bool, or NULL if the type is not supported."""
     return by_dlpack(view.type_code, view.bits) if view.lanes == 1 else NULL
 
 
@@ -64,7 +64,7 @@ cdef size_t size_of(const TensorView* view) noexcept nogil:
 
 
 cdef bint read_tensor(x, TensorView* view):
-    """Read x into view. Return whether x is a supported tensor: no subclass, no wrapper, and the memory holds its values."""
+    """Read x into view. Return whether x is supported: no subclass or wrapper, and its values are those in its memory."""
     cdef const ElementType* dtype
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
@@ -101,7 +101,7 @@ def elements_overlap(shape, strides):
     """Return whether elements may share memory; strides are in elements."""
     cdef View view
     lengths = [(length, stride) for length, stride in zip(shape, strides) if length != 1]
-    if 0 in shape or len(lengths) > MAX_DIMS:      # 2**MAX_DIMS elements exceed any memory, so some overlap
+    if 0 in shape or len(lengths) > MAX_DIMS:      # at least 2**MAX_DIMS elements: more than any memory, so some overlap
         return 0 not in shape
     for i, (length, stride) in enumerate(lengths):
         view.axes[i] = cdropout_axis(length, 0, stride, 0)
@@ -116,7 +116,7 @@ def elements_overlap(shape, strides):
 
 
 cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dtype):
-    """Read y into view. Return whether y has the shape of x, this type, and its own memory for each element."""
+    """Read y into view. Return whether y has the shape of x and this type, and its elements do not share memory."""
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
@@ -139,7 +139,7 @@ cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dt
 
 
 cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* dtype, name):
-    """Raise RuntimeError unless y, from PyTorch's function of this name, is new memory: a mode may return anything."""
+    """Raise RuntimeError unless `is_new` accepts y, the result of torch.`name`, which a mode may have replaced."""
     if not is_new(y, view, x, dtype):
         raise_unexpected(y, name)
 
@@ -148,9 +148,9 @@ cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* dtyp
 
 
 cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t start, tuple strides):
-    """Fill a View from x, y and the strides of the mask; None means C order.
+    """Fill a View from x, y and the strides of the mask, where None means C order.
 
-    Axes of length 1 are omitted: a tensor with elements has at most MAX_DIMS others.
+    Axes of length 1 are omitted. A tensor that is not empty has at most MAX_DIMS other axes.
     """
     cdef ptrdiff_t itemsize = x.bits // 8
     cdef int64_t step = 1
@@ -172,7 +172,7 @@ cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t st
 
 
 cdef tuple mask_strides(const TensorView* x, LazyMask mask):
-    """Return the strides of the mask along the axes of x; None means C order."""
+    """Return the strides of the mask along the axes of x, or None for C order."""
     cdef int i
     if mask.broadcast_axes:
         return broadcast_strides(tuple([x.shape[i] for i in range(x.ndim)]), mask.broadcast_axes)
@@ -221,7 +221,7 @@ cpdef apply_mask(x, LazyMask mask):
             run_prepared(&keep_operation)
         if copy is not None:
             y.copy_(copy)
-    except BaseException:             # from a signal's handler
+    except BaseException:             # a signal's handler raised an exception
         if not drawn_before:
             mask.undo_draw()
         raise
@@ -231,7 +231,7 @@ cpdef apply_mask(x, LazyMask mask):
 
 
 cdef float32_copy(x, TensorView* source, LazyMask mask):
-    """Return a float32 copy of x, read into source, if alpha dropout needs one to round once; otherwise None."""
+    """If alpha dropout needs a float32 copy of x to round once, return it and read it into source; else return None."""
     if not mask.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None
     cdef TensorView wide
@@ -244,7 +244,7 @@ cdef float32_copy(x, TensorView* source, LazyMask mask):
 def apply_mask_to_gradient(gy, LazyMask mask):
     """Apply the derivative of a mask, never in place.
 
-    Return None if gy is not supported, or if autograd or forward mode has to record the operation.
+    Return None if gy is not supported, or if the operation has to be recorded for reverse or forward mode.
     """
     if forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled()):
         return None

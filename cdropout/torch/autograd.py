@@ -1,4 +1,4 @@
-"""Masks applied to tensors, with derivatives: in eager mode, under torch.func, in graphs."""
+"""Application of masks to tensors, with derivatives, in eager mode, under torch.func, in graphs."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -45,12 +45,12 @@ from cdropout.torch.operators import (
 )
 
 Source: TypeAlias = torch.Generator | Generator | None
-# A function that applies a new mask: (x, p, inplace, generator, broadcast_axes, form)
+# The type of functions f(x, p, inplace, generator, broadcast_axes, form) that apply a new mask
 Implementation: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ...], str], Tensor]
 
 DTYPES = tuple(getattr(torch, name) for name in FLOATS)
 
-# Tensors of tracers, and the dispatch modes that they require
+# The dispatch mode that must be active for each type of a tracer's tensors
 TRACED = {
     FakeTensor: torch._C._TorchDispatchModeKey.FAKE,
     FunctionalTensor: torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -61,7 +61,7 @@ TRACED = {
 
 
 def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
-    """Return the seed, as a tensor, and the call number of the next mask; p = 1 draws nothing."""
+    """Return the seed, as a tensor, and the call number of a new mask; with p = 1, draw nothing."""
     if p == 1:
         return torch.zeros((), dtype=torch.int64, device="cpu"), 0
     if generator is not None:
@@ -71,14 +71,14 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
                 "PyTorch's default generator can"
             )
         return draw_from(generator)
-    # Without the argument generator, the compiler would use its own generator
+    # If the argument generator were omitted, the compiler would draw from its own generator
     return torch.randint(SEED_LIMIT, (), generator=None, device="cpu"), 0
 
 
 def restore_on_error(
     generator: Source, draw: Callable[[], Any], use: Callable[[Any], Tensor]
 ) -> Tensor:
-    """Return use(draw()); if `use` raises an error, restore the generator's state before `draw`."""
+    """Return use(draw()); if `use` raises an error, undo the change of the generator by `draw`."""
     if is_compiling():
         return use(draw())
     check_generator(generator)
@@ -96,7 +96,7 @@ def restore_on_error(
 
 
 class EagerDropout(torch.autograd.Function):
-    """Dropout in eager mode, in the form of autograd functions that has the least overhead."""
+    """Dropout in eager mode; forward has an argument ctx, since setup_context has more overhead."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: LazyMask) -> Tensor:
@@ -113,14 +113,14 @@ class EagerDropout(torch.autograd.Function):
         return gx, None
 
 
-# Function.apply inspects the signature of forward in each call, and the node's apply inspects which
-# methods exist. For small tensors both take longer than dropout, so neither is used.
+# In each call, Function.apply inspects the signature of forward, and the apply method of the node
+# inspects which methods exist. For small tensors, each takes longer than dropout. Neither is used.
 apply_eager_dropout = super(torch.autograd.Function, EagerDropout).apply
 EagerDropout._backward_cls.apply = EagerDropout.backward  # type: ignore[attr-defined]
 
 
 class TransformableDropout(torch.autograd.Function):
-    """Dropout under torch.func, in forward mode and in second derivatives. It is affine in x.
+    """Dropout under torch.func, in forward mode and in second derivatives: an affine function of x.
 
     The seed is a tensor if the mask is not drawn yet; otherwise it is None.
     """
@@ -133,7 +133,7 @@ class TransformableDropout(torch.autograd.Function):
             return mask_operator(x, *mask.apply_mask_arguments(tuple(x.shape)))
         if is_supported(x):
             return apply_mask(x, mask)
-        # x is a gradient without plain memory, such as one of the legacy vmap or a lazy zero tensor
+        # x is a gradient without plain memory, such as a lazy zero tensor or that of a legacy vmap
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         scales = apply_mask(torch.ones(x.shape, dtype=wide, device="cpu"), mask.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
@@ -169,17 +169,17 @@ class TransformableDropout(torch.autograd.Function):
 
 def _check_in_place(x: Tensor) -> None:
     """Raise PyTorch's error, before a mask is drawn, if x cannot be written to."""
-    if torch._debug_has_internal_overlap(x):  # PyTorch cannot exclude an overlap
+    if torch._debug_has_internal_overlap(x):  # an overlap is certain or possible
         _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
-        x.copy_(x)  # raises the error
+        x.copy_(x)  # raises PyTorch's error
     if x.is_inference() and not torch.is_inference_mode_enabled():
-        x.copy_(x)  # raises the error
+        x.copy_(x)  # raises PyTorch's error
 
 
 def _check_overlap(x: Tensor) -> None:
-    """Raise RuntimeError if elements of x may share memory; PyTorch finds only some cases."""
+    """Raise RuntimeError if elements of x may share memory; PyTorch detects only some overlaps."""
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
     if elements_overlap(x.shape, x.stride()):
@@ -211,7 +211,7 @@ def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
 
 
 def apply_under_transforms(x: Tensor, mask: LazyMask) -> Tensor:
-    """Apply a mask under torch.func; the randomness of vmap determines how seeds are drawn."""
+    """Apply a mask under torch.func; vmap's option `randomness` determines how seeds are drawn."""
 
     def apply(seed: Tensor | None, out_of_place: LazyMask) -> Tensor:
         y = TransformableDropout.apply(x, seed, out_of_place)
@@ -290,10 +290,10 @@ def apply_given_mask(
 
 
 def implementation_for(x: Tensor) -> Implementation | None:
-    """Return the function that applies masks to x; None if only PyTorch's operators can."""
+    """Return the function that applies masks to x, or None if x has to be passed to PyTorch."""
     if not is_dynamo_compiling() and runs_eagerly(x):
         return dropout_eagerly
-    if is_compiling():  # also by torch.export
+    if is_compiling():  # torch.compile or torch.export
         return dropout_by_operators if _has_supported_type(x) else None
     if torch._C._get_tracing_state() is not None:
         return None
@@ -334,7 +334,7 @@ def apply_dropout(
     broadcast_axes: tuple[int, ...] = (),
     form: str = "scale",
 ) -> Tensor:
-    """Apply a mask to x; call `fallback`, PyTorch's function, if x is not supported."""
+    """Apply a mask to x; if x is not supported, call PyTorch's function, which is `fallback`."""
     if (
         training is True
         and 0 < p < 1
@@ -365,7 +365,7 @@ def apply_dropout(
     return implementation(x, float(p), inplace, generator, broadcast_axes, form)
 
 
-# A given mask breaks the graph of torch.compile, which then calls this function
+# With a given mask, torch.compile breaks the graph and calls this function eagerly
 apply_dropout_uncompiled = torch.compiler.disable(
     apply_dropout, reason="mask= cannot be used with fullgraph=True or in a strict export"
 )
@@ -390,7 +390,7 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
 def _call_fallback(
     fallback: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
 ) -> Tensor:
-    """Call PyTorch's function; if it refuses the kind of tensor, raise a clear error."""
+    """Call PyTorch's function; if it does not support the tensor, raise an error that says so."""
     try:
         return fallback(x, p, training, inplace)
     except RuntimeError as error:  # NotImplementedError is a subclass

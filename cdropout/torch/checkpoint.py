@@ -26,7 +26,7 @@ def checkpoint_context(
 
     A checkpoint runs its function again during the backward pass. With PyTorch's default generator,
     dropout draws the same mask in both runs, because the checkpoint restores that generator. With
-    ``generator=``, it raises RuntimeError in the second run unless this context restores the
+    ``generator=``, dropout raises RuntimeError in the second run unless this context restores the
     generator.
 
     Parameters
@@ -34,23 +34,24 @@ def checkpoint_context(
     *generators : torch.Generator or cdropout.Generator
         All generators that the checkpointed function uses.
     context_fn : callable, optional
-        Another `context_fn` to combine with this one, such as one for selective checkpoints.
+        A `context_fn` whose contexts are entered as well, such as one for selective checkpoints.
 
     Returns
     -------
     callable
-        The argument `context_fn` of `checkpoint`, which requires ``use_reentrant=False``.
+        A value for the argument `context_fn` of `checkpoint`. PyTorch accepts this argument only
+        with ``use_reentrant=False``.
 
     Raises
     ------
     TypeError
-        If a generator has another type.
+        If a generator is neither a torch.Generator nor a cdropout.Generator.
 
     Notes
     -----
-    The second run starts with the states of the generators at the start of the first run. After
-    it, the states from before the second run are restored. Other threads must not draw from the
-    generators in the meantime.
+    Before the second run, the generators are set to the states that they had at the start of the
+    first run. After the second run, they are set to the states that they had before it. Other
+    threads must not draw from the generators during the second run.
 
     Examples
     --------
@@ -106,7 +107,7 @@ class _FirstRun:
 
 
 class _SecondRun:
-    """Restore the states of a first run. Each backward pass enters this context again."""
+    """Restore the states that a first run recorded. Each backward pass enters this context."""
 
     def __init__(self, first: _FirstRun, inner: AbstractContextManager[Any]) -> None:
         self.first, self.inner = first, inner

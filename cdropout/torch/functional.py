@@ -1,4 +1,4 @@
-"""Dropout functions for tensors: those of torch.nn.functional, and some that PyTorch lacks."""
+"""Dropout functions for tensors: those of torch.nn.functional, and others that PyTorch lacks."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def dropout(
     Parameters
     ----------
     input : Tensor
-        Any shape and strides. For strided CPU tensors of float16, bfloat16, float32 and float64,
-        cdropout computes the result. All others, including subclasses, are passed to
-        `torch.nn.functional.dropout`.
+        A tensor of any shape and strides. For strided CPU tensors of float16, bfloat16, float32 and
+        float64, cdropout computes the result. All other tensors, including those of subclasses, are
+        passed to `torch.nn.functional.dropout`.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -49,29 +49,31 @@ def dropout(
     inplace : bool, default False
         Write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
-        Source of the mask; by default PyTorch's generator for the CPU. Each call draws one seed
-        from it, for any shape. Under vmap, a cdropout.Generator gives one mask for the whole batch.
+        The source of the mask; by default PyTorch's generator for the CPU. Each call draws one seed
+        from it, for any shape. Under vmap, a mask from a cdropout.Generator applies to all samples.
         A checkpoint must restore an explicit generator: use `checkpoint_context`.
     mask : cdropout.Mask, optional
         A mask to apply instead of a new one, for example from `cdropout.Generator.next_mask`. It
         must have the shape of `input`; under vmap, that of one sample. It cannot be combined with
-        `generator`. Omit `p`, or pass the mask's p; 0.5 counts as omitted. A checkpoint does not
-        need `checkpoint_context`.
+        `generator`. `p` must be equal to ``mask.p`` or be left at its default, 0.5. A checkpoint of
+        a function with a given mask does not need `checkpoint_context`.
 
     Returns
     -------
     Tensor
-        The result, in the memory order of `input`. With p = 0 or without training, `input` itself.
+        The result, in the memory order of `input`. If p is 0 or `training` is false, `input`
+        itself.
 
     Raises
     ------
     ValueError
-        If p is not in [0, 1], the mask has another shape, or arguments cannot be combined.
+        If p is not in [0, 1], the shape of `mask` does not fit `input`, or arguments cannot be
+        combined.
     RuntimeError
         If p is NaN, if `input` cannot be written to in place, or if `generator` is given during a
         backward pass outside of `checkpoint_context`.
     TypeError
-        If `training` is not a bool, or `generator` or `mask` has another type.
+        If `training` is not a bool, or `generator` or `mask` has a type other than those above.
     NotImplementedError
         If `generator` or `mask` is given, but `input` is passed to PyTorch, or the call is recorded
         in a graph that cannot contain the argument.
@@ -79,20 +81,20 @@ def dropout(
     Notes
     -----
     The function differs from PyTorch's as follows. Dropped elements are +0.0 even if `input` is NaN
-    or infinite, at p = 1 and in gradients as well. Backward draws the mask again instead of storing
-    it. An in-place call refuses every tensor whose elements overlap in memory; compiled code
-    refuses only those that PyTorch's in-place operators refuse.
+    or infinite; this also holds for p = 1 and for gradients. The backward pass draws the mask again
+    instead of storing it. An in-place call raises an error for every tensor whose elements overlap
+    in memory; compiled code raises it only where PyTorch's in-place operators do.
 
-    An error leaves `input` and the generator unchanged. If a signal's handler raises an exception
-    during a call, the generator is restored unless it was used in the meantime; with `inplace`, a
-    part of `input` may have been written.
+    If a call raises an error, `input` and the generator remain unchanged. If a signal's handler
+    raises an exception during a call, the generator is restored unless it was used in the meantime;
+    with `inplace`, a part of `input` may have been written.
 
     `torch.compile`, `torch.export`, `make_fx` and `aot_function` record an operator that draws a
     new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
     ``fullgraph=True`` it raises an error. The others record a torch.Generator or the numbers of a
-    mask, but refuse a cdropout.Generator. `torch.fx` records a call of this function, but refuses
-    `generator` and `mask`. `torch.jit.trace` records PyTorch's function, and `torch.jit.script`
-    compiles it.
+    mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of this function,
+    but raises an error for `generator` and `mask`. `torch.jit.trace` records PyTorch's function,
+    and `torch.jit.script` compiles it.
     """
     return apply_dropout(F.dropout, input, p, training, inplace, generator, mask)
 
@@ -108,8 +110,8 @@ def dropout1d(
 ) -> Tensor:
     """Drop whole channels of an input of shape (N, C, L) or (C, L).
 
-    Other numbers of dimensions raise RuntimeError. See `dropout` for parameters, results and
-    errors.
+    Inputs with other numbers of dimensions raise RuntimeError. See `dropout` for parameters,
+    results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout1d, input, p, training, inplace, generator=generator, mask=mask)
@@ -130,8 +132,8 @@ def dropout2d(
 ) -> Tensor:
     """Drop whole channels of an input of shape (N, C, H, W).
 
-    Other numbers of dimensions are read as (N, C, ...), with PyTorch's warnings. See `dropout` for
-    parameters, results and errors.
+    Inputs with other numbers of dimensions are treated as (N, C, ...), with PyTorch's warnings. See
+    `dropout` for parameters, results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
@@ -151,8 +153,8 @@ def dropout3d(
 ) -> Tensor:
     """Drop whole channels of an input of shape (N, C, D, H, W) or (C, D, H, W).
 
-    Other numbers of dimensions are read as (C, ...), with PyTorch's warning. See `dropout` for
-    parameters, results and errors.
+    Inputs with other numbers of dimensions are treated as (C, ...), with PyTorch's warning. See
+    `dropout` for parameters, results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
@@ -172,7 +174,7 @@ def _call_deprecated(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
-    """Call PyTorch's function for a number of dimensions that PyTorch has deprecated."""
+    """Call PyTorch's function, which warns, for a number of dimensions that is deprecated."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is not None:
             raise NotImplementedError(
@@ -199,7 +201,7 @@ def alpha_dropout(
     Notes
     -----
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. With the same mask, the result
-    is identical to that of `cdropout.alpha_dropout`. p = 1 gives zeros.
+    is identical to that of `cdropout.alpha_dropout`. If p is 1, the result is zeros.
     """
     return apply_dropout(F.alpha_dropout, input, p, training, inplace, generator, mask, (), "alpha")
 
@@ -213,7 +215,11 @@ def feature_alpha_dropout(
     generator: Source = None,
     mask: Mask | None = None,
 ) -> Tensor:
-    """Apply `alpha_dropout` to whole channels of (N, C, ...); fewer axes raise RuntimeError."""
+    """Apply `alpha_dropout` to whole channels of an input of shape (N, C, ...).
+
+    Inputs with fewer than two dimensions raise RuntimeError. See `dropout` for parameters, results
+    and errors.
+    """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(
             feature_alpha_dropout, input, p, training, inplace, generator=generator, mask=mask
@@ -249,8 +255,8 @@ def drop_path(
 
     Notes
     -----
-    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The parameters have the names
-    that timm uses.
+    Huang et al., "Deep networks with stochastic depth", ECCV 2016. The parameter `scale_by_keep`
+    has the same name in timm.
     """
     if type(input) is not Tensor and has_proxy(input):
         options = {"scale_by_keep": scale_by_keep}
@@ -302,7 +308,7 @@ def bias_dropout_add(
     generator: Source = None,
     mask: Mask | None = None,
 ) -> Tensor:
-    """Return ``residual + dropout(input + bias, p)``, without storing the mask for backward.
+    """Return ``residual + dropout(input + bias, p)``; no mask is stored for the backward pass.
 
     Parameters
     ----------
@@ -310,7 +316,7 @@ def bias_dropout_add(
     bias, residual : Tensor
         Tensors that are broadcast to the shape of the sum.
     p, training, generator, mask
-        See `dropout`, also for errors.
+        As in `dropout`, which also describes the errors.
     """
     if has_proxy(input, bias, residual):
         return record_call(
@@ -324,7 +330,7 @@ def bias_dropout_add(
         and residual.dtype == total.dtype
         and residual.shape == total.shape
         and residual.stride() == total.stride()
-    ):  # the sum cannot fail after the draw, since it allocates no memory
+    ):  # work in place, since an allocation after the draw might fail
         return dropout(total, p, training, True, generator=generator, mask=mask).add_(residual)
     if mask is not None:
         return residual + dropout(total, p, training, eager, generator=generator, mask=mask)

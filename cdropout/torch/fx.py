@@ -8,14 +8,14 @@ from torch.fx import Proxy, Tracer
 from torch.nn import Module
 from torch.nn.modules import module as nn_module
 
-# Classes of modules that are recorded as one node, as torch.nn's modules are
+# The classes of modules that are recorded as one node, like the modules of torch.nn
 LEAF_MODULES: set[type] = set()
-# PyTorch's functions, and the functions of this package that replace them
+# PyTorch's functions, each with the function of this package that replaces it
 REPLACEMENTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
 
 def has_proxy(*args: Any) -> bool:
-    """Return whether torch.fx traces a call with these arguments."""
+    """Return whether torch.fx traces the call that has these arguments."""
     return any(isinstance(x, Proxy) for x in args)
 
 
@@ -42,7 +42,8 @@ def record_call(
 def is_traced_leaf(module: Module, x: Any) -> bool:
     """Return whether torch.fx traces a call of one of our modules and can record it as one node.
 
-    The root of the traced model is not recorded as one node, as in torch.nn.
+    The root of the traced model is not recorded as one node. torch.fx treats a root from torch.nn
+    likewise.
     """
     if not (isinstance(x, Proxy) and isinstance(x.tracer, Tracer)):
         return False
@@ -55,14 +56,14 @@ def is_traced_leaf(module: Module, x: Any) -> bool:
 def record_module(module: Module, x: Any) -> Any:
     """Record a call of one of our modules as one node.
 
-    By default, torch.fx traces into modules outside of torch.nn. The graph would then contain the
-    mode, training or evaluation, that was set during tracing.
+    By default, torch.fx records the operations within modules that are not from torch.nn. The graph
+    would then contain the mode, training or evaluation, that was set during tracing.
     """
     tracer = x.tracer
     path = tracer.path_of_module(module)
     hooks = module._forward_hooks, module._forward_pre_hooks
     if any(hooks) or nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
-        # The hooks are traced, so the node calls only forward
+        # torch.fx also records the calls of hooks, so the node must call only forward
         owner = tracer.create_proxy("get_attr", path, (), {})
         return tracer.create_proxy("call_method", "forward", (owner, x), {})
     return tracer.create_proxy("call_module", path, (x,), {})

@@ -19,7 +19,7 @@ class _DropoutModule(nn.Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
-        if not 0 <= p <= 1:  # NaN, which PyTorch's modules refuse only in forward
+        if not 0 <= p <= 1:  # true for NaN, which PyTorch's constructor accepts
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         check_generator(generator)
         if generator is not None:
@@ -44,27 +44,30 @@ class Dropout(_DropoutModule, nn.Dropout):
     inplace : bool, default False
         Write the result of forward to its input.
     generator : None, torch.Generator or cdropout.Generator
-        Source of the masks; by default PyTorch's generator for the CPU.
+        The source of the masks; by default PyTorch's generator for the CPU.
 
     Raises
     ------
     ValueError
         If p is not in [0, 1].
     TypeError
-        If `generator` has another type.
+        If `generator` has a type other than those above.
 
     Notes
     -----
     This is a subclass of PyTorch's module, with the same repr, empty state_dict, errors and
-    warnings. It differs as follows. NaN as p is refused at construction. Dropped elements are +0.0
-    even if the input is NaN or infinite. Errors for integer, complex, sparse and quantized tensors
-    have PyTorch's type and name the supported tensors. `torch.fx` records the module as one node,
-    like PyTorch's. TorchScript, scripted or traced, contains PyTorch's module; it raises
-    NotImplementedError if the module has a generator.
+    warnings. It differs as follows. If p is NaN, the constructor raises ValueError. Dropped
+    elements are +0.0 even if the input is NaN or infinite. Errors for integer, complex, sparse and
+    quantized tensors have the same type as in PyTorch, but their messages name the supported
+    tensors.
+
+    `torch.fx` records the module as one node, like that of PyTorch. `torch.jit.script` and
+    `torch.jit.trace` use PyTorch's module; they raise NotImplementedError if the module has a
+    generator.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.dropout(input, self.p, self.training, self.inplace)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -79,7 +82,7 @@ class Dropout1d(_DropoutModule, nn.Dropout1d):
     """`torch.nn.Dropout1d`, which drops whole channels of (N, C, L) or (C, L). See `Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.dropout1d(input, self.p, self.training, self.inplace)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -94,7 +97,7 @@ class Dropout2d(_DropoutModule, nn.Dropout2d):
     """`torch.nn.Dropout2d`, which drops whole channels of (N, C, H, W). See `Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.dropout2d(input, self.p, self.training, self.inplace)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -112,7 +115,7 @@ class Dropout3d(_DropoutModule, nn.Dropout3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.dropout3d(input, self.p, self.training, self.inplace)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -126,12 +129,12 @@ class Dropout3d(_DropoutModule, nn.Dropout3d):
 class AlphaDropout(_DropoutModule, nn.AlphaDropout):
     """`torch.nn.AlphaDropout`, for SELU networks. See `Dropout`.
 
-    `inplace` is shown but not used, as in PyTorch's module: a converted model must not write to its
-    activations if the original did not.
+    `inplace` is part of the repr but has no effect, as in PyTorch's module: a converted model must
+    not write to its activations if the original model did not.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.alpha_dropout(input, self.p, self.training)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -144,7 +147,7 @@ class FeatureAlphaDropout(_DropoutModule, nn.FeatureAlphaDropout):
     """`torch.nn.FeatureAlphaDropout`, for whole channels of (N, C, ...). See `AlphaDropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the function of this name to `input`."""
+        """Apply the function of `cdropout.torch` that corresponds to this module."""
         if torch.jit.is_scripting():
             return F.feature_alpha_dropout(input, self.p, self.training)
         elif type(input) is not Tensor and is_traced_leaf(self, input):
@@ -170,10 +173,10 @@ LEAF_MODULES |= set(TORCH_CLASSES)
 
 
 class Swap(NamedTuple):
-    """Result of `convert` and `revert`, with the names of modules from `named_modules`."""
+    """Result of `convert` and `revert`. The names of modules are those of `named_modules`."""
 
-    swapped: list[str]  # modules whose class was changed
-    kept: dict[str, str]  # modules that were not changed, with the reasons
+    swapped: list[str]  # names of the modules whose class was changed
+    kept: dict[str, str]  # names of the modules that were not changed, and the reasons
 
 
 def convert(model: nn.Module) -> Swap:
@@ -188,10 +191,10 @@ def convert(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        ``(swapped, kept)``: a list of names, and a dict from names to reasons. Subclasses of
-        PyTorch's dropout modules are kept, since they may change the computation. Modules that call
-        dropout internally, such as attention and recurrent networks, are kept too; use `accelerate`
-        for them.
+        ``(swapped, kept)``: a list of the names of changed modules, and a dict from the names of
+        unchanged modules to the reasons. Subclasses of PyTorch's dropout modules are kept, since
+        they may change the computation. Modules that call dropout internally, such as attention and
+        recurrent networks, are kept too; use `accelerate` for them.
 
     Raises
     ------

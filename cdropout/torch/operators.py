@@ -1,4 +1,4 @@
-"""Operators of PyTorch for dropout in graphs, and for the seed that backward needs."""
+"""PyTorch operators for dropout in graphs, and for the seed that the backward pass needs."""
 
 import math
 from functools import partial
@@ -22,7 +22,7 @@ UINT64_MAX = 2**64 - 1
 def move_batch_axis_first(
     info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a batch of vmap with the batch axis first, and a single seed for its mask."""
+    """Return an input of vmap with the batch axis first, and a single seed for its mask."""
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     if seed is not None and in_dims[1] is not None:
         seed = seed.select(in_dims[1], 0)  # the seed of the first sample determines the whole mask
@@ -115,7 +115,7 @@ def _(
 class OperatorDerivatives(torch.autograd.Function):
     """The derivatives of an operator at one level of autograd; torch.func nests several levels.
 
-    The derivative is the same operator with another last argument.
+    The derivative applies the same operator with another value of the last argument.
     """
 
     @staticmethod
@@ -140,7 +140,7 @@ class OperatorDerivatives(torch.autograd.Function):
 
 def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
     last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
-    # torch.func calls this once per level, but Function.apply would start again at the first level
+    # torch.func calls this function once per level; Function.apply would restart at the first level
     apply = super(torch.autograd.Function, OperatorDerivatives).apply
     with enable_single_level_autograd_function():
         return apply(operator, last, keys, x, *args)
@@ -175,11 +175,11 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     """Record the operator so that the partitioner cannot repeat it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
-    A budget of 0 saves nothing, so it is replaced by the smallest positive number.
+    With a budget of 0, nothing would be saved, so it is replaced by the smallest positive number.
     """
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)
-    if "recompute" in meta:  # set by a checkpoint, which restores the state of the generator
+    if "recompute" in meta:  # set by a checkpoint, which restores the generator's state
         return result
     if meta.get("custom", {}).get(MEMORY_BUDGET_ANNOTATION_KEY) == 0:
         raise RuntimeError(

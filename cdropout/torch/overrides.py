@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-# Functions that return before their body has run, and the types of their results
+# Checks for functions whose calls return before the body has run, and the types of the results
 SUSPENDABLE_CHECKS = (
     inspect.isgeneratorfunction,
     inspect.iscoroutinefunction,
@@ -38,7 +38,7 @@ REFUSAL = (
     "before it runs: use `with accelerate():` inside of it"
 )
 
-OPERATORS = (  # name, form, first broadcast axis
+OPERATORS = (  # name of the operator, form of the mask, first broadcast axis or None
     ("dropout", "scale", None),
     ("feature_dropout", "scale", 2),
     ("alpha_dropout", "alpha", None),
@@ -49,13 +49,13 @@ COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
-    """State of the replacement. It applies to the process, as kernels cannot differ per thread."""
+    """State of the replacement. All threads share it, since kernels are registered per process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.library: torch.library.Library | None = None
         self.enabled = False
-        self.depth = 0  # contexts of accelerate, in all threads together
+        self.depth = 0  # number of active contexts of accelerate, in all threads together
         self.active = False
 
     def change(self, enabled: bool | None = None, depth_change: int = 0) -> None:
@@ -77,10 +77,10 @@ def enable() -> None:
     This affects all callers of the operators aten::dropout, feature_dropout, alpha_dropout and
     feature_alpha_dropout, in place or not, and aten::native_dropout: functions and modules of
     torch.nn, attention, recurrent networks, scripted and third-party models. Each call draws one
-    seed from PyTorch's generator. `torch.manual_seed` therefore repeats the masks, but they differ
-    from PyTorch's. They are the same under a dispatch mode such as FlopCounterMode. Other devices,
-    types and layouts, subclasses, transforms of torch.func and compiled graphs continue to use
-    PyTorch's kernels.
+    seed from PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but
+    they differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
+    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses,
+    under transforms of torch.func and in compiled graphs.
 
     Notes
     -----
@@ -125,7 +125,8 @@ def accelerate() -> _Acceleration:
     """Replace PyTorch's dropout on the CPU, as `enable` does, within a context.
 
     The result is a context manager and a decorator of functions. It can be nested. The replacement
-    affects all threads of the process and ends when the last context is left, also by an exception.
+    affects all threads of the process. It ends when the last context is left, also if an exception
+    is raised.
 
     Raises
     ------
@@ -159,7 +160,7 @@ def _register_kernels() -> torch.library.Library:
                 operator.py_impl(COMPOSITE)(functools.partial(_dropout_kernel, *arguments))
     for key in DISPATCH_KEYS:
         native = torch.library.get_kernel("aten::native_dropout", key).call_boxed
-        with warnings.catch_warnings():  # about the replacement of a kernel, which is intended
+        with warnings.catch_warnings():  # PyTorch warns that a kernel is replaced
             warnings.simplefilter("ignore")
             native_kernel = functools.partial(_native_dropout_kernel, native)
             library.impl("native_dropout", native_kernel, key, with_keyset=True)
@@ -167,14 +168,14 @@ def _register_kernels() -> torch.library.Library:
 
 
 def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementation | None:
-    """Return the function that applies a mask here; None if PyTorch's kernel has to."""
+    """Return the function that applies masks to x, or None if PyTorch's kernel has to be called."""
     if not (_switch.active and train is not False and 0 < p <= 1):
         return None
     if runs_eagerly(x):
         return dropout_eagerly
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return None
-    # A dispatch mode is active
+    # Otherwise x is not supported or empty, or a dispatch mode is active
     return dropout_by_operators if is_supported(x) and x.numel() != 0 else None
 
 

@@ -3,7 +3,7 @@
     python tools/mutants [--only PATTERN ...] [--jobs N] [--nearest] [--again] [--report]
 
 A mutant is killed if the package cannot be imported, or if a quick test fails, crashes or exceeds a
-time limit. The nearest tests run first, then all other tests. A mutant in the log is not run again
+time limit. The tests in NEAREST run first, then all others. A mutant in the log is not run again
 until its function changes. The environment must contain the requirements for building and testing,
 and no cdropout except an editable install. The exit status is 1 if less than 95 % of the mutants
 that were run are killed.
@@ -40,7 +40,7 @@ KERNELS = (
     "half.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
-NEAREST = {  # per file: the tests that are most likely to fail, in the order in which they run
+NEAREST = {  # for each file, the tests that are most likely to fail, in the order in which they run
     **dict.fromkeys(
         KERNELS,
         "project/build core/kernels core/edge_cases core/view core/select core/bias_dropout_add "
@@ -112,7 +112,7 @@ NEAREST = {  # per file: the tests that are most likely to fail, in the order in
     "keras.py": "keras_adapter/keras",
     "thinc.py": "thinc_adapter/thinc",
 }
-SOURCE_TESTS = (  # omitted, because they test the text of the sources
+SOURCE_TESTS = (  # not run on mutants, because they test the text of the sources
     "project/mutants project/imports documents/documents project/types capi/layout"
 )
 BUILD = """
@@ -133,7 +133,7 @@ runpy.run_path("setup.py", run_name="__main__")
 
 
 def test_file(name):
-    """Return the path of a test file for its name in NEAREST, folder/name."""
+    """Return the path of a test file that NEAREST lists as folder/name."""
     folder, name = name.split("/")
     return f"tests/{folder}/test_{name}.py"
 
@@ -194,13 +194,13 @@ def run(command, folder, limit=None, **variables):
 
 
 def build(tree, modules, *options):
-    """Build some modules, or all, in a tree. Return the output if this fails, otherwise None."""
+    """Build the given modules, or all, in a tree. Return the output on failure, otherwise None."""
     status, output = run([sys.executable, "-c", BUILD, modules, *options], tree)
     return output if status else None
 
 
 def synchronize(base):
-    """Update base, a copy of the checkout, and build the modules that changed."""
+    """Update `base`, which is a copy of the checkout, and build the modules that changed."""
     list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True, text=True)
     names = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
@@ -226,7 +226,7 @@ class Tree:
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
 
     def insert(self, mutant):
-        """Change the source and build it. Return the output if this fails, otherwise None."""
+        """Insert the mutant and build its module. Return the output on failure, otherwise None."""
         path = self.folder / "cdropout" / mutant.file
         path.write_text(mutant.mutated(path.read_text()))
         if path.suffix == ".py":
@@ -252,7 +252,7 @@ class Tree:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
         command += [f"--ignore={test_file(name)}" for name in SOURCE_TESTS.split()]
         variables = {"PYTHONPATH": str(self.folder)}
-        if isa:  # the kernels of other instruction sets have no mutant
+        if isa:  # only the kernels for this instruction set contain the mutant
             command += ["-k", " and ".join(f"not {other}" for other in ISAS if other != isa)]
             variables["CDROPOUT_ISA"] = isa
         status, output = run([*command, *tests], self.folder, limit, **variables)
@@ -309,7 +309,7 @@ def report(log):
 
 
 class Runner:
-    """Run mutants in several trees at the same time."""
+    """A pool of trees, in which several mutants are tested at the same time."""
 
     def __init__(self, work, jobs, nearest_only):
         self.nearest_only, self.limits, self.trees = nearest_only, {}, queue.Queue()
@@ -319,14 +319,14 @@ class Runner:
             self.check_package(work / f"tree{job}")
 
     def check_package(self, folder):
-        """Raise SystemExit unless processes started by tests import the package of the tree."""
+        """Raise SystemExit unless processes started by tests import the package of this folder."""
         command = [sys.executable, "-P", "-c", "import cdropout; print(cdropout.__file__)"]
         _, output = run(command, folder / "tests", PYTHONPATH=str(folder))
         if Path(output.strip()).parent != folder / "cdropout":
             raise SystemExit(f"the tests in {folder} import another package: {output}")
 
     def limit(self, tree, tests, isa):
-        """Return the time limit in seconds. Raise SystemExit if tests fail without a mutant."""
+        """Return the time limit in seconds. Raise SystemExit if the tests fail without a mutant."""
         if (isa, *tests) not in self.limits:
             started = time.monotonic()
             if failure := tree.failure(tests, isa):

@@ -1,8 +1,8 @@
-"""Search for the expressions that mutants change, by function and pattern.
+"""Search for the expressions that mutants change, given by a function and a pattern.
 
 A pattern is source text in which `$name` matches a variable, with or without attributes, and
 `$*name` matches any tokens of one statement with balanced brackets. Spaces, line breaks and
-comments are ignored. Therefore patterns still match after renaming variables or formatting:
+comments are ignored. Therefore, patterns still match after renaming of variables or formatting:
 
 >>> replace("def f(n):  # halves\\n    return (n\\n        + 1) // 2\\n", "f", "$n + 1", "$n")
 'def f(n):  # halves\\n    return (n) // 2\\n'
@@ -35,7 +35,7 @@ class Token(NamedTuple):
     text: str
     start: int
     end: int
-    first: bool  # whether it is the first of its line
+    first: bool  # whether it is the first token of its line
 
 
 def tokens(text, syntax, start=0, end=None):
@@ -53,7 +53,7 @@ def tokens(text, syntax, start=0, end=None):
 
 
 def python_blocks(text, name, start, end):
-    """Yield (start, end) of each function, class, struct or table of this name."""
+    """Yield (start, end) of each function, class, struct or table with this name."""
     definition = re.compile(
         rf"""^([ ]*)(?:(?:async[ ]+)?(?:def|class)[ ]+{name}\b
                     | (?:cdef|cpdef|ctypedef)\b[^=(\n]*\b{name}\b[ ]*[(:=]
@@ -67,7 +67,7 @@ def python_blocks(text, name, start, end):
 
 
 def c_blocks(text, name, start, end):
-    """Yield (start, end) of each function, macro or table of this name."""
+    """Yield (start, end) of each function, macro or table with this name."""
     for match in re.compile(rf"^[^\s/][^\n;=]*\b{name}\b", re.MULTILINE).finditer(text, start, end):
         if match[0].startswith("#"):
             macro = re.compile(r"(?:[^\n]*\\\n)*[^\n]*").match(text, match.end())
@@ -99,7 +99,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 
 
 def ends_of_names(source, at):
-    """Yield the ends of all names with attributes that begin at a token, the longest first."""
+    """Yield the end of each name with attributes that begins at a token, from long to short."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
         ends.append(at + 1)
@@ -113,7 +113,7 @@ def ends_of_names(source, at):
 
 
 def ends_of_balanced(source, at):
-    """Yield the ends of all balanced sequences that begin at a token, the shortest first."""
+    """Yield the end of each balanced sequence that begins at a token, from short to long."""
     depth = 0
     for end in range(at, len(source)):
         token = source[end]
@@ -138,7 +138,7 @@ def match(pattern, source, at, bound):
     any_tokens = wanted.text.startswith("$*")
     ends = list(ends_of_balanced(source, at) if any_tokens else ends_of_names(source, at))
     if any_tokens and len(pattern) == 1:
-        ends.reverse()  # prefer the end of the statement
+        ends.reverse()  # a wildcard at the end of a pattern prefers the longest match
     for end in ends:
         texts = [token.text for token in source[at:end]]
         if bound.get(wanted.text, texts) == texts:
@@ -155,7 +155,7 @@ def matches(text, function, pattern, syntax=PYTHON):
         source = tokens(text, syntax, start, end)
         for at in range(len(source)):
             if at and source[at - 1].text in (".", "->"):
-                continue  # within a name
+                continue  # the match would begin within a name with attributes
             matched = match(wanted, source, at, {})
             if matched:
                 last, bound = matched
@@ -167,7 +167,7 @@ def matches(text, function, pattern, syntax=PYTHON):
 
 
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
-    """Return the text with its only match replaced, or match `number` (from 1) of several."""
+    """Return the text with its only match replaced; of several, replace match `number` (from 1)."""
     found = matches(text, function, pattern, syntax)
     if len(found) != 1 if number is None else len(found) < number:
         raise LookupError(f"{function}: {len(found)} matches of {pattern}")
@@ -179,7 +179,7 @@ def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
 
 
 def digest(text, function, change, syntax=PYTHON):
-    """Return a hash of the tokens of a function and of a change. Formatting keeps the hash."""
+    """Return a hash of a function's tokens and of a change; it does not depend on formatting."""
     words = [
         token.text
         for start, end in blocks_of(text, function, syntax)

@@ -1,9 +1,9 @@
 """Mutants per file and function: (name, pattern, replacement) or (name, pattern, replacement, number).
 
 anchors.py describes patterns. A pattern must match once in its function, unless `number` (from 1)
-selects a match. A name that ends in @ and an instruction set is a mutant of the kernels for that
-set; other mutants of kernels are those for avx512. Each mutant must change a result or an error
-that a test can observe, not only the time of a call.
+selects one of several matches. If a name ends in @ and an instruction set, the mutant is tested
+with the kernels for that set; other mutants of kernels are tested with those for avx512. Each
+mutant must change a result or an error that a test can observe, not only the time of a call.
 """
 # ruff: noqa: E501
 # fmt: off
@@ -749,7 +749,7 @@ MUTANTS = {
     },
 }
 
-# reasons why no test can kill a surviving mutant
+# for each mutant that no test can kill, the reason
 EXPLAINED = {
     "torch/checkpoint.py:_SecondRun.__enter__:outer":
         "an inner replay draws from its own generators only; the first run raises an error for all others",
