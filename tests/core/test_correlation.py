@@ -62,12 +62,12 @@ def distance_sigmas(draw, p, distance):
 
 
 @pytest.mark.parametrize("p", [0.1, *slow(0.25, 0.3, 0.0625, 0.9)])
-def test_pairs_are_uncorrelated(p):
+def test_pairs_of_bits_are_uncorrelated(p):
     assert np.abs(pair_sigmas(randomness.draw, p)).max() < bound(p, 2, PAIR_SAMPLES)
 
 
 @pytest.mark.parametrize("p", [0.1, *slow(0.25, 0.3, 0.0625, 0.9)])
-def test_pairs_at_each_distance_are_uncorrelated(p):
+def test_pairs_of_bits_at_each_distance_are_uncorrelated(p):
     for distance in range(1, 64):
         limit = bound(p, 2, PAIR_SAMPLES, pooled=2 * (64 - distance))
         assert abs(distance_sigmas(randomness.draw, p, distance)) < limit
@@ -75,7 +75,7 @@ def test_pairs_at_each_distance_are_uncorrelated(p):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [0.0625, 0.1, 0.25, 0.3, 0.9])
-def test_triples_are_uncorrelated(p):
+def test_triples_of_bits_are_uncorrelated(p):
     assert np.abs(triple_sigmas(randomness.draw, p)).max() < bound(p, 3, TRIPLE_SAMPLES)
 
 
@@ -98,7 +98,7 @@ def test_xorshift128plus_has_correlated_triples():
     assert (j - i, k - j) == (23, 64)
 
 
-def test_sums_of_centred_products():
+def test_centre_pairs_and_triples_return_sums_of_centred_products():
     bits, q = np.random.default_rng(1).random((300, BITS)) < 0.2, 0.25
     pairs = count_pairs(bits)
     two = centre_pairs(pairs, 300, q)

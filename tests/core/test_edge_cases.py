@@ -14,7 +14,7 @@ MASK64 = 2**64 - 1
 
 @pytest.mark.parametrize("c", [0, 1, 2])
 @pytest.mark.parametrize("isa", ISAS)
-def test_c_is_never_0(isa, c):
+def test_constant_c_of_a_mask_is_never_0(isa, c):
     """c = 0 could make the state of a lane 0, so c = 1 in the call for which it would be 0."""
     table, seed, p, n = tables.tables()[isa], 7, 0.1, 20000
     _, first, _ = reference.mask_constants(seed, 0)
@@ -27,7 +27,7 @@ def test_c_is_never_0(isa, c):
 
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("seed", range(10))
-def test_strides_of_the_mask_that_wrap_around(seed, order):
+def test_apply_of_a_mask_with_strides_that_wrap_around(seed, order):
     """Twice the stride of the rows is the negative stride of the columns, modulo 2^64."""
     columns = (2**64 + 2) // 3
     mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]

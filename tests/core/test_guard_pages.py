@@ -59,7 +59,7 @@ def positions(sparse):
 
 @sparsely
 @pytest.mark.parametrize("isa", ISAS)
-def test_only_buffers_are_accessed(library, isa, sparse):
+def test_kernels_access_only_their_buffers(library, isa, sparse):
     status, calls, errors = run_in_subprocess(library, isa, EVERY, sparse)
     assert (status, errors) == (0, "")
     expected = 0
@@ -89,7 +89,7 @@ def test_streaming_stores_write_only_the_output(library, isa, sparse):
         (-3, "a byte next to the output was written: bools, dtype 0, 17 elements, .* 5 bytes"),
     ],
 )
-def test_an_access_outside_is_detected(library, every, message):
+def test_an_access_outside_a_buffer_is_detected(library, every, message):
     status, _, errors = run_in_subprocess(library, "baseline", every)
     assert status == (2 if every == -3 else -11)
     assert re.search(message, errors), errors

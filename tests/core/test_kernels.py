@@ -100,7 +100,7 @@ def test_bits_and_bools(table, p, ranges):
             assert out.holds(want), (start, n, out.address % 64)
 
 
-def test_scale_of_the_mask_is_used(table, dtype):
+def test_apply_uses_the_scale_of_the_mask(table, dtype):
     mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
     for p in (0.0, 0.75):
         mask.scale, y = 1 / (1 - p), guarded_copy(x)
@@ -116,7 +116,7 @@ def test_scale_of_the_mask_is_used(table, dtype):
         pytest.param(0.1, 5, 3, marks=pytest.mark.slow),
     ],
 )
-def test_long_ranges(table, dtype, p, start, offset):
+def test_kernels_on_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
     source, target = guarded_copy(x), GuardedBuffer(x.nbytes, offset)
@@ -133,7 +133,7 @@ def test_long_ranges(table, dtype, p, start, offset):
 
 
 @pytest.mark.parametrize("before_end", [0, 1, 8191, *slow(63, 511, 512, 8192, 20000)])
-def test_up_to_the_last_position(table, dtype, before_end):
+def test_ranges_that_end_at_or_near_the_last_position(table, dtype, before_end):
     mask = new_mask(table, 0.3)
     for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
         start = 2**64 - before_end - n
@@ -148,7 +148,7 @@ def test_up_to_the_last_position(table, dtype, before_end):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_split_range_equals_the_whole(table, dtype, p):
+def test_two_parts_of_a_range_equal_the_whole(table, dtype, p):
     mask, rng, code = new_mask(table, p), random.Random(3), DTYPES[dtype]
     for _ in range(200):
         start, n = rng.choice(STARTS) + rng.randrange(9000), rng.choice([100, 1000, 20000])
@@ -278,7 +278,7 @@ def product(value, scale, dtype):
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
-def test_special_values(table, dtype, p, kernel):
+def test_kernels_with_special_values(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
     limits = info.smallest_subnormal, info.smallest_normal, info.max
     tiny, normal, largest = map(float, limits)
@@ -305,7 +305,7 @@ def test_special_values(table, dtype, p, kernel):
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_every_half_precision_number(table, dtype, p):
+def test_apply_bits_of_every_half_precision_number(table, dtype, p):
     """A lane holds a pair of elements; each number is tested as the first and as the second."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
@@ -330,7 +330,7 @@ def test_mask_init(table):
 @pytest.mark.parametrize(
     "p", [math.nan, -math.nan, math.inf, -math.inf, -5e-324, math.nextafter(1, 2), -1, 2, 1e300]
 )
-def test_mask_init_refuses_a_bad_p(table, p):
+def test_mask_init_returns_minus_1_for_a_bad_p(table, p):
     mask = tables.Mask(1, 2, 3, 4.0)
     assert table.mask_init(mask, 5, 6, p) == -1
     assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
@@ -338,7 +338,7 @@ def test_mask_init_refuses_a_bad_p(table, p):
 
 @pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
-def test_unknown_dtype_is_refused(table, code, p):
+def test_kernels_return_minus_1_for_an_unknown_dtype(table, code, p):
     mask, x = new_mask(table, p), guarded_copy(np.ones(100))
     y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1

@@ -94,7 +94,7 @@ print("done")
 
 
 @needs_memory_limit
-def test_variants_without_memory_for_output_or_threads():
+def test_dropout_variants_without_memory_for_output_or_threads():
     assert run(LIMIT_MEMORY + VARIANTS) == (0, "done", "")
 
 
@@ -166,7 +166,7 @@ print("done")
 
 
 @linux_only
-def test_no_layout_needs_a_copy():
+def test_dropout_makes_no_copy_for_any_layout():
     status, output, errors = run(PEAK, CDROPOUT_NUM_THREADS="1")
     assert (status, output) == (0, "done"), errors
 

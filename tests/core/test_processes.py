@@ -113,7 +113,7 @@ print(status, x.min(), x.max() > 1)
 
 
 @unix_only
-def test_a_fork_during_a_call_ends_the_call_of_the_child_with_an_error():
+def test_a_fork_during_a_call_raises_an_error_in_the_child():
     """The child lacks the threads that run the call. The call of the parent completes."""
     assert run(FORK_DURING_CALL) == (0, "0 0.0 True", "")
 
@@ -151,7 +151,7 @@ print(statuses)
 
 
 @unix_only
-def test_forks_while_other_threads_call():
+def test_forks_during_calls_in_other_threads():
     status, output, errors = run(FORK)
     assert (status, output) == (0, "[0, 0, 0, 0, 0]"), errors
 

@@ -30,13 +30,13 @@ def assert_same(y, want):
     np.testing.assert_array_equal(y.view(np.uint16), want.view(np.uint16))
 
 
-def test_every_number_has_65536_patterns():
+def test_every_number_returns_65536_patterns():
     assert len(set(every_number(np.float16).view(np.uint16).tolist())) == 65536
 
 
 @every_half
 @pytest.mark.parametrize("p", [*PROBABILITIES, 1])
-def test_every_number(p, dtype):
+def test_dropout_of_every_number(p, dtype):
     x = every_number(dtype)
     want = reference.dropout(x, p, SEED, 0)
     out = np.empty_like(x)
@@ -51,7 +51,7 @@ def test_every_number(p, dtype):
 
 
 @every_half
-def test_evaluation_copies_every_number(dtype):
+def test_dropout_in_evaluation_copies_every_number(dtype):
     x = every_number(dtype)
     assert_same(cd.dropout(x, 0, out=np.empty_like(x)), x)
     assert_same(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
@@ -59,7 +59,7 @@ def test_evaluation_copies_every_number(dtype):
 
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_every_number_under_a_given_mask(p, dtype):
+def test_dropout_of_every_number_with_a_given_mask(p, dtype):
     """Each number is kept by a mask or by its complement."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
@@ -75,7 +75,7 @@ def test_every_number_under_a_given_mask(p, dtype):
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
-def test_scale_of_0(isa, dtype):
+def test_apply_bits_with_a_scale_of_0(isa, dtype):
     """Infinity times 0 is NaN; a finite number becomes a zero of its sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
@@ -98,7 +98,7 @@ SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77F
     "scale",
     [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
 )
-def test_special_number_at_each_index_of_a_step(isa, dtype, scale):
+def test_apply_bits_of_a_special_number_at_each_index_of_a_step(isa, dtype, scale):
     """Kernels may have a faster path for steps of 32 ordinary numbers."""
     x = np.random.default_rng(2).standard_normal((2 * len(SPECIAL), 32, 32)).astype(dtype)
     x[:, ::3, ::5] = 0
@@ -131,7 +131,7 @@ def layouts(x):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_every_number_at_any_strides(p, dtype):
+def test_dropout_of_every_number_with_any_strides(p, dtype):
     square, views = layouts(every_number(dtype))
     want = reference.dropout(square, p, SEED, 0)
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
@@ -149,7 +149,7 @@ def test_every_number_at_any_strides(p, dtype):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_every_number_with_broadcast_dims(p, dtype):
+def test_dropout_of_every_number_with_broadcast_dims(p, dtype):
     square, views = layouts(every_number(dtype))
     for dims in ((0,), (1,), (0, 1)):
         want = reference.dropout(square, p, SEED, 0, dims)
@@ -174,7 +174,7 @@ def test_all_types_have_the_same_mask(shape, p):
 
 
 @every_half
-def test_mask_to_scale(dtype):
+def test_to_scale_in_half_precision(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
     scale = mask.to_scale(dtype)
     assert_same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
@@ -187,7 +187,7 @@ SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", on a big-endian mach
 
 
 @pytest.mark.parametrize("name", ["int16", "uint16", SWAPPED, "float8_e5m2", "float8_e4m3fn"])
-def test_other_small_types_are_refused(name):
+def test_dropout_rejects_other_small_types(name):
     x = np.ones(4, getattr(ml_dtypes, name, name))
     with pytest.raises(TypeError, match=f"but got {name}"):
         cd.dropout(x, 0.5)
