@@ -1,4 +1,4 @@
-"""Tests of bias_dropout_add and its backward: comparison with three separate operations."""
+"""Tests that compare bias_dropout_add and its backward function with separate operations."""
 
 import ml_dtypes
 import numpy as np
@@ -130,7 +130,7 @@ def test_an_undefined_gradient_of_bias_is_nan_without_a_warning():
 
 
 def strided(array):
-    """Return a copy with negative strides of two items."""
+    """Return a copy with negative strides, in memory with a gap after each item."""
     view = np.zeros((*array.shape, 2), array.dtype)[..., 1]
     view = view[(..., *[slice(None, None, -1)] * array.ndim)]
     view[...] = array
@@ -250,7 +250,7 @@ def test_backward_raises_for_wrong_arguments(args, error, pattern):
 
 
 def sum_to_shape(gradient, bias_shape):
-    """Return the sum of a gradient over the broadcast axes of bias, in double."""
+    """Sum a gradient in float64 over the axes along which bias is broadcast."""
     gradient = gradient.astype(np.float64)
     lead = gradient.ndim - len(bias_shape)
     total = gradient.sum(axis=tuple(range(lead)))
@@ -321,7 +321,7 @@ def test_backward_with_windows_and_broadcast_axes():
 
 @pytest.mark.parametrize("bias_shape", [(C,), (T, 1), (T, C)], ids=str)
 def test_gradients_equal_finite_differences(bias_shape):
-    """Compare the derivative of sum(w * y**2) in a random direction, with the same mask."""
+    """For one mask, compare derivatives of sum(w * y**2) in random directions with differences."""
     operand = operands((T, C), bias_shape, np.float64)
     weight = normal((T, C), np.float64, 6)
 

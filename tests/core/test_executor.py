@@ -206,7 +206,7 @@ def test_nothing_is_written_after_an_interrupted_call(times, alarm):
     for _ in range(times):
         try:
             alarm(stop, 0.001)
-            while True:  # the handler runs during a call or between two
+            while True:  # the handler runs during or between calls
                 mask.apply(x, y)
         except Stop:
             y[:] = 7

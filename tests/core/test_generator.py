@@ -20,14 +20,14 @@ from ..helpers.requirements import unix_only
 from ..helpers.subprocess_runner import run
 from ..helpers.threads import run_in_threads
 
-SIGMAS = 5.6  # two-sided tail probability 2e-8: below 1e-6 for all 36 pairs
+SIGMAS = 5.6  # the two-sided tail probability is 2e-8, below 1e-6 for all 36 pairs
 X = np.ones(300, np.float32)
 LAST = 2**64 - 1
 SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
 
 
 def draw(generator):
-    """Return the mask of the next call of dropout."""
+    """Call dropout and return the mask that it draws."""
     return cd.dropout(X, 0.5, rng=generator, return_mask=True)[1]
 
 
@@ -210,7 +210,7 @@ def test_concurrent_spawn_returns_each_child_once():
 
 
 def test_concurrent_spawn_that_runs_python_code_returns_each_child_once(monkeypatch):
-    """Other threads may run during Python code, despite the GIL or a critical section."""
+    """Another thread can run during Python code, despite the GIL or a critical section."""
     generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
     children = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))
@@ -261,13 +261,13 @@ NEXT_MASK_ERRORS = {
     "too large": ((2**65, 0.5), {}, ValueError, r"a mask has positions 0 to 2\*\*64 - 1, but"),
     "p": ((3, 2), {}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
     "the type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
-    "an axis": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
+    "an axis out of range": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
                 r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),
     "an axis twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
               r"broadcast_dims names dimension 0 twice: \(0, -1\)"),
     "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
-    "scale": ((3, 0.5), {"scale": 0}, ValueError,
+    "a scale of 0": ((3, 0.5), {"scale": 0}, ValueError,
               "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
     "the type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
                         "scale has to be a number, but got str"),

@@ -1,6 +1,6 @@
 """Tests of the kernels of each instruction set: equality with the reference implementation.
 
-They are called through the C table. Strided kernels are tested in test_view.py.
+The kernels are called through the C table. Strided kernels are tested in test_view.py.
 """
 
 import itertools
@@ -27,7 +27,7 @@ LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 819
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
           2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
 MAX_LENGTH = max(LENGTHS)
-LONG = (1 << 21) + 4321  # elements; more than the cache, so that streaming stores may be used
+LONG = (1 << 21) + 4321  # elements; larger than the cache, so that streaming stores can be used
 
 
 @pytest.fixture(params=ISAS)
@@ -63,7 +63,7 @@ def unpack(bits):
 
 
 def check(kernel, x, want, rng):
-    """Call kernel(x, y) with addresses of any alignment, out of place and in place."""
+    """Call kernel(x, y) out of place and in place, at addresses with random alignments."""
     source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, rng.randrange(64))
     assert kernel(source.address, target.address) == 0
     assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
@@ -163,8 +163,9 @@ def test_two_parts_of_a_range_equal_the_whole(table, dtype, p):
 
 
 def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
-    """Only numbers below p are dropped. For a random p, this occurs once in 2**64 elements."""
-    seed, call, element = 1, 0, 23_804_840  # the first with 12 drawn bits of 0 and a suitable hash
+    """An element is dropped only if its random number is below p. One in 2**64 is equal to p."""
+    # This is the first element whose 12 drawn bits are 0 and whose hash is a multiple of 4096.
+    seed, call, element = 1, 0, 23_804_840
     _, _, tie = reference.mask_constants(seed, call)
     hashed = reference.mix(tie + reference.GAMMA * (element + 1))
     assert hashed % 4096 == 0
@@ -221,7 +222,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 def test_bias_dropout_add(table, dtype, p):
-    # no NaN, because a sum of two NaNs may be either of them
+    # The inputs contain no NaN, because the sum of two NaNs can be either of them.
     values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
     values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
     start, rng = 2**33 - 77, random.Random(7)
@@ -249,7 +250,7 @@ def test_bias_dropout_add_backward(table, dtype, p):
         gy = values[:n].astype(dtype)
         want = reference.apply(gy, kept(p, start)[:n], p)
         sums = np.zeros(columns)
-        for row in want.reshape(rows, columns):  # the order matters for rounding
+        for row in want.reshape(rows, columns):  # the order affects rounding
             sums += row
         source, total = guarded_copy(gy, rng.randrange(64)), guarded_copy(np.zeros(columns), 8)
         target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if separate else source
@@ -264,7 +265,7 @@ def test_bias_dropout_add_backward(table, dtype, p):
 
 
 def product(value, scale, dtype):
-    """Return the rounded value * scale, scale > 0; half types are rounded to float32 first."""
+    """Return value * scale, for scale > 0, rounded to dtype; half types via float32."""
     if not np.isfinite(value):
         return value
     try:  # a product of two float32 is exact in float64, so that it is rounded once
@@ -297,7 +298,7 @@ def test_kernels_with_special_values(table, dtype, p, kernel):
     else:
         axis = Axis(n, x.itemsize, x.itemsize, 1)
         table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
-    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0: not even the sign is set
+    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0, whose sign bit is 0 too
     np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
     number = keep & ~np.isnan(x)
     np.testing.assert_array_equal(as_bytes(out[number]), as_bytes(y[number]))
@@ -306,7 +307,7 @@ def test_kernels_with_special_values(table, dtype, p, kernel):
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_apply_bits_of_every_half_precision_number(table, dtype, p):
-    """A lane holds a pair of elements; each number is tested as the first and as the second."""
+    """Kernels load elements in pairs; each number is tested as the first and as the second."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):

@@ -51,7 +51,7 @@ def window_positions(shape, index):
 
 
 def keep_at(positions, p, seed, call):
-    """Return which elements at these positions are kept; draw only their blocks."""
+    """Return which elements at these positions are kept; draw only the blocks of the positions."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
@@ -378,7 +378,7 @@ def test_masks_of_one_seed_and_call_are_nested():
     dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]
     for lower, higher in itertools.pairwise(dropped):
         assert not (lower & ~higher).any() and lower.sum() <= higher.sum()
-    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # draws one bit per element
+    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # this mask draws one bit per element
     first_groups = np.arange(n) % BLOCK < reference.GROUP
     only_lower = dropped[4] & ~half
     assert not only_lower[first_groups].any() and only_lower[~first_groups].any()

@@ -16,7 +16,7 @@ SEED = 31
 
 
 def draw(generator, mask, module):
-    """Return the next mask, results of all three arguments, and the process id."""
+    """Return the next mask, the results of all three arguments, and the process ID."""
     x = np.ones(99, np.float32)
     y, next_mask = cd.dropout(x, 0.5, rng=generator, return_mask=True)
     return next_mask, y, mask.apply(x), module(x), os.getpid()
@@ -85,7 +85,7 @@ import cdropout as cd
 cd.set_num_threads(3)
 x, parent = np.ones(1 << 21, np.float32), os.getpid()
 mask = cd.Mask(x.shape, 0.3, strides=(5000,))  # slow, because each element is drawn separately
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # since Python 3.12
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python >= 3.12 warns
 
 def fork(*_):
     global child

@@ -1,4 +1,4 @@
-"""Statistical tests of the masks; for each test, a faulty generator that fails it."""
+"""Statistical tests of masks, each of which is also shown to detect a faulty generator."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ FEW = 1 << 20  # elements in the tests of the arithmetic
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_masks_pass_all_statistical_tests(p):
     rate, *others = randomness.all_tests(draw, p, SHORT)
-    assert abs(rate.sigmas[0]) < 4  # 10^10 elements
+    assert abs(rate.sigmas[0]) < 4  # the rate of 10**10 elements
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
 
@@ -45,7 +45,7 @@ def draw_biased(*arguments):
 
 
 def damaged(order, damage):
-    """Return a draw function whose bits, arranged along `order`, are changed by `damage`."""
+    """Return a function that draws bits, and calls `damage` with them arranged along `order`."""
 
     def draw_damaged(*arguments):
         bits = randomness.ordered(draw(*arguments), order)
@@ -64,7 +64,7 @@ def copy_neighbour(bits):
 
 
 def add_neighbours(bits):
-    """Set one element in 64 to the sum of its two predecessors. Pairs remain independent."""
+    """Set one element in 64 to the XOR of its two predecessors. Pairs remain independent."""
     bits[5::64] = bits[4::64] ^ bits[3::64]
 
 
@@ -77,7 +77,7 @@ def shorten_runs(bits):
 def leaking(change, which=slice(None)):
     """Return a draw function that takes one element in 16 from another mask.
 
-    `change` returns the (seed, call, block) of the other mask. `which` selects the bytes affected.
+    `change` returns the (seed, call, block) of the other mask. `which` selects the changed bytes.
     """
     mixed = np.array([0, 32], np.uint8)  # element 5 of every second byte
 
@@ -93,7 +93,7 @@ def leaking(change, which=slice(None)):
 
 
 def fold(value, bits):
-    """Return the sum of both halves, which is equal for 2**k and 2**(k + bits)."""
+    """Return the XOR of both halves of a number, which is equal for 2**k and 2**(k + bits)."""
     return (value ^ value >> bits) & ((1 << bits) - 1)
 
 
@@ -121,7 +121,7 @@ def test_generator_with_short_runs_fails():
     assert "runs along elements" in names
 
 
-# per family: a function whose result is equal for some of its masks
+# For each family, a function that maps (seed, call, block) of some of its masks to the same values.
 LEAKS = {
     "consecutive seeds": lambda seed, call, block: (seed & ~1, call, block),
     "consecutive calls": lambda seed, call, block: (seed, call & ~1, block),

@@ -13,7 +13,7 @@ from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype
 
 RECORDS = json.loads((Path(__file__).parents[2] / "cdropout" / "stream_v1.json").read_text())
 HALF_TYPES = DTYPES[:2]
-SIGMAS = 5.6  # two-sided tail probability 2e-8: about 1e-6 for all 40 rates
+SIGMAS = 5.6  # the two-sided tail probability is 2e-8, about 1e-6 for all 40 rates
 
 
 def all_values(dtype):
@@ -56,7 +56,7 @@ def test_the_hash_drops_and_keeps_elements_in_the_long_cases():
 
 
 def test_mix_is_the_finalizer_of_splitmix64():
-    # The first outputs for seed 1234567, as published by the authors.
+    # The authors published these first outputs for the seed 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423,
                  4593380528125082431, 16408922859458223821]  # fmt: skip
     outputs = [reference.mix(1234567 + reference.GAMMA * (i + 1)) for i in range(5)]
@@ -64,7 +64,7 @@ def test_mix_is_the_finalizer_of_splitmix64():
 
 
 def test_the_lane_generator_is_xoroshiro128pp():
-    # The outputs after the state (1, 2), made with the authors' C program.
+    # The authors' C program returns these outputs from the state (1, 2).
     published = [393217, 669327710093319, 1732421326133921491, 11394790081659126983,
                  9555452776773192676, 3586421180005889563, 1691397964866707553,
                  10735626796753111697, 15216282715349408991, 14247243556711267923]  # fmt: skip
@@ -265,7 +265,7 @@ def test_round_to_half_returns_a_quiet_nan_with_its_payload(name, quiet):
     for sign in (0, 0x8000):
         wide = reference.widen(sign | infinity | payload, name)
         np.testing.assert_array_equal(reference.round_to_half(wide, name), sign | quiet | payload)
-    # The payload has only bits that are cut off; the result must not be infinity.
+    # All set bits of this payload are cut off; the result must not be infinity.
     assert reference.round_to_half(np.uint32(0x7F800001), name) == quiet
     assert reference.round_to_half(np.uint32(0xFFFFFFFF), name) == 0x8000 | infinity | fraction
 

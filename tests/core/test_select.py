@@ -1,4 +1,4 @@
-"""Tests of float16 and bfloat16 with all of their 65 536 numbers, and of one mask for all types."""
+"""Tests of all 65,536 float16 and bfloat16 values, and of equal masks for all data types."""
 
 import ml_dtypes
 import numpy as np
@@ -14,13 +14,13 @@ HALVES = [np.float16, ml_dtypes.bfloat16]
 DTYPES = [*HALVES, np.float32, np.float64]
 SEED = 0x0123456789ABCDEF
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)
-# scales: exact (1, 2 and 1024), with few bits, with many bits, and beyond the range of both types
+# The scales are powers of 2, have few or many significant bits, or exceed the range of float16.
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
 
 def every_number(dtype):
-    """Return all bit patterns, in an order in which adjacent ones differ much."""
-    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd: all occur
+    """Return all bit patterns, in an order in which adjacent patterns differ greatly."""
+    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # 40503 is odd, so that all occur
     return patterns.astype(np.uint16).view(dtype)
 
 
@@ -76,7 +76,7 @@ def test_dropout_of_every_number_with_a_given_mask(p, dtype):
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
 def test_apply_bits_with_a_scale_of_0(isa, dtype):
-    """Infinity times 0 is NaN; a finite number becomes a zero of its sign."""
+    """Infinity times 0 is NaN; a finite number becomes 0 with the same sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
@@ -87,7 +87,7 @@ def test_apply_bits_with_a_scale_of_0(isa, dtype):
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
-# zero, and the numbers next to the bounds of subnormals, 2^16 / scale, infinities and NaNs
+# These are 0 and the numbers next to the bounds of subnormals, 2**16 / scale, infinities and NaNs.
 SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
            0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Tests of the copy with streaming stores."""
+"""Tests of stream_copy, which copies with streaming stores."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of kernels with streaming stores: they write the same bytes, and only the output."""
+"""Tests that kernels with streaming stores write the same bytes, and only to the output."""
 
 import random
 

@@ -28,7 +28,7 @@ def calls(request):
 
 @pytest.mark.parametrize("n", [1, 64, 100])
 def test_threads_can_share_a_generator(n, calls):
-    """Each call number is used once, and each result has the mask of its number."""
+    """Each call number is used once, and each result has the mask of its call number."""
     x, generator = normal(n), cd.Generator(SEED)
 
     def work(_):

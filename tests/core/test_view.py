@@ -24,12 +24,12 @@ from ..helpers.kernel_tables import (
 from ..helpers.requirements import ISAS, slow
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
-TYPES = [*DTYPES, bool]  # bool: CDROPOUT_BOOL
+TYPES = [*DTYPES, bool]  # bool stands for CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory, the last fastest, and the step of each axis in items."""
+    """The order of the axes in memory (the last varies fastest) and the step of each in items."""
 
     order: tuple
     steps: tuple
@@ -96,7 +96,7 @@ def extent(case):
 
 @cache
 def kept(case, p):
-    """Return the keep bits of the array as bools of its shape."""
+    """Return the keep bits of the case as an array of bools with its shape."""
     first, n = extent(case)
     positions = np.full(case.shape, case.start - first)
     for axis, stride in enumerate(case.mask):
@@ -126,7 +126,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a buffer with the packed bits of the case after `first` others, and the start bit."""
+    """Return a buffer of packed bits, `first` bits before those of the case, and the start bit."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
@@ -134,7 +134,7 @@ def given_bits(case, p, first):
 
 
 def given_bools(case, p):
-    """Return a buffer with the bools of the case, and the address for its first element."""
+    """Return a buffer with the bools of the case, and the address of the first element's bool."""
     position, n = extent(case)
     buffer = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
     return buffer, buffer.address + case.start - position
@@ -393,7 +393,7 @@ def random_case(rng):
     axes = range(len(shape))
     orders = [tuple(rng.sample(axes, len(shape))) for _ in range(2)]
     steps = [tuple(rng.choice([1, 1, 1, 1, 2, -1, -2]) for _ in axes) for _ in range(2)]
-    if rng.random() < 0.4:  # the same layout, so that it can be in place
+    if rng.random() < 0.4:  # the same layout, so that the call can be in place
         orders[1], steps[1] = orders[0], steps[0]
     broadcast, flipped = ([axis for axis in axes if rng.random() < 0.2] for _ in range(2))
     within = tuple(n + rng.choice([0, 0, 1, 30]) for n in shape)
@@ -438,7 +438,7 @@ def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
 def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
-    """Positions wrap around."""
+    """Positions wrap around modulo 2**64."""
     shape = 5, 70
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
