@@ -101,7 +101,7 @@ def lane_state(K, c, block, lane):
 
 
 def spawn_seed(seed, i):
-    """Return the seed of child number i of a generator; children are counted from 0."""
+    """Return the seed of a generator's child number i, counted from 0."""
     return mix(mix(seed + 2 * GAMMA) + GAMMA * (i + 1))
 
 

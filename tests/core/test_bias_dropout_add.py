@@ -61,7 +61,7 @@ def reference_keep(shape, p=0.3):
 
 @pytest.mark.parametrize("dtype", QUICK_DTYPES)
 @every_case
-def test_forward(shape, bias_shape, dtype):
+def test_forward_equals_separate_operations(shape, bias_shape, dtype):
     x, bias, residual = operands(shape, bias_shape, dtype)
     before = [array.copy() for array in (x, bias, residual)]
     generator = cd.Generator(SEED)
@@ -213,7 +213,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("wrong, error, pattern", ERRORS, ids=lambda value: str(value)[:40])
-def test_errors(wrong, error, pattern):
+def test_forward_raises_for_wrong_arguments(wrong, error, pattern):
     generator, before = cd.Generator(1), X.tobytes()
     arguments = {"x": X, "bias": ROW, "residual": X, "p": 0.5, "rng": generator, **wrong}
     out = arguments.get("out")
@@ -261,7 +261,7 @@ def sum_to_shape(gradient, bias_shape):
 @pytest.mark.parametrize("dtype", QUICK_DTYPES)
 @every_case
 @pytest.mark.parametrize("p", [0.3, 1, *slow(0)])
-def test_backward(shape, bias_shape, p, dtype):
+def test_backward_equals_the_reference(shape, bias_shape, p, dtype):
     gy, mask = normal(shape, dtype, 4), cd.Mask(shape, p, SEED)
     before = gy.copy()
     gx, gbias, gresidual = cd.bias_dropout_add_backward(gy, mask, bias_shape)

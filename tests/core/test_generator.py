@@ -65,7 +65,7 @@ def test_manual_seed_resets_the_default_generator():
         assert draw(cd.default_generator) == cd.Mask(300, 0.5, -1, 1)
 
 
-def test_masks_of_calls_and_children_are_uncorrelated():
+def test_masks_of_calls_and_of_children_are_uncorrelated():
     n, generator = 1_000_000, cd.Generator(2024)
     sources = [generator] * 5 + generator.spawn(4)
     x = np.ones(n, np.float32)
@@ -255,11 +255,14 @@ def test_next_mask_uses_no_call_number_if_nothing_is_random(shape, p):
 
 
 NEXT_MASK_ERRORS = {
-    "a length": ((2.5, 0.5), {}, TypeError, "each length in shape has to be an int, but got float"),
+    "the type of a length": ((2.5, 0.5), {}, TypeError,
+                             "each length in shape has to be an int, but got float"),
     "a negative length": (((2, -1), 0.5), {}, ValueError,
                           r"shape has to hold lengths of at least 0, but got \(2, -1\)"),
-    "too large": ((2**65, 0.5), {}, ValueError, r"a mask has positions 0 to 2\*\*64 - 1, but"),
-    "p": ((3, 2), {}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
+    "too many elements": ((2**65, 0.5), {}, ValueError,
+                          r"a mask has positions 0 to 2\*\*64 - 1, but"),
+    "p above 1": ((3, 2), {}, ValueError,
+                  "dropout probability has to be between 0 and 1, but got 2"),
     "the type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
     "an axis out of range": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
                 r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),

@@ -76,7 +76,7 @@ def check(kernel, x, want, rng):
 
 @pytest.mark.parametrize("ranges", [40, *slow(400)])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_apply(table, dtype, p, ranges):
+def test_apply_equals_the_reference(table, dtype, p, ranges):
     mask, apply, rng = new_mask(table, p), table.apply, random.Random(f"{dtype} {p}")
     before = bytes(mask)
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
@@ -90,7 +90,7 @@ def test_apply(table, dtype, p, ranges):
 
 @pytest.mark.parametrize("ranges", [200, *slow(len(STARTS) * len(LENGTHS))])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_bits_and_bools(table, p, ranges):
+def test_bits_and_bools_equal_the_reference(table, p, ranges):
     mask, bits, bools, rng = new_mask(table, p), table.bits, table.bools, random.Random(f"{p}")
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
         keep = kept(p, start)[:n]
@@ -187,7 +187,7 @@ def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
 
 @pytest.mark.parametrize("lengths", [20, *slow(len(LENGTHS))])
 @pytest.mark.parametrize("p", [0.3, 0.9])
-def test_apply_bits(table, dtype, p, lengths):
+def test_apply_bits_equals_the_reference(table, dtype, p, lengths):
     apply_bits, scale, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
     bits, x = np.random.default_rng(6).integers(0, 256, 3600, np.uint8), numbers(dtype)
     for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
@@ -221,7 +221,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
-def test_bias_dropout_add(table, dtype, p):
+def test_bias_dropout_add_equals_the_reference(table, dtype, p):
     # The inputs contain no NaN, because the sum of two NaNs can be either of them.
     values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
     values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
@@ -242,7 +242,7 @@ def test_bias_dropout_add(table, dtype, p):
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
-def test_bias_dropout_add_backward(table, dtype, p):
+def test_bias_dropout_add_backward_equals_the_reference(table, dtype, p):
     start, rng = 2**33 - 77, random.Random(8)
     values = np.random.default_rng(9).normal(size=MAX_LENGTH)
     for (rows, columns), separate in itertools.product(ROWS, [True, False]):
@@ -317,7 +317,7 @@ def test_apply_bits_of_every_half_precision_number(table, dtype, p):
         assert y.holds(np.roll(want, shift))
 
 
-def test_mask_init(table):
+def test_mask_init_equals_the_reference(table):
     mask, rng = tables.Mask(), np.random.default_rng(8)
     exact = [0.0, -0.0, 0.5, 1.0, 2.0**-64, 2.0**-12, 2.0**-11, 0.1, 1 / 3]
     near = [math.nextafter(p, to) for p in exact for to in (0.0, 1.0)]

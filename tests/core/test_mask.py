@@ -168,7 +168,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("call, error, message", ERRORS)
-def test_errors(call, error, message):
+def test_wrong_arguments_and_indices_raise(call, error, message):
     mask = cd.Mask((2, 3), 0.5, 1)
     assert_raises(error, f"^{re.escape(message)}$", call, mask)
     assert mask == cd.Mask((2, 3), 0.5, 1)

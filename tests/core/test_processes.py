@@ -156,7 +156,7 @@ def test_forks_during_calls_in_other_threads():
     assert (status, output) == (0, "[0, 0, 0, 0, 0]"), errors
 
 
-def test_an_interpreter_with_threads_exits():
+def test_an_interpreter_exits_after_calls_have_started_threads():
     script = (
         "import atexit, numpy as np, cdropout as cd\n"
         "cd.set_num_threads(3)\n"

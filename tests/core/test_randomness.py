@@ -17,7 +17,7 @@ FEW = 1 << 20  # elements in the tests of the arithmetic
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_masks_pass_all_statistical_tests(p):
     rate, *others = randomness.all_tests(draw, p, SHORT)
-    assert abs(rate.sigmas[0]) < 4  # the rate of 10**10 elements
+    assert abs(rate.sigmas[0]) < 4  # for 10**10 elements
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
 
@@ -93,7 +93,7 @@ def leaking(change, which=slice(None)):
 
 
 def fold(value, bits):
-    """Return the XOR of both halves of a number, which is equal for 2**k and 2**(k + bits)."""
+    """Return the XOR of both halves of a number. It is equal for 2**k and 2**(k + bits)."""
     return (value ^ value >> bits) & ((1 << bits) - 1)
 
 

@@ -24,7 +24,7 @@ def all_values(dtype):
 # ---- the stream -------------------------------------------------------------------------------
 
 
-def test_recorded_hashes_match(tmp_path):
+def test_recorded_hashes_equal_those_of_the_reference(tmp_path):
     assert len(RECORDS) == 220
     reference.record(tmp_path / "records.json")
     assert json.loads((tmp_path / "records.json").read_text()) == RECORDS

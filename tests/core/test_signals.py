@@ -114,7 +114,7 @@ def test_sigint_raises_keyboard_interrupt_during_a_call():
 
 @linux_only
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_interrupted_call_leaves_each_element_old_or_new(huge, alarm, threads):
+def test_each_element_is_old_or_new_after_an_interrupted_call(huge, alarm, threads):
     cd.set_num_threads(threads)
     ends = [huge[:1000], huge[-1000:]]
     for values in ends:

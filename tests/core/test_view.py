@@ -272,7 +272,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("cases", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts(table, dtype, cases):
+def test_strided_kernels_with_each_layout(table, dtype, cases):
     check_all(table, cases, dtype)
 
 

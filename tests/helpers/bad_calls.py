@@ -1,4 +1,4 @@
-"""Calls of all functions, assertions about calls that fail, and objects that misbehave."""
+"""Calls of all functions, assertions about calls that fail, and objects that call test functions."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace

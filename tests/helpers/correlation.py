@@ -22,8 +22,9 @@ def rarer_probability(p):
 def bernstein(max_term, terms, odds):
     """Return a limit, in sigmas, for a sum of independent terms with mean 0 and variance 1.
 
-    A sum of terms of size up to `max_term` exceeds the limit with a probability below 1 / `odds`.
-    The limit does not assume a normal distribution, because products of rare bits are not normal.
+    A sum of terms of magnitude up to `max_term` exceeds the limit with a probability below
+    1 / `odds`. The limit does not assume a normal distribution, because products of rare bits are
+    not normal.
 
     Notes
     -----

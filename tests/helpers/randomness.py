@@ -26,7 +26,7 @@ ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # axis of neighb
 
 
 class Scores(NamedTuple):
-    """Sums of `terms` terms with mean 0, variance 1 and size up to `max_term`, in sigmas."""
+    """Sums, in sigmas, of `terms` terms with mean 0, variance 1 and magnitudes up to `max_term`."""
 
     test: str
     p: float
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
     max_term: np.ndarray
 
     def limits(self):
-        """Return the largest size allowed for each sum."""
+        """Return the largest magnitude allowed for each sum."""
         sums = self.sigmas.size * TESTS
         return correlation.bernstein(self.max_term, self.terms, sums / FALSE_ALARM)
 
@@ -52,7 +52,7 @@ class Scores(NamedTuple):
 
 
 def max_term(q):
-    """Return the largest size of a standardised Bernoulli variable with probability q."""
+    """Return the largest magnitude of a standardised Bernoulli variable with probability q."""
     return math.sqrt(max(q / (1 - q), (1 - q) / q))
 
 
@@ -121,7 +121,10 @@ def tally_lags(bits):
 
 
 def score_lags(tally, p, n):
-    """Return the sums of products of two standardised elements."""
+    """Return sums of products of two standardised elements at each lag, in sigmas.
+
+    Like all `score_` functions, it also returns the number and the largest magnitude of the terms.
+    """
     q = 1 - p
     products = tally[:-1] - 2 * q * tally[-1] + n * q**2
     return products / (p * q * math.sqrt(n)), n, max_term(p) ** 2
@@ -133,7 +136,7 @@ def tally_grams(bits):
 
 
 def score_grams(tally, p, n):
-    """Return the sum of products of the standardised elements of each subset of a gram."""
+    """Return, for each subset of a gram, the sum of products of its standardised elements."""
     q, sums = 1 - p, tally.astype(float)
     for axis in range(GRAM):  # Walsh transform of bits that are set with probability q
         zero, one = np.moveaxis(sums.reshape(-1, 2, 1 << axis), 1, 0)

@@ -74,7 +74,7 @@ def next_seed():
 
 
 def with_seed(function, *args):
-    """Call a function with the same state of PyTorch's default generator in each call."""
+    """Call a function after setting the seed of PyTorch's default generator to 3."""
     torch.manual_seed(3)
     return function(*args)
 
