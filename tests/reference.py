@@ -364,7 +364,7 @@ def recorded_cases():
 
 
 def digest(case):
-    """Return the SHA-256 of the packed bits of a case, in hexadecimal."""
+    """Return the SHA-256 digest of the packed bits for a case, in hexadecimal."""
     return hashlib.sha256(bits(**case).tobytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Tests of the kernels of each instruction set: equality with the reference implementation.
+"""Tests that kernels of each instruction set give the results of the reference implementation.
 
 The kernels are called through the C table. Strided kernels are tested in test_view.py.
 """

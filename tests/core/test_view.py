@@ -1,4 +1,4 @@
-"""Tests of the strided kernels: equality with the reference implementation for each layout."""
+"""Tests that strided kernels give the results of the reference implementation."""
 
 import itertools
 import math

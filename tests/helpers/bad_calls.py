@@ -1,4 +1,4 @@
-"""Calls of all functions, assertions about calls that fail, and objects that call test functions."""
+"""Calls of all functions, assertions about failing calls, and objects that call a function."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace

@@ -37,7 +37,7 @@ def bernstein(max_term, terms, odds):
 
 
 def samples(draw, p, n):
-    """Yield the first n samples as bool [CHUNK, 128], True for the rarer outcome.
+    """Yield the first n samples in arrays bool [CHUNK, 128], in which the rarer outcome is True.
 
     `draw(seed, call, p, start, n)` returns the packed keep bits of n elements.
     """

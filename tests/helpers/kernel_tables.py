@@ -26,8 +26,8 @@ from cdropout._core import dispatch
 
 VERSION = 1
 DTYPES = {np.float32: 0, np.float64: 1, np.float16: 2, ml_dtypes.bfloat16: 3}  # cdropout_dtype
-BOOL = 4  # a cdropout_dtype that only strided kernels take
-PART_OF_LARGE = 1  # cdropout_flags
+BOOL = 4  # a cdropout_dtype that only strided kernels accept
+PART_OF_LARGE = 1  # a flag of cdropout_flags
 
 
 class Mask(ctypes.Structure):
