@@ -28,9 +28,9 @@ def check_package():
 
 
 def select_named_tests(config):
-    """Run slow tests too if all arguments on the command line name single tests, `file::test`."""
+    """Include slow tests if all arguments on the command line select one test (`file::test`)."""
     named = config.args and all("::" in argument for argument in config.args)
-    if named and config.option.markexpr == "not slow":  # as in pyproject.toml
+    if named and config.option.markexpr == "not slow":  # the default in pyproject.toml
         config.option.markexpr = ""
 
 
@@ -55,7 +55,7 @@ def unchanged():
 
 @pytest.fixture
 def alarm():
-    """Return a function that installs a handler of SIGALRM and sends it after some seconds."""
+    """Return a function that installs a handler of SIGALRM and sends the signal after a delay."""
     before = signal.getsignal(signal.SIGALRM)
 
     def set_alarm(handler, seconds):

@@ -3,11 +3,11 @@
 The results of this file are correct by definition. `keep_one` is the specification for one
 element, in Python integers; `keep` runs the loop of the specification for many blocks at once, in
 NumPy. Functions "for ints and arrays" take Python integers in [0, 2**64) or arrays of uint64, and
-return the same.
+return values of the same type.
+
+Only a new version of the stream requires new recorded hashes. This command writes them:
 
     python tests/reference.py --record cdropout/stream_v1.json
-
-writes the recorded hashes again, which only a new stream version needs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BLOCK = 8192  # elements between seedings of the lanes
 GROUP = 512  # elements that the lanes draw together, 64 per lane
 LANES = 8
 ROUNDS = 12  # maximum number of outputs per lane and group
-HALVES = {"float16": (5, 10), "bfloat16": (8, 7)}  # bits of the exponent and of the mantissa
+HALVES = {"float16": (5, 10), "bfloat16": (8, 7)}  # exponent bits, mantissa bits
 
 
 # ---- the generator ----------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def threshold(p):
 def rounds(T):
     """Return R, the number of outputs that each lane draws per group.
 
-    Bits of T below its lowest set bit decide nothing. T = 0 has no set bit: then R is 12, and no
+    The bits of T below its lowest set bit do not affect the result. If T is 0, R is 12, and no
     element is dropped.
     """
     lowest = (T & -T).bit_length() - 1
@@ -101,7 +101,7 @@ def lane_state(K, c, block, lane):
 
 
 def spawn_seed(seed, i):
-    """Return the seed of child number i of a generator; children are counted from 0."""
+    """Return the seed of a generator's child number i, counted from 0."""
     return mix(mix(seed + 2 * GAMMA) + GAMMA * (i + 1))
 
 
@@ -180,7 +180,7 @@ def draw(seed, call, p, start, n, step=xoroshiro128pp):
     for _ in range(groups):
         drop, undecided, s0, s1 = draw_group(s0, s1, T, step)
         drawn.append((drop, undecided))
-    # From [groups, 2, blocks, lanes] to [2, blocks, groups, lanes], the order of the elements.
+    # Reorder [groups, 2, blocks, lanes] to [2, blocks, groups, lanes], the order of the elements.
     packed = np.array(drawn, dtype=np.uint64).transpose(1, 2, 0, 3)
     skip = start - first * BLOCK
     return tuple(unpack_bits(part)[skip : skip + n] for part in packed)
@@ -214,7 +214,7 @@ def keep(seed, call, p, start, n, step=xoroshiro128pp):
 
 
 def bits(seed, call, p, start, n):
-    """Return `keep` as uint8 [ceil(n / 8)], least significant bit first, padded with zeros."""
+    """Pack the result of `keep` into uint8 [ceil(n / 8)], lowest bit first, padded with zeros."""
     return np.packbits(keep(seed, call, p, start, n), bitorder="little")
 
 
@@ -228,9 +228,9 @@ def window(shape, index, start=0):
 
 
 def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
-    """Return which elements (bool [shape]) are kept if `broadcast_dims` share one draw.
+    """Return which elements (bool [shape]) are kept by a mask with broadcast axes.
 
-    The mask that is drawn has length 1 along these axes.
+    All elements along `broadcast_dims` share one draw: the drawn mask has length 1 along them.
     """
     axes = {range(len(shape))[axis] for axis in broadcast_dims}
     drawn_shape = [1 if axis in axes else length for axis, length in enumerate(shape)]
@@ -247,7 +247,7 @@ def widen(bits16, name):
     if name == "bfloat16":
         return b << 16
     sign, exponent, fraction = (b & 0x8000) << 16, (b >> 10) & 31, b & 0x3FF
-    normal = ((exponent + 112) << 23) | (fraction << 13)  # biases of the exponents: 127, 15
+    normal = ((exponent + 112) << 23) | (fraction << 13)  # the biases are 127 and 15
     special = 0x7F800000 | (fraction << 13)  # infinity and NaN
     subnormal = (fraction.astype(np.float32) * np.float32(2**-24)).view(np.uint32)
     return sign | np.where(exponent == 31, special, np.where(exponent == 0, subnormal, normal))
@@ -301,7 +301,7 @@ def apply(x, keep, p):
     Parameters
     ----------
     x : array of float16, bfloat16, float32 or float64, any shape and strides
-    keep : bool, with the size of x, in C order
+    keep : array of bool with as many elements as x, in C order
     p : float in [0, 1]
 
     Returns
@@ -319,7 +319,7 @@ def apply(x, keep, p):
 
 
 def dropout(x, p, seed, call, broadcast_dims=()):
-    """Return dropout of x in training; for p = 0, a copy of x."""
+    """Return the dropout of x in training, or a copy of x if p = 0."""
     x = np.array(x, order="C")
     if p == 0:
         return x
@@ -364,7 +364,7 @@ def recorded_cases():
 
 
 def digest(case):
-    """Return the SHA-256 of the packed bits of a case, in hexadecimal."""
+    """Return the SHA-256 digest of the packed bits for a case, in hexadecimal."""
     return hashlib.sha256(bits(**case).tobytes()).hexdigest()
 
 

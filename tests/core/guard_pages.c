@@ -1,8 +1,9 @@
-/* The loops of test_guard_pages.py: call the kernels on buffers of many lengths and alignments next to inaccessible pages.
+/* Loops for test_guard_pages.py, which call the kernels on buffers of many sizes and alignments next to inaccessible pages.
  *
- * Sanitizers do not check masked vector loads and streaming stores, so memory protection checks them. A buffer ends where an
- * inaccessible page begins or, in a second pass, begins where one ends. An access outside is a segmentation fault. Only the
- * output is `offset` bytes away from that page; the bytes next to it have a known value, so that a wrong store is detected. */
+ * Sanitizers do not check masked vector loads and streaming stores; memory protection does. In the first pass, each buffer
+ * begins where an inaccessible page ends; in the second pass, it ends where one begins. An access to such a page causes a
+ * segmentation fault. Only the output is `offset` bytes away from the page. The bytes on both sides of the output have a
+ * known value, so that a wrong store is detected there too. */
 #define _DEFAULT_SOURCE
 #include <cdropout.h>
 #include <signal.h>
@@ -44,7 +45,7 @@ static void on_fault(int number) {
   raise(number);
 }
 
-/* The bytes next to the output have the known value before a call, and must have it afterwards. */
+/* The bytes next to the output are set to KNOWN before a call and must be unchanged after it. */
 static char *edge_below, *edge_above;
 static size_t below, above;
 
@@ -85,7 +86,7 @@ static void draw(const cdropout_mask *mask) {
   CALL(bools, (uint8_t *)output(current.n), current.n, mask, current.start);
 }
 
-/* Return the extent of a view of rows x columns with these steps, and the distance of its first item from the lowest one. */
+/* Return how many items a view with these steps spans. *before is the distance of its first item from the lowest one. */
 static size_t extent(const ptrdiff_t steps[2], size_t *before) {
   size_t lengths[] = {current.rows, current.columns}, total = 1;
   *before = 0;
@@ -103,7 +104,7 @@ static char *place_view(int buffer, size_t itemsize, const ptrdiff_t steps[2]) {
   return (buffer == Y ? output(bytes) : place(buffer, bytes)) + before * itemsize;
 }
 
-typedef struct { /* items per row and per column */
+typedef struct { /* distances, in items, between rows and between columns */
   ptrdiff_t x[2], y[2], mask[2];
 } Steps;
 
@@ -143,7 +144,7 @@ static void views(const cdropout_mask *mask) {
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }
 
-/* Make all calls for one length and offset. Views, which are slower, are called for one in `every` of them per type. */
+/* Make all calls for one length and offset. Strided kernels, which take longer, are called only for some of these. */
 static void all_kernels(const cdropout_mask *masks, int every) {
   current.rows = current.columns = 0;
   draw(&masks[0]);
@@ -159,7 +160,7 @@ static void all_kernels(const cdropout_mask *masks, int every) {
   }
 }
 
-/* Write one byte outside: above the output, below it, or next to it. */
+/* Write one byte outside the output: to the page above it (-1), to the page below it (-2), or to the byte above it (-3). */
 static void write_outside(const cdropout_mask *mask, int where) {
   current.at_end = where != -2;
   current.n = 17, current.offset = where == -3 ? 5 : 0;
@@ -167,9 +168,9 @@ static void write_outside(const cdropout_mask *mask, int where) {
   CALL(bools, (uint8_t *)y - (where == -2), current.n + 1, mask, 0);
 }
 
-/* Make the calls for one in `sparse` positions of the buffers; return their number, or -1 if memory cannot be allocated.
+/* Make the calls for one in `sparse` positions of the buffers. Return the number of calls, or -1 if mmap or mprotect fails.
  *
- * every = 0: only calls that may use streaming stores. every < 0: one wrong call, to show that it is detected. */
+ * If every = 0, make only calls that may use streaming stores. If every < 0, make one wrong call, to be detected. */
 long long run(const cdropout_table *kernels, int every, int sparse) {
   static const double PROBABILITIES[] = {0.3, 0.5, 1.0};
   size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MAX_LENGTH + OFFSETS + EDGE + page - 1) / page * page;
@@ -178,11 +179,11 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
     if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) || mprotect(memory + page + size, page, PROT_NONE)) return -1;
     low[i] = memory + page;
     high[i] = low[i] + size;
-    memset(low[i], 1, size); /* floats, packed bits, bools */
+    memset(low[i], 1, size); /* valid as floats, packed bits and bools */
   }
   table = kernels;
   signal(SIGSEGV, on_fault);
-  signal(SIGBUS, on_fault); /* raised on macOS instead */
+  signal(SIGBUS, on_fault); /* macOS raises this signal instead */
   for (current.at_end = 0; current.at_end < 2; current.at_end++) {
     current.offset = 0;
     cdropout_mask *masks = (cdropout_mask *)place(MASKS, sizeof *masks * 3);
@@ -191,7 +192,7 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
     for (current.n = 0; current.n <= MAX_LENGTH; current.n++)
       for (current.offset = 0; current.offset < OFFSETS; current.offset++) {
         if ((current.n + current.offset + current.n / 16) % sparse) continue;
-        current.start = (37 * current.n + current.offset) % GROUP; /* covers all positions in a lane */
+        current.start = (37 * current.n + current.offset) % GROUP; /* all positions in a lane occur */
         if (every)
           all_kernels(masks, every);
         else

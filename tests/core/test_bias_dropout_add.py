@@ -1,4 +1,4 @@
-"""Tests of bias_dropout_add and its backward: comparison with three separate operations."""
+"""Tests that compare bias_dropout_add and its backward function with separate operations."""
 
 import ml_dtypes
 import numpy as np
@@ -61,7 +61,7 @@ def reference_keep(shape, p=0.3):
 
 @pytest.mark.parametrize("dtype", QUICK_DTYPES)
 @every_case
-def test_forward(shape, bias_shape, dtype):
+def test_forward_equals_separate_operations(shape, bias_shape, dtype):
     x, bias, residual = operands(shape, bias_shape, dtype)
     before = [array.copy() for array in (x, bias, residual)]
     generator = cd.Generator(SEED)
@@ -82,7 +82,7 @@ def test_forward(shape, bias_shape, dtype):
 @every_dtype
 @pytest.mark.parametrize("p", [0, 5e-324, 0.1, 0.5, 0.75, 1 - 2.0**-53, 1])
 @pytest.mark.parametrize("bias_shape", [(C,), (T, 1)], ids=str)
-def test_every_p_with_nan_and_infinity_in_dropped_elements(bias_shape, p, dtype):
+def test_nan_and_infinity_are_dropped_for_every_p(bias_shape, p, dtype):
     x, bias, residual = operands((N, T, C), bias_shape, dtype)
     x.reshape(-1)[::3] = [np.nan, np.inf, -np.inf] * (x.size // 9)
     bias.reshape(-1)[::7] = np.nan
@@ -130,7 +130,7 @@ def test_an_undefined_gradient_of_bias_is_nan_without_a_warning():
 
 
 def strided(array):
-    """Return a copy with negative strides of two items."""
+    """Return a copy with negative strides, in memory with a gap after each item."""
     view = np.zeros((*array.shape, 2), array.dtype)[..., 1]
     view = view[(..., *[slice(None, None, -1)] * array.ndim)]
     view[...] = array
@@ -139,7 +139,7 @@ def strided(array):
 
 @every_dtype
 @pytest.mark.parametrize("bias_shape", [(C,), (T, C), (T, 1), (N, T, C)], ids=str)
-def test_every_layout(bias_shape, dtype):
+def test_result_is_the_same_for_every_layout(bias_shape, dtype):
     operand = operands((N, T, C), bias_shape, dtype)
     expected = separate_operations(*operand, reference_keep((N, T, C)), 0.3)
     layouts = [np.asfortranarray, strided, lambda array: array]
@@ -158,7 +158,7 @@ def test_every_layout(bias_shape, dtype):
     )
 
 
-def test_exporters_are_accepted():
+def test_memoryviews_are_accepted():
     x, bias, residual = operands((N, C), (C,), np.float32)
     expected = cd.bias_dropout_add(x, bias, residual, 0.3, rng=SEED)
     y = cd.bias_dropout_add(memoryview(x), memoryview(bias), memoryview(residual), 0.3, rng=SEED)
@@ -213,7 +213,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("wrong, error, pattern", ERRORS, ids=lambda value: str(value)[:40])
-def test_errors(wrong, error, pattern):
+def test_forward_raises_for_wrong_arguments(wrong, error, pattern):
     generator, before = cd.Generator(1), X.tobytes()
     arguments = {"x": X, "bias": ROW, "residual": X, "p": 0.5, "rng": generator, **wrong}
     out = arguments.get("out")
@@ -241,7 +241,7 @@ MASK = cd.Mask((4, 6), 0.5, 1)
         ((X, MASK, 6), TypeError, "int"),
     ],
 )
-def test_errors_of_backward(args, error, pattern):
+def test_backward_raises_for_wrong_arguments(args, error, pattern):
     with pytest.raises(error, match=pattern):
         cd.bias_dropout_add_backward(*args)
 
@@ -250,7 +250,7 @@ def test_errors_of_backward(args, error, pattern):
 
 
 def sum_to_shape(gradient, bias_shape):
-    """Return the sum of a gradient over the broadcast axes of bias, in double."""
+    """Sum a gradient in float64 over the axes along which bias is broadcast."""
     gradient = gradient.astype(np.float64)
     lead = gradient.ndim - len(bias_shape)
     total = gradient.sum(axis=tuple(range(lead)))
@@ -261,7 +261,7 @@ def sum_to_shape(gradient, bias_shape):
 @pytest.mark.parametrize("dtype", QUICK_DTYPES)
 @every_case
 @pytest.mark.parametrize("p", [0.3, 1, *slow(0)])
-def test_backward(shape, bias_shape, p, dtype):
+def test_backward_equals_the_reference(shape, bias_shape, p, dtype):
     gy, mask = normal(shape, dtype, 4), cd.Mask(shape, p, SEED)
     before = gy.copy()
     gx, gbias, gresidual = cd.bias_dropout_add_backward(gy, mask, bias_shape)
@@ -296,7 +296,7 @@ def test_the_gradient_of_bias_is_summed_in_double(dtype):
 
 
 @every_dtype
-def test_bias_has_the_shape_of_the_last_axis_by_default_in_backward(dtype):
+def test_bias_shape_in_backward_defaults_to_the_last_axis(dtype):
     gy, mask = normal((N, T, C), dtype, 4), cd.Mask((N, T, C), 0.3, SEED)
     row = cd.bias_dropout_add_backward(gy, mask)[1]
     assert row.shape == (C,)
@@ -320,8 +320,8 @@ def test_backward_with_windows_and_broadcast_axes():
 
 
 @pytest.mark.parametrize("bias_shape", [(C,), (T, 1), (T, C)], ids=str)
-def test_finite_differences(bias_shape):
-    """Compare the derivative of sum(w * y**2) in a random direction, with the same mask."""
+def test_gradients_equal_finite_differences(bias_shape):
+    """For one mask, compare derivatives of sum(w * y**2) in random directions with differences."""
     operand = operands((T, C), bias_shape, np.float64)
     weight = normal((T, C), np.float64, 6)
 

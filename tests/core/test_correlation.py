@@ -38,9 +38,9 @@ def draw_by_xorshift(*arguments):
 
 
 def bound(p, points, samples, pooled=1):
-    """Return the limit, in sigmas, of the largest of all sums.
+    """Return the limit, in sigmas, that the absolute value of each sum must not exceed.
 
-    A term may be a sum of `pooled` products divided by sqrt(pooled).
+    Each term of a sum can itself be the sum of `pooled` products divided by sqrt(pooled).
     """
     max_term = randomness.max_term(rarer_probability(p)) ** points
     return correlation.bernstein(max_term * math.sqrt(pooled), samples, TESTS / FALSE_ALARM)
@@ -54,7 +54,7 @@ def triple_sigmas(draw, p):
 
 
 def distance_sigmas(draw, p, distance):
-    """Return the sum over all pairs at this distance in one word, in sigmas."""
+    """Return the sum, in sigmas, over all pairs of bits of one word at this distance."""
     sigmas = pair_sigmas(draw, p)
     words = sigmas[:64, :64], sigmas[64:, 64:]
     pooled = sum(np.diagonal(word, distance).sum() for word in words)
@@ -62,12 +62,12 @@ def distance_sigmas(draw, p, distance):
 
 
 @pytest.mark.parametrize("p", [0.1, *slow(0.25, 0.3, 0.0625, 0.9)])
-def test_pairs_are_uncorrelated(p):
+def test_pairs_of_bits_are_uncorrelated(p):
     assert np.abs(pair_sigmas(randomness.draw, p)).max() < bound(p, 2, PAIR_SAMPLES)
 
 
 @pytest.mark.parametrize("p", [0.1, *slow(0.25, 0.3, 0.0625, 0.9)])
-def test_pairs_at_each_distance_are_uncorrelated(p):
+def test_pairs_of_bits_at_each_distance_are_uncorrelated(p):
     for distance in range(1, 64):
         limit = bound(p, 2, PAIR_SAMPLES, pooled=2 * (64 - distance))
         assert abs(distance_sigmas(randomness.draw, p, distance)) < limit
@@ -75,7 +75,7 @@ def test_pairs_at_each_distance_are_uncorrelated(p):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [0.0625, 0.1, 0.25, 0.3, 0.9])
-def test_triples_are_uncorrelated(p):
+def test_triples_of_bits_are_uncorrelated(p):
     assert np.abs(triple_sigmas(randomness.draw, p)).max() < bound(p, 3, TRIPLE_SAMPLES)
 
 
@@ -93,12 +93,13 @@ def test_xorshift128plus_has_correlated_pairs(p):
 def test_xorshift128plus_has_correlated_triples():
     sigmas = triple_sigmas(draw_by_xorshift, 0.25)
     assert np.abs(sigmas).max() > bound(0.25, 3, TRIPLE_SAMPLES)
-    # two bits of one word at distance 23, and the bit of the next word above the second
+    # Two of the bits have a distance of 23 in one word. The third is in the next word, at the same
+    # position as the second.
     i, j, k = np.unravel_index(np.abs(sigmas).argmax(), sigmas.shape)
     assert (j - i, k - j) == (23, 64)
 
 
-def test_sums_of_centred_products():
+def test_centre_pairs_and_triples_return_sums_of_centred_products():
     bits, q = np.random.default_rng(1).random((300, BITS)) < 0.2, 0.25
     pairs = count_pairs(bits)
     two = centre_pairs(pairs, 300, q)

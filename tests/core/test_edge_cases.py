@@ -1,4 +1,4 @@
-"""Tests of masks that are rare: c would be 0, or strides of the mask wrap around."""
+"""Tests of rare masks: their constant c would be 0, or their strides wrap around."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ MASK64 = 2**64 - 1
 
 @pytest.mark.parametrize("c", [0, 1, 2])
 @pytest.mark.parametrize("isa", ISAS)
-def test_c_is_never_0(isa, c):
-    """c = 0 could make the state of a lane 0, so c = 1 in the call for which it would be 0."""
+def test_constant_c_of_a_mask_is_never_0(isa, c):
+    """If c were 0, the state of a lane could be 0. Masks whose c would be 0 have c = 1 instead."""
     table, seed, p, n = tables.tables()[isa], 7, 0.1, 20000
     _, first, _ = reference.mask_constants(seed, 0)
     call = (c - first) & MASK64
@@ -27,8 +27,8 @@ def test_c_is_never_0(isa, c):
 
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("seed", range(10))
-def test_strides_of_the_mask_that_wrap_around(seed, order):
-    """Twice the stride of the rows is the negative stride of the columns, modulo 2^64."""
+def test_apply_of_a_mask_with_strides_that_wrap_around(seed, order):
+    """The negative stride of the columns equals twice the stride of the rows modulo 2**64."""
     columns = (2**64 + 2) // 3
     mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]
     elements = [row * columns + column for row in (0, 1) for column in (columns - 1, 1)]

@@ -92,7 +92,7 @@ def test_results_of_strided_arrays_are_the_same_for_any_number_of_threads():
         np.testing.assert_array_equal(cd.dropout(view, 0.3, rng=SEED), expected)
 
 
-def test_set_num_threads_accepts_objects_with_index():
+def test_set_num_threads_accepts_objects_with_an_index_method():
     class Two:
         def __index__(self):
             return 2
@@ -126,13 +126,13 @@ def test_set_num_threads_limits_the_number_to_sys_maxsize():
 
 
 @pytest.mark.parametrize("text", ["3", *slow("1")])
-def test_the_environment_sets_the_number_of_threads(text):
+def test_environment_variable_sets_the_number_of_threads(text):
     script = "import cdropout as cd; print(cd.get_num_threads())"
     assert run(script, CDROPOUT_NUM_THREADS=text)[:2] == (0, text)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs sched_getaffinity")
-def test_the_default_number_of_threads_is_that_of_available_cpus():
+def test_default_number_of_threads_is_the_number_of_available_cpus():
     script = "import cdropout as cd; print(cd.get_num_threads())"
     assert run(script, CDROPOUT_NUM_THREADS="")[:2] == (0, str(len(os.sched_getaffinity(0))))
     one = "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
@@ -142,7 +142,7 @@ def test_the_default_number_of_threads_is_that_of_available_cpus():
 # ---- concurrent calls -------------------------------------------------------------------------
 
 
-def test_concurrent_calls_of_eight_threads():
+def test_concurrent_calls_draw_different_masks():
     cd.set_num_threads(3)
     x, generator = normal(PARALLEL + 4321), cd.Generator(SEED)
 
@@ -155,7 +155,7 @@ def test_concurrent_calls_of_eight_threads():
         np.testing.assert_array_equal(y, reference.dropout(x, 0.3, SEED, mask.call))
 
 
-def test_set_num_threads_during_calls_of_other_threads():
+def test_set_num_threads_during_calls_in_other_threads():
     x, ended = normal(PARALLEL), []
     expected = reference.dropout(x, 0.3, SEED, 0)
 
@@ -206,7 +206,7 @@ def test_nothing_is_written_after_an_interrupted_call(times, alarm):
     for _ in range(times):
         try:
             alarm(stop, 0.001)
-            while True:  # the handler runs during a call or between two
+            while True:  # the handler runs during or between calls
                 mask.apply(x, y)
         except Stop:
             y[:] = 7

@@ -20,14 +20,14 @@ from ..helpers.requirements import unix_only
 from ..helpers.subprocess_runner import run
 from ..helpers.threads import run_in_threads
 
-SIGMAS = 5.6  # two-sided tail probability 2e-8: below 1e-6 for all 36 pairs
+SIGMAS = 5.6  # the two-sided tail probability is 2e-8, below 1e-6 for all 36 pairs
 X = np.ones(300, np.float32)
 LAST = 2**64 - 1
 SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
 
 
 def draw(generator):
-    """Return the mask of the next call of dropout."""
+    """Call dropout and return the mask that it draws."""
     return cd.dropout(X, 0.5, rng=generator, return_mask=True)[1]
 
 
@@ -65,7 +65,7 @@ def test_manual_seed_resets_the_default_generator():
         assert draw(cd.default_generator) == cd.Mask(300, 0.5, -1, 1)
 
 
-def test_masks_of_calls_and_children_are_uncorrelated():
+def test_masks_of_calls_and_of_children_are_uncorrelated():
     n, generator = 1_000_000, cd.Generator(2024)
     sources = [generator] * 5 + generator.spawn(4)
     x = np.ones(n, np.float32)
@@ -93,7 +93,7 @@ def test_setting_the_state_restores_masks_and_children():
     assert generator.state == {"seed": LAST - 1, "calls": 5, "spawned": LAST}
 
 
-def test_call_numbers_end_at_2_to_the_64():
+def test_dropout_raises_after_the_last_call_number():
     generator = cd.Generator(3)
     generator.state = {"seed": 3, "calls": LAST - 1, "spawned": 0}
     mask = draw(generator)
@@ -108,7 +108,7 @@ def test_call_numbers_end_at_2_to_the_64():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_and_copies_continue_independently(protocol):
+def test_pickled_and_copied_generators_are_independent(protocol):
     generator = cd.Generator(-4)
     draw(generator)
     generator.spawn(5)
@@ -155,7 +155,7 @@ def test_integer_arguments_reject_other_values(value, error, message):
 
 
 @pytest.mark.parametrize("seed", [0, 42, -1, 2**63])
-def test_spawned_seeds_are_those_of_the_reference(seed):
+def test_spawned_seeds_equal_the_reference(seed):
     generator = cd.Generator(seed)
     children = generator.spawn(3) + generator.spawn(0) + generator.spawn(np.int64(2))
     unsigned = seed % 2**64
@@ -167,7 +167,7 @@ def test_spawned_seeds_are_those_of_the_reference(seed):
     assert generator.spawn(0) == []
 
 
-def test_spawned_generators_end_at_2_to_the_64():
+def test_spawn_raises_after_the_last_child():
     generator = cd.Generator(3)
     generator.state = {"seed": 3, "calls": 0, "spawned": LAST - 1}
     with pytest.raises(OverflowError, match=r"^a generator can spawn at most 2\*\*64 - 1 "):
@@ -194,7 +194,7 @@ def test_a_failing_spawn_does_not_change_the_state(monkeypatch):
 # ---- threads ----------------------------------------------------------------------------------
 
 
-def test_each_call_number_is_used_in_one_thread():
+def test_concurrent_calls_use_each_call_number_once():
     generator = cd.Generator(1)
     calls = run_in_threads(8, lambda _: [draw(generator).call for _ in range(1000)])
     assert sorted(itertools.chain(*calls)) == list(range(8000))
@@ -202,15 +202,15 @@ def test_each_call_number_is_used_in_one_thread():
     assert all(numbers == sorted(numbers) for numbers in calls)
 
 
-def test_each_child_is_spawned_in_one_thread():
+def test_concurrent_spawn_returns_each_child_once():
     generator = cd.Generator(1)
     seeds = run_in_threads(8, lambda _: [generator.spawn(1)[0].seed for _ in range(200)])
     expected = sorted(reference.spawn_seed(1, i) for i in range(1600))
     assert sorted(itertools.chain(*seeds)) == expected
 
 
-def test_each_child_is_spawned_in_one_thread_if_spawn_runs_python_code(monkeypatch):
-    """Other threads may run during Python code, despite the GIL or a critical section."""
+def test_concurrent_spawn_that_runs_python_code_returns_each_child_once(monkeypatch):
+    """Another thread can run during Python code, despite the GIL or a critical section."""
     generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
     children = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))
@@ -255,19 +255,22 @@ def test_next_mask_uses_no_call_number_if_nothing_is_random(shape, p):
 
 
 NEXT_MASK_ERRORS = {
-    "a length": ((2.5, 0.5), {}, TypeError, "each length in shape has to be an int, but got float"),
+    "the type of a length": ((2.5, 0.5), {}, TypeError,
+                             "each length in shape has to be an int, but got float"),
     "a negative length": (((2, -1), 0.5), {}, ValueError,
                           r"shape has to hold lengths of at least 0, but got \(2, -1\)"),
-    "too large": ((2**65, 0.5), {}, ValueError, r"a mask has positions 0 to 2\*\*64 - 1, but"),
-    "p": ((3, 2), {}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
+    "too many elements": ((2**65, 0.5), {}, ValueError,
+                          r"a mask has positions 0 to 2\*\*64 - 1, but"),
+    "p above 1": ((3, 2), {}, ValueError,
+                  "dropout probability has to be between 0 and 1, but got 2"),
     "the type of p": ((3, "1"), {}, TypeError, "p has to be a number between 0 and 1, but got str"),
-    "an axis": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
+    "an axis out of range": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
                 r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),
     "an axis twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
               r"broadcast_dims names dimension 0 twice: \(0, -1\)"),
     "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
-    "scale": ((3, 0.5), {"scale": 0}, ValueError,
+    "a scale of 0": ((3, 0.5), {"scale": 0}, ValueError,
               "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
     "the type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
                         "scale has to be a number, but got str"),
@@ -283,7 +286,7 @@ def test_an_error_in_next_mask_does_not_change_the_generator(case):
     assert rng.calls == 0
 
 
-def test_next_mask_after_the_last_call_number():
+def test_next_mask_raises_after_the_last_call_number():
     rng = cd.Generator(4)
     rng.state = {"seed": 4, "calls": LAST, "spawned": 0}
     with pytest.raises(OverflowError, match="has used all"):
@@ -291,7 +294,7 @@ def test_next_mask_after_the_last_call_number():
     assert rng.next_mask(3, 0) == cd.Mask(3, 0) and rng.calls == LAST
 
 
-def test_the_example_of_next_mask():
+def test_example_in_the_docstring_of_next_mask():
     (example,) = doctest.DocTestFinder().find(cd.Generator.next_mask, "next_mask")
     assert example.examples and not doctest.DocTestRunner().run(example).failed
 
@@ -299,7 +302,7 @@ def test_the_example_of_next_mask():
 # ---- the class --------------------------------------------------------------------------------
 
 
-def test_signatures_and_the_module_in_pickles():
+def test_signatures_and_module_names_in_pickles():
     assert str(inspect.signature(cd.Generator)) == "(seed=None)"
     parameters = "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
     assert str(inspect.signature(cd.Mask)) == parameters

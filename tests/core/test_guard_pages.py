@@ -1,6 +1,6 @@
 """Tests of kernels on buffers next to inaccessible pages; the loops are in guard_pages.c.
 
-An access outside a buffer is a segmentation fault, so `main` runs in a subprocess for each
+An access outside a buffer causes a segmentation fault, so `main` runs in a subprocess for each
 instruction set. The subprocess prints the call that caused the fault.
 """
 
@@ -23,8 +23,9 @@ from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SOURCE = Path(__file__).with_name("guard_pages.c")
 LENGTHS, OFFSETS = 2101, 64
-# A position of a buffer is a length, an offset, and one end of the memory. Slow tests use all of
-# them, but for views, which take longer, only one in 16 per type. This command uses all for views:
+# A position of the buffers consists of a length, an offset, and one end of the memory. Slow tests
+# use all positions, but call strided kernels, which take longer, only at one in 16 positions per
+# dtype. The following command calls strided kernels at all positions:
 # `GUARD_PAGES_EVERY=1 pytest -m slow tests/core/test_guard_pages.py`.
 EVERY = int(os.environ.get("GUARD_PAGES_EVERY", 16))
 sparsely = pytest.mark.parametrize("sparse", [64, *slow(1)])
@@ -38,7 +39,7 @@ def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("guard_pages") / "guard_pages.so"
     compiler = sysconfig.get_config_var("CC").split()
     command = [*compiler, "-O2", "-shared", "-fPIC", "-I", cdropout.get_include()]
-    # do not preload a sanitizer into the compiler, which leaks memory
+    # The compiler leaks memory, which a preloaded sanitizer would report as errors.
     clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True, env=clean)
     return path
@@ -52,20 +53,20 @@ def run_in_subprocess(library, isa, every, sparse=1):
 
 
 def positions(sparse):
-    """Return the pairs (length, offset) that guard_pages.c uses at both ends."""
+    """Return the pairs (length, offset) that guard_pages.c uses at each end of the memory."""
     every = itertools.product(range(LENGTHS), range(OFFSETS))
     return [(n, offset) for n, offset in every if (n + offset + n // 16) % sparse == 0]
 
 
 @sparsely
 @pytest.mark.parametrize("isa", ISAS)
-def test_only_buffers_are_accessed(library, isa, sparse):
+def test_kernels_access_only_their_buffers(library, isa, sparse):
     status, calls, errors = run_in_subprocess(library, isa, EVERY, sparse)
     assert (status, errors) == (0, "")
     expected = 0
     for n, offset in positions(sparse):
-        expected += 2 + 4 * 4  # bits and bools; apply and apply_bits of each type, also in place
-        expected += 4 * 4 * (offset == 0)  # the same at p = 1
+        expected += 2 + 4 * 4  # bits, bools; apply and apply_bits of 4 types, also in place
+        expected += 4 * 4 * (offset == 0)  # apply and apply_bits with p = 1
         for dtype in range(5):
             views = 7 * 3
             if dtype < 2:  # apply_alpha_strided, and bias_dropout_add and its backward
@@ -89,7 +90,7 @@ def test_streaming_stores_write_only_the_output(library, isa, sparse):
         (-3, "a byte next to the output was written: bools, dtype 0, 17 elements, .* 5 bytes"),
     ],
 )
-def test_an_access_outside_is_detected(library, every, message):
+def test_an_access_outside_a_buffer_is_detected(library, every, message):
     status, _, errors = run_in_subprocess(library, "baseline", every)
     assert status == (2 if every == -3 else -11)
     assert re.search(message, errors), errors

@@ -29,7 +29,7 @@ def filled(dtype):
 
 
 @linux_only
-def test_strides_of_gigabytes():
+def test_arrays_whose_elements_are_spread_over_gigabytes():
     x = aliased_array(np.float16, SIZE)[:: SIZE >> 12]
     values = np.resize(normal(1000, np.float16), x.size)
     mask, bias = cd.Mask(x.size, 0.5, SEED), np.zeros(x.size, np.float16)
@@ -70,7 +70,7 @@ def test_apply_to_a_huge_array(dtype, first):
 
 @pytest.mark.slow
 @linux_only
-def test_every_second_element_of_a_huge_array():
+def test_dropout_of_every_second_element_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x[::2], 0.5, rng=SEED, inplace=True)
     for start, window in zip(STARTS, windows(x), strict=True):
@@ -81,7 +81,7 @@ def test_every_second_element_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_one_draw_per_row_of_a_huge_array():
+def test_dropout_of_whole_rows_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x.reshape(1 << 12, -1), 0.5, rng=SEED, broadcast_dims=1, inplace=True)
     rows_kept = reference.keep(SEED, 0, 0.5, 0, 1 << 12)
@@ -92,7 +92,7 @@ def test_one_draw_per_row_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_given_bits_of_a_huge_mask():
+def test_dropout_backward_of_a_huge_array_with_packed_bits():
     x, values = filled(np.float16)
     bits = aliased_array(np.uint8, SIZE // 8, [start // 8 for start in STARTS])
     keeps = [reference.keep(SEED, 0, 0.5, start // 8 * 8, 1008) for start in STARTS]

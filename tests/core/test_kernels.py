@@ -1,6 +1,6 @@
-"""Tests of the kernels of each instruction set: equality with the reference implementation.
+"""Tests that kernels of each instruction set give the results of the reference implementation.
 
-They are called through the C table. Strided kernels are tested in test_view.py.
+The kernels are called through the C table. Strided kernels are tested in test_view.py.
 """
 
 import itertools
@@ -27,7 +27,7 @@ LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 819
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
           2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
 MAX_LENGTH = max(LENGTHS)
-LONG = (1 << 21) + 4321  # elements; more than the cache, so that streaming stores may be used
+LONG = (1 << 21) + 4321  # elements; larger than the cache, so that streaming stores can be used
 
 
 @pytest.fixture(params=ISAS)
@@ -63,7 +63,7 @@ def unpack(bits):
 
 
 def check(kernel, x, want, rng):
-    """Call kernel(x, y) with addresses of any alignment, out of place and in place."""
+    """Call kernel(x, y) out of place and in place, at addresses with random alignments."""
     source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, rng.randrange(64))
     assert kernel(source.address, target.address) == 0
     assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
@@ -76,7 +76,7 @@ def check(kernel, x, want, rng):
 
 @pytest.mark.parametrize("ranges", [40, *slow(400)])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_apply(table, dtype, p, ranges):
+def test_apply_equals_the_reference(table, dtype, p, ranges):
     mask, apply, rng = new_mask(table, p), table.apply, random.Random(f"{dtype} {p}")
     before = bytes(mask)
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
@@ -90,7 +90,7 @@ def test_apply(table, dtype, p, ranges):
 
 @pytest.mark.parametrize("ranges", [200, *slow(len(STARTS) * len(LENGTHS))])
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_bits_and_bools(table, p, ranges):
+def test_bits_and_bools_equal_the_reference(table, p, ranges):
     mask, bits, bools, rng = new_mask(table, p), table.bits, table.bools, random.Random(f"{p}")
     for start, n in rng.sample(list(itertools.product(STARTS, LENGTHS)), ranges):
         keep = kept(p, start)[:n]
@@ -100,7 +100,7 @@ def test_bits_and_bools(table, p, ranges):
             assert out.holds(want), (start, n, out.address % 64)
 
 
-def test_scale_of_the_mask_is_used(table, dtype):
+def test_apply_uses_the_scale_of_the_mask(table, dtype):
     mask, x, keep = new_mask(table, 0.3), numbers(dtype, 1000), kept(0.3, 7, 1000)
     for p in (0.0, 0.75):
         mask.scale, y = 1 / (1 - p), guarded_copy(x)
@@ -116,7 +116,7 @@ def test_scale_of_the_mask_is_used(table, dtype):
         pytest.param(0.1, 5, 3, marks=pytest.mark.slow),
     ],
 )
-def test_long_ranges(table, dtype, p, start, offset):
+def test_kernels_on_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
     source, target = guarded_copy(x), GuardedBuffer(x.nbytes, offset)
@@ -133,7 +133,7 @@ def test_long_ranges(table, dtype, p, start, offset):
 
 
 @pytest.mark.parametrize("before_end", [0, 1, 8191, *slow(63, 511, 512, 8192, 20000)])
-def test_up_to_the_last_position(table, dtype, before_end):
+def test_ranges_that_end_at_or_near_the_last_position(table, dtype, before_end):
     mask = new_mask(table, 0.3)
     for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
         start = 2**64 - before_end - n
@@ -148,7 +148,7 @@ def test_up_to_the_last_position(table, dtype, before_end):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_split_range_equals_the_whole(table, dtype, p):
+def test_two_parts_of_a_range_equal_the_whole(table, dtype, p):
     mask, rng, code = new_mask(table, p), random.Random(3), DTYPES[dtype]
     for _ in range(200):
         start, n = rng.choice(STARTS) + rng.randrange(9000), rng.choice([100, 1000, 20000])
@@ -163,8 +163,9 @@ def test_split_range_equals_the_whole(table, dtype, p):
 
 
 def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
-    """Only numbers below p are dropped. For a random p, this occurs once in 2**64 elements."""
-    seed, call, element = 1, 0, 23_804_840  # the first with 12 drawn bits of 0 and a suitable hash
+    """An element is dropped only if its random number is below p. One in 2**64 is equal to p."""
+    # This is the first element whose 12 drawn bits are 0 and whose hash is a multiple of 4096.
+    seed, call, element = 1, 0, 23_804_840
     _, _, tie = reference.mask_constants(seed, call)
     hashed = reference.mix(tie + reference.GAMMA * (element + 1))
     assert hashed % 4096 == 0
@@ -186,7 +187,7 @@ def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
 
 @pytest.mark.parametrize("lengths", [20, *slow(len(LENGTHS))])
 @pytest.mark.parametrize("p", [0.3, 0.9])
-def test_apply_bits(table, dtype, p, lengths):
+def test_apply_bits_equals_the_reference(table, dtype, p, lengths):
     apply_bits, scale, rng = table.apply_bits, new_mask(table, p).scale, random.Random(4)
     bits, x = np.random.default_rng(6).integers(0, 256, 3600, np.uint8), numbers(dtype)
     for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
@@ -220,8 +221,8 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
-def test_bias_dropout_add(table, dtype, p):
-    # no NaN, because a sum of two NaNs may be either of them
+def test_bias_dropout_add_equals_the_reference(table, dtype, p):
+    # The inputs contain no NaN, because the sum of two NaNs can be either of them.
     values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
     values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
     start, rng = 2**33 - 77, random.Random(7)
@@ -241,7 +242,7 @@ def test_bias_dropout_add(table, dtype, p):
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
-def test_bias_dropout_add_backward(table, dtype, p):
+def test_bias_dropout_add_backward_equals_the_reference(table, dtype, p):
     start, rng = 2**33 - 77, random.Random(8)
     values = np.random.default_rng(9).normal(size=MAX_LENGTH)
     for (rows, columns), separate in itertools.product(ROWS, [True, False]):
@@ -249,7 +250,7 @@ def test_bias_dropout_add_backward(table, dtype, p):
         gy = values[:n].astype(dtype)
         want = reference.apply(gy, kept(p, start)[:n], p)
         sums = np.zeros(columns)
-        for row in want.reshape(rows, columns):  # the order matters for rounding
+        for row in want.reshape(rows, columns):  # the order affects rounding
             sums += row
         source, total = guarded_copy(gy, rng.randrange(64)), guarded_copy(np.zeros(columns), 8)
         target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if separate else source
@@ -264,7 +265,7 @@ def test_bias_dropout_add_backward(table, dtype, p):
 
 
 def product(value, scale, dtype):
-    """Return the rounded value * scale, scale > 0; half types are rounded to float32 first."""
+    """Return value * scale, for scale > 0, rounded to dtype; half types via float32."""
     if not np.isfinite(value):
         return value
     try:  # a product of two float32 is exact in float64, so that it is rounded once
@@ -278,7 +279,7 @@ def product(value, scale, dtype):
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
-def test_special_values(table, dtype, p, kernel):
+def test_kernels_with_special_values(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
     limits = info.smallest_subnormal, info.smallest_normal, info.max
     tiny, normal, largest = map(float, limits)
@@ -297,7 +298,7 @@ def test_special_values(table, dtype, p, kernel):
     else:
         axis = Axis(n, x.itemsize, x.itemsize, 1)
         table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
-    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0: not even the sign is set
+    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0, whose sign bit is 0 too
     np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
     number = keep & ~np.isnan(x)
     np.testing.assert_array_equal(as_bytes(out[number]), as_bytes(y[number]))
@@ -305,8 +306,8 @@ def test_special_values(table, dtype, p, kernel):
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_every_half_precision_number(table, dtype, p):
-    """A lane holds a pair of elements; each number is tested as the first and as the second."""
+def test_apply_bits_of_every_half_precision_number(table, dtype, p):
+    """Kernels load elements in pairs; each number is tested as the first and as the second."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):
@@ -316,7 +317,7 @@ def test_every_half_precision_number(table, dtype, p):
         assert y.holds(np.roll(want, shift))
 
 
-def test_mask_init(table):
+def test_mask_init_equals_the_reference(table):
     mask, rng = tables.Mask(), np.random.default_rng(8)
     exact = [0.0, -0.0, 0.5, 1.0, 2.0**-64, 2.0**-12, 2.0**-11, 0.1, 1 / 3]
     near = [math.nextafter(p, to) for p in exact for to in (0.0, 1.0)]
@@ -330,7 +331,7 @@ def test_mask_init(table):
 @pytest.mark.parametrize(
     "p", [math.nan, -math.nan, math.inf, -math.inf, -5e-324, math.nextafter(1, 2), -1, 2, 1e300]
 )
-def test_mask_init_refuses_a_bad_p(table, p):
+def test_mask_init_returns_minus_1_for_a_bad_p(table, p):
     mask = tables.Mask(1, 2, 3, 4.0)
     assert table.mask_init(mask, 5, 6, p) == -1
     assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
@@ -338,7 +339,7 @@ def test_mask_init_refuses_a_bad_p(table, p):
 
 @pytest.mark.parametrize("code", [-1, 4, 77, 2**31 - 1])
 @pytest.mark.parametrize("p", [0, 0.5, 1])
-def test_unknown_dtype_is_refused(table, code, p):
+def test_kernels_return_minus_1_for_an_unknown_dtype(table, code, p):
     mask, x = new_mask(table, p), guarded_copy(np.ones(100))
     y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1

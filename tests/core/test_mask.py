@@ -51,7 +51,7 @@ def window_positions(shape, index):
 
 
 def keep_at(positions, p, seed, call):
-    """Return which elements at these positions are kept; draw only their blocks."""
+    """Return which elements at these positions are kept; draw only the blocks of the positions."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
@@ -86,7 +86,7 @@ def test_equivalent_arguments_give_equal_masks():
     assert cd.Mask((2, 0), 0.5, strides=(8, 5)) == cd.Mask((2, 0), 0.5)
 
 
-def test_attributes():
+def test_attributes_of_masks():
     mask = cd.Mask((3, 5), 0.1, -4, 5, 100, (-20, 3))
     assert (mask.shape, mask.p, mask.seed, mask.call) == ((3, 5), 0.1, 2**64 - 4, 5)
     assert (mask.start, mask.strides, mask.ndim, mask.size, len(mask)) == (100, (-20, 3), 2, 15, 3)
@@ -99,7 +99,7 @@ def test_attributes():
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
-def test_copies_pickles_and_repr_are_equal_masks(mask):
+def test_copied_pickled_and_evaluated_masks_are_equal(mask):
     copies = [copy.copy(mask), copy.deepcopy(mask), eval(repr(mask), {"Mask": cd.Mask})]
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         pickled = pickle.dumps(mask, protocol)
@@ -115,7 +115,7 @@ def test_copies_pickles_and_repr_are_equal_masks(mask):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scale_replaces_the_default(dtype):
+def test_scale_argument_replaces_the_default_scale(dtype):
     keep = reference.keep(4, 0, 0.25, 0, 900).reshape(3, 300)
     x = normal((3, 300), dtype)
     mask = cd.Mask((3, 300), 0.25, 4, scale=0.3)
@@ -168,7 +168,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("call, error, message", ERRORS)
-def test_errors(call, error, message):
+def test_wrong_arguments_and_indices_raise(call, error, message):
     mask = cd.Mask((2, 3), 0.5, 1)
     assert_raises(error, f"^{re.escape(message)}$", call, mask)
     assert mask == cd.Mask((2, 3), 0.5, 1)
@@ -180,7 +180,7 @@ def test_errors(call, error, message):
 @pytest.mark.parametrize("p", [0, 5e-324, 0.1, 0.5, 0.75, 1 - 2.0**-53, 1])
 @pytest.mark.parametrize("shape, start", [((), 0), ((0,), 5), ((9,), 1), ((5, 13), 8190),
                                           ((3, 100, 41), 2**40 + 17)])  # fmt: skip
-def test_bits_bools_and_scale_are_those_of_the_reference(shape, start, p):
+def test_bits_bools_and_scale_equal_the_reference(shape, start, p):
     mask = cd.Mask(shape, p, -7, 3, start)
     n = math.prod(shape)
     keep = reference.keep(-7, 3, p, start, n).reshape(shape)
@@ -202,7 +202,7 @@ def test_bits_bools_and_scale_are_those_of_the_reference(shape, start, p):
     np.testing.assert_array_equal(x, expected)
 
 
-def test_conversions_to_arrays():
+def test_conversions_of_masks_to_arrays():
     mask = cd.Mask((4, 50), 0.3, 9)
     keep = reference.keep(9, 0, 0.3, 0, 200).reshape(4, 50)
     for dtype in (bool, np.uint8, np.float32, object):
@@ -215,7 +215,7 @@ def test_conversions_to_arrays():
 
 @pytest.mark.parametrize("start", [2**63 - 3, 2**63 + 5, 2**64 - 40])
 @pytest.mark.parametrize("seed, call", [(0, 0), (2**64 - 1, 2**64 - 1), (-1, 2**63)])
-def test_the_largest_positions(start, seed, call):
+def test_masks_at_the_largest_positions(start, seed, call):
     mask = cd.Mask(40, 0.3, seed, call, start)
     expected = [reference.keep_one(seed, call, 0.3, start + i) for i in range(40)]
     assert list(np.asarray(mask)) == expected
@@ -237,7 +237,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=repr)
-def test_a_window_draws_the_elements_of_the_mask(index):
+def test_a_window_has_the_elements_of_the_mask(index):
     shape, start = (5, 9, 11), 8000
     mask = cd.Mask(shape, 0.4, 3, 1, start)
     window = mask[index]
@@ -267,7 +267,7 @@ def random_index(rng, shape):
     return tuple(items if ... not in items else items[: items.index(...) + 1])
 
 
-def test_windows_of_windows():
+def test_windows_of_windows_equal_indexed_arrays():
     rng = random.Random(4)
     whole = np.asarray(cd.Mask((6, 7, 8), 0.5, 8))
     for _ in range(400):
@@ -281,7 +281,7 @@ def test_windows_of_windows():
         assert pickle.loads(pickled) == mask and len(pickled) < 400
 
 
-def test_equal_windows_are_equal_masks():
+def test_windows_of_the_same_elements_are_equal_masks():
     mask = cd.Mask((6, 10), 0.5, 8)
     groups = [
         [mask, mask[...], mask[:], mask[()], mask[::-1][::-1], mask[:, ::-1, None][..., ::-1, 0]],
@@ -298,7 +298,7 @@ def test_equal_windows_are_equal_masks():
     assert len({equal[0] for equal in groups}) == len(groups)
 
 
-def test_equal_empty_windows_are_equal_masks():
+def test_empty_windows_of_the_same_shape_are_equal_masks():
     mask = cd.Mask((6, 10), 0.5, 8)
     assert mask[1:3][:, 4:4] == mask[:, 4:4][1:3]
     assert mask[::-1][6:] == mask[6:]
@@ -338,7 +338,7 @@ def test_windows_can_be_concatenated_to_the_whole_mask():
     np.testing.assert_array_equal(np.hstack([np.asarray(c) for c in columns]), np.asarray(mask))
 
 
-def test_length_and_iteration():
+def test_length_and_iteration_of_masks():
     mask = cd.Mask((3, 4), 0.5)
     assert list(mask) == [mask[0], mask[1], mask[2]]
     assert [row.shape for row in reversed(mask)] == [(4,)] * 3
@@ -351,7 +351,7 @@ def test_a_zero_dimensional_mask_is_not_iterable():
         list(cd.Mask((), 0.5))
 
 
-def test_strides_of_2_to_the_63():
+def test_windows_with_a_stride_of_2_to_the_63():
     mask = cd.Mask((2, 2**63), 0.5, 3)[:, 5]
     expected = [reference.keep_one(3, 0, 0.5, e) for e in (5, 2**63 + 5)]
     for window, kept in ((mask, expected), (mask[::-1], expected[::-1])):
@@ -359,7 +359,7 @@ def test_strides_of_2_to_the_63():
         assert list(window.apply(np.ones(2)) > 0) == kept
 
 
-def test_a_mask_with_positions_up_to_the_last():
+def test_mask_strides_can_reach_position_2_to_the_64_minus_1():
     strides = (2**63 - 1, 2**63 - 1, 1)
     kept = np.asarray(cd.Mask((2, 2, 2), 0.5, seed=1, strides=strides))
     for index in np.ndindex(2, 2, 2):
@@ -378,7 +378,7 @@ def test_masks_of_one_seed_and_call_are_nested():
     dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]
     for lower, higher in itertools.pairwise(dropped):
         assert not (lower & ~higher).any() and lower.sum() <= higher.sum()
-    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # draws one bit per element
+    half = ~np.asarray(cd.Mask(n, 0.5, 3, 4))  # this mask draws one bit per element
     first_groups = np.arange(n) % BLOCK < reference.GROUP
     only_lower = dropped[4] & ~half
     assert not only_lower[first_groups].any() and only_lower[~first_groups].any()

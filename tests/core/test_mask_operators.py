@@ -1,4 +1,4 @@
-"""Tests that operators and ufuncs reject masks: the products would not be scaled."""
+"""Tests that operators and ufuncs reject masks, because products would not be scaled."""
 
 import operator
 
@@ -24,7 +24,7 @@ UFUNCS = [getattr(np, name) for name in sorted(dir(np)) if isinstance(getattr(np
 
 
 @pytest.mark.parametrize("operate", OPERATORS, ids=lambda function: function.__name__)
-def test_operators_with_an_array(operate):
+def test_operators_with_a_mask_and_an_array_raise(operate):
     for x in (X, X.astype(int), X.view(np.recarray)):
         for operands in ((MASK, x), (x, MASK)):
             with pytest.raises(TypeError, match=ADVICE):
@@ -32,7 +32,7 @@ def test_operators_with_an_array(operate):
 
 
 @pytest.mark.parametrize("operate", IN_PLACE, ids=lambda function: function.__name__)
-def test_operators_in_place(operate):
+def test_in_place_operators_with_a_mask_raise(operate):
     x = X.copy()
     with pytest.raises(TypeError, match=ADVICE):
         operate(x, MASK)
@@ -40,7 +40,7 @@ def test_operators_in_place(operate):
 
 
 @pytest.mark.parametrize("ufunc", UFUNCS, ids=lambda ufunc: ufunc.__name__)
-def test_ufuncs(ufunc):
+def test_ufuncs_of_a_mask_raise(ufunc):
     inputs, outputs = map(len, ufunc.types[0].split("->"))
     for i in range(inputs):
         operands = [X] * inputs
@@ -56,20 +56,20 @@ def test_ufuncs(ufunc):
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-def test_products_with_a_scalar_and_a_matrix():
+def test_products_of_a_mask_and_a_scalar_or_matrix_raise():
     for x in (np.float32(2), X.view(np.matrix)):
         for operands in ((MASK, x), (x, MASK)):
             with pytest.raises(TypeError, match=ADVICE):
                 operator.mul(*operands)
 
 
-def test_a_mask_as_out():
+def test_a_ufunc_with_a_mask_as_out_raises():
     with pytest.raises(TypeError, match=ADVICE):
         np.add(X, X, out=MASK)
 
 
 @pytest.mark.parametrize("other", [2, 2.0, True, [1, 2, 3], (1.0,), "a", MASK, None], ids=repr)
-def test_products_with_other_objects(other):
+def test_operators_with_a_mask_and_other_objects_raise(other):
     for operands in ((MASK, other), (other, MASK)):
         with pytest.raises(TypeError, match="^a Mask does not support multiply" + ADVICE):
             operator.mul(*operands)
@@ -88,7 +88,7 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_products_with_other_libraries(library):
+def test_products_of_a_mask_and_arrays_of_other_libraries_raise(library):
     x = LIBRARIES[library](pytest.importorskip(library))
     mask = cd.Mask(tuple(x.shape), 0.5)
     for operands in ((mask, x), (x, mask)):
@@ -113,5 +113,5 @@ def test_conversions_and_comparisons_of_masks_work():
                 lambda mask: np.dot(X.T, mask), lambda mask: np.tensordot(X, mask),
                 lambda mask: np.kron(X, mask), lambda mask: np.average(X, weights=mask)],
 )  # fmt: skip
-def test_functions_that_convert_a_mask_use_bools(convert):
+def test_numpy_functions_convert_masks_to_bools(convert):
     np.testing.assert_array_equal(convert(MASK), convert(np.asarray(MASK)))

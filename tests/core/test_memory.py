@@ -1,4 +1,4 @@
-"""Tests of memory: calls with too little memory, peak use, and leaks."""
+"""Tests of memory: calls with too little memory, peak memory use, and leaks."""
 
 import gc
 import sys
@@ -47,7 +47,7 @@ for call in [
         failed += 1
 assert failed == 11, failed
 assert generator.calls == 0 and module.mask == cd.Mask(1000, 0.5, 2)
-cd.dropout_backward(fortran, bits, True, p=0.5)  # needs no copy in any memory order
+cd.dropout_backward(fortran, bits, True, p=0.5)  # needs no copy of x
 assert fortran.max() == 0
 y, drawn = cd.dropout(small, rng=generator, return_mask=True)
 assert drawn == cd.Mask(1000, 0.5, 1) and (y == drawn.to_scale()).all()
@@ -87,14 +87,14 @@ for call in [
         failed.append(call)
 assert len(failed) == 9 and generator.calls == 0, len(failed)
 assert (x.min(), x.max(), large.min(), large.max()) == (1, 1, 1, 1)
-y = cd.dropout(large, 0.5, rng=generator, out=out)  # the stacks of threads do not fit
+y = cd.dropout(large, 0.5, rng=generator, out=out)  # the stacks of threads exceed the limit
 assert y is out and set(y[:100].tolist()) == {0, 2} and generator.calls == 1
 print("done")
 """
 
 
 @needs_memory_limit
-def test_variants_without_memory_for_output_or_threads():
+def test_dropout_variants_without_memory_for_output_or_threads():
     assert run(LIMIT_MEMORY + VARIANTS) == (0, "done", "")
 
 
@@ -112,7 +112,7 @@ set_memory_limit(0)
 while malloc(1 << 17):
     pass
 assert not malloc(1 << 18)
-cd.dropout(fortran, rng=1, out=y)  # with smaller tiles
+cd.dropout(fortran, rng=1, out=y)  # uses smaller tiles
 assert not malloc(1 << 18)
 remove_memory_limit()
 assert 0 < np.count_nonzero(y) < y.size and np.array_equal(y, expected)
@@ -149,7 +149,7 @@ def views(a):
     for index in [np.s_[:, :4000], np.s_[::2], np.s_[:, ::2], np.s_[::-1], np.s_[:, ::-1]]:
         yield a.reshape(4096, 4096)[index]
 
-def peak():  # KiB, without pages of libraries
+def peak():  # in KiB, without the pages of libraries
     with open("/proc/self/status") as status:
         kib = {line.split()[0]: int(line.split()[1]) for line in status if line.endswith("kB\\n")}
     return kib["VmHWM:"] - kib["RssFile:"]
@@ -160,13 +160,13 @@ for source, target in zip(views(x), views(y)):
     cd.dropout(source, 0.1, rng=1, out=target)
     assert 0 < np.count_nonzero(target[-1]) < target[-1].size
     growth = peak() - before
-    assert growth < 1024, (growth, target.shape, target.strides)  # the packed bits take 2048
+    assert growth < 1024, (growth, target.shape, target.strides)  # packed bits would take 2048
 print("done")
 """
 
 
 @linux_only
-def test_no_layout_needs_a_copy():
+def test_dropout_makes_no_copy_for_any_layout():
     status, output, errors = run(PEAK, CDROPOUT_NUM_THREADS="1")
     assert (status, output) == (0, "done"), errors
 
@@ -175,7 +175,7 @@ def test_no_layout_needs_a_copy():
 
 
 def good_and_bad_calls(x, out, generator, mask, numpy_rng, bools, bits, scale, read_only):
-    """Return calls that succeed and 12 calls that fail."""
+    """Return 8 calls that succeed and 12 calls that fail."""
     module = cd.Dropout(rng=1)
     module(x)
     return [
@@ -241,10 +241,10 @@ def test_calls_leak_no_memory_and_no_references():
     try:
         run_all(calls, 10)
         # CPython's cache of type attributes can keep 150 temporary names, such as those that NumPy
-        # uses for str(dtype). It fills up once, but a leak grows in each measurement.
+        # uses for str(dtype). The cache fills up once, whereas a leak grows in each measurement.
         for _ in range(3):
             growth = measure_growth(calls)
-            if growth < 20 * ROUNDS:  # bytes; one leaked object per round takes 24
+            if growth < 20 * ROUNDS:  # bytes; a leak of one object per round takes 24
                 break
     finally:
         tracemalloc.stop()

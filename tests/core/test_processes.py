@@ -16,7 +16,7 @@ SEED = 31
 
 
 def draw(generator, mask, module):
-    """Return the next mask, results of all three arguments, and the process id."""
+    """Return the next mask, the results of all three arguments, and the process ID."""
     x = np.ones(99, np.float32)
     y, next_mask = cd.dropout(x, 0.5, rng=generator, return_mask=True)
     return next_mask, y, mask.apply(x), module(x), os.getpid()
@@ -85,7 +85,7 @@ import cdropout as cd
 cd.set_num_threads(3)
 x, parent = np.ones(1 << 21, np.float32), os.getpid()
 mask = cd.Mask(x.shape, 0.3, strides=(5000,))  # slow, because each element is drawn separately
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # since Python 3.12
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python >= 3.12 warns
 
 def fork(*_):
     global child
@@ -113,7 +113,7 @@ print(status, x.min(), x.max() > 1)
 
 
 @unix_only
-def test_a_fork_during_a_call_ends_the_call_of_the_child_with_an_error():
+def test_a_fork_during_a_call_raises_an_error_in_the_child():
     """The child lacks the threads that run the call. The call of the parent completes."""
     assert run(FORK_DURING_CALL) == (0, "0 0.0 True", "")
 
@@ -151,12 +151,12 @@ print(statuses)
 
 
 @unix_only
-def test_forks_while_other_threads_call():
+def test_forks_during_calls_in_other_threads():
     status, output, errors = run(FORK)
     assert (status, output) == (0, "[0, 0, 0, 0, 0]"), errors
 
 
-def test_an_interpreter_with_threads_exits():
+def test_an_interpreter_exits_after_calls_have_started_threads():
     script = (
         "import atexit, numpy as np, cdropout as cd\n"
         "cd.set_num_threads(3)\n"

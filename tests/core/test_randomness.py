@@ -1,4 +1,4 @@
-"""Statistical tests of the masks; for each test, a faulty generator that fails it."""
+"""Statistical tests of masks, each of which is also shown to detect a faulty generator."""
 
 import math
 from itertools import pairwise
@@ -15,14 +15,14 @@ FEW = 1 << 20  # elements in the tests of the arithmetic
 
 @pytest.mark.slow
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
-def test_masks_pass_all_tests(p):
+def test_masks_pass_all_statistical_tests(p):
     rate, *others = randomness.all_tests(draw, p, SHORT)
-    assert abs(rate.sigmas[0]) < 4  # 10^10 elements
+    assert abs(rate.sigmas[0]) < 4  # for 10**10 elements
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
 
 
-def test_number_of_tests():
+def test_number_of_statistical_tests_is_at_most_as_assumed():
     """The limits are computed for at most TESTS tests."""
     effort = randomness.Effort(CHUNK, CHUNK, 1, 1)
     each = len(list(randomness.all_tests(draw, 0.5, effort))) + 2  # 2 omitted tests of lanes
@@ -45,7 +45,7 @@ def draw_biased(*arguments):
 
 
 def damaged(order, damage):
-    """Return a draw function whose bits, arranged along `order`, are changed by `damage`."""
+    """Return a function that draws bits, and calls `damage` with them arranged along `order`."""
 
     def draw_damaged(*arguments):
         bits = randomness.ordered(draw(*arguments), order)
@@ -64,7 +64,7 @@ def copy_neighbour(bits):
 
 
 def add_neighbours(bits):
-    """Set one element in 64 to the sum of its two predecessors. Pairs remain independent."""
+    """Set one element in 64 to the XOR of its two predecessors. Pairs remain independent."""
     bits[5::64] = bits[4::64] ^ bits[3::64]
 
 
@@ -77,7 +77,7 @@ def shorten_runs(bits):
 def leaking(change, which=slice(None)):
     """Return a draw function that takes one element in 16 from another mask.
 
-    `change` returns the (seed, call, block) of the other mask. `which` selects the bytes affected.
+    `change` returns the (seed, call, block) of the other mask. `which` selects the changed bytes.
     """
     mixed = np.array([0, 32], np.uint8)  # element 5 of every second byte
 
@@ -93,35 +93,35 @@ def leaking(change, which=slice(None)):
 
 
 def fold(value, bits):
-    """Return the sum of both halves, which is equal for 2**k and 2**(k + bits)."""
+    """Return the XOR of both halves of a number. It is equal for 2**k and 2**(k + bits)."""
     return (value ^ value >> bits) & ((1 << bits) - 1)
 
 
-def test_bias_fails():
+def test_biased_generator_fails():
     assert randomness.rate(draw, 0.5, 10**9).passes()
     assert not randomness.rate(draw_biased, 0.5, 10**9).passes()
 
 
 @pytest.mark.parametrize("p", [0.5, *slow(0.1)])
 @pytest.mark.parametrize("order", ORDERS)
-def test_equal_neighbours_fail(order, p):
+def test_generator_with_equal_neighbours_fails(order, p):
     tests = randomness.order(damaged(order, copy_neighbour), p, order, CHUNK)
     assert failed(tests) == {f"{t} along {order}" for t in ("lags", "16-grams", "gaps", "runs")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
-def test_dependent_triples_fail(order):
+def test_generator_with_dependent_triples_fails(order):
     names = failed(randomness.order(damaged(order, add_neighbours), 0.5, order, CHUNK))
     assert f"16-grams along {order}" in names and f"lags along {order}" not in names
 
 
-def test_short_runs_fail():
+def test_generator_with_short_runs_fails():
     names = failed(randomness.order(damaged("elements", shorten_runs), 0.5, "elements", CHUNK))
     assert "runs along elements" in names
 
 
-# per family: a function whose result is equal for some of its masks
+# For each family, a function that maps (seed, call, block) of some of its masks to the same values.
 LEAKS = {
     "consecutive seeds": lambda seed, call, block: (seed & ~1, call, block),
     "consecutive calls": lambda seed, call, block: (seed, call & ~1, block),
@@ -141,12 +141,12 @@ FEW_FAMILIES = ["consecutive seeds", "a grid of calls and blocks", "blocks of 2^
 
 
 @pytest.mark.parametrize("name", [*FEW_FAMILIES, *slow(*sorted(FAMILIES.keys() - FEW_FAMILIES))])
-def test_common_elements_of_two_masks_fail(name):
+def test_generator_with_common_elements_in_two_masks_fails(name):
     names = failed(randomness.family(leaking(LEAKS[name]), 0.5, name, SHORT.repetitions))
     assert f"pairs of {name}" in names
 
 
-def test_few_common_elements_of_all_masks_fail():
+def test_generator_with_few_common_elements_in_all_masks_fails():
     """One element in 512 is equal in all masks: too few to detect in a pair of masks."""
 
     def draw_similar(seed, call, p, start, n):
@@ -162,7 +162,7 @@ def test_few_common_elements_of_all_masks_fail():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("p, bases", [(0.5, 120), (0.1, 400)])
-def test_weak_bits_of_seed_and_call_fail(p, bases):
+def test_generator_with_weak_bits_of_seed_and_call_fails(p, bases):
     one_element = leaking(lambda seed, call, block: (seed & ~(1 << 17), call, block), [13])
     assert failed(randomness.avalanche(one_element, p, bases)) == {"avalanche of bit to element"}
     some = leaking(lambda seed, call, block: (seed, call & ~(1 << 63), block))
@@ -176,7 +176,7 @@ def standardised(bits, p):
     return (bits - (1 - p)) / math.sqrt(p * (1 - p))
 
 
-def test_lags_are_sums_of_products():
+def test_score_lags_returns_sums_of_products():
     bits = np.random.default_rng(1).integers(0, 2, FEW, np.uint8)
     sums, n, _ = randomness.score_lags(randomness.tally_lags(bits), 0.3, FEW)
     z = standardised(bits, 0.3)
@@ -185,7 +185,7 @@ def test_lags_are_sums_of_products():
         assert sums[i] == pytest.approx(expected, rel=1e-6) and n == FEW
 
 
-def test_grams_are_sums_of_products():
+def test_score_grams_returns_sums_of_products():
     bits = (np.random.default_rng(1).random(FEW) < 0.8).astype(np.uint8)
     sums, n, largest = randomness.score_grams(randomness.tally_grams(bits), 0.3, FEW)
     z = standardised(bits.reshape(n, GRAM), 0.3)
@@ -197,7 +197,7 @@ def test_grams_are_sums_of_products():
 
 
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
-def test_gaps_and_runs_of_a_ring(p):
+def test_tally_gaps_and_tally_runs_count_lengths_in_a_ring(p):
     bits = (np.random.default_rng(1).random(5000) >= p).astype(np.uint8)
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254)).decode()
     first = text.index("10") + 1  # start of a run of dropped elements
@@ -213,7 +213,7 @@ def test_gaps_and_runs_of_a_ring(p):
 
 
 @pytest.mark.parametrize("stop", [0.001, 0.1, 0.5, 0.9, 0.999])
-def test_scores_of_lengths(stop):
+def test_score_lengths_returns_standardised_numbers(stop):
     tally = np.zeros(randomness.length_classes(stop).size)
     tally[0] = 100
     sums, n, _ = randomness.score_lengths(tally, stop)

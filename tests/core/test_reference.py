@@ -13,7 +13,7 @@ from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype
 
 RECORDS = json.loads((Path(__file__).parents[2] / "cdropout" / "stream_v1.json").read_text())
 HALF_TYPES = DTYPES[:2]
-SIGMAS = 5.6  # two-sided tail probability 2e-8: about 1e-6 for all 40 rates
+SIGMAS = 5.6  # the two-sided tail probability is 2e-8, about 1e-6 for all 40 rates
 
 
 def all_values(dtype):
@@ -24,7 +24,7 @@ def all_values(dtype):
 # ---- the stream -------------------------------------------------------------------------------
 
 
-def test_recorded_hashes_match(tmp_path):
+def test_recorded_hashes_equal_those_of_the_reference(tmp_path):
     assert len(RECORDS) == 220
     reference.record(tmp_path / "records.json")
     assert json.loads((tmp_path / "records.json").read_text()) == RECORDS
@@ -34,7 +34,7 @@ def test_recorded_hashes_match(tmp_path):
     assert hashlib.sha256(packed.tobytes()).hexdigest() == first["sha256"]
 
 
-def test_recorded_cases_are_the_declared_ones():
+def test_records_contain_exactly_the_declared_cases():
     declared = {(c["seed"], c["call"], float(c["p"]).hex(), c["start"], c["n"])
                 for c in reference.recorded_cases()}  # fmt: skip
     recorded = {(c["seed"], c["call"], c["p"], c["start"], c["n"]) for c in RECORDS}
@@ -56,7 +56,7 @@ def test_the_hash_drops_and_keeps_elements_in_the_long_cases():
 
 
 def test_mix_is_the_finalizer_of_splitmix64():
-    # The first outputs for seed 1234567, as published by the authors.
+    # The authors published these first outputs for the seed 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423,
                  4593380528125082431, 16408922859458223821]  # fmt: skip
     outputs = [reference.mix(1234567 + reference.GAMMA * (i + 1)) for i in range(5)]
@@ -64,7 +64,7 @@ def test_mix_is_the_finalizer_of_splitmix64():
 
 
 def test_the_lane_generator_is_xoroshiro128pp():
-    # The outputs after the state (1, 2), made with the authors' C program.
+    # The authors' C program returns these outputs from the state (1, 2).
     published = [393217, 669327710093319, 1732421326133921491, 11394790081659126983,
                  9555452776773192676, 3586421180005889563, 1691397964866707553,
                  10735626796753111697, 15216282715349408991, 14247243556711267923]  # fmt: skip
@@ -74,7 +74,7 @@ def test_the_lane_generator_is_xoroshiro128pp():
         assert output == expected
 
 
-def test_integers_and_arrays_have_the_same_results():
+def test_generator_functions_return_the_same_for_ints_and_arrays():
     rng = np.random.default_rng(1)
     s0, s1 = rng.integers(0, 2**64, (2, 500), dtype=np.uint64)
     output, t0, t1 = reference.xoroshiro128pp(s0, s1)
@@ -108,7 +108,7 @@ def test_threshold_is_exact(p, expected):
 
 
 @pytest.mark.parametrize("p", [0, 1, -0.1, 1.5, math.nan])
-def test_threshold_needs_p_between_0_and_1(p):
+def test_threshold_raises_unless_p_is_between_0_and_1(p):
     with pytest.raises(ValueError, match="0 < p < 1"):
         reference.threshold(p)
 
@@ -154,7 +154,7 @@ def test_bits_are_packed_least_significant_first_and_padded_with_zeros():
         assert number == sum(1 << i for i in range(n) if kept[i])
 
 
-def test_extreme_probabilities():
+def test_keep_with_extreme_probabilities():
     assert reference.keep(1, 2, 0.0, 3, 1000).all()
     assert not reference.keep(1, 2, 1.0, 3, 1000).any()
     assert reference.keep(1, 2, 5e-324, 3, 100_000).all()
@@ -190,7 +190,7 @@ def test_rates_of_dropped_and_undecided_elements(p):
         assert abs(selected.sum() - selected.size * probability) < SIGMAS * sigma
 
 
-def test_spawned_seeds():
+def test_spawned_seeds_are_distinct():
     seeds = {reference.spawn_seed(seed, i) for seed in (0, 1, -1, 42) for i in range(1000)}
     assert len(seeds) == 4000 and all(0 <= seed < 2**64 for seed in seeds)
     assert reference.spawn_seed(-1, 3) == reference.spawn_seed(2**64 - 1, 3)
@@ -211,7 +211,7 @@ def test_a_window_has_the_positions_of_the_mask():
     assert reference.window((), ()).shape == () and reference.window((2, 0), 1).shape == (0,)
 
 
-def test_a_draw_is_repeated_along_broadcast_axes():
+def test_broadcast_keep_repeats_draws_along_broadcast_axes():
     kept = reference.broadcast_keep((6, 5, 4), 0.5, 1, 2, broadcast_dims=(1, -1))
     reduced = reference.keep(1, 2, 0.5, 0, 6)
     assert kept.shape == (6, 5, 4)
@@ -224,7 +224,7 @@ def test_a_draw_is_repeated_along_broadcast_axes():
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_widen_all_values(dtype):
+def test_widen_converts_all_values_exactly(dtype):
     name = np.dtype(dtype).name
     wide = reference.widen(all_values(np.uint16), name).view(np.float32)
     np.testing.assert_array_equal(wide, all_values(dtype).astype(np.float32))
@@ -265,7 +265,7 @@ def test_round_to_half_returns_a_quiet_nan_with_its_payload(name, quiet):
     for sign in (0, 0x8000):
         wide = reference.widen(sign | infinity | payload, name)
         np.testing.assert_array_equal(reference.round_to_half(wide, name), sign | quiet | payload)
-    # The payload has only bits that are cut off; the result must not be infinity.
+    # All set bits of this payload are cut off; the result must not be infinity.
     assert reference.round_to_half(np.uint32(0x7F800001), name) == quiet
     assert reference.round_to_half(np.uint32(0xFFFFFFFF), name) == 0x8000 | infinity | fraction
 

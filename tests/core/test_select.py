@@ -1,4 +1,4 @@
-"""Tests of float16 and bfloat16 with all of their 65 536 numbers, and of one mask for all types."""
+"""Tests of all 65,536 float16 and bfloat16 values, and of equal masks for all data types."""
 
 import ml_dtypes
 import numpy as np
@@ -14,13 +14,13 @@ HALVES = [np.float16, ml_dtypes.bfloat16]
 DTYPES = [*HALVES, np.float32, np.float64]
 SEED = 0x0123456789ABCDEF
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)
-# scales: exact (1, 2 and 1024), with few bits, with many bits, and beyond the range of both types
+# The scales are powers of 2, have few or many significant bits, or exceed the range of float16.
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
 
 def every_number(dtype):
-    """Return all bit patterns, in an order in which adjacent ones differ much."""
-    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # odd: all occur
+    """Return all bit patterns, in an order in which adjacent patterns differ greatly."""
+    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # 40503 is odd, so that all occur
     return patterns.astype(np.uint16).view(dtype)
 
 
@@ -30,13 +30,13 @@ def assert_same(y, want):
     np.testing.assert_array_equal(y.view(np.uint16), want.view(np.uint16))
 
 
-def test_every_number_has_65536_patterns():
+def test_every_number_returns_65536_patterns():
     assert len(set(every_number(np.float16).view(np.uint16).tolist())) == 65536
 
 
 @every_half
 @pytest.mark.parametrize("p", [*PROBABILITIES, 1])
-def test_every_number(p, dtype):
+def test_dropout_of_every_number(p, dtype):
     x = every_number(dtype)
     want = reference.dropout(x, p, SEED, 0)
     out = np.empty_like(x)
@@ -51,7 +51,7 @@ def test_every_number(p, dtype):
 
 
 @every_half
-def test_evaluation_copies_every_number(dtype):
+def test_dropout_in_evaluation_copies_every_number(dtype):
     x = every_number(dtype)
     assert_same(cd.dropout(x, 0, out=np.empty_like(x)), x)
     assert_same(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
@@ -59,7 +59,7 @@ def test_evaluation_copies_every_number(dtype):
 
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_every_number_under_a_given_mask(p, dtype):
+def test_dropout_of_every_number_with_a_given_mask(p, dtype):
     """Each number is kept by a mask or by its complement."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
@@ -75,8 +75,8 @@ def test_every_number_under_a_given_mask(p, dtype):
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
-def test_scale_of_0(isa, dtype):
-    """Infinity times 0 is NaN; a finite number becomes a zero of its sign."""
+def test_apply_bits_with_a_scale_of_0(isa, dtype):
+    """Infinity times 0 is NaN; a finite number becomes 0 with the same sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
@@ -87,7 +87,7 @@ def test_scale_of_0(isa, dtype):
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
-# zero, and the numbers next to the bounds of subnormals, 2^16 / scale, infinities and NaNs
+# These are 0 and the numbers next to the bounds of subnormals, 2**16 / scale, infinities and NaNs.
 SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
            0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
 
@@ -98,7 +98,7 @@ SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77F
     "scale",
     [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
 )
-def test_special_number_at_each_index_of_a_step(isa, dtype, scale):
+def test_apply_bits_of_a_special_number_at_each_index_of_a_step(isa, dtype, scale):
     """Kernels may have a faster path for steps of 32 ordinary numbers."""
     x = np.random.default_rng(2).standard_normal((2 * len(SPECIAL), 32, 32)).astype(dtype)
     x[:, ::3, ::5] = 0
@@ -131,7 +131,7 @@ def layouts(x):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_every_number_at_any_strides(p, dtype):
+def test_dropout_of_every_number_with_any_strides(p, dtype):
     square, views = layouts(every_number(dtype))
     want = reference.dropout(square, p, SEED, 0)
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
@@ -149,7 +149,7 @@ def test_every_number_at_any_strides(p, dtype):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_every_number_with_broadcast_dims(p, dtype):
+def test_dropout_of_every_number_with_broadcast_dims(p, dtype):
     square, views = layouts(every_number(dtype))
     for dims in ((0,), (1,), (0, 1)):
         want = reference.dropout(square, p, SEED, 0, dims)
@@ -174,7 +174,7 @@ def test_all_types_have_the_same_mask(shape, p):
 
 
 @every_half
-def test_mask_to_scale(dtype):
+def test_to_scale_in_half_precision(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
     scale = mask.to_scale(dtype)
     assert_same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
@@ -187,7 +187,7 @@ SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", on a big-endian mach
 
 
 @pytest.mark.parametrize("name", ["int16", "uint16", SWAPPED, "float8_e5m2", "float8_e4m3fn"])
-def test_other_small_types_are_refused(name):
+def test_dropout_rejects_other_small_types(name):
     x = np.ones(4, getattr(ml_dtypes, name, name))
     with pytest.raises(TypeError, match=f"but got {name}"):
         cd.dropout(x, 0.5)

@@ -90,7 +90,7 @@ def test_a_signal_ends_a_long_call(huge, huge_input, alarm, name):
 
 
 @linux_only
-def test_ctrl_c_ends_the_drawing_of_a_mask(alarm):
+def test_keyboard_interrupt_ends_the_drawing_of_a_mask(alarm):
     mask = cd.Mask(1 << 32, 0.1)
     for call in (mask.bits, mask[::2].__array__, mask.__array__):
         alarm(signal.default_int_handler, DELAY)
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_the_drawing_of_a_mask(alarm):
 
 
 @linux_only
-def test_sigint_raises_keyboard_interrupt():
+def test_sigint_raises_keyboard_interrupt_during_a_call():
     script = (
         f"{FIND_TESTS}import numpy as np, cdropout as cd, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
@@ -114,7 +114,7 @@ def test_sigint_raises_keyboard_interrupt():
 
 @linux_only
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_interrupted_call_leaves_each_element_old_or_new(huge, alarm, threads):
+def test_each_element_is_old_or_new_after_an_interrupted_call(huge, alarm, threads):
     cd.set_num_threads(threads)
     ends = [huge[:1000], huge[-1000:]]
     for values in ends:

@@ -1,4 +1,4 @@
-"""Tests of the copy with streaming stores."""
+"""Tests of stream_copy, which copies with streaming stores."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_stream_copy_writes_the_target_only(offset, n):
     assert not memory[:offset].any() and not memory[offset + n :].any()
 
 
-def test_stream_copy_refuses_other_sizes_and_strides():
+def test_stream_copy_rejects_other_sizes_and_strides():
     a = np.zeros(8, np.uint8)
     with pytest.raises(ValueError, match="to has to have the 8 bytes of source, but has 4"):
         stream_copy(a[:4], a)

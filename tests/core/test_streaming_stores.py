@@ -1,4 +1,4 @@
-"""Tests of kernels with streaming stores: they write the same bytes, and only the output."""
+"""Tests that kernels with streaming stores write the same bytes, and only to the output."""
 
 import random
 
@@ -35,7 +35,7 @@ def table(request):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("n", LENGTHS)
-def test_output_is_the_same(table, dtype, n):
+def test_streaming_stores_do_not_change_the_output(table, dtype, n):
     keep, mask, code = reference.keep(SEED, CALL, P, START, n), new_mask(table, P), DTYPES[dtype]
     x, rng = numbers(dtype, 20000)[:n], random.Random(n)
     want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
@@ -53,7 +53,7 @@ def test_output_is_the_same(table, dtype, n):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-def test_flag_for_a_part_of_a_large_array(isa, dtype):
+def test_flag_part_of_large_does_not_change_the_output(isa, dtype):
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
     mask, y = new_mask(table, P), GuardedBuffer(x.nbytes, 4)
@@ -66,5 +66,5 @@ def test_flag_for_a_part_of_a_large_array(isa, dtype):
     assert y.holds(reference.apply(x, keep, P))
 
 
-def test_default_threshold():
+def test_default_streaming_threshold_is_at_least_256_kib():
     assert dispatch.streaming_threshold >= 1 << 18

@@ -27,8 +27,8 @@ def calls(request):
 
 
 @pytest.mark.parametrize("n", [1, 64, 100])
-def test_a_shared_generator(n, calls):
-    """Each call number is used once, and each result has the mask of its number."""
+def test_threads_can_share_a_generator(n, calls):
+    """Each call number is used once, and each result has the mask of its call number."""
     x, generator = normal(n), cd.Generator(SEED)
 
     def work(_):
@@ -43,7 +43,7 @@ def test_a_shared_generator(n, calls):
     assert all(drawn[i] == cd.dropout(x, P, rng=other).tobytes() for i in range(len(drawn)))
 
 
-def test_a_shared_module(calls):
+def test_threads_can_share_a_module(calls):
     """Each call number is used once, and backward uses the given mask."""
     x, module = normal(256), cd.Dropout(P, rng=SEED)
 
@@ -62,7 +62,7 @@ def test_a_shared_module(calls):
     assert results == sorted(serial)
 
 
-def test_shared_inputs_and_masks(calls):
+def test_threads_can_share_inputs_and_masks(calls):
     """All functions return the reference's result for the same input in all threads."""
     x = normal((20, 30))
     before, mask = x.copy(), cd.Mask(x.shape, P, SEED)

@@ -1,4 +1,4 @@
-"""Tests of the strided kernels: equality with the reference implementation for each layout."""
+"""Tests that strided kernels give the results of the reference implementation."""
 
 import itertools
 import math
@@ -24,12 +24,12 @@ from ..helpers.kernel_tables import (
 from ..helpers.requirements import ISAS, slow
 
 SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
-TYPES = [*DTYPES, bool]  # bool: CDROPOUT_BOOL
+TYPES = [*DTYPES, bool]  # bool stands for CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory, the last fastest, and the step of each axis in items."""
+    """The order of the axes in memory (the last varies fastest) and the step of each in items."""
 
     order: tuple
     steps: tuple
@@ -96,7 +96,7 @@ def extent(case):
 
 @cache
 def kept(case, p):
-    """Return the keep bits of the array as bools of its shape."""
+    """Return the keep bits of the case as an array of bools with its shape."""
     first, n = extent(case)
     positions = np.full(case.shape, case.start - first)
     for axis, stride in enumerate(case.mask):
@@ -126,7 +126,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a buffer with the packed bits of the case after `first` others, and the start bit."""
+    """Return a buffer of packed bits, `first` bits before those of the case, and the start bit."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
@@ -134,7 +134,7 @@ def given_bits(case, p, first):
 
 
 def given_bools(case, p):
-    """Return a buffer with the bools of the case, and the address for its first element."""
+    """Return a buffer with the bools of the case, and the address of the first element's bool."""
     position, n = extent(case)
     buffer = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
     return buffer, buffer.address + case.start - position
@@ -272,12 +272,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("cases", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts(table, dtype, cases):
+def test_strided_kernels_with_each_layout(table, dtype, cases):
     check_all(table, cases, dtype)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_probabilities(table, dtype, p):
+def test_strided_kernels_with_several_probabilities(table, dtype, p):
     for name in ("C order", "channels last", "broadcast axes"):
         check_all(table, LAYOUTS[name][-2:], dtype, [p])
 
@@ -285,7 +285,7 @@ def test_probabilities(table, dtype, p):
 @pytest.mark.parametrize(
     "shape", [(7, 13, 21), (3, 5, 7, 11), *slow((17, 33, 65), (9, 10, 67, 12))], ids=str
 )
-def test_permutations(table, dtype, shape):
+def test_strided_kernels_with_permuted_axes(table, dtype, shape):
     every = list(itertools.permutations(range(len(shape))))
     for order in random.Random(1).sample(every, 6 if math.prod(shape) < 2000 else len(every)):
         check_all(table, [case(shape, order), case(shape, order, every[-1])], dtype)
@@ -305,7 +305,7 @@ LARGE = [  # larger than a tile; the last tile of each axis is shorter
 
 
 @pytest.mark.parametrize("large", [*LARGE[:1], *slow(*LARGE[1:])], ids=lambda each: f"{each.shape}")
-def test_arrays_larger_than_a_tile(table, dtype, large):
+def test_strided_kernels_on_arrays_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
@@ -314,7 +314,7 @@ def test_arrays_larger_than_a_tile(table, dtype, large):
     [*LARGE[1:3], case((300, 20), within=(300, 4000))],
     ids=lambda each: f"{each.shape}",
 )
-def test_bools_larger_than_a_tile(table, large):
+def test_strided_kernels_on_bools_larger_than_a_tile(table, large):
     """The last case has few elements, but they spread over a long range of the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
@@ -343,7 +343,7 @@ def test_elements_with_the_same_position_in_the_mask(table, shape, mask):
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)
-def test_streaming_stores(isa, contiguous):
+def test_strided_kernels_with_streaming_stores(isa, contiguous):
     """Rows are long enough for streaming stores; y is contiguous or has gaps between rows."""
     table, rng = tables.tables()[isa], random.Random(3)
     ndim = len(contiguous.shape)
@@ -366,7 +366,7 @@ def expected_alpha(case, dtype, p, shift, constant):
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_alpha_dropout(table, real, p):
+def test_apply_alpha_strided(table, real, p):
     itemsize, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
     terms = 0.7, -1.75
     for name in ("C order", "Fortran order", "steps", "broadcast axes", "windows", "no element"):
@@ -393,7 +393,7 @@ def random_case(rng):
     axes = range(len(shape))
     orders = [tuple(rng.sample(axes, len(shape))) for _ in range(2)]
     steps = [tuple(rng.choice([1, 1, 1, 1, 2, -1, -2]) for _ in axes) for _ in range(2)]
-    if rng.random() < 0.4:  # the same layout, so that it can be in place
+    if rng.random() < 0.4:  # the same layout, so that the call can be in place
         orders[1], steps[1] = orders[0], steps[0]
     broadcast, flipped = ([axis for axis in axes if rng.random() < 0.2] for _ in range(2))
     within = tuple(n + rng.choice([0, 0, 1, 30]) for n in shape)
@@ -402,13 +402,13 @@ def random_case(rng):
 
 
 @pytest.mark.parametrize("count", [12, *slow(400)])
-def test_random_layouts(table, dtype, count):
+def test_strided_kernels_with_random_layouts(table, dtype, count):
     rng = random.Random(count)
     cases = [random_case(rng) for _ in range(count)]
     check_all(table, [each for each in cases if extent(each)[1] < 10**6], dtype)
 
 
-def test_64_axes_are_supported_and_65_refused(table, dtype):
+def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
     """16 axes have length 2; the others have length 1, so that their strides are ignored."""
     itemsize = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
@@ -438,7 +438,7 @@ def test_64_axes_are_supported_and_65_refused(table, dtype):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
 def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
-    """Positions wrap around."""
+    """Positions wrap around modulo 2**64."""
     shape = 5, 70
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
@@ -453,7 +453,7 @@ def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
     assert array.buffer.holds(result)
 
 
-def test_bits_at_a_large_offset(table):
+def test_apply_bits_strided_at_a_large_bit_offset(table):
     first = 2**32 + 5
     memory = np.zeros(2**29 + 1000, np.uint8)  # only pages that are used take memory
     memory[2**29 :] = np.random.default_rng(3).integers(0, 256, 1000)
@@ -466,7 +466,7 @@ def test_bits_at_a_large_offset(table):
     assert y.buffer.holds(result)
 
 
-def test_x_with_a_stride_of_0(table):
+def test_apply_strided_with_a_stride_of_0_in_x(table):
     x, y = values(np.float32, (50,)), GuardedArray(np.float32, (7, 50), (200, 4), 1)
     want = reference.apply(np.broadcast_to(x, (7, 50)), keep(0.1, 5, 350), 0.1)
     result = y.bytes_after(want)
@@ -484,7 +484,7 @@ def test_x_with_a_stride_of_0(table):
     [(-1, 0, 2), (5, 0, 2), (77, 0, 2), (0, 2, 2), (0, 3, 2), (0, 2**31, 2), (BOOL, 256, 2),
      (0, 0, -1), (0, 0, -(2**31)), (0, 0, 65), (0, 0, 2**31 - 1)],
 )  # fmt: skip
-def test_bad_arguments_are_refused(table, code, flags, ndim, p):
+def test_strided_kernels_return_minus_1_for_bad_arguments(table, code, flags, ndim, p):
     mask, x = new_mask(table, p), GuardedBuffer(400)
     y, given = GuardedBuffer(400), GuardedBuffer(100)
     before = y.inside.copy()

@@ -6,13 +6,13 @@ import os
 
 import numpy as np
 
-# Values on Linux: Python names only some of them.
+# The values on Linux; the module mmap defines only some of them.
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 READ_WRITE = 0x1 | 0x2
 
 
 def map_memory(address, size, flags, file=-1):
-    """Map the file, or new memory if it is -1, at this address; replace earlier mappings."""
+    """Map `file`, or new memory if `file` is -1, at this address; replace earlier mappings."""
     call = ctypes.CDLL(None, use_errno=True).mmap
     call.restype = ctypes.c_void_p
     call.argtypes = [
@@ -28,7 +28,7 @@ def aliased_array(dtype, n, private=()):
     Parameters
     ----------
     private : sequence of int
-        Elements at which 64 KiB of memory begin that no other elements share.
+        Indices of elements. The 64 KiB that begin near each of them are not shared.
     """
     size = n * np.dtype(dtype).itemsize
     mapping = mmap.mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, READ_WRITE)

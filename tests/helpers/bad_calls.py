@@ -1,4 +1,4 @@
-"""Calls of all functions, assertions about calls that fail, and objects that misbehave."""
+"""Calls of all functions, assertions about failing calls, and objects that call a function."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 import cdropout as cd
 
 SHAPE = (2, 3, 4, 5)
-MODULES = {  # class: shape of its input
+MODULES = {  # the shape of the input of each class
     cd.Dropout: SHAPE,
     cd.Dropout1d: (6, 4, 5),
     cd.Dropout2d: SHAPE,

@@ -24,7 +24,7 @@ def find_command(name):
 
 
 def run(command, *arguments, stdout=subprocess.PIPE, **variables):
-    """Return (exit code, standard output, standard error)."""
+    """Run a command; return its exit code, standard output and standard error."""
     done = subprocess.run(
         [*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300,
         env={**os.environ, "PYTHONUNBUFFERED": "", **variables},
@@ -34,6 +34,6 @@ def run(command, *arguments, stdout=subprocess.PIPE, **variables):
 
 
 def assert_error(result, code, text):
-    """Assert that a command printed one line, to standard error."""
+    """Assert that a command had this exit code and printed one line, to standard error only."""
     assert result[0] == code and not result[1]
     assert result[2].count("\n") == 1 and result[2].startswith("cdropout") and text in result[2]

@@ -22,8 +22,9 @@ def rarer_probability(p):
 def bernstein(max_term, terms, odds):
     """Return a limit, in sigmas, for a sum of independent terms with mean 0 and variance 1.
 
-    A sum of terms of size up to `max_term` exceeds it with a probability below 1 / `odds`. The
-    limit does not assume a normal distribution, because products of rare bits are not normal.
+    A sum of terms of magnitude up to `max_term` exceeds the limit with a probability below
+    1 / `odds`. The limit does not assume a normal distribution, because products of rare bits are
+    not normal.
 
     Notes
     -----
@@ -36,13 +37,13 @@ def bernstein(max_term, terms, odds):
 
 
 def samples(draw, p, n):
-    """Yield the first n samples as bool [CHUNK, 128], True for the rarer outcome.
+    """Yield the first n samples in arrays bool [CHUNK, 128], in which the rarer outcome is True.
 
     `draw(seed, call, p, start, n)` returns the packed keep bits of n elements.
     """
     for first in range(0, n, CHUNK):
         packed = draw(2024, 1, p, first * BITS, CHUNK * BITS)
-        words = packed.reshape(-1, 8, 2, 8, 8)  # block, two groups, group, lane, byte
+        words = packed.reshape(-1, 8, 2, 8, 8)  # [block, pair, group in pair, lane, byte]
         lanes = words.transpose(0, 1, 3, 2, 4).reshape(-1, BITS // 8)
         kept = np.unpackbits(lanes, axis=1, bitorder="little").astype(bool)
         yield kept if p > 0.5 else ~kept
@@ -85,13 +86,13 @@ def centre_triples(triples, pairs, n, q):
 
 
 def pair_sigmas(draw, p, n):
-    """Return `centre_pairs` of n samples of the masks of `draw`."""
+    """Draw n samples with `draw` and return their `centre_pairs`."""
     pairs = sum(map(count_pairs, samples(draw, p, n)))
     return centre_pairs(pairs, n, rarer_probability(p))
 
 
 def triple_sigmas(draw, p, n):
-    """Return `centre_triples` of n samples of the masks of `draw`."""
+    """Draw n samples with `draw` and return their `centre_triples`."""
     pairs, triples = np.zeros((BITS, BITS)), np.zeros((BITS, BITS, BITS))
     for bits in samples(draw, p, n):
         pairs += count_pairs(bits)

@@ -26,12 +26,12 @@ from cdropout._core import dispatch
 
 VERSION = 1
 DTYPES = {np.float32: 0, np.float64: 1, np.float16: 2, ml_dtypes.bfloat16: 3}  # cdropout_dtype
-BOOL = 4  # a cdropout_dtype that only strided kernels take
-PART_OF_LARGE = 1  # cdropout_flags
+BOOL = 4  # a cdropout_dtype that only strided kernels accept
+PART_OF_LARGE = 1  # a flag of cdropout_flags
 
 
 class Mask(ctypes.Structure):
-    """cdropout_mask."""
+    """The struct cdropout_mask."""
 
     _fields_ = [
         ("seed", c_uint64),
@@ -42,7 +42,7 @@ class Mask(ctypes.Structure):
 
 
 class Axis(ctypes.Structure):
-    """cdropout_axis."""
+    """The struct cdropout_axis."""
 
     _fields_ = [("length", c_size_t), ("x", c_ssize_t), ("y", c_ssize_t), ("mask", c_int64)]
 
@@ -72,7 +72,7 @@ KERNELS = {
 
 
 class Table(ctypes.Structure):
-    """cdropout_table."""
+    """The struct cdropout_table."""
 
     _fields_ = [
         ("version", c_uint32),
@@ -82,7 +82,7 @@ class Table(ctypes.Structure):
     ]
 
 
-# PYFUNCTYPE keeps the GIL and raises an error of PyCapsule_GetPointer, such as a wrong name
+# PYFUNCTYPE keeps the GIL and raises the errors of PyCapsule_GetPointer, such as for a wrong name.
 capsule_pointer = ctypes.PYFUNCTYPE(c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
@@ -120,7 +120,7 @@ def new_mask(table, p, seed=0xFEDCBA9876543210, call=2**40 + 3):
 
 
 GUARD = 320  # guard bytes on each side of a buffer: more than 32 elements of any type
-SENTINEL = 0xA5  # their value
+SENTINEL = 0xA5  # the value of guard bytes
 
 
 class GuardedBuffer:
@@ -165,7 +165,7 @@ def guarded_copy(array, offset=0):
 
 @cache
 def numbers(dtype, n):
-    """Return ordinary numbers alternating with random bit patterns (NaN, subnormal, huge)."""
+    """Return ordinary numbers alternating with random bit patterns (also NaN and subnormal)."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal(n).astype(dtype)
     x[1::2] = rng.integers(0, 256, (n // 2, x.itemsize), np.uint8).view(dtype)[:, 0]
@@ -186,7 +186,7 @@ class GuardedArray:
     Parameters
     ----------
     dtype, shape, strides
-        As of numpy.ndarray.
+        As in numpy.ndarray.
     offset : int
         Distance in bytes of the buffer from a 64-byte boundary.
     """

@@ -26,7 +26,7 @@ ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # axis of neighb
 
 
 class Scores(NamedTuple):
-    """Sums of `terms` terms with mean 0, variance 1 and size up to `max_term`, in sigmas."""
+    """Sums, in sigmas, of `terms` terms with mean 0, variance 1 and magnitudes up to `max_term`."""
 
     test: str
     p: float
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
     max_term: np.ndarray
 
     def limits(self):
-        """Return the largest size allowed for each sum."""
+        """Return the largest magnitude allowed for each sum."""
         sums = self.sigmas.size * TESTS
         return correlation.bernstein(self.max_term, self.terms, sums / FALSE_ALARM)
 
@@ -52,12 +52,12 @@ class Scores(NamedTuple):
 
 
 def max_term(q):
-    """Return the largest size of a standardised Bernoulli variable with probability q."""
+    """Return the largest magnitude of a standardised Bernoulli variable with probability q."""
     return math.sqrt(max(q / (1 - q), (1 - q) / q))
 
 
 def draw(seed, call, p, start, n):
-    """Return packed keep bits of the package: uint8 [n / 8]."""
+    """Return the packed keep bits that cdropout draws: uint8 [n / 8]."""
     return cd.Mask(n, p, seed, call, start=start).bits()
 
 
@@ -68,12 +68,12 @@ def chunks(draw, p, n, seed=SEED, call=0):
 
 
 def count_bits(packed):
-    """Return the number of set bits in packed bytes. Their number has to be a multiple of 8."""
+    """Return the number of set bits in packed bytes. There must be a multiple of 8 bytes."""
     return int(np.bitwise_count(packed.view(np.uint64)).sum(dtype=np.uint64))
 
 
 class Effort(NamedTuple):
-    """Numbers of samples."""
+    """Numbers of samples for each kind of test."""
 
     rate: int  # elements
     order: int  # elements, a multiple of CHUNK
@@ -90,7 +90,7 @@ QUICK_EFFORT = Effort(10**10, 2 * CHUNK, 4, 400)
 
 
 def rate(draw, p, n, seed=SEED):
-    """Return the test of the number of kept elements among n."""
+    """Return the scores of the number of kept elements among n."""
     excess = sum(map(count_bits, chunks(draw, p, n, seed))) - n * (1 - p)
     sigmas = np.array([excess / math.sqrt(n * p * (1 - p))])
     return Scores("keep rate", p, sigmas, n, max_term(p))
@@ -121,7 +121,10 @@ def tally_lags(bits):
 
 
 def score_lags(tally, p, n):
-    """Return the sums of products of two standardised elements."""
+    """Return sums of products of two standardised elements at each lag, in sigmas.
+
+    Like all `score_` functions, it also returns the number and the largest magnitude of the terms.
+    """
     q = 1 - p
     products = tally[:-1] - 2 * q * tally[-1] + n * q**2
     return products / (p * q * math.sqrt(n)), n, max_term(p) ** 2
@@ -133,7 +136,7 @@ def tally_grams(bits):
 
 
 def score_grams(tally, p, n):
-    """Return the sum of products of the standardised elements of each subset of a gram."""
+    """Return, for each subset of a gram, the sum of products of its standardised elements."""
     q, sums = 1 - p, tally.astype(float)
     for axis in range(GRAM):  # Walsh transform of bits that are set with probability q
         zero, one = np.moveaxis(sums.reshape(-1, 2, 1 << axis), 1, 0)
@@ -176,7 +179,7 @@ def tally_runs(bits, p):
 
 
 def order(draw, p, order, n, seed=SEED):
-    """Yield the tests of the first n elements along an order."""
+    """Yield the scores of the first n elements, rearranged along `order`."""
     lags = grams = gaps = runs = 0
     for packed in chunks(draw, p, n, seed):
         bits = ordered(packed, order)
@@ -197,7 +200,8 @@ def spaced_gray_code(i, spacing=9):
     return sum((code >> bit & 1) << spacing * bit for bit in range(8))
 
 
-# number of masks, and a function that returns (seed, call, block) of mask i in repetition r
+# For each family: the number of masks, and a function that returns (seed, call, block) of mask i in
+# repetition r.
 FAMILIES = {
     "consecutive seeds": (256, lambda i, r: (i, 7, r)),
     "consecutive calls": (256, lambda i, r: (SEED, i, r)),
@@ -214,7 +218,7 @@ FAMILIES = {
 
 
 def family(draw, p, name, repetitions):
-    """Yield the tests of all pairs of masks of a family, and of their sums by distance."""
+    """Yield the scores of all pairs of masks of a family, and of the sums of pairs by distance."""
     masks, origin = FAMILIES[name]
     both, q, n = np.zeros((masks, masks)), 1 - p, BLOCK * repetitions
     for r in range(repetitions):
@@ -238,7 +242,7 @@ def family(draw, p, name, repetitions):
 
 
 def avalanche(draw, p, bases, start=0):
-    """Yield the tests of the elements of a group that a flipped bit of seed or call changes."""
+    """Yield the scores of how often a flipped bit of seed or call changes elements of a group."""
     flips = [(1 << bit, 0) for bit in range(64)] + [(0, 1 << bit) for bit in range(64)]
     changed, chance = np.zeros((128, 512), np.int64), 2 * p * (1 - p)
     for base in range(bases):
@@ -256,7 +260,7 @@ def avalanche(draw, p, bases, start=0):
 
 
 def lane_words(draw, p, effort):
-    """Yield the tests of correlations between the bits of successive words of a lane."""
+    """Yield the scores of correlations between the bits of successive words of a lane."""
     q = correlation.rarer_probability(p)
     for points, measure, n in (
         (2, correlation.pair_sigmas, effort.pairs),
@@ -264,7 +268,7 @@ def lane_words(draw, p, effort):
     ):
         if n:
             sums = measure(draw, p, n)
-            sums = sums[sums != 0]  # each subset once
+            sums = sums[sums != 0]  # keeps one entry per subset
             yield Scores(f"{points} points of a lane's words", p, sums, n, max_term(q) ** points)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cdropout._core import dispatch
 
-EXTRAS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}  # of cdropout
+EXTRAS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}  # extras of cdropout
 PACKAGES = {
     "distributed": "'dask[distributed]'",
     "sklearn": "scikit-learn",

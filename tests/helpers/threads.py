@@ -9,7 +9,7 @@ def run_in_threads(count, function):
     """Call function(0), ..., function(count - 1), each in its own thread; return the results.
 
     The interpreter switches between the threads as often as possible. An exception in a thread
-    is raised here.
+    is raised again in the caller.
     """
     results, errors, barrier = [None] * count, [], threading.Barrier(count)
 

@@ -7,7 +7,7 @@ from .requirements import import_or_skip
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
-FUNCTIONS = {  # of 4-D tensors and p, with inplace= and generator=
+FUNCTIONS = {  # functions of a 4-D tensor and p that accept inplace= and generator=
     "dropout": ct.dropout,
     "dropout2d": ct.dropout2d,
     "dropout3d": ct.dropout3d,
@@ -17,7 +17,7 @@ FUNCTIONS = {  # of 4-D tensors and p, with inplace= and generator=
     ),
     "drop_path": ct.drop_path,
 }
-CALLS = {  # of 4-D tensors, with generator=
+CALLS = {  # functions of a 4-D tensor that accept generator=
     "dropout": lambda x, **generator: ct.dropout(x, 0.5, **generator),
     "dropout1d": lambda x, **generator: ct.dropout1d(x[0], 0.5, **generator),
     "dropout2d": lambda x, **generator: ct.dropout2d(x, 0.5, **generator),
@@ -29,7 +29,7 @@ CALLS = {  # of 4-D tensors, with generator=
     "bias_dropout_add": lambda x, **g: ct.bias_dropout_add(x, x[0], x, 0.5, **g),
     "in place": lambda x, **generator: ct.dropout(x * 1, 0.5, inplace=True, **generator),
 }
-OPERATORS = {  # PyTorch's operators that accelerate() replaces, of tensors and p
+OPERATORS = {  # functions of a tensor and p that call the operators that accelerate() replaces
     "dropout": lambda x, p: torch.dropout(x, p, True),
     "dropout_": lambda x, p: torch.dropout_(x, p, True),
     "feature_dropout": lambda x, p: torch.feature_dropout(x, p, True),
@@ -40,7 +40,7 @@ OPERATORS = {  # PyTorch's operators that accelerate() replaces, of tensors and 
     "feature_alpha_dropout_": lambda x, p: torch.feature_alpha_dropout_(x, p, True),
     "native_dropout": lambda x, p: torch.native_dropout(x, p, True)[0],
 }
-MODULES = {  # names of modules, with shapes of inputs
+MODULES = {  # the shape of the input of each module
     "Dropout": (5, 90),
     "Dropout1d": (5, 90, 3),
     "Dropout2d": (5, 90, 3, 2),
@@ -74,13 +74,13 @@ def next_seed():
 
 
 def with_seed(function, *args):
-    """Call a function with the same state of PyTorch's default generator in each call."""
+    """Call a function after setting the seed of PyTorch's default generator to 3."""
     torch.manual_seed(3)
     return function(*args)
 
 
 def targets(graph_module):
-    """Return the targets of the nodes of a graph."""
+    """Return the target of each node in a graph."""
     return [node.target for node in graph_module.graph.nodes]
 
 
@@ -91,7 +91,7 @@ def assert_equal(results, expected):
 
 
 class NothingDrawn:
-    """Context that asserts that generators, and PyTorch's default generator, were not used."""
+    """Assert on exit that the given generators and PyTorch's default generator were not used."""
 
     def __init__(self, *generators):
         self.generators = [torch.default_generator, *[g for g in generators if g is not None]]

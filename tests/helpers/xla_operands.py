@@ -1,4 +1,4 @@
-"""Operands of cdropout's XLA custom call, as its tests use them."""
+"""Operands of cdropout's XLA custom call for its tests."""
 
 import numpy as np
 
