@@ -1,4 +1,4 @@
-"""The fixture of tests that call all functions."""
+"""A fixture for the tests that call every public function."""
 
 import pytest
 
