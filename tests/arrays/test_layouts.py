@@ -166,7 +166,7 @@ def test_dropout_accepts_read_only_buffers_with_any_alignment():
 
 # ---- large ------------------------------------------------------------------------------------
 
-# The strided kernels work on chunks of 32768 elements; they do not split rows of at least 4096.
+# Arrays are split into tiles of at least 32768 elements; rows of at least 4096 are drawn singly.
 LARGE = {
     "rows of 4096": lambda make: view_in(make((9, 4096)), np.s_[:, :4096], (9, 5000)),
     "rows of 4095": lambda make: view_in(make((9, 4095)), np.s_[:, 1:4096], (9, 5000)),

@@ -24,10 +24,10 @@ probabilities = st.sampled_from(EDGES) | binary_fractions | st.floats(0, 1)
 inner_probabilities = probabilities.filter(lambda p: 0 < p < 1)
 seeds = st.sampled_from([0, 2**63, 2**64 - 1, -1, -(2**63)]) | st.integers(-(2**63), 2**64 - 1)
 calls = st.sampled_from([0, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
-generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # a generator uses call numbers up to 2**64 - 2
+generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # the limit of generators
 dtypes = st.sampled_from(DTYPES)
 small_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
-long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))  # often more elements than a group of the stream
+long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))  # often longer than a group
 shapes = small_shapes | long_shapes
 
 
@@ -146,7 +146,7 @@ def test_splitting_a_call_never_changes_the_result(data, p, seed, call, start):
 )
 def test_channel_dropout_equals_reference(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
-    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # without a batch axis, dropout2d warns
+    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # without a batch, dropout2d warns
     x = data.draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, min_side=0, max_side=5)
                   .flatmap(arrays))  # fmt: skip
     p, seed, call = data.draw(probabilities), data.draw(seeds), data.draw(generator_calls)

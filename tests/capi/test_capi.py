@@ -281,7 +281,7 @@ def extensions(tmp_path_factory):
         (folder / name).mkdir()
         shutil.copy(EXAMPLES / "extension.c", folder / name)
         if header:
-            (folder / name / "cdropout.h").write_text(header)  # takes precedence over the installed header
+            (folder / name / "cdropout.h").write_text(header)  # hides the installed header
     (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -139,7 +139,7 @@ def test_breaking_changes_reports_a_removed_function():
 
 
 def signatures(text):
-    """Return (result, name, arguments) of each function, written in the same way for C and Cython."""
+    """Return (result, name, arguments) of each function, in syntax common to C and Cython."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]
