@@ -25,7 +25,7 @@ THREADS_ERROR = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but"
 @pytest.mark.parametrize(
     "arguments", [["info"], *slow(["selftest"], BENCH, ["--help"], [])], ids=str
 )
-def test_command_with_an_invalid_variable_prints_one_line(command, arguments, variable, value, text):
+def test_command_prints_one_line_for_an_invalid_variable(command, arguments, variable, value, text):
     assert_error(run(command, *arguments, **{variable: value}), 2, text)
 
 

@@ -274,7 +274,7 @@ def test_unwritable_file_is_rejected_before_the_measurements(refuse, option):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("option, name", [("--json", "a.json"), ("--plot", "a.svg")])
-def test_full_disk_after_the_measurements_prints_one_line(capsys, quick_bench, tmp_path, option, name):
+def test_full_disk_after_measurements_prints_a_line(capsys, quick_bench, tmp_path, option, name):
     import_or_skip("matplotlib")
     path = tmp_path / name
     path.symlink_to("/dev/full")

@@ -104,7 +104,7 @@ def test_block_length_equals_that_of_the_reference():
 @pytest.mark.parametrize("depth", [1, 2, 3, DEPTH])
 @pytest.mark.parametrize("n", [2, 5, 8, 11])
 def test_extract_gives_results_of_equal_length_equally_often(n, depth):
-    """Inputs with equally many ones are equally likely for every p, so they are counted together."""
+    """Inputs with equally many ones are equally likely for every p; count them together."""
     counts = {}
     for bits in itertools.product((False, True), repeat=n):
         found = tuple(extract(np.array(bits), depth).tolist())
