@@ -1,4 +1,4 @@
-"""Tests of bool arguments: only instances of bool and of numpy.bool are accepted."""
+"""Tests of bool arguments: only instances of bool and of numpy.bool_ are accepted."""
 
 import re
 

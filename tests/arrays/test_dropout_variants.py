@@ -130,7 +130,7 @@ def test_channel_dropout_checks_ndim_in_training_and_evaluation(name, ndim):
 )
 def test_channel_dropout_accepts_any_memory_order(name, shape, dtype):
     p, function, dims = 0.3, getattr(cd, name), tuple(range(2, len(shape)))
-    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # channels last
+    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # in the order channels last
     wide = np.zeros((2 * shape[0], *shape[1:]), dtype)
     for x in (np.moveaxis(packed, -1, 1), wide[::-2]):
         x[...] = normal(shape, dtype)
@@ -302,7 +302,7 @@ def test_modules_in_evaluation_mode_and_with_inplace(kind):
     assert_same_bits(m.backward(x), x)
     assert m.train() is m and m.training and m(x) is x and generator.calls == 1
     assert_same_bits(x, expected)
-    assert other(x) is not x and other.mask.call == 1  # m used call 0 of the same generator
+    assert other(x) is not x and other.mask.call == 1  # m used call number 0 of the generator
 
 
 @every_module

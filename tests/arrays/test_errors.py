@@ -105,7 +105,7 @@ class Sparse:
 
 
 class Convertible:
-    """An object that NumPy could convert to an array."""
+    """An object with a method `__array__`, with which NumPy could convert it."""
 
     __array__ = fail
 

@@ -29,7 +29,7 @@ PROBABILITIES = [
     2.0**-53,
     1 - 2.0**-53,
 ]
-SIGMAS = 5.6  # a correct rate fails with a probability of 2e-8
+SIGMAS = 5.6  # a correct implementation fails with a probability of 2e-8
 SEED = 0x9D2C5680EFC60001
 
 
@@ -95,7 +95,7 @@ def test_dropped_elements_are_positive_zeros(dtype):
 
 
 @every_dtype
-def test_p_of_one_gives_positive_zeros(dtype):
+def test_dropout_with_p_1_gives_positive_zeros(dtype):
     x = with_special_values((200, 200), dtype)
     keep_all = np.ones(x.shape, bool)
     results = [
@@ -181,7 +181,7 @@ def state(rng):
 # ---- rng --------------------------------------------------------------------------------------
 
 
-def test_generator_gives_consecutive_masks():
+def test_generator_as_rng_gives_consecutive_masks():
     generator = cd.Generator(-5)
     x = with_special_values((600,), np.float32)
     for call in range(5):
@@ -230,7 +230,7 @@ def test_default_generator_is_used_without_rng():
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (37,), (9, 1000), (2, 3, 4)])
-def test_inplace_and_out_equal_reference(shape, dtype):
+def test_dropout_with_inplace_or_out_equals_reference(shape, dtype):
     x = with_special_values(shape, dtype)
     expected = reference.dropout(x, 0.3, SEED, 0)
     out = np.ones_like(x)
@@ -261,7 +261,7 @@ def test_dropout_with_a_mask_of_any_form_equals_reference(shape, dtype):
         mask = cd.Mask(shape, p, SEED, 5)
         expected = reference.dropout(x, p, SEED, 5)
         forms = [mask, mask.bits(), np.asarray(mask)]
-        if p == 0.5 or dtype in (np.float32, np.float64):  # float16 and bfloat16 round this scale
+        if p == 0.5 or dtype in (np.float32, np.float64):  # 16-bit types round 1 / 0.7
             forms.append(mask.to_scale(dtype))
         for form, order in itertools.product(forms, "CF"):
             ordered = np.array(x, order=order)
@@ -277,7 +277,7 @@ def test_dropout_with_a_mask_of_any_form_equals_reference(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
-def test_mask_can_overlap_the_result(dtype):
+def test_dropout_accepts_a_mask_that_overlaps_the_result(dtype):
     n = 1 << 19  # more than one work chunk
     x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
     for inplace in (False, True):
@@ -293,7 +293,7 @@ def test_mask_can_overlap_the_result(dtype):
         assert_equal(memory, expected)
 
 
-def test_mask_can_have_any_strides():
+def test_dropout_accepts_masks_with_any_strides():
     x = with_special_values((30, 40), np.float32)
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)
     expected = reference.apply(x, keep, 0.25)

@@ -15,7 +15,7 @@ from ..helpers.arrays import assert_same_bits, every_dtype, with_special_values
 from ..helpers.hypothesis_settings import given_examples
 from ..helpers.requirements import slow
 
-FILL = -7  # value of the elements around a view
+FILL = -7  # the value of the elements around a view
 SEED = -12345
 assert_equal = partial(assert_same_bits, equal_nan=True)
 
@@ -37,7 +37,7 @@ def view_in(x, index, shape):
     return view
 
 
-# Functions that return a copy of an array of shape (6, 8, 10) in another layout.
+# Each function returns a copy of an array of shape (6, 8, 10) with another layout.
 LAYOUTS = {
     "C": lambda x: x.copy(),
     "Fortran": lambda x: np.array(x, order="F"),
@@ -166,7 +166,8 @@ def test_dropout_accepts_read_only_buffers_with_any_alignment():
 
 # ---- large ------------------------------------------------------------------------------------
 
-# Arrays are split into tiles of at least 32768 elements; rows of at least 4096 are drawn singly.
+# Arrays are split into tiles of at least 32768 elements. Rows of at least 4096 elements are drawn
+# one by one.
 LARGE = {
     "rows of 4096": lambda make: view_in(make((9, 4096)), np.s_[:, :4096], (9, 5000)),
     "rows of 4095": lambda make: view_in(make((9, 4095)), np.s_[:, 1:4096], (9, 5000)),

@@ -145,7 +145,7 @@ def test_mask_with_empty_broadcast_dims_or_rng_is_accepted(empty):
     assert_same_bits(cd.dropout(x, mask=mask, **options), mask.apply(x))
 
 
-def test_mask_with_conflicting_arguments_of_one_function_raises():
+def test_mask_with_conflicting_function_specific_arguments_raises():
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     for dims in (1, [0]):

@@ -42,7 +42,7 @@ def test_dropout_reads_shapes_after_the_conversion_of_a_seed():
     assert not out.any()
 
 
-CALLS = {  # (function of rng, x and other arrays, number of other arrays)
+CALLS = {  # (function of rng, x and other arrays; number of the other arrays)
     "dropout": (lambda rng, x, out: cd.dropout(x, rng=rng, out=out), 1),
     "dropout in place": (lambda rng, x: cd.dropout(x, rng=rng, inplace=True), 0),
     "dropout of a view": (lambda rng, x, out: cd.dropout(x[1:], rng=rng, out=out[1:]), 1),

@@ -24,10 +24,12 @@ probabilities = st.sampled_from(EDGES) | binary_fractions | st.floats(0, 1)
 inner_probabilities = probabilities.filter(lambda p: 0 < p < 1)
 seeds = st.sampled_from([0, 2**63, 2**64 - 1, -1, -(2**63)]) | st.integers(-(2**63), 2**64 - 1)
 calls = st.sampled_from([0, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
-generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # the limit of generators
+# Generators use call numbers up to 2**64 - 2.
+generator_calls = calls.map(lambda call: min(call, 2**64 - 2))
 dtypes = st.sampled_from(DTYPES)
 small_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
-long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))  # often longer than a group
+# The rows can be longer than a group of the stream.
+long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))
 shapes = small_shapes | long_shapes
 
 
@@ -100,7 +102,7 @@ def test_dropout_and_dropout_backward_equal_reference(data, x, p, seed, call):
 
 
 @given_examples(100, st.data(), shapes, inner_probabilities, seeds, calls)
-def test_layout_and_dtype_never_change_the_mask(data, shape, p, seed, call):
+def test_mask_does_not_depend_on_layout_and_dtype(data, shape, p, seed, call):
     mask = cd.Mask(shape, p, seed, call)
     keep = reference.keep(seed, call, p, 0, math.prod(shape)).reshape(shape)
     for dtype in DTYPES:
@@ -123,7 +125,7 @@ def test_windows_of_masks_equal_parts_of_the_result(data, x, p, seed, call):
 @given_examples(
     80, st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62)
 )
-def test_splitting_a_call_never_changes_the_result(data, p, seed, call, start):
+def test_masks_of_parts_give_the_result_of_the_whole_call(data, p, seed, call, start):
     x = data.draw(st.integers(0, 3000).flatmap(lambda n: arrays((n,))))
     points = sorted(data.draw(st.lists(st.integers(0, x.size), max_size=4)))
     mask = cd.Mask(x.shape, p, seed, call, start)

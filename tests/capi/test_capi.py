@@ -120,7 +120,7 @@ def test_strided_kernels_for_bools_accept_a_null_x(table):
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_mask_positions_wrap_around(table, p):
+def test_mask_positions_wrap_around_after_2_to_the_64_minus_1(table, p):
     before, after, mask = 700, 9000, new_mask(table, p)
     start = 2**64 - before
     n = before + after
@@ -281,7 +281,7 @@ def extensions(tmp_path_factory):
         (folder / name).mkdir()
         shutil.copy(EXAMPLES / "extension.c", folder / name)
         if header:
-            (folder / name / "cdropout.h").write_text(header)  # hides the installed header
+            (folder / name / "cdropout.h").write_text(header)  # hides the installed one
     (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -331,7 +331,7 @@ def test_get_table_returns_the_address_in_the_capsule():
         assert example.examples and not doctest.DocTestRunner().run(example).failed
 
 
-def test_cdropout_import_accepts_the_same_version(extension):
+def test_cdropout_import_with_the_same_version_succeeds(extension):
     assert works(import_extension(extension))
 
 

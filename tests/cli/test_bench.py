@@ -82,7 +82,7 @@ def test_bench_without_peers(capsys):
     row = re.search(r"^ *64 cdropout +\|(.*)\|(.*)$", printed.out, re.MULTILINE)
     assert row[1].split()[3] == row[2].split()[3] == "-"
     assert cd.get_num_threads() == 2
-    assert printed.err == ""  # progress is shown on terminals only
+    assert printed.err == ""  # progress is shown only in a terminal
 
 
 def test_bench_prints_a_table_per_dtype(capsys, monkeypatch):

@@ -235,7 +235,7 @@ def test_closed_pipe_ends_commands_without_a_message(command, arguments, code):
     os.close(reader)
     try:
         assert run(command, *arguments, stdout=writer) == (code, None, "")
-        if not {"--help", "--version"} & {*arguments}:  # argparse ignores errors of writes
+        if not {"--help", "--version"} & {*arguments}:  # argparse ignores write errors
             unbuffered = {"PYTHONUNBUFFERED": "1"}
             assert run(command, *arguments, stdout=writer, **unbuffered) == (code, None, "")
     finally:
@@ -246,7 +246,7 @@ def test_closed_pipe_ends_commands_without_a_message(command, arguments, code):
 @pytest.mark.parametrize(
     "arguments", [["stream", "--bytes", "5"], *slow(["info"], ["selftest"], BENCH)], ids=str
 )
-def test_commands_with_closed_standard_output(command, arguments):
+def test_only_stream_fails_if_standard_output_is_closed(command, arguments):
     """If standard output is closed at the start, Python sets sys.stdout to None."""
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     error = "cdropout stream: error: standard output is closed\n"

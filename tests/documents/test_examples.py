@@ -43,7 +43,7 @@ def digits():
 
 
 def test_digits_prints_the_errors_with_and_without_dropout(tmp_path):
-    find_or_skip("sklearn")  # for the data
+    find_or_skip("sklearn")  # contains the data
     result = run(*SMALL, "--p", "0.25", folder=tmp_path, missing="matplotlib")
     assert result.returncode == 0, result.stderr
     assert "%" not in result.stderr  # the progress bar is shown only in a terminal
@@ -64,14 +64,14 @@ def test_digits_prints_the_errors_with_and_without_dropout(tmp_path):
 
 @pytest.mark.slow
 def test_digits_with_p_0_has_equal_errors_in_both_runs(tmp_path):
-    find_or_skip("sklearn")  # for the data
+    find_or_skip("sklearn")  # contains the data
     result = run(*SMALL, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
 
 
 @pytest.mark.slow
 def test_digits_with_plot_writes_a_png_file(tmp_path):
-    find_or_skip("sklearn")  # for the data
+    find_or_skip("sklearn")  # contains the data
     find_or_skip("matplotlib")
     result = run(*SMALL, "--plot", "curves.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr

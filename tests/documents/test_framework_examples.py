@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     ],
 )
 def test_training_with_the_dropout_of_both_libraries_succeeds(framework, arguments, names):
-    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # backend
+    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # JAX is the backend
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

@@ -59,7 +59,7 @@ def test_growth_prints_a_row_per_size():
     )
     rows = [line.split() for line in printed.splitlines()[1:3]]
     assert [each[:2] for each in rows] == [["64", "2"], ["1Mi", "2"]]
-    assert rows[1][6] == "4.00"  # MiB of input and output
+    assert rows[1][6] == "4.00"  # MiB for input and output
     assert code == 0 or "TOO SLOW" in printed  # possible on a busy machine
 
 

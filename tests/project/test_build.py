@@ -207,7 +207,7 @@ def test_all_instruction_sets_are_built():
 # ---- masks of each instruction set ------------------------------------------------------------
 
 
-SIGMAS = 5.2  # a correct rate fails with a probability of 2e-7
+SIGMAS = 5.2  # a correct implementation fails with a probability of 2e-7
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
@@ -234,7 +234,7 @@ def test_masks_of_each_isa_have_the_recorded_hashes(isa):
 
 
 def count_ones(packed):
-    if hasattr(np, "bitwise_count"):  # since NumPy 2
+    if hasattr(np, "bitwise_count"):  # added in NumPy 2.0
         return int(np.bitwise_count(packed).sum(dtype=np.int64))
     ones = np.array([value.bit_count() for value in range(256)], np.uint8)
     return int(ones[packed].sum(dtype=np.int64))
