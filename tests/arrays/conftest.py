@@ -1,4 +1,4 @@
-"""The fixture of tests that call all functions."""
+"""A fixture for the tests that call every public function."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from ..helpers.bad_calls import valid_calls
 
 @pytest.fixture
 def calls_with(unchanged):
-    """Return a function that lists the valid calls with these arguments."""
+    """Return a function that returns the valid calls whose functions have the named parameters."""
     calls = valid_calls(unchanged)
     return lambda *names: [call for call in calls if call.has(*names)]

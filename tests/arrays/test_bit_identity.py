@@ -1,4 +1,4 @@
-"""Tests that one mask id gives the same bytes in every framework."""
+"""Tests that masks with the same seed and call number give the same bytes in all frameworks."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ X = normal(SHAPE)
 
 
 def generator():
-    """Return a generator whose next mask has the call number CALL."""
+    """Return a generator whose next mask has the seed SEED and the call number CALL."""
     rng = cd.Generator(SEED)
     for _ in range(CALL):
         rng.next_mask(1, 0.5)
@@ -64,13 +64,13 @@ def tensorflow():
 
 
 @pytest.mark.parametrize("framework", [numpy, module, torch, dask, jax, tensorflow])
-def test_mask_id_gives_the_same_bytes(framework):
+def test_dropout_with_the_same_seed_and_call_is_equal_in_all_frameworks(framework):
     expected = cd.Mask(SHAPE, P, SEED, CALL).apply(X)
     assert np.asarray(framework()).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("framework", ["torch", "dask", "jax"])
-def test_given_mask_gives_the_same_bytes(framework):
+def test_dropout_with_a_given_mask_is_equal_in_all_frameworks(framework):
     import_or_skip(framework)
     mask = cd.Mask(SHAPE, P, SEED, CALL)
     if framework == "torch":

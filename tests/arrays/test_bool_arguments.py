@@ -1,4 +1,4 @@
-"""Tests of bool arguments: only bools of Python and NumPy are accepted."""
+"""Tests of bool arguments: only instances of bool and of numpy.bool_ are accepted."""
 
 import re
 
@@ -23,14 +23,14 @@ def assert_refused(flag, value, call, *args, **kwargs):
 
 @every_other_value
 @pytest.mark.parametrize("flag", FLAGS)
-def test_flags_have_to_be_bools(calls_with, flag, value):
+def test_functions_reject_flags_that_are_not_bools(calls_with, flag, value):
     for call in calls_with(flag):
         for p in (0.5,) if "mask" in call.arguments else (0.5, 0, 1):
             assert_refused(flag, value, call, p=p, **{flag: value})
 
 
 def results(flag, value):
-    """Call all functions with this flag; return {name: (results, objects after the call)}."""
+    """Call all functions with the flag; return {name: (results, arguments after the call)}."""
     found = {}
     for name in [call.name for call in valid_calls(new_objects()) if call.has("x", flag)]:
         cd.manual_seed(1)
@@ -46,21 +46,21 @@ def results(flag, value):
 
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize("flag", FLAGS)
-def test_numpy_bools_are_accepted(flag, value):
+def test_functions_accept_numpy_bools_as_flags(flag, value):
     expected = results(flag, value)
     assert expected and results(flag, np.bool_(value)) == expected
 
 
 @every_other_value
 @pytest.mark.parametrize("kind", MODULES)
-def test_train_has_to_be_called_with_a_bool(kind, value):
+def test_train_rejects_a_mode_that_is_not_a_bool(kind, value):
     module = kind(0.5, rng=1)
     assert_refused("mode", value, module.train, value)
     assert module.training is True and module.train(np.bool_(False)).training is False
 
 
 @every_other_value
-def test_flags_of_dask_have_to_be_bools(value):
+def test_dask_functions_reject_flags_that_are_not_bools(value):
     ones = import_or_skip("dask.array").ones
     from cdropout.dask import dropout
 
@@ -69,7 +69,7 @@ def test_flags_of_dask_have_to_be_bools(value):
 
 
 @every_other_value
-def test_flags_of_jax_have_to_be_bools(value):
+def test_jax_functions_reject_flags_that_are_not_bools(value):
     jax = import_or_skip("jax")
     from cdropout.jax import dropout
 
@@ -78,7 +78,7 @@ def test_flags_of_jax_have_to_be_bools(value):
 
 
 @pytest.mark.parametrize("value", [value for value in OTHER_VALUES if value is not None], ids=repr)
-def test_flags_of_flax_have_to_be_bools(value):
+def test_flax_modules_reject_flags_that_are_not_bools(value):
     nnx = import_or_skip("flax.nnx")
     from cdropout.flax import Dropout, LinenDropout
 

@@ -1,4 +1,4 @@
-"""Tests of dropout of channels and samples, alpha dropout, Monte-Carlo dropout, and modules."""
+"""Tests of channel dropout, drop path, alpha dropout, Monte-Carlo dropout, and their modules."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from ..helpers.requirements import import_or_skip
 
 SHAPE = (5, 7, 4, 3, 2, 2)
 SEED = 0xFEDCBA9876543210
-# broadcast axes for 0 to 6 dimensions; None if an error is raised
+# The broadcast axes for inputs with 0 to 6 dimensions; None means that an error is raised.
 BROADCAST_AXES = {
     "dropout1d": [None, None, (1,), (2,), None, None, None],
     "dropout2d": [None, None, (), (2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)],
@@ -45,7 +45,7 @@ WITHOUT_BATCH = (
 
 
 def outcome(function, *args, **kwargs):
-    """Return (result or None, message of the error or None, messages of the warnings)."""
+    """Return (result or None, error message or None, warning messages)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -57,7 +57,7 @@ def outcome(function, *args, **kwargs):
 
 
 def messages(name, ndim):
-    """Return the expected message of the error, or None, and those of the warnings."""
+    """Return (expected error message or None, expected warning messages)."""
     if name == "dropout1d":
         return (None if ndim in (2, 3) else ONE_DIMENSION.format(ndim)), []
     error = TOO_FEW if BROADCAST_AXES[name][ndim] is None else None
@@ -74,7 +74,7 @@ def messages(name, ndim):
 @every_dtype
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", ["dropout1d", "dropout2d", "dropout3d"])
-def test_dropout_of_channels_equals_reference(name, ndim, dtype):
+def test_channel_dropout_equals_reference(name, ndim, dtype):
     function, x, dims = getattr(cd, name), normal(SHAPE[:ndim], dtype), BROADCAST_AXES[name][ndim]
     before, generator = x.copy(), cd.Generator(SEED)
     result, *raised = outcome(function, x, 0.4, rng=generator, return_mask=True)
@@ -100,13 +100,13 @@ def test_dropout_of_channels_equals_reference(name, ndim, dtype):
 
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", BROADCAST_AXES)
-def test_messages_are_those_of_torch(name, ndim):
+def test_channel_dropout_has_the_error_and_warning_messages_of_torch(name, ndim):
     torch = import_or_skip("torch")
     if torch.__version__.split("+")[0] != "2.13.0":
         pytest.skip("the messages are those of PyTorch 2.13.0")
     torch_function = getattr(torch.nn.functional, name)
     x = np.ones(SHAPE[:ndim], np.float32)
-    # in evaluation PyTorch does not require two dimensions, but cdropout does
+    # In evaluation mode, cdropout still requires two dimensions, but PyTorch does not.
     for training in (True, False) if ndim >= 2 else (True,):
         raised = outcome(torch_function, torch.from_numpy(x), 0.4, training)[1:]
         assert raised == messages(name, ndim) == outcome(getattr(cd, name), x, 0.4, training)[1:]
@@ -114,7 +114,7 @@ def test_messages_are_those_of_torch(name, ndim):
 
 @pytest.mark.parametrize("ndim", range(7))
 @pytest.mark.parametrize("name", BROADCAST_AXES)
-def test_dimensions_are_checked_in_every_mode(name, ndim):
+def test_channel_dropout_checks_ndim_in_training_and_evaluation(name, ndim):
     x, generator = normal(SHAPE[:ndim]), cd.Generator(1)
     for p, training in ((0.4, False), (0, True), (1, True), (0.4, True)):
         assert generator.calls == 0
@@ -128,9 +128,9 @@ def test_dimensions_are_checked_in_every_mode(name, ndim):
     "name, shape",
     [("dropout1d", (4, 9, 33)), ("dropout2d", (3, 6, 7, 11)), ("dropout3d", (2, 8, 3, 4, 5))],
 )
-def test_dropout_of_channels_accepts_any_memory_order(name, shape, dtype):
+def test_channel_dropout_accepts_any_memory_order(name, shape, dtype):
     p, function, dims = 0.3, getattr(cd, name), tuple(range(2, len(shape)))
-    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # channels last
+    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # in the order channels last
     wide = np.zeros((2 * shape[0], *shape[1:]), dtype)
     for x in (np.moveaxis(packed, -1, 1), wide[::-2]):
         x[...] = normal(shape, dtype)
@@ -155,7 +155,7 @@ def test_drop_path_equals_reference(shape, p, dtype):
     assert_same_bits(y, reference.apply(x, keep, p))
     assert mask.scale == 1 / (1 - p) and mask.strides == ((1,) if shape else ()) + (0,) * len(dims)
     y, mask = cd.drop_path(x, p, scale_by_keep=False, rng=SEED, return_mask=True)
-    expected = reference.apply(x, keep, 0)  # a scale of 1
+    expected = reference.apply(x, keep, 0)  # p = 0 gives a scale of 1
     assert_same_bits(y, expected)
     assert mask.scale == 1 and pickle.loads(pickle.dumps(mask)) == mask
     assert_same_bits(cd.dropout_backward(x, mask), expected)
@@ -163,7 +163,7 @@ def test_drop_path_equals_reference(shape, p, dtype):
     assert_same_bits(x, expected)
 
 
-def test_drop_path_without_a_draw_keeps_the_generator():
+def test_drop_path_without_a_draw_does_not_change_the_generator():
     x, kwargs = normal(SHAPE), {"scale_by_keep": False, "rng": cd.Generator(1)}
     for args in ((0,), (0.5, False), (1, False)):
         assert cd.drop_path(x, *args, **kwargs) is x
@@ -176,20 +176,20 @@ SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916
 
 
 def alpha_of(p):
-    """Return a and b of Klambauer et al., with which the result has mean 0 and variance 1."""
+    """Return a and b of Klambauer et al., which give the result a mean of 0 and a variance of 1."""
     q = 1 - p
     a = (q + SATURATION**2 * p * q) ** -0.5
     return a, -a * p * SATURATION
 
 
 def assert_mean(sample, value):
-    """Assert the mean of independent numbers; a correct sample fails with a probability of 1e-6."""
+    """Assert that the mean is as expected; a correct sample fails with a probability of 1e-6."""
     assert abs(sample.mean() - value) < 4.9 * sample.std() / len(sample) ** 0.5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.8])
-def test_alpha_dropout_keeps_mean_and_variance(p, dtype):
+def test_alpha_dropout_preserves_mean_and_variance(p, dtype):
     x = np.random.default_rng(1).standard_normal((400, 500, 3)).astype(dtype)
     for function in (cd.alpha_dropout, cd.feature_alpha_dropout):
         y = function(x, p, True, rng=5).astype(np.float64)
@@ -200,7 +200,7 @@ def test_alpha_dropout_keeps_mean_and_variance(p, dtype):
 @every_dtype
 @pytest.mark.parametrize("p", [2.0**-20, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name, dims", [("alpha_dropout", ()), ("feature_alpha_dropout", (2, 3))])
-def test_alpha_dropout_follows_its_formula(name, dims, p, dtype):
+def test_alpha_dropout_equals_the_formula_of_klambauer_et_al(name, dims, p, dtype):
     function, x = getattr(cd, name), normal((9, 20, 5, 7), dtype)
     y, mask = function(x, p, True, rng=SEED, return_mask=True)
     keep = reference.broadcast_keep(x.shape, p, SEED, 0, dims)
@@ -208,7 +208,7 @@ def test_alpha_dropout_follows_its_formula(name, dims, p, dtype):
     a, b = alpha_of(p)
     assert mask.scale == pytest.approx(a, rel=1e-15) and y.dtype == x.dtype
     exact = np.where(keep, a * x.astype(np.float64) + b, a * SATURATION + b)
-    # a, b, the product and the sum have a relative rounding error of eps / 2 each
+    # a, b, the product and the sum each have a relative rounding error of at most eps / 2.
     size = np.where(keep, 1.5 * abs(a * x.astype(np.float64)) + b, 0) + abs(exact) / 2
     eps = float(ml_dtypes.finfo(dtype).eps)
     assert (abs(y.astype(np.float64) - exact) <= 1.01 * eps * size).all()
@@ -220,7 +220,7 @@ def test_alpha_dropout_follows_its_formula(name, dims, p, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("function", [cd.alpha_dropout, cd.feature_alpha_dropout])
-def test_alpha_dropout_of_special_values_and_probabilities(function, dtype):
+def test_alpha_dropout_with_special_values_and_probabilities(function, dtype):
     generator = cd.Generator(3)
     for value in (np.nan, np.inf, -np.inf):
         x = np.full((30, 40), value, dtype)
@@ -232,7 +232,7 @@ def test_alpha_dropout_of_special_values_and_probabilities(function, dtype):
         assert_same_bits(y[~keep], np.full_like(y[~keep], a * SATURATION + b))
         assert not cd.dropout_backward(x, mask)[~keep].any()
         assert_same_bits(function(x, 1, True, rng=generator), np.zeros_like(x))
-        assert function(x, 0.5, rng=generator) is x  # PyTorch's default is training=False
+        assert function(x, 0.5, rng=generator) is x  # training=False is the default, as in PyTorch
         assert function(x, 0, True, rng=generator) is x
     assert generator.calls == 0
 
@@ -252,7 +252,7 @@ def test_mc_dropout_equals_reference(n, shape, dtype):
     assert_same_bits(cd.mc_dropout(x.T, 0.3, np.int8(n), rng=SEED, out=out), expected)
 
 
-def test_mc_dropout_of_special_probabilities():
+def test_mc_dropout_with_p_0_or_1_or_without_samples():
     x, generator = normal((4, 5)), cd.Generator(1)
     assert cd.mc_dropout(x, 0.5, 0, rng=generator).shape == (0, 4, 5)
     assert_same_bits(cd.mc_dropout(x, 0, 2, rng=generator), np.stack([x, x]))
@@ -275,7 +275,7 @@ every_module = pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__
 
 
 @every_module
-def test_modules_accept_masks_of_earlier_calls(kind):
+def test_backward_of_modules_accepts_masks_of_earlier_forward_calls(kind):
     function, shape = MODULES[kind]
     x, m, generator, masks = normal(shape), kind(0.3, rng=-1), cd.Generator(-1), []
     for _ in range(3):
@@ -292,7 +292,7 @@ def test_modules_accept_masks_of_earlier_calls(kind):
 
 
 @every_module
-def test_modules_in_evaluation_and_in_place(kind):
+def test_modules_in_evaluation_mode_and_with_inplace(kind):
     function, shape = MODULES[kind]
     x, generator = normal(shape, np.float64), cd.Generator(2)
     m, other = kind(0.3, True, rng=generator), kind(0.3, rng=generator)
@@ -302,11 +302,11 @@ def test_modules_in_evaluation_and_in_place(kind):
     assert_same_bits(m.backward(x), x)
     assert m.train() is m and m.training and m(x) is x and generator.calls == 1
     assert_same_bits(x, expected)
-    assert other(x) is not x and other.mask.call == 1  # m used call 0 of the same generator
+    assert other(x) is not x and other.mask.call == 1  # m used call number 0 of the generator
 
 
 @every_module
-def test_repr_of_modules_is_that_of_torch(kind):
+def test_repr_of_modules_equals_that_of_torch(kind):
     name, more = kind.__name__, ", scale_by_keep=True" if kind is cd.DropPath else ""
     assert repr(kind(p=0.2, rng=1)) == f"{name}(p=0.2, inplace=False{more})"
     assert repr(kind(inplace=True)) == f"{name}(p=0.5, inplace=True{more})"
@@ -322,7 +322,7 @@ def test_repr_of_modules_is_that_of_torch(kind):
 
 @every_module
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copied_modules_continue_with_the_same_masks(kind, copied):
+def test_copy_of_a_module_draws_the_same_masks_as_the_original(kind, copied):
     x, m = normal(MODULES[kind][1]), kind(0.3, rng=np.random.default_rng(5))
     m(x)
     assert m.mask.seed == np.random.default_rng(5).integers(1 << 64, dtype=np.uint64)
@@ -338,7 +338,7 @@ def test_copied_modules_continue_with_the_same_masks(kind, copied):
 
 
 @every_module
-def test_errors_of_modules_keep_the_mask(kind):
+def test_module_keeps_its_mask_after_an_error_in_forward(kind):
     m, x = kind(rng=1), normal(MODULES[kind][1])
     with pytest.raises(RuntimeError, match=f"^{kind.__name__}.backward was called before forward"):
         m.backward(x)
@@ -349,7 +349,7 @@ def test_errors_of_modules_keep_the_mask(kind):
     assert m.mask is mask and m(x) is not x and m.mask.call == 1
 
 
-def test_always_on_restores_the_modes():
+def test_always_on_restores_the_modes_of_the_modules():
     modules = a, b, c, d = [cd.Dropout(rng=i) for i in range(4)]
     before = [True, False, True, False]
     b.eval(), d.eval()

@@ -1,4 +1,4 @@
-"""Tests of errors: the type and message of each, and that a call that fails changes nothing."""
+"""Tests of the type and message of each error, and that a call that fails changes nothing."""
 
 import ctypes
 import math
@@ -30,11 +30,11 @@ def each_row(names, table):
 
 NO_P = "^p has to be a number between 0 and 1, but got "
 BAD_P = "^dropout probability has to be between 0 and 1, but got "
-BOOL = type(np.True_).__name__  # "bool" or "bool_"
+BOOL = type(np.True_).__name__  # "bool" since NumPy 2, before that "bool_"
 
 
 class NumberWithoutDtype(Number):
-    """A number whose dtype raises an error."""
+    """A number that raises an error when its attribute `dtype` is read."""
 
     dtype = property(fail)
 
@@ -75,9 +75,9 @@ PROBABILITIES = {
 
 
 @each_row("p, error, match", PROBABILITIES)
-def test_wrong_p_is_refused(calls_with, p, error, match):
+def test_functions_reject_invalid_p(calls_with, p, error, match):
     for call in calls_with("p"):
-        if p is not None or "mask" not in call.arguments:  # None is the p of the mask
+        if p is not None or "mask" not in call.arguments:  # with a mask, p=None is valid
             assert_raises(error, match, call, p=p)
 
 
@@ -99,19 +99,19 @@ ORDER = "^x has to be in this machine's byte order, but got "
 
 
 class Sparse:
-    """An object with a shape and a dtype, as a sparse matrix, but without memory to read."""
+    """An object with a shape and a dtype but without a buffer, like a sparse matrix."""
 
     shape, dtype, nnz = SHAPE, np.dtype(np.float32), 1
 
 
 class Convertible:
-    """An object that NumPy could convert to an array."""
+    """An object with a method `__array__`, with which NumPy could convert it."""
 
     __array__ = fail
 
 
 class ArrayInterface:
-    """An object with the address of an array, which NumPy would use without validation."""
+    """An object with an `__array_interface__`, whose address NumPy would use unchecked."""
 
     __array_interface__ = {"version": 3, "data": (8, False), "shape": SHAPE, "typestr": "<f4"}
 
@@ -123,7 +123,7 @@ class FakeArray:
 
 
 class Exporter:
-    """An object with DLPack that calls functions to export."""
+    """An object whose DLPack methods call the given functions."""
 
     def __init__(self, export, find_device=lambda: (1, 0)):
         self.export, self.find_device = export, find_device
@@ -169,7 +169,7 @@ def ones(dtype):
 
 
 def row_of(dtype):
-    """Return the row of INPUTS for an array of this unsupported dtype."""
+    """Return the row of INPUTS for an array with this unsupported dtype."""
     return ones(dtype), TypeError, DTYPE + re.escape(str(np.dtype(dtype))) + "$"
 
 
@@ -223,13 +223,13 @@ INPUTS = {
 
 
 @each_row("x, error, match", INPUTS)
-def test_wrong_x_is_refused(calls_with, x, error, match):
+def test_functions_reject_invalid_x(calls_with, x, error, match):
     for call in calls_with("x"):
         assert_raises(error, match, call, x=x)
 
 
-def test_dtype_without_a_number_is_refused():
-    """Use a dtype of NumPy's tests: dtypes that packages add to NumPy have the number -1."""
+def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
+    """Use a dtype from NumPy's own tests. Its type number is -1, as in dtypes of other packages."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:
@@ -255,12 +255,12 @@ def strided(array, strides):
 
 
 def repeated_rows(array):
-    """Return a view whose first axis has the stride 0."""
+    """Return a view with a stride of 0 along the first axis."""
     return strided(array, (0, *array.strides[1:]))
 
 
 def overlapping_rows(array):
-    """Return a view with equal strides of all axes."""
+    """Return a view with a stride of 4 bytes along every axis, so that its rows overlap."""
     return strided(array, (4,) * array.ndim)
 
 
@@ -272,29 +272,29 @@ UNWRITABLE = {
 
 
 @each_row("make, match", UNWRITABLE)
-def test_inplace_needs_writable_x(calls_with, make, match):
+def test_inplace_requires_x_to_be_writable(calls_with, make, match):
     for call in calls_with("x", "inplace"):
         changed = {"x": make(call.arguments["x"]), "inplace": True}
         if "out" in call.arguments:
             changed["out"] = None
-        if call.name in ("dropout in evaluation", "dropout with p = 0"):  # x itself is returned
+        if call.name in ("dropout in evaluation", "dropout with p = 0"):  # these return x itself
             assert call(**changed) is changed["x"]
         else:
             assert_raises(ValueError, match.format("x"), call, **changed)
 
 
 @each_row("make, match", UNWRITABLE)
-def test_inplace_with_broadcast_dims_needs_writable_x(unchanged, make, match):
+def test_inplace_with_broadcast_dims_requires_x_to_be_writable(unchanged, make, match):
     arguments = {"inplace": True, "rng": unchanged.generator, "broadcast_dims": 0}
     assert_raises(ValueError, match.format("x"), cd.dropout, make(unchanged.x), **arguments)
 
 
-def test_inplace_excludes_scalars(unchanged):
+def test_inplace_with_a_scalar_raises(unchanged):
     arguments = {"inplace": True, "rng": unchanged.generator}
     assert_raises(ValueError, "read-only", cd.dropout, np.float32(3), 0.5, **arguments)
 
 
-def test_inplace_excludes_out(unchanged, calls_with):
+def test_inplace_with_out_raises(unchanged, calls_with):
     match = "^inplace=True and out= exclude each other$"
     for call in calls_with("x", "inplace", "out"):
         for out in (unchanged.out, unchanged.x):
@@ -302,9 +302,9 @@ def test_inplace_excludes_out(unchanged, calls_with):
 
 
 @each_row("make, match", UNWRITABLE)
-def test_x_that_is_out_has_to_be_writable(calls_with, make, match):
+def test_x_passed_as_out_has_to_be_writable(calls_with, make, match):
     for call in calls_with("x", "out"):
-        if call.name != "mc_dropout":  # its out has another shape
+        if call.name != "mc_dropout":  # out of mc_dropout has another shape than x
             x = make(call.arguments["x"])
             assert_raises(ValueError, match.format("out"), call, x=x, out=x)
 
@@ -346,7 +346,7 @@ OUTS = {
 
 
 @each_row("make, error, match", OUTS)
-def test_wrong_out_is_refused(unchanged, calls_with, make, error, match):
+def test_functions_reject_invalid_out(unchanged, calls_with, make, error, match):
     for call in calls_with("out"):
         valid = call.arguments["out"]
         out = make(unchanged, valid)
@@ -354,7 +354,7 @@ def test_wrong_out_is_refused(unchanged, calls_with, make, error, match):
         assert_raises(error, match.replace("SHAPES", re.escape(shapes)), call, out=out)
 
 
-def test_out_is_refused_if_an_overlap_takes_too_long_to_find():
+def test_dropout_rejects_out_if_the_search_for_an_overlap_takes_too_long():
     shape, base = (3, 3, 5, 3, 5, 4, 3), np.zeros(500_000, np.float32)
     steps = (177965, 51539, 6197, 1207, 155, 23, 5), (110376, 24215, 4074, 915, 94, 23, 5)
     x, out = (
@@ -374,7 +374,7 @@ def test_out_must_not_partly_overlap_x(dtype):
     for x, out in [
         (base[:20], base[1:21]),
         (base[1:21], base[:20]),
-        (base[:20], base[19:39]),  # overlap of one element
+        (base[:20], base[19:39]),  # one element overlaps
         (base, base[::-1]),
         (base[:20:2], base[10:20]),
         (square, square.T),
@@ -383,7 +383,7 @@ def test_out_must_not_partly_overlap_x(dtype):
         (
             base[:20],
             bytes_[1 : 1 + 20 * base.itemsize].view(dtype),
-        ),  # part of an element
+        ),  # shifted by one byte
     ]:
         assert_raises(ValueError, OVERLAP, cd.dropout, x, out=out, rng=generator)
         assert_raises(ValueError, OVERLAP, cd.dropout, x, 0, out=out)
@@ -407,12 +407,12 @@ MASK_DTYPE = (
 
 
 def shape_message(shape):
-    """Return the message for a mask of this shape."""
+    """Return the message for a mask with this shape."""
     return "^" + re.escape(f"the mask has the shape {shape}, but x has {SHAPE}") + "$"
 
 
 def bits_message(shape):
-    """Return the message for packed bits of this shape."""
+    """Return the message for a packed mask with this shape."""
     text = f"packed bits for x of shape {SHAPE} have the shape (15,), but got {shape}"
     return "^" + re.escape(text) + "$"
 
@@ -443,7 +443,7 @@ MASKS = {
 
 
 @each_row("mask, error, match", MASKS)
-def test_wrong_mask_is_refused(unchanged, calls_with, mask, error, match):
+def test_functions_reject_invalid_masks(unchanged, calls_with, mask, error, match):
     for call in calls_with("mask"):
         for changed in ({}, {"out": None, "inplace": True}, {"out": None}):
             assert_raises(error, match, call, mask=mask, **changed)
@@ -451,7 +451,7 @@ def test_wrong_mask_is_refused(unchanged, calls_with, mask, error, match):
         assert_raises(error, match, mask.apply, unchanged.x, unchanged.out)
 
 
-def test_module_backward_needs_x_of_the_shape_of_the_mask(unchanged):
+def test_module_backward_rejects_a_gradient_with_another_shape(unchanged):
     match = re.escape(f"the mask has the shape {SHAPE}, but x has {SHAPE[::-1]}")
     assert_raises(ValueError, f"^{match}$", unchanged.module.backward, unchanged.x.T)
 
@@ -464,7 +464,7 @@ P_OF_MASKS = {
 
 
 @pytest.mark.parametrize("form", P_OF_MASKS)
-def test_dropout_backward_needs_the_p_of_the_mask(unchanged, form):
+def test_dropout_backward_rejects_a_missing_or_different_p(unchanged, form):
     p, match = P_OF_MASKS[form]
     mask = forms_of(unchanged.mask)[form]
     for arguments in ({"out": unchanged.out}, {"inplace": True}, {}):
@@ -482,7 +482,7 @@ SEED_RANGE = r"^seed has to be in \[-2\*\*63, 2\*\*64\), but got "
 
 
 def exhausted_generator():
-    """Return a generator that has used all call numbers."""
+    """Return a generator without an unused call number."""
     generator = cd.Generator(1)
     generator.state = {"seed": 1, "calls": 2**64 - 1, "spawned": 0}
     return generator
@@ -504,7 +504,7 @@ SEEDS = {
 
 
 @each_row("seed, error, match", SEEDS)
-def test_wrong_seed_is_refused(unchanged, calls_with, seed, error, match):
+def test_functions_reject_invalid_seeds(unchanged, calls_with, seed, error, match):
     as_seed, as_rng = (NO_SEED + match, BAD_RNG + match) if error is TypeError else (match, match)
     assert_raises(error, as_seed, cd.Generator, seed)
     assert_raises(error, as_seed, cd.manual_seed, seed)
@@ -517,7 +517,7 @@ def test_wrong_seed_is_refused(unchanged, calls_with, seed, error, match):
 
 
 @pytest.mark.parametrize("rng", [np.random.Generator, np.random, np.random.RandomState(1)])
-def test_wrong_type_of_rng_is_refused(calls_with, rng):
+def test_functions_reject_rng_of_other_types(calls_with, rng):
     for call in calls_with("rng"):
         assert_raises(TypeError, BAD_RNG + type(rng).__name__ + "$", call, rng=rng)
 
@@ -532,7 +532,7 @@ FAILING_RNGS = {
 
 
 @each_row("rng, error, match", FAILING_RNGS)
-def test_errors_of_rng_are_raised(calls_with, rng, error, match):
+def test_functions_raise_the_errors_of_rng(calls_with, rng, error, match):
     for call in calls_with("x", "rng"):
         if call.arguments["p"] == 0.5 and call.arguments.get("training", True):
             assert_raises(error, match, call, rng=rng)
@@ -565,7 +565,7 @@ AXES = {
 
 
 @each_row("axes, error, match", AXES)
-def test_wrong_broadcast_dims_is_refused(calls_with, axes, error, match):
+def test_functions_reject_invalid_broadcast_dims(calls_with, axes, error, match):
     for call in calls_with("broadcast_dims"):
         assert_raises(error, match, call, broadcast_dims=axes)
 
@@ -587,7 +587,7 @@ def set_state(u, **changed):
 
 
 class Keys(dict):
-    """A dict whose keys have no values."""
+    """An empty dict whose method `keys` returns the keys of a state."""
 
     def keys(self):
         return {"seed", "calls", "spawned"}
@@ -595,7 +595,7 @@ class Keys(dict):
 
 STATE = "^state has to be a dict with the keys seed, calls and spawned, but got "
 NO_N = "^n has to be an int, but got "
-OTHERS = {  # calls with the objects of `unchanged`
+OTHERS = {  # each call takes the objects of the fixture `unchanged`
     "bias: dtype": (lambda u: add(u, bias=np.ones(5)), TypeError,
                     "^bias has to be of the type of x, float32, but got float64$"),
     "bias: length": (lambda u: add(u, bias=np.ones(6, "f4")), ValueError,
@@ -672,7 +672,7 @@ OTHERS = {  # calls with the objects of `unchanged`
 
 
 @each_row("call, error, match", OTHERS)
-def test_other_wrong_arguments_are_refused(unchanged, call, error, match):
+def test_other_invalid_arguments_raise(unchanged, call, error, match):
     assert_raises(error, match, call, unchanged)
 
 
@@ -688,7 +688,7 @@ INCOMPLETE = EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingEr
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("value", PICKLED.values(), ids=PICKLED)
-def test_incomplete_pickles_are_refused(unchanged, value, protocol):
+def test_unpickling_incomplete_pickles_raises(unchanged, value, protocol):
     complete, before = pickle.dumps(value, protocol), repr(value)
     for length in range(len(complete)):
         with pytest.raises(INCOMPLETE):
@@ -697,7 +697,7 @@ def test_incomplete_pickles_are_refused(unchanged, value, protocol):
 
 
 class Recipe:
-    """A value that is pickled as a function, its arguments and a state."""
+    """An object that is pickled as the given function, arguments and state."""
 
     def __init__(self, *recipe):
         self.recipe = recipe
@@ -717,7 +717,7 @@ PICKLES = {
 
 
 @each_row("recipe, error, match", PICKLES)
-def test_pickles_of_wrong_arguments_are_refused(unchanged, recipe, error, match):
+def test_unpickling_invalid_arguments_raises(unchanged, recipe, error, match):
     assert_raises(error, match, pickle.loads, pickle.dumps(Recipe(*recipe)))
 
 
@@ -725,7 +725,7 @@ def test_pickles_of_wrong_arguments_are_refused(unchanged, recipe, error, match)
 
 
 def import_with(**environment):
-    """Import cdropout in another process; return the exit status and the last line of errors."""
+    """Import cdropout in a new process; return its exit status and last line of stderr."""
     done = subprocess.run(
         [sys.executable, "-P", "-X", "utf8", "-c", "import cdropout"],
         capture_output=True, text=True, encoding="utf-8", errors="surrogateescape",
@@ -735,20 +735,20 @@ def import_with(**environment):
 
 
 @pytest.mark.parametrize("text", ["AVX3", "../kernels", *slow(" avx2", "avx2,avx512", "\udcff")])
-def test_wrong_cdropout_isa_is_refused(text):
+def test_import_with_an_invalid_cdropout_isa_raises(text):
     message = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
     status, error = import_with(CDROPOUT_ISA=text)
     assert status == 1 and error == f"ValueError: {message}{text!r}"
 
 
 @pytest.mark.parametrize("text", ["0", "1_0", *slow("-1", "two", "1.5", " 2", "0x2", "²", "+2")])
-def test_wrong_cdropout_num_threads_is_refused(text):
+def test_import_with_an_invalid_cdropout_num_threads_raises(text):
     message = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but got "
     status, error = import_with(CDROPOUT_NUM_THREADS=text)
     assert status == 1 and error == f"ValueError: {message}{text!r}"
 
 
 @pytest.mark.slow
-def test_cdropout_num_threads_of_many_digits_is_refused():
+def test_import_with_too_many_digits_in_cdropout_num_threads_raises():
     status, error = import_with(CDROPOUT_NUM_THREADS="9" * 5000)
     assert status == 1 and re.match("ValueError: .*4300 digits", error)

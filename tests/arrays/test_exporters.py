@@ -1,4 +1,4 @@
-"""Tests of arguments with DLPack or the buffer protocol, which are used without a copy."""
+"""Tests of arguments that support DLPack or the buffer protocol; they are not copied."""
 
 import array
 import ctypes
@@ -19,7 +19,7 @@ BAD_DTYPE = "x has to be an array of float16, bfloat16, float32 or float64, but 
 
 
 class OnlyDLPack:
-    """An exporter without the buffer protocol."""
+    """An exporter that supports DLPack but not the buffer protocol."""
 
     def __init__(self, source):
         self.source = source
@@ -32,12 +32,12 @@ class OnlyDLPack:
 
 
 def writable(exporter):
-    """Return whether NumPy can write to it; some versions make DLPack read-only."""
+    """Return whether NumPy can write to the exporter; some versions make DLPack read-only."""
     return not hasattr(exporter, "__dlpack__") or np.from_dlpack(exporter).flags.writeable
 
 
 def as_array(exporter):
-    """Return a NumPy array of the memory of the exporter."""
+    """Return a NumPy array that shares the exporter's memory."""
     if isinstance(exporter, OnlyDLPack):
         return exporter.source
     return np.asarray(exporter)
@@ -73,7 +73,7 @@ every_exporter = pytest.mark.parametrize("make", EXPORTERS.values(), ids=EXPORTE
 
 
 @every_exporter
-def test_exporters_are_read_and_written_without_a_copy(make):
+def test_dropout_reads_and_writes_exporters_without_a_copy(make):
     x = make()
     source = as_array(x)
     assert np.shares_memory(source, as_array(x))
@@ -92,7 +92,7 @@ def test_exporters_are_read_and_written_without_a_copy(make):
 
 
 @every_exporter
-def test_out_can_be_the_memory_of_x(make):
+def test_out_can_share_all_memory_of_x(make):
     x = make()
     source = as_array(x)
     expected = reference.dropout(source, 0.3, SEED, 0)
@@ -110,7 +110,7 @@ def test_out_must_not_partly_overlap_the_memory_of_x(wrap):
 
 
 @every_exporter
-def test_variants_accept_exporters(make):
+def test_dropout_variants_accept_exporters(make):
     for function, args in (
         (cd.drop_path, ()),
         (cd.alpha_dropout, (True,)),
@@ -135,7 +135,7 @@ def test_mc_dropout_accepts_exporters(make):
 
 
 @every_exporter
-def test_alpha_dropout_writes_exporters_in_place(make):
+def test_alpha_dropout_with_inplace_writes_exporters(make):
     x = make()
     if not writable(x):
         pytest.skip("this NumPy makes DLPack read-only")
@@ -164,7 +164,7 @@ def test_bias_dropout_add_accepts_exporters():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_torch_tensors_are_read_and_written_in_place(dtype):
+def test_dropout_reads_and_writes_torch_tensors_without_a_copy(dtype):
     torch = import_or_skip("torch")
     tensor = torch.from_numpy(normal((20, 30), dtype))
     for x in (tensor, tensor.t(), tensor[::3, 1:]):
@@ -177,7 +177,7 @@ def test_torch_tensors_are_read_and_written_in_place(dtype):
             np.testing.assert_array_equal(x.numpy(), expected)
 
 
-def test_unsupported_torch_tensors_are_refused():
+def test_dropout_rejects_unsupported_torch_tensors():
     torch = import_or_skip("torch")
     with pytest.raises(BufferError, match="require gradient"):
         cd.dropout(torch.ones(3, requires_grad=True), 0.5)
@@ -187,7 +187,7 @@ def test_unsupported_torch_tensors_are_refused():
         cd.dropout(torch.ones(3, dtype=torch.int32), 0.5)
 
 
-def test_message_for_tensors_that_numpy_cannot_read_names_cdropout_torch():
+def test_message_for_tensors_that_numpy_cannot_read_recommends_cdropout_torch():
     torch = import_or_skip("torch")
     message = "^x, of type Tensor, cannot be read as a NumPy array; use cdropout.torch: "
     for x in (torch.ones(3, dtype=torch.bfloat16), torch.ones(3, requires_grad=True)):
@@ -199,7 +199,7 @@ def test_message_for_tensors_that_numpy_cannot_read_names_cdropout_torch():
 
 
 class OtherDevice(OnlyDLPack):
-    """An exporter whose capsule has the first CUDA device."""
+    """An exporter whose capsule and ``__dlpack_device__`` report the device CUDA 0."""
 
     def __dlpack__(self, **options):
         capsule = self.source.__dlpack__()
@@ -214,12 +214,12 @@ class OtherDevice(OnlyDLPack):
         return 2, 0
 
 
-def test_message_for_another_device_names_the_type():
+def test_message_for_an_exporter_on_another_device_contains_its_type():
     with pytest.raises((TypeError, ValueError, BufferError), match="OtherDevice"):
         cd.dropout(OtherDevice(np.ones(3)), 0.5)
 
 
-def test_another_device_is_refused():
+def test_dropout_rejects_an_exporter_on_another_device():
     generator = cd.Generator(1)
     with pytest.raises((RuntimeError, BufferError), match="device"):
         cd.dropout(OtherDevice(np.ones(3)), 0.5, rng=generator)
@@ -234,7 +234,7 @@ longer_than_double = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "ctype", [pytest.param(ctypes.c_longdouble, marks=longer_than_double), ctypes.c_void_p]
 )
-def test_message_for_a_buffer_that_numpy_cannot_read_names_the_dtypes(ctype):
+def test_message_for_an_unsupported_buffer_lists_the_supported_dtypes(ctype):
     with pytest.raises(TypeError, match="float16, bfloat16, float32 or float64"):
         cd.dropout((ctype * 3)(), 0.5)
 
@@ -248,7 +248,7 @@ def test_message_for_a_buffer_that_numpy_cannot_read_names_the_dtypes(ctype):
     ],
     ids=["bytes", "memoryview", "DLPack"],
 )
-def test_read_only_memory_is_read_but_not_written(make):
+def test_dropout_reads_read_only_exporters_and_rejects_inplace(make):
     source = normal(600, np.float32)
     try:
         x = make(source.copy())
@@ -272,7 +272,7 @@ def read_only(x):
 
 
 @every_dtype
-def test_arrays_can_have_the_largest_number_of_dimensions(dtype):
+def test_dropout_accepts_arrays_with_the_maximum_ndim(dtype):
     max_ndim = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
     for shape in (
         (1,) * max_ndim,
@@ -293,7 +293,7 @@ def test_arrays_can_have_the_largest_number_of_dimensions(dtype):
 
 
 @pytest.mark.parametrize("offset", [1, 3, 6])
-def test_buffers_can_be_unaligned(offset):
+def test_dropout_accepts_unaligned_buffers(offset):
     memory = bytearray(offset + 4 * 600)
     x = np.frombuffer(memory, np.float32, 600, offset)
     x[:] = normal(600, np.float32)

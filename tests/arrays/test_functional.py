@@ -29,17 +29,17 @@ PROBABILITIES = [
     2.0**-53,
     1 - 2.0**-53,
 ]
-SIGMAS = 5.6  # a correct rate fails with a probability of 2e-8
+SIGMAS = 5.6  # a correct implementation fails with a probability of 2e-8
 SEED = 0x9D2C5680EFC60001
 
 
 def bits_of(array):
-    """Return the bits of the elements, in C order, as unsigned integers."""
+    """Return the elements, in C order, reinterpreted as unsigned integers."""
     return np.asarray(array).ravel(order="C").view(f"u{array.dtype.itemsize}")
 
 
 def assert_equal(actual, expected):
-    """Assert the same bits of two arrays; any NaN equals any other."""
+    """Assert that two arrays have the same bits; all NaNs are considered equal."""
     assert type(actual) is np.ndarray
     assert_same_bits(actual, expected, equal_nan=True)
 
@@ -59,7 +59,7 @@ def test_dropout_equals_reference(shape, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("p", [0.1, *slow(0.5)])
-def test_any_length_equals_reference(p, dtype):
+def test_dropout_of_any_length_equals_reference(p, dtype):
     x = with_special_values((1100,), dtype)
     for n in [*range(140), *range(500, 530), 1023, 1024, 1025, 1100]:
         y, mask = cd.dropout(x[:n], p, rng=n, return_mask=True)
@@ -68,7 +68,7 @@ def test_any_length_equals_reference(p, dtype):
 
 
 @every_dtype
-def test_p_can_be_any_number(dtype):
+def test_dropout_accepts_numpy_numbers_as_p(dtype):
     x = with_special_values((100,), dtype)
     expected = reference.dropout(x, 0.25, SEED, 0)
     for p in (np.float64(0.25), np.float32(0.25), np.array(0.25), np.float16(0.25)):
@@ -77,7 +77,7 @@ def test_p_can_be_any_number(dtype):
     assert_equal(cd.dropout(x, np.float32(0.1), rng=3), reference.dropout(x, np.float32(0.1), 3, 0))
 
 
-def test_p_can_be_a_bfloat16():
+def test_dropout_accepts_a_bfloat16_as_p():
     x = with_special_values((100,), np.float32)
     p = ml_dtypes.bfloat16(0.25)
     assert_equal(cd.dropout(x, p, rng=SEED), reference.dropout(x, 0.25, SEED, 0))
@@ -95,7 +95,7 @@ def test_dropped_elements_are_positive_zeros(dtype):
 
 
 @every_dtype
-def test_p_of_one_gives_positive_zeros(dtype):
+def test_dropout_with_p_1_gives_positive_zeros(dtype):
     x = with_special_values((200, 200), dtype)
     keep_all = np.ones(x.shape, bool)
     results = [
@@ -111,7 +111,7 @@ def test_p_of_one_gives_positive_zeros(dtype):
 
 
 @every_dtype
-def test_subnormals_are_kept_and_overflow_raises_no_error(dtype):
+def test_dropout_preserves_subnormals_and_ignores_overflow(dtype):
     largest = ml_dtypes.finfo(dtype).max
     tiny = np.array([3], f"u{np.dtype(dtype).itemsize}").view(dtype)[0]
     x = np.array([largest, -largest, tiny, -tiny] * 100, dtype)
@@ -149,7 +149,7 @@ def test_evaluation_returns_x_or_copies_it_to_out(kwargs, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_copy_to_out_keeps_the_bits_of_signalling_nans(dtype):
+def test_copy_to_out_preserves_the_bits_of_signalling_nans(dtype):
     x = (np.full(100, math.inf, dtype).view(f"u{np.dtype(dtype).itemsize}") | 1).view(dtype)
     out = np.zeros_like(x)
     cd.dropout(x, 0, out=out)
@@ -157,7 +157,7 @@ def test_copy_to_out_keeps_the_bits_of_signalling_nans(dtype):
 
 
 @pytest.mark.parametrize("source", [cd.Generator, np.random.default_rng])
-def test_only_a_draw_increments_calls(source):
+def test_calls_without_a_draw_do_not_change_rng(source):
     rng, unused, x = source(3), source(3), np.ones((4, 5), np.float32)
     for kwargs in [
         {"p": 0},
@@ -181,7 +181,7 @@ def state(rng):
 # ---- rng --------------------------------------------------------------------------------------
 
 
-def test_generator_gives_consecutive_masks():
+def test_generator_as_rng_gives_consecutive_masks():
     generator = cd.Generator(-5)
     x = with_special_values((600,), np.float32)
     for call in range(5):
@@ -191,7 +191,7 @@ def test_generator_gives_consecutive_masks():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, -1, -(2**63), np.int64(-3), np.uint8(9)])
-def test_int_gives_the_same_mask_in_each_call(seed):
+def test_int_as_rng_gives_the_same_mask_in_each_call(seed):
     x = with_special_values((600,), np.float64)
     expected = reference.dropout(x, 0.3, seed, 0)
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_int_gives_the_same_mask_in_each_call(seed):
 
 
 @pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
-def test_numpy_generator_draws_one_seed(kind):
+def test_numpy_generator_as_rng_is_used_to_draw_one_seed(kind):
     rng, expected_rng = np.random.Generator(kind(7)), np.random.Generator(kind(7))
     x = with_special_values((600,), np.float32)
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_numpy_generator_draws_one_seed(kind):
         assert repr(rng.bit_generator.state) == repr(expected_rng.bit_generator.state)
 
 
-def test_seed_sequence_gives_one_seed():
+def test_seed_sequence_as_rng_gives_one_seed():
     x = with_special_values((600,), np.float32)
     seed = np.random.SeedSequence(7).generate_state(1, np.uint64)[0]
     y = cd.dropout(x, 0.3, rng=np.random.SeedSequence(7))
@@ -230,7 +230,7 @@ def test_default_generator_is_used_without_rng():
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (37,), (9, 1000), (2, 3, 4)])
-def test_inplace_and_out_equal_reference(shape, dtype):
+def test_dropout_with_inplace_or_out_equals_reference(shape, dtype):
     x = with_special_values(shape, dtype)
     expected = reference.dropout(x, 0.3, SEED, 0)
     out = np.ones_like(x)
@@ -246,7 +246,7 @@ def test_inplace_and_out_equal_reference(shape, dtype):
     assert_equal(y, expected)
 
 
-def test_scalar_gives_an_array():
+def test_dropout_of_a_scalar_returns_an_array():
     assert_equal(cd.dropout(np.float32(3), 0.5, rng=1), reference.dropout(np.float32(3), 0.5, 1, 0))
 
 
@@ -255,13 +255,13 @@ def test_scalar_gives_an_array():
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (64,), (5, 211), (3, 4, 5), (40, 1000)], ids=str)
-def test_masks_of_every_form_equal_reference(shape, dtype):
+def test_dropout_with_a_mask_of_any_form_equals_reference(shape, dtype):
     x = with_special_values(shape, dtype)
     for p in (0.5, 0.3):
         mask = cd.Mask(shape, p, SEED, 5)
         expected = reference.dropout(x, p, SEED, 5)
         forms = [mask, mask.bits(), np.asarray(mask)]
-        if p == 0.5 or dtype in (np.float32, np.float64):  # float16 and bfloat16 round this scale
+        if p == 0.5 or dtype in (np.float32, np.float64):  # 16-bit types round 1 / 0.7
             forms.append(mask.to_scale(dtype))
         for form, order in itertools.product(forms, "CF"):
             ordered = np.array(x, order=order)
@@ -277,8 +277,8 @@ def test_masks_of_every_form_equal_reference(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
-def test_mask_can_overlap_the_result(dtype):
-    n = 1 << 19  # several work chunks
+def test_dropout_accepts_a_mask_that_overlaps_the_result(dtype):
+    n = 1 << 19  # more than one work chunk
     x, mask = np.ones(n, np.float32), cd.Mask(n, 0.3, SEED)
     for inplace in (False, True):
         memory = np.zeros(n, np.float32)
@@ -293,7 +293,7 @@ def test_mask_can_overlap_the_result(dtype):
         assert_equal(memory, expected)
 
 
-def test_mask_can_have_any_strides():
+def test_dropout_accepts_masks_with_any_strides():
     x = with_special_values((30, 40), np.float32)
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)
     expected = reference.apply(x, keep, 0.25)
@@ -307,14 +307,14 @@ def test_mask_can_have_any_strides():
     assert_equal(cd.dropout(x, 0.25, mask=row), reference.apply(x, row, 0.25))
 
 
-def test_nonzero_bytes_are_true_bools():
+def test_nonzero_bytes_in_a_bool_mask_keep_elements():
     values = np.tile(np.array([0, 1, 2, 128, 255], np.uint8), 300)
     x = with_special_values(values.shape, np.float32)
     expected = reference.apply(x, values != 0, 0.3)
     assert_equal(cd.dropout(x, 0.3, mask=values.view(bool)), expected)
 
 
-def test_scale_array_as_out_gives_the_result_or_an_error():
+def test_scale_array_passed_as_mask_and_out_gives_the_result_or_raises():
     x = with_special_values((300,), np.float32)
     mask = cd.Mask(300, 0.5, SEED)
     form = mask.to_scale(np.float32)
@@ -330,7 +330,7 @@ def test_scale_array_as_out_gives_the_result_or_an_error():
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6), (1, 5, 1), (40, 3, 700), (3, 0, 2)], ids=str)
-def test_broadcast_dims_equal_reference(shape):
+def test_dropout_with_broadcast_dims_equals_reference(shape):
     x = with_special_values(shape, np.float64)
     cases = [(), 0, -1, [1], (-2, 2), (0, 1, 2), *itertools.combinations(range(3), 2)]
     for dims in cases:
@@ -343,7 +343,7 @@ def test_broadcast_dims_equal_reference(shape):
         assert mask.shape == shape
 
 
-def test_broadcast_axes_of_length_one_change_nothing():
+def test_broadcast_dims_of_length_1_do_not_change_the_mask():
     x = with_special_values((1, 50, 1), np.float32)
     _, mask = cd.dropout(x, 0.4, rng=SEED, return_mask=True)
     _, broadcast = cd.dropout(x, 0.4, rng=SEED, broadcast_dims=(0, 2), return_mask=True)

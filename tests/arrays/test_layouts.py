@@ -15,13 +15,13 @@ from ..helpers.arrays import assert_same_bits, every_dtype, with_special_values
 from ..helpers.hypothesis_settings import given_examples
 from ..helpers.requirements import slow
 
-FILL = -7  # value of the elements around a view
+FILL = -7  # the value of the elements around a view
 SEED = -12345
 assert_equal = partial(assert_same_bits, equal_nan=True)
 
 
 def unaligned(x, offset):
-    """Return x in memory that begins `offset` bytes past a multiple of 64."""
+    """Return a copy of x whose address is `offset` bytes past a multiple of 64."""
     memory = np.zeros(x.nbytes + 128 + offset, np.uint8)
     first = -memory.ctypes.data % 64 + offset
     view = memory[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
@@ -30,14 +30,14 @@ def unaligned(x, offset):
 
 
 def view_in(x, index, shape):
-    """Return a copy of x in the view `index` of an array of this shape."""
+    """Return a copy of x that is the view `index` of an array with the given shape."""
     memory = np.full(shape, FILL, x.dtype)
     view = memory[index]
     view[...] = x
     return view
 
 
-# Functions that return a copy of an array of shape (6, 8, 10) in another layout.
+# Each function returns a copy of an array of shape (6, 8, 10) with another layout.
 LAYOUTS = {
     "C": lambda x: x.copy(),
     "Fortran": lambda x: np.array(x, order="F"),
@@ -57,7 +57,7 @@ LAYOUTS = {
 
 @every_dtype
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_input_can_have_any_layout(name, dtype):
+def test_dropout_accepts_x_with_any_layout(name, dtype):
     plain = with_special_values((6, 8, 10), dtype)
     x = LAYOUTS[name](plain)
     assert_equal(x, plain)
@@ -78,7 +78,7 @@ def test_input_can_have_any_layout(name, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, *slow(np.float64)])
 @pytest.mark.parametrize("target", LAYOUTS)
 @pytest.mark.parametrize("source", LAYOUTS)
-def test_output_can_have_any_layout(source, target, dtype):
+def test_dropout_accepts_out_with_any_layout(source, target, dtype):
     plain = with_special_values((6, 8, 10), dtype)
     x, out = LAYOUTS[source](plain), LAYOUTS[target](np.zeros_like(plain))
     expected = reference.dropout(plain, 0.3, SEED, 0)
@@ -92,7 +92,7 @@ def test_output_can_have_any_layout(source, target, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_inplace_writes_only_the_view(name, dtype):
+def test_inplace_does_not_write_outside_of_a_view(name, dtype):
     plain = with_special_values((6, 8, 10), dtype)
     for p in (0.3, 1.0):
         x = LAYOUTS[name](plain)
@@ -106,7 +106,7 @@ def test_inplace_writes_only_the_view(name, dtype):
         assert memory.tobytes() == before.tobytes()
 
 
-def test_out_can_be_x_with_another_stride_of_an_axis_of_length_one():
+def test_out_can_be_x_with_another_stride_along_an_axis_of_length_1():
     x = with_special_values((1, 6, 20))[..., ::2]
     expected = reference.dropout(x, 0.3, SEED, 0)
     out = np.lib.stride_tricks.as_strided(x, x.shape, (8, *x.strides[1:]))
@@ -116,7 +116,7 @@ def test_out_can_be_x_with_another_stride_of_an_axis_of_length_one():
 
 @every_dtype
 @pytest.mark.parametrize("axes", [*itertools.permutations(range(4))])
-def test_result_keeps_the_order_of_axes(axes, dtype):
+def test_result_has_the_memory_order_of_x(axes, dtype):
     plain = with_special_values((3, 5, 4, 7), dtype)
     x = np.array(plain.transpose(axes), order="C").transpose(np.argsort(axes))
     y = cd.dropout(x, 0.3, rng=SEED)
@@ -129,7 +129,7 @@ def test_result_keeps_the_order_of_axes(axes, dtype):
 
 
 @every_dtype
-def test_elements_with_the_same_address_have_their_own_draws(dtype):
+def test_elements_with_the_same_address_have_independent_draws(dtype):
     row = with_special_values((1000,), dtype)
     for x in (
         np.broadcast_to(row, (30, 1000)),
@@ -143,7 +143,7 @@ def test_elements_with_the_same_address_have_their_own_draws(dtype):
 
 @every_dtype
 @pytest.mark.parametrize("offset", [1, 7, 22, 61, *slow(*range(4, 61, 5))])
-def test_arrays_can_have_any_alignment(offset, dtype):
+def test_dropout_accepts_arrays_with_any_alignment(offset, dtype):
     plain = with_special_values((50, 131), dtype)
     for x, out in [
         (unaligned(plain, offset), unaligned(plain, 0)),
@@ -155,18 +155,19 @@ def test_arrays_can_have_any_alignment(offset, dtype):
         assert_equal(cd.dropout(x, 0.3, rng=SEED, out=out), reference.dropout(plain, 0.3, SEED, 0))
 
 
-def test_read_only_buffers_can_have_any_alignment():
+def test_dropout_accepts_read_only_buffers_with_any_alignment():
     buffer = b"\1" * 3 + with_special_values((500,), np.float32).tobytes() + b"\2"
     for offset in range(5):
         x = np.frombuffer(buffer, np.float32, 499, offset)
         assert not x.flags.writeable
-        with np.errstate(all="ignore"):  # some of the numbers are signalling NaN
+        with np.errstate(all="ignore"):  # some elements are signalling NaNs
             assert_equal(cd.dropout(x, 0.5, rng=SEED), reference.dropout(x, 0.5, SEED, 0))
 
 
 # ---- large ------------------------------------------------------------------------------------
 
-# The strided path splits a mask into work chunks of 32768 elements, but no row of 4096 or more.
+# Arrays are split into tiles of at least 32768 elements. Rows of at least 4096 elements are drawn
+# one by one.
 LARGE = {
     "rows of 4096": lambda make: view_in(make((9, 4096)), np.s_[:, :4096], (9, 5000)),
     "rows of 4095": lambda make: view_in(make((9, 4095)), np.s_[:, 1:4096], (9, 5000)),
@@ -186,7 +187,7 @@ LARGE = {
 
 @pytest.mark.parametrize("dtype", [np.float32, *slow(np.float16, np.float64)])
 @pytest.mark.parametrize("name", LARGE)
-def test_large_arrays_can_have_any_strides(name, dtype):
+def test_dropout_of_large_arrays_with_any_strides_equals_reference(name, dtype):
     x = LARGE[name](lambda shape: with_special_values(shape, dtype))
     expected = {p: reference.dropout(x, p, SEED, 0) for p in (0.1, 0.5)}
     for p in expected:
@@ -201,7 +202,7 @@ def test_large_arrays_can_have_any_strides(name, dtype):
 
 
 @pytest.mark.parametrize("n", [16383, 16384, 16385, 32767, 32768, 32769, 65535, 65536, 65537])
-def test_lengths_close_to_whole_work_chunks_equal_reference(n):
+def test_dropout_of_lengths_close_to_a_work_chunk_equals_reference(n):
     x = view_in(with_special_values((n,), np.float32), np.s_[::2], (2 * n,))
     assert_equal(cd.dropout(x, 0.3, rng=SEED), reference.dropout(x, 0.3, SEED, 0))
     keep = reference.keep(SEED, 0, 0.3, 0, 3 * n)[::3]
@@ -225,7 +226,7 @@ WINDOWS = [
 ]
 
 
-# Adjacent elements in memory are more than 1024 elements apart in the mask.
+# Elements that are adjacent in memory are more than 1024 positions apart in the mask.
 DISTANT = [
     ((3, 60, 40, 41), (0, 2, 3, 1)),  # channels last
     ((1, 190, 40, 41), (0, 2, 3, 1)),  # a row is copied in several parts
@@ -236,7 +237,7 @@ DISTANT = [
 
 @pytest.mark.parametrize("shape, order", DISTANT)
 @pytest.mark.parametrize("dtype", [np.float32, *slow(np.float16)])
-def test_adjacent_elements_can_be_distant_in_the_mask(shape, order, dtype):
+def test_elements_adjacent_in_memory_can_be_far_apart_in_the_mask(shape, order, dtype):
     x = with_special_values(shape, dtype).transpose(order).copy().transpose(np.argsort(order))
     assert not x.flags.c_contiguous and x.strides[order[-1]] == x.itemsize
     x.flags.writeable = False
@@ -270,7 +271,7 @@ def test_large_windows_of_masks_equal_reference(shape, index):
 
 
 @pytest.mark.parametrize("strides", [(1, 500), (500, 1), (-1, 500), (3, -1200), (0, 1), (7001, 0)])
-def test_masks_can_have_any_strides(strides):
+def test_masks_with_any_strides_equal_reference(strides):
     shape, start = (300, 170), 300_000
     positions = start + np.add.outer(
         *(np.arange(n) * s for n, s in zip(shape, strides, strict=True))
@@ -288,7 +289,7 @@ def test_masks_can_have_any_strides(strides):
 
 
 @pytest.mark.parametrize("dims", [0, 1, 2, (0, 1), (1, 2), (0, 2), (0, 1, 2)])
-def test_broadcast_dims_of_large_arrays_equal_reference(dims):
+def test_dropout_of_large_arrays_with_broadcast_dims_equals_reference(dims):
     plain = with_special_values((20, 90, 70), np.float32)
     for x in (plain, np.array(plain, order="F"), plain.transpose(2, 0, 1)[::-1]):
         y, mask = cd.dropout(x, 0.3, rng=SEED, broadcast_dims=dims, return_mask=True)
@@ -307,7 +308,7 @@ PROBABILITIES = st.sampled_from([0, 0.1, 0.5, 0.75, 1, 2.0**-64, 1 - 2.0**-53]) 
 
 @st.composite
 def arrays_and_views(draw):
-    """Draw an array and a function that returns a view of it: an index, and an order of axes."""
+    """Draw an array and a function that indexes an array and permutes its axes."""
     dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
     shape = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
     memory = draw(hnp.arrays(dtype, shape))
@@ -315,13 +316,13 @@ def arrays_and_views(draw):
     index = index if isinstance(index, tuple) else (index,)
     index = (
         index if ... in index else (*index, ...)
-    )  # with '...' the result is an array, not a scalar
+    )  # with '...', indexing returns an array, never a scalar
     axes = draw(st.permutations(range(memory[index].ndim)))
     return memory, lambda array: array[index].transpose(axes)
 
 
 @given_examples(300, arrays_and_views(), PROBABILITIES, SEEDS, CALLS, st.data())
-def test_random_views_equal_reference(pair, p, seed, call, data):
+def test_dropout_of_random_views_equals_reference(pair, p, seed, call, data):
     memory, view = pair
     x, before = view(memory), memory.copy()
     expected = reference.dropout(x, p, seed, call)
@@ -331,7 +332,7 @@ def test_random_views_equal_reference(pair, p, seed, call, data):
         assert y.strides == np.empty_like(x).strides
     window = data.draw(hnp.basic_indices(x.shape, allow_newaxis=True))
     np.testing.assert_array_equal(np.asarray(mask[window]), np.asarray(mask)[window])
-    if call == 2**64 - 1:  # a generator has no next call number
+    if call == 2**64 - 1:  # a generator cannot have this number of calls
         mask.apply(x, out=x)
     else:
         generator = cd.Generator()
@@ -340,4 +341,4 @@ def test_random_views_equal_reference(pair, p, seed, call, data):
         assert generator.calls == call + (0 < p < 1 and x.size > 0)
     assert_equal(x, expected)
     x[...] = view(before)
-    assert memory.tobytes() == before.tobytes()  # only the view was written
+    assert memory.tobytes() == before.tobytes()  # the memory around the view is unchanged

@@ -1,4 +1,4 @@
-"""Tests of the argument `mask` of the functions of NumPy arrays."""
+"""Tests of the argument `mask` of the functions for NumPy arrays."""
 
 import re
 
@@ -30,13 +30,13 @@ def input_of(function, dtype=np.float32):
 @pytest.mark.parametrize("function, axes", VARIANTS)
 @pytest.mark.parametrize("p", [0, 0.3, 0.5, 1])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_mask_gives_the_result_of_its_generator(function, axes, p, dtype):
+def test_mask_gives_the_same_result_as_its_generator(function, axes, p, dtype):
     x = input_of(function, dtype)
     expected = function(x, p, True, rng=5)
     mask = cd.Generator(5).next_mask(x.shape, p, broadcast_dims=axes)
     assert_same_bits(function(x, mask=mask, training=True), expected)
     assert_same_bits(function(x, p, True, mask=mask), expected)
-    assert_same_bits(function(x, 0.5, True, mask=mask), expected)  # 0.5 is the default
+    assert_same_bits(function(x, 0.5, True, mask=mask), expected)  # p=0.5, the default, is accepted
     out = np.empty_like(x)
     y, used = function(x, mask=mask, training=True, out=out, return_mask=True)
     assert y is out
@@ -50,7 +50,7 @@ def test_mask_gives_the_result_of_its_generator(function, axes, p, dtype):
     assert_same_bits(x, expected)
 
 
-def test_mask_gives_the_result_of_mc_dropout():
+def test_mc_dropout_with_a_mask_equals_mc_dropout_with_its_generator():
     x = input_of(cd.dropout)
     mask = cd.Generator(5).next_mask((2, *x.shape), 0.3)
     assert_same_bits(cd.mc_dropout(x, n=2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
@@ -59,7 +59,7 @@ def test_mask_gives_the_result_of_mc_dropout():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_mask_gives_the_result_of_bias_dropout_add(p, dtype):
+def test_bias_dropout_add_with_a_mask_equals_bias_dropout_add_with_its_generator(p, dtype):
     x, bias = input_of(cd.dropout, dtype), np.arange(6, dtype=dtype)
     expected = cd.bias_dropout_add(x, bias, x[::-1], p, rng=5)
     mask = cd.Generator(5).next_mask(x.shape, p)
@@ -70,7 +70,7 @@ def test_mask_gives_the_result_of_bias_dropout_add(p, dtype):
 
 
 @pytest.mark.parametrize("window", [np.s_[1:, ::-1], np.s_[2:, :], np.s_[:, :, 3:4]], ids=str)
-def test_mask_of_bias_dropout_add_can_be_a_window(window):
+def test_bias_dropout_add_accepts_a_window_of_a_mask(window):
     mask = cd.Generator(5).next_mask((6, 8, 10), 0.3)[window]
     x = normal(mask.shape)
     bias = np.arange(x.shape[-1], dtype=np.float32)
@@ -79,7 +79,7 @@ def test_mask_of_bias_dropout_add_can_be_a_window(window):
     assert_same_bits(cd.bias_dropout_add(x, bias, x, mask=mask, out=x), expected)
 
 
-def test_mask_can_be_a_window_with_another_scale():
+def test_dropout_accepts_a_window_of_a_mask_with_another_scale():
     mask = cd.Generator(5).next_mask((6, 8), 0.3, scale=4)[::-2, 1:]
     x = normal(mask.shape)
     assert_same_bits(cd.dropout(x, mask=mask), mask.apply(x))
@@ -102,7 +102,7 @@ ERRORS = {
 @pytest.mark.filterwarnings("ignore:dropout3d")
 @pytest.mark.parametrize("function, axes", VARIANTS)
 @pytest.mark.parametrize("case", ERRORS)
-def test_mask_excludes_other_arguments(function, axes, case):
+def test_mask_with_conflicting_arguments_raises(function, axes, case):
     x = input_of(function)
     changed, error, message = ERRORS[case]
     mask = cd.Generator(5).next_mask(x.shape, 0.3, broadcast_dims=axes)
@@ -116,7 +116,7 @@ def test_mask_excludes_other_arguments(function, axes, case):
 
 @pytest.mark.filterwarnings("ignore:dropout3d")
 @pytest.mark.parametrize("function, axes", VARIANTS[1:5] + VARIANTS[6:])
-def test_mask_has_to_have_the_broadcast_axes_of_the_function(function, axes):
+def test_dropout_variants_reject_a_mask_with_other_broadcast_axes(function, axes):
     x = input_of(function)
     mask = cd.Mask(x.shape, 0.3)
     message = f"the mask has to have one draw along the axes {axes}, but got {mask}"
@@ -124,28 +124,28 @@ def test_mask_has_to_have_the_broadcast_axes_of_the_function(function, axes):
         function(x, mask=mask, training=True)
 
 
-def test_mask_can_be_empty():
+def test_dropout2d_accepts_an_empty_mask():
     x = np.ones((0, 3, 4, 5), np.float32)
     mask = cd.Generator(1).next_mask(x.shape, 0.5, broadcast_dims=(2, 3))
     assert cd.dropout2d(x, mask=mask).shape == x.shape
 
 
 @pytest.mark.parametrize("function, axes", VARIANTS[1:])
-def test_mask_of_channels_has_to_be_a_mask(function, axes):
+def test_dropout_variants_reject_an_array_as_mask(function, axes):
     x = input_of(function)
     with pytest.raises(TypeError, match="^mask has to be a Mask, but got ndarray$"):
         function(x, mask=np.ones(x.shape, bool), training=True)
 
 
 @pytest.mark.parametrize("empty", [(), [], None], ids=str)
-def test_mask_does_not_exclude_empty_arguments(empty):
+def test_mask_with_empty_broadcast_dims_or_rng_is_accepted(empty):
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     options = {"rng": None} if empty is None else {"broadcast_dims": empty}
     assert_same_bits(cd.dropout(x, mask=mask, **options), mask.apply(x))
 
 
-def test_mask_excludes_arguments_of_single_functions():
+def test_mask_with_conflicting_function_specific_arguments_raises():
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     for dims in (1, [0]):

@@ -10,12 +10,12 @@ from ..helpers.bad_calls import Number, Rng, Seeds, assert_raises
 
 CHANGED = "^an array of this call was changed while a seed was drawn from rng$"
 OUT_SHAPE = "^out has to have the shape of x"
-# NumPy 2.5 warns
+# Since NumPy 2.5, setting the shape of an array emits a DeprecationWarning.
 sets_a_shape = pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 
 
 def shrink(array):
-    """Free most of the memory of an array, although other objects refer to it."""
+    """Free most of an array's memory, even if other objects refer to it."""
     array.resize(4, refcheck=False)
 
 
@@ -23,8 +23,8 @@ def shrink(array):
 
 
 @sets_a_shape
-def test_drawing_a_seed_must_not_change_a_shape():
-    """With the strides of another shape, a call could access memory outside of an array."""
+def test_dropout_raises_if_rng_changes_a_shape_while_a_seed_is_drawn():
+    """A call that uses a new shape with the old strides could access memory outside of an array."""
     base = np.ones((4096, 2), np.float32)
     for changed in (0, 1):
         arrays = x, out = base[:, :1], np.zeros((4096, 2), np.float32)[:, :1]
@@ -34,15 +34,15 @@ def test_drawing_a_seed_must_not_change_a_shape():
 
 
 @sets_a_shape
-def test_converting_a_seed_may_change_a_shape():
-    """An int is converted before the arrays are read, which then have different shapes."""
+def test_dropout_reads_shapes_after_the_conversion_of_a_seed():
+    """The seed is converted before the shapes of x and out are compared."""
     x, out = np.ones((4096, 1), np.float32), np.zeros((4096, 1), np.float32)
     seed = Number(lambda: setattr(x, "shape", (64, 64)) or 7)
     assert_raises(ValueError, OUT_SHAPE, cd.dropout, x, rng=seed, out=out)
     assert not out.any()
 
 
-CALLS = {  # (call with x and other arrays of shape (4096,), number of the others)
+CALLS = {  # (function of rng, x and other arrays; number of the other arrays)
     "dropout": (lambda rng, x, out: cd.dropout(x, rng=rng, out=out), 1),
     "dropout in place": (lambda rng, x: cd.dropout(x, rng=rng, inplace=True), 0),
     "dropout of a view": (lambda rng, x, out: cd.dropout(x[1:], rng=rng, out=out[1:]), 1),
@@ -70,7 +70,7 @@ CALLS = {  # (call with x and other arrays of shape (4096,), number of the other
 
 @every_dtype
 @pytest.mark.parametrize("call, others", CALLS.values(), ids=CALLS)
-def test_drawing_a_seed_must_not_free_memory(call, others, dtype):
+def test_functions_raise_if_rng_frees_memory_while_a_seed_is_drawn(call, others, dtype):
     for changed in range(others + 1):
         arrays = [np.ones(4096, dtype) for _ in range(others + 1)]
         rng = Rng(lambda array=arrays[changed]: shrink(array) or 7)
@@ -79,7 +79,7 @@ def test_drawing_a_seed_must_not_free_memory(call, others, dtype):
 
 
 @every_dtype
-def test_a_seed_sequence_must_not_free_memory(dtype):
+def test_dropout_raises_if_a_seed_sequence_frees_memory(dtype):
     x, out = np.ones(4096, dtype), np.ones(4096, dtype)
     y, mask = cd.dropout(x, rng=Seeds(lambda: [7]), out=out, return_mask=True)
     assert y is out and mask == cd.Mask(4096, 0.5, 7)
@@ -91,7 +91,7 @@ def test_a_seed_sequence_must_not_free_memory(dtype):
 
 
 @pytest.mark.parametrize("name, value", [("p", 0.5), ("rng", 0), ("broadcast_dims", 0)])
-def test_converting_an_argument_may_free_memory(name, value):
+def test_dropout_reads_arrays_after_the_conversion_of_other_arguments(name, value):
     x, out = np.ones(4096, np.float32), np.ones(4096, np.float32)
     arguments = {"rng": 1, "return_mask": True, "out": out}
     arguments[name] = Number(lambda: shrink(out) or value)
@@ -102,14 +102,14 @@ def test_converting_an_argument_may_free_memory(name, value):
     np.testing.assert_array_equal(y, mask.to_scale())
 
 
-def test_converting_n_may_free_memory():
+def test_mc_dropout_reads_x_after_the_conversion_of_n():
     x = np.ones(4096, np.float32)
     n = Number(lambda: shrink(x) or 3)
     assert cd.mc_dropout(x, 0.5, n, rng=1).shape == (3, 4)
 
 
 @sets_a_shape
-def test_converting_p_may_change_the_shape_of_a_mask():
+def test_functions_read_the_shape_of_a_mask_after_the_conversion_of_p():
     """p is converted once, before the shapes are compared."""
     conversions, kept = [], np.ones((4096, 1), bool)
 
@@ -129,7 +129,7 @@ def test_converting_p_may_change_the_shape_of_a_mask():
     assert len(conversions) == 2 and not out.any()
 
 
-def test_p_is_converted_once():
+def test_dropout_converts_p_once():
     values = iter([0.5, 2.0, 2.0])
     mask = cd.Mask(600, 0.5, 1)
     y = cd.dropout(np.ones(600, "f4"), Number(lambda: next(values)), mask=mask.bits())
@@ -137,7 +137,7 @@ def test_p_is_converted_once():
 
 
 @sets_a_shape
-def test_converting_axes_may_change_the_shape_of_x():
+def test_dropout_reads_the_shape_of_x_after_the_conversion_of_broadcast_dims():
     base = np.ones((64, 64, 2), np.float32)
     x, generator, out = base[..., 0], cd.Generator(1), np.zeros((64, 64), np.float32)
     axis = Number(lambda: setattr(x, "shape", (64, 8, 8)) or 0)

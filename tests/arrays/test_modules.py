@@ -1,4 +1,4 @@
-"""Tests of the module Dropout: forward, backward, train, eval, and its generator and mask."""
+"""Tests of the module Dropout: its methods, its generator and its mask."""
 
 import copy
 import doctest
@@ -35,7 +35,7 @@ def test_module_keeps_the_mask_of_the_last_forward():
     for call in range(2):
         m(normal(SHAPE))
         assert m.mask == cd.Mask(SHAPE, 0.25, -2, call)
-    gx = m.backward(normal(SHAPE, np.float64))  # another dtype than in forward
+    gx = m.backward(normal(SHAPE, np.float64))  # the input of forward was float32
     np.testing.assert_array_equal(gx, reference.dropout(normal(SHAPE, np.float64), 0.25, -2, 1))
 
 
@@ -62,7 +62,7 @@ def test_train_and_eval_switch_the_mode():
     np.testing.assert_array_equal(m.eval().train().forward(x), reference.dropout(x, 0.5, 1, 1))
 
 
-def test_inplace_writes_x():
+def test_forward_with_inplace_writes_x():
     m, x = cd.Dropout(0.5, inplace=True, rng=1), normal(SHAPE, np.float64)
     expected = reference.dropout(x, 0.5, 1, 0)
     assert m(x) is x
@@ -75,7 +75,7 @@ def test_inplace_writes_x():
     np.testing.assert_array_equal(x, before)
 
 
-def test_p_can_be_changed_and_is_checked_by_forward():
+def test_p_can_be_changed_and_is_validated_by_forward():
     m, x = cd.Dropout(rng=1), normal(SHAPE)
     assert m.p == 0.5
     m.p = 0.9
@@ -97,12 +97,12 @@ def test_p_can_be_changed_and_is_checked_by_forward():
         (cd.Dropout(np.float64(0.1), rng=3), "Dropout(p=0.1, inplace=False)"),
     ],
 )
-def test_repr_is_that_of_torch(module, text):
+def test_repr_equals_that_of_torch(module, text):
     assert repr(module) == text
     assert module.extra_repr() == text[len("Dropout(") : -1]
 
 
-def test_repr_and_errors_name_the_subclass():
+def test_repr_and_errors_contain_the_name_of_a_subclass():
     class Subclass(cd.Dropout):
         def extra_repr(self):
             return f"only p={self.p}"
@@ -115,7 +115,7 @@ def test_repr_and_errors_name_the_subclass():
 # ---- rng -------------------------------------------------------------------------------------
 
 
-def test_each_module_with_an_int_has_a_new_generator():
+def test_modules_with_the_same_int_as_rng_have_separate_generators():
     a, b, x = cd.Dropout(0.5, rng=6), cd.Dropout(0.5, rng=6), normal(SHAPE)
     cd.manual_seed(0)
     for call in range(3):
@@ -124,7 +124,7 @@ def test_each_module_with_an_int_has_a_new_generator():
     assert cd.default_generator.calls == 0
 
 
-def test_modules_can_use_one_generator():
+def test_modules_can_share_a_generator():
     generator, x = cd.Generator(6), normal(SHAPE)
     a, b = cd.Dropout(0.5, rng=generator), cd.Dropout(0.5, rng=generator)
     np.testing.assert_array_equal(a(x), reference.dropout(x, 0.5, 6, 0))
@@ -140,7 +140,7 @@ def test_default_generator_is_used_in_each_call():
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 12, 1))
 
 
-def test_constructor_draws_one_seed_from_numpy():
+def test_constructor_draws_one_seed_from_a_numpy_generator():
     rng, expected_rng, x = np.random.default_rng(4), np.random.default_rng(4), normal(SHAPE)
     m = cd.Dropout(0.5, rng=rng)
     seed = int(expected_rng.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
@@ -153,7 +153,7 @@ def test_constructor_draws_one_seed_from_numpy():
 
 
 @pytest.mark.parametrize("protocol", [*range(pickle.HIGHEST_PROTOCOL + 1), "deepcopy"])
-def test_copies_continue_with_the_same_masks(protocol):
+def test_copy_of_a_module_draws_the_same_masks_as_the_original(protocol):
     m, x = cd.Dropout(0.3, inplace=True, rng=-8).eval(), normal(SHAPE, np.float64)
     m.train()(x.copy())
     m.eval()
@@ -169,18 +169,18 @@ def test_copies_continue_with_the_same_masks(protocol):
 # ---- errors and examples ----------------------------------------------------------------------
 
 
-def test_backward_before_forward_is_an_error():
+def test_backward_before_forward_raises():
     m = cd.Dropout(0.5, rng=1)
     for module in (m, m.eval(), copy.deepcopy(m)):
         with pytest.raises(RuntimeError, match="^Dropout.backward was called before forward: "):
             module.backward(normal(SHAPE))
     with pytest.raises(TypeError):
         m(None)
-    with pytest.raises(RuntimeError, match="before forward"):  # forward failed
+    with pytest.raises(RuntimeError, match="before forward"):  # m(None) has failed
         m.backward(normal(SHAPE))
 
 
-def test_gradient_has_to_have_the_shape_of_the_mask():
+def test_backward_rejects_a_gradient_with_another_shape():
     m, x = cd.Dropout(0.5, rng=1), normal(SHAPE)
     m(x)
     with pytest.raises(ValueError, match=r"has the shape \(20, 30\), but x has \(30, 20\)"):

@@ -24,16 +24,18 @@ probabilities = st.sampled_from(EDGES) | binary_fractions | st.floats(0, 1)
 inner_probabilities = probabilities.filter(lambda p: 0 < p < 1)
 seeds = st.sampled_from([0, 2**63, 2**64 - 1, -1, -(2**63)]) | st.integers(-(2**63), 2**64 - 1)
 calls = st.sampled_from([0, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
-generator_calls = calls.map(lambda call: min(call, 2**64 - 2))  # the last of a generator
+# Generators use call numbers up to 2**64 - 2.
+generator_calls = calls.map(lambda call: min(call, 2**64 - 2))
 dtypes = st.sampled_from(DTYPES)
 small_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
-long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))  # more elements than a group
+# The rows can be longer than a group of the stream.
+long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))
 shapes = small_shapes | long_shapes
 
 
 @st.composite
 def views(draw, array):
-    """Draw a copy of an array with any order of axes and any strides, also negative ones."""
+    """Draw a copy of an array with any memory order and any strides, including negative ones."""
     order = draw(st.permutations(range(array.ndim)))
     steps = draw(st.lists(st.sampled_from([1, 1, -1, 2, -3]), min_size=len(order),
                           max_size=len(order)))  # fmt: skip
@@ -47,9 +49,9 @@ def views(draw, array):
 
 @st.composite
 def arrays(draw, shape, dtype=None):
-    """Draw an array of this shape with any strides and any elements, also NaN and subnormals."""
+    """Draw an array with this shape, any strides and any elements, including NaN and subnormals."""
     dtype = dtype or draw(dtypes)
-    if math.prod(shape) > 100:  # drawing each element would be slow
+    if math.prod(shape) > 100:  # it would be slow to draw each element with Hypothesis
         random_bytes = np.random.default_rng(draw(st.integers(0, 99))).bytes(
             math.prod(shape) * np.dtype(dtype).itemsize
         )
@@ -59,7 +61,7 @@ def arrays(draw, shape, dtype=None):
 
 @st.composite
 def normal_arrays(draw, shape, dtype):
-    """Draw an array of normal numbers with any strides."""
+    """Draw an array of normally distributed numbers with any strides."""
     return draw(views(normal(shape, dtype, draw(st.integers(0, 99)))))
 
 
@@ -100,7 +102,7 @@ def test_dropout_and_dropout_backward_equal_reference(data, x, p, seed, call):
 
 
 @given_examples(100, st.data(), shapes, inner_probabilities, seeds, calls)
-def test_layout_and_dtype_never_change_the_mask(data, shape, p, seed, call):
+def test_mask_does_not_depend_on_layout_and_dtype(data, shape, p, seed, call):
     mask = cd.Mask(shape, p, seed, call)
     keep = reference.keep(seed, call, p, 0, math.prod(shape)).reshape(shape)
     for dtype in DTYPES:
@@ -123,7 +125,7 @@ def test_windows_of_masks_equal_parts_of_the_result(data, x, p, seed, call):
 @given_examples(
     80, st.data(), probabilities, seeds, calls, st.integers(0, 20000) | st.integers(0, 2**62)
 )
-def test_splitting_a_call_never_changes_the_result(data, p, seed, call, start):
+def test_masks_of_parts_give_the_result_of_the_whole_call(data, p, seed, call, start):
     x = data.draw(st.integers(0, 3000).flatmap(lambda n: arrays((n,))))
     points = sorted(data.draw(st.lists(st.integers(0, x.size), max_size=4)))
     mask = cd.Mask(x.shape, p, seed, call, start)
@@ -144,9 +146,9 @@ def test_splitting_a_call_never_changes_the_result(data, p, seed, call, start):
 @given_examples(
     100, st.data(), st.sampled_from([cd.dropout1d, cd.dropout2d, cd.dropout3d]), st.booleans()
 )
-def test_dropout_of_channels_equals_reference(data, function, batched):
+def test_channel_dropout_equals_reference(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
-    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # dropout2d warns without a batch
+    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # without a batch, dropout2d warns
     x = data.draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, min_side=0, max_side=5)
                   .flatmap(arrays))  # fmt: skip
     p, seed, call = data.draw(probabilities), data.draw(seeds), data.draw(generator_calls)
@@ -191,7 +193,7 @@ def test_alpha_dropout_equals_reference(data, dtype, p, seed, call):
     a = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     b = -a * p * saturation
     exact = np.where(keep, a * x.astype(float) + b, a * saturation + b)
-    # rounding errors of a, b, the product and the sum
+    # `size` bounds the rounding errors of a, b, the product and the sum.
     size = np.where(keep, abs(a * x.astype(float)) + abs(b), a)
     assert (abs(y - exact) <= 2 * np.finfo(dtype).eps * (size + abs(exact))).all()
     function(x, p, True, True, rng=generator_at(seed, call))
@@ -255,7 +257,7 @@ def test_bias_dropout_add_equals_reference(data, shape, dtype, p, seed):
         for array in (gx.astype(float), abs(gx.astype(float)))
     )
     eps = float(ml_dtypes.finfo(dtype).eps)
-    # summed in double in any order and rounded once; terms of 16-bit types may be rounded too
+    # The sum is computed in float64, in any order, and rounded once; 16-bit terms may be rounded.
     order = x.size * 2.0**-53 + (eps if x.itemsize == 2 else 0)
     assert (abs(np.asarray(gbias, float) - total) <= eps * abs(total) + order * size).all()
     out = data.draw(st.sampled_from([x, residual]))
@@ -269,7 +271,7 @@ def test_bias_dropout_add_equals_reference(data, shape, dtype, p, seed):
 @given_examples(
     60, shapes.flatmap(arrays), inner_probabilities, seeds, st.lists(st.booleans(), max_size=6)
 )
-def test_modules_use_a_call_number_per_training_step(x, p, seed, modes):
+def test_module_uses_one_call_number_per_training_step(x, p, seed, modes):
     m, call, steps = cd.Dropout(p, rng=seed), 0, []
     for mode in modes:
         expected = reference.dropout(x, p if mode else 0, seed, call)

@@ -1,4 +1,4 @@
-"""Tests of result types, and of subclasses and array types that are refused."""
+"""Tests of result types, and of subclasses and array types that raise errors."""
 
 import array
 import ctypes
@@ -57,13 +57,13 @@ MODES = {
 
 @every_function
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_exporters_are_read_once(name, mode):
+def test_functions_export_x_once(name, mode):
     x = CountingExporter(normal(SHAPES.get(name, SHAPE)))
     FUNCTIONS[name](x, rng=SEED, **mode)
     assert x.exports == 1
 
 
-def test_exporters_are_read_once_per_argument():
+def test_functions_export_each_argument_once():
     x = normal(SHAPE)
     mask = cd.Mask(x.shape, 0.5)
     for call, count in [
@@ -116,7 +116,7 @@ def address(x):
 
 @pytest.mark.filterwarnings(ARROW_WARNING)
 @pytest.mark.parametrize("make", EXPORTERS.values(), ids=EXPORTERS)
-def test_evaluation_gives_a_view_of_an_exporter(make):
+def test_evaluation_of_an_exporter_returns_a_view(make):
     x = make(normal(SHAPE))
     for kwargs in ({"training": False}, {"p": 0}, {"p": 1, "training": False}):
         y, mask = cd.dropout(x, return_mask=True, **kwargs)
@@ -133,7 +133,7 @@ NEED_AXES = {"dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"}
 @pytest.mark.parametrize("make", EXPORTERS.values(), ids=EXPORTERS)
 @every_function
 @pytest.mark.filterwarnings(ARROW_WARNING)
-def test_every_function_gives_arrays_for_exporters(name, make):
+def test_functions_return_arrays_for_exporters(name, make):
     x = make(normal(SHAPES.get(name, SHAPE)))
     if name in NEED_AXES and np.ndim(getattr(x, "source", x)) == 1:
         pytest.skip("this exporter has only one dimension")
@@ -145,7 +145,7 @@ def test_every_function_gives_arrays_for_exporters(name, make):
 
 
 @every_function
-def test_inplace_gives_a_view_of_an_exporter(name):
+def test_inplace_with_an_exporter_returns_a_view(name):
     for kwargs in ({}, {"p": 1}, {"p": 0}, {"training": False}):
         x = normal(SHAPES.get(name, SHAPE))
         y = FUNCTIONS[name](memoryview(x), rng=SEED, inplace=True, **kwargs)
@@ -155,7 +155,7 @@ def test_inplace_gives_a_view_of_an_exporter(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_scalars_give_arrays(dtype):
+def test_dropout_of_scalars_returns_arrays(dtype):
     for kwargs in ({"rng": 1}, {"p": 0}, {"p": 1}, {"training": False}):
         y = cd.dropout(dtype(3), **kwargs)
         assert type(y) is np.ndarray and y.shape == () and y.dtype == dtype
@@ -167,7 +167,7 @@ def test_scalars_give_arrays(dtype):
 
 @pytest.mark.parametrize("p", [0, 0.0, 1])
 @pytest.mark.parametrize("make", [np.copy, memoryview, CountingExporter, lambda x: x.T], ids=str)
-def test_mc_dropout_gives_independent_copies(make, p):
+def test_mc_dropout_returns_independent_copies(make, p):
     x = normal(SHAPE)
     for n in (1, 3):
         copies = cd.mc_dropout(make(x), p, n)
@@ -179,7 +179,7 @@ def test_mc_dropout_gives_independent_copies(make, p):
 
 
 @pytest.mark.parametrize("p", [0, 0.0, 1])
-def test_mc_dropout_gives_independent_tensors(p):
+def test_mc_dropout_returns_independent_tensors(p):
     torch = import_or_skip("torch")
     from cdropout.torch import mc_dropout
 
@@ -198,7 +198,7 @@ def test_mc_dropout_gives_independent_tensors(p):
 
 @pytest.fixture(params=["memmap", "recarray", "matrix"])
 def subclass_array(request, tmp_path):
-    """Return an array of a subclass whose elements are ordinary numbers."""
+    """Return an array of a subclass that does not change the meaning of the elements."""
     x = normal((3, 4))
     if request.param == "memmap":
         y = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
@@ -208,8 +208,8 @@ def subclass_array(request, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-def test_subclasses_of_ordinary_numbers_are_accepted(subclass_array):
-    """Training gives an ndarray; evaluation, inplace and out give the given array."""
+def test_functions_accept_memmap_recarray_and_matrix(subclass_array):
+    """Training returns a new ndarray; evaluation, inplace and out return the given array."""
     x, mask = normal((3, 4)), cd.Mask((3, 4), 0.5, SEED)
     expected = cd.dropout(x, 0.5, rng=SEED)
     for name in ("dropout", "drop_path", "alpha_dropout", "feature_alpha_dropout"):
@@ -231,7 +231,7 @@ def test_subclasses_of_ordinary_numbers_are_accepted(subclass_array):
 
 
 def of_package(package, base=object, name="Fake"):
-    """Return a class whose module is in a package."""
+    """Return a class whose `__module__` is a module of the package."""
     return type(name, (base,), {"__module__": f"{package}.core"})
 
 
@@ -242,7 +242,7 @@ SUBCLASS = "x is of type Fake, a subclass of ndarray whose meaning the result wo
     "package, advice",
     [("astropy", "x.value"), ("unyt", "x.value"), ("mine", r"np.asarray\(x\)")],
 )
-def test_other_subclasses_are_refused(package, advice):
+def test_functions_reject_other_subclasses_of_ndarray(package, advice):
     kind = of_package(package, np.ndarray)
     x, generator, mask = normal((3, 4, 5)), cd.Generator(1), cd.Mask((3, 4, 5), 0.5)
     subclass_array = x.view(kind)
@@ -286,9 +286,9 @@ NO_ARRAY = "x has to be a NumPy array, or have DLPack or the buffer protocol, wi
 
 
 @pytest.mark.parametrize("package, advice", ADVICE.items())
-def test_message_for_an_array_type_gives_advice(package, advice):
+def test_message_for_another_array_type_recommends_a_conversion(package, advice):
     kind = of_package(package)
-    for x in (kind(), of_package("mine", kind)()):  # the second is of a derived class
+    for x in (kind(), of_package("mine", kind)()):  # the second object is of a subclass
         with pytest.raises(TypeError) as raised:
             cd.dropout(x)
         assert str(raised.value).startswith(NO_ARRAY)
@@ -296,7 +296,7 @@ def test_message_for_an_array_type_gives_advice(package, advice):
 
 
 class Quantity:
-    """A wrapper with all attributes of an array, as in pint."""
+    """A wrapper that, like pint's Quantity, forwards all attributes to an array."""
 
     __module__ = "pint.registry"
 
@@ -307,7 +307,7 @@ class Quantity:
         return getattr(self.magnitude, name)
 
 
-def test_wrappers_of_arrays_are_refused():
+def test_dropout_rejects_wrappers_of_arrays():
     with pytest.raises(TypeError, match="but got Quantity; pass x.magnitude$"):
         cd.dropout(Quantity(normal(SHAPE)), training=False)
 
@@ -328,7 +328,7 @@ class Unreadable:
 @pytest.mark.parametrize(
     "error, kind", [(BufferError, BufferError), (ValueError, BufferError), (TypeError, TypeError)]
 )
-def test_message_for_an_unreadable_tensor_gives_advice(package, advice, error, kind):
+def test_message_for_an_unreadable_tensor_recommends_an_adapter(package, advice, error, kind):
     x = of_package(package, Unreadable)()
     x.error = error("no bfloat16")
     message = f"^x, of type Fake, cannot be read as a NumPy array; {advice}: no bfloat16$"
@@ -337,7 +337,7 @@ def test_message_for_an_unreadable_tensor_gives_advice(package, advice, error, k
     assert raised.type is kind
 
 
-def test_message_for_traced_or_bfloat16_jax_arrays_gives_advice():
+def test_message_for_traced_or_bfloat16_jax_arrays_recommends_cdropout_jax():
     jax = import_or_skip("jax")
     message = "cannot be read as a NumPy array; use cdropout.jax: "
     x = jax.numpy.ones(3)
@@ -348,7 +348,7 @@ def test_message_for_traced_or_bfloat16_jax_arrays_gives_advice():
         cd.dropout(x.astype("bfloat16"))
 
 
-def test_messages_for_arrays_of_installed_packages_give_advice():
+def test_messages_for_arrays_of_installed_packages_recommend_a_conversion():
     found = 0
     for package, make, advice in [
         ("pandas", lambda module: module.Series([1.0]), "pass x.to_numpy()"),

@@ -1,4 +1,4 @@
-"""Tests of the C interface: arguments of the kernels, the header, and cdropout_import."""
+"""Tests of the C interface: the kernels' arguments, the header, and cdropout_import."""
 
 import ctypes
 import doctest
@@ -32,11 +32,11 @@ def table(request):
     return tables.tables()[request.param]
 
 
-# ---- null pointers, no elements, positions that wrap around -----------------------------------
+# ---- arguments of the kernels -----------------------------------------------------------------
 
 
 def calls(table, rows, columns, code, address):
-    """Yield (kernel, arguments) for rows * columns elements; all buffers are at `address`."""
+    """Yield (kernel, arguments) for rows * columns elements; `address` is used for all buffers."""
     n, mask, buffers = rows * columns, new_mask(table, 0.3), [address] * 4
     yield "apply", [code, 0, *buffers[:2], n, mask, 0]
     yield "apply_bits", [code, 0, *buffers[:2], n, buffers[2], 0, 2.0]
@@ -54,7 +54,7 @@ def calls(table, rows, columns, code, address):
 
 
 def pointers(table, kernel):
-    """Return the indices of the arguments that are pointers."""
+    """Return the indices of the kernel's pointer arguments."""
     kinds = tables.KERNELS[kernel][1:]
     return [
         i for i, kind in enumerate(kinds) if kind in (ctypes.c_void_p, tables.MASK, tables.AXES)
@@ -62,7 +62,7 @@ def pointers(table, kernel):
 
 
 @pytest.mark.parametrize("code", DTYPES.values())
-def test_null_pointers_are_refused(table, code):
+def test_kernels_reject_null_pointers(table, code):
     buffer = GuardedBuffer(16 * N, content=np.arange(16 * N, dtype=np.uint8))
     seen = set()
     for kernel, arguments in calls(table, 3, N // 3, code, buffer.address):
@@ -82,8 +82,8 @@ def test_null_pointers_are_refused(table, code):
 
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
-def test_without_elements_pointers_may_be_null(table, code, rows, columns):
-    """The axes must not be null, because they contain the length 0."""
+def test_kernels_accept_null_pointers_if_there_are_no_elements(table, code, rows, columns):
+    """The pointer to the axes must not be null, because the length 0 is stored there."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for index in pointers(table, kernel):
             if tables.KERNELS[kernel][1 + index] is not tables.AXES:
@@ -95,7 +95,7 @@ def test_without_elements_pointers_may_be_null(table, code, rows, columns):
             assert getattr(table, kernel)(*arguments[:5], None, *arguments[6:]) == -1, kernel
 
 
-def test_zero_axes_mean_one_element(table):
+def test_apply_strided_with_zero_axes_writes_one_element(table):
     x, mask = np.ones(1), new_mask(table, 0.3)
     for start in range(20):
         y, want = GuardedBuffer(8), GuardedBuffer(1)
@@ -104,7 +104,7 @@ def test_zero_axes_mean_one_element(table):
         assert y.holds(mask.scale * want.inside)
 
 
-def test_bools_need_no_x(table):
+def test_strided_kernels_for_bools_accept_a_null_x(table):
     given, axis = tables.guarded_copy(np.arange(N, dtype=np.uint8) % 3), Axis(N, 0, 1, 1)
     y, mask, want = GuardedBuffer(N), new_mask(table, 0.3), GuardedBuffer(N)
     where = BOOL, 0, None, y.address, 1, axis
@@ -120,7 +120,7 @@ def test_bools_need_no_x(table):
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_positions_wrap_around(table, p):
+def test_mask_positions_wrap_around_after_2_to_the_64_minus_1(table, p):
     before, after, mask = 700, 9000, new_mask(table, p)
     start = 2**64 - before
     n = before + after
@@ -179,7 +179,7 @@ def test_header_compiles_without_warnings(compiler, language, python, tmp_path):
 @pytest.mark.parametrize("python", ["", "#include <Python.h>\n"], ids=["missing", "too late"])
 @pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
 @every_compiler
-def test_import_function_needs_python_h_before_the_header(compiler, language, python, tmp_path):
+def test_cdropout_import_requires_python_h_before_the_header(compiler, language, python, tmp_path):
     source = tmp_path / "source"
     call = "int main(void) { return cdropout_import() == 0; }\n"
     source.write_text(f'#include "cdropout.h"\n{python}{call}')
@@ -191,7 +191,7 @@ def test_import_function_needs_python_h_before_the_header(compiler, language, py
 
 @pytest.mark.parametrize("language", [("c", "c11"), ("c++", "c++17")])
 @every_compiler
-def test_flags_need_no_cast(compiler, language, tmp_path):
+def test_flags_compile_without_a_cast(compiler, language, tmp_path):
     source = tmp_path / "source"
     source.write_text(
         '#include "cdropout.h"\n'
@@ -240,7 +240,7 @@ def import_extension(path):
     specification = spec_from_file_location("extension", path)
     module = module_from_spec(specification)
     specification.loader.exec_module(module)
-    sys.modules.pop("extension", None)  # the next test imports it with another table
+    sys.modules.pop("extension", None)  # so that the next test can import it with another table
     return module
 
 
@@ -252,7 +252,7 @@ def works(module):
 
 
 def edit(old, new, header=None):
-    """Return the header after one replacement."""
+    """Return the header after replacing the single match of `old`."""
     header = HEADER.read_text() if header is None else header
     header, count = re.subn(old, new, header, flags=re.DOTALL)
     assert count == 1, old
@@ -260,7 +260,7 @@ def edit(old, new, header=None):
 
 
 def older_header():
-    """Return a header with a table that lacks the last function."""
+    """Return a header of the previous version, whose table lacks the last function."""
     last = list(tables.KERNELS)[-1]
     header = edit(rf"  int \(\*{last}\)\([^;]*;\n(?=}} cdropout_table)", "")
     return edit(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION - 1}\n", header)
@@ -273,7 +273,7 @@ def newer_header():
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory):
-    """Build examples/capi/extension.c with three headers; return the files by name."""
+    """Build examples/capi/extension.c with three headers; return {name of the header: file}."""
     find_or_skip("setuptools")
     folder = tmp_path_factory.mktemp("extensions")
     headers = {"own": None, "older": older_header(), "newer": newer_header()}
@@ -281,7 +281,7 @@ def extensions(tmp_path_factory):
         (folder / name).mkdir()
         shutil.copy(EXAMPLES / "extension.c", folder / name)
         if header:
-            (folder / name / "cdropout.h").write_text(header)  # found before the installed header
+            (folder / name / "cdropout.h").write_text(header)  # hides the installed one
     (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -299,7 +299,7 @@ def extension(extensions):
 
 @pytest.fixture
 def other_table(monkeypatch):
-    """Return a function that replaces the table of the package during one test."""
+    """Return a function that replaces the package's table during one test."""
 
     def replace(version, size, name=b"cdropout._core.table"):
         memory = ctypes.create_string_buffer(SIZE + 64)
@@ -308,7 +308,7 @@ def other_table(monkeypatch):
         head = tables.Table.from_buffer(memory)
         head.version, head.size = version, size
         monkeypatch.setattr(dispatch, "table", new_capsule(ctypes.addressof(memory), name, None))
-        return memory, name  # the caller keeps them alive as long as the capsule
+        return memory, name  # the caller keeps both alive while the capsule is used
 
     return replace
 
@@ -320,7 +320,7 @@ def refusal(version, size, own_version=VERSION, own_size=SIZE):
     )
 
 
-def test_get_table():
+def test_get_table_returns_the_address_in_the_capsule():
     address = cdropout.get_table()
     assert type(address) is int
     assert address == tables.capsule_pointer(dispatch.table, b"cdropout._core.table")
@@ -331,33 +331,33 @@ def test_get_table():
         assert example.examples and not doctest.DocTestRunner().run(example).failed
 
 
-def test_same_version_is_accepted(extension):
+def test_cdropout_import_with_the_same_version_succeeds(extension):
     assert works(import_extension(extension))
 
 
-def test_program_with_an_older_header_is_accepted(extensions):
+def test_cdropout_import_with_an_older_header_succeeds(extensions):
     assert works(import_extension(extensions["older"]))
 
 
-def test_program_with_a_newer_header_is_refused(extensions):
+def test_cdropout_import_with_a_newer_header_raises(extensions):
     with pytest.raises(ImportError, match=refusal(VERSION, SIZE, VERSION + 1, SIZE + 8)):
         import_extension(extensions["newer"])
 
 
-def test_newer_package_is_accepted(extension, other_table):
+def test_cdropout_import_of_a_newer_package_succeeds(extension, other_table):
     alive = other_table(VERSION + 3, SIZE + 64)
     assert works(import_extension(extension)) and alive
 
 
 @pytest.mark.parametrize("version, size", [(VERSION - 1, SIZE), (VERSION, SIZE - 8)])
-def test_older_package_is_refused(extension, other_table, version, size):
+def test_cdropout_import_of_an_older_package_raises(extension, other_table, version, size):
     alive = other_table(version, size)
     with pytest.raises(ImportError, match=refusal(version, size)):
         import_extension(extension)
     assert alive
 
 
-def test_wrong_capsule_is_refused(extension, other_table, monkeypatch):
+def test_cdropout_import_rejects_an_invalid_capsule(extension, other_table, monkeypatch):
     message = "cdropout._core.dispatch.table has to be a capsule named cdropout._core.table"
     alive = other_table(VERSION, SIZE, b"another")
     with pytest.raises(ImportError, match=message):
@@ -370,7 +370,7 @@ def test_wrong_capsule_is_refused(extension, other_table, monkeypatch):
         import_extension(extension)
 
 
-def test_missing_package_is_reported(extension, monkeypatch):
+def test_cdropout_import_without_the_package_raises(extension, monkeypatch):
     monkeypatch.setitem(sys.modules, "cdropout._core.dispatch", None)
     with pytest.raises(ImportError, match="import of cdropout._core.dispatch halted"):
         import_extension(extension)

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
         if path.is_file():
             shutil.copy(path, folder)
     command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
-    unoptimized = {**os.environ, "CFLAGS": "-O0"}  # optimizing the output of Cython takes long
+    unoptimized = {**os.environ, "CFLAGS": "-O0"}  # optimization of Cython's output takes long
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=unoptimized)
     assert done.returncode == 0, done.stderr
     assert "warning: " not in done.stderr, done.stderr
@@ -65,7 +65,7 @@ def numbers(*shape, seed=0):
 
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 @pytest.mark.parametrize("name", COMPILED + INTERPRETED)
-def test_rows_equal_python(load, name, p):
+def test_dropout_rows_equals_python(load, name, p):
     dropout_rows = load(name).dropout_rows
     for shape in SHAPES:
         x, y = numbers(*shape), np.full(shape, 9, np.float32)
@@ -76,7 +76,7 @@ def test_rows_equal_python(load, name, p):
 
 
 @pytest.mark.parametrize("name", COMPILED + INTERPRETED)
-def test_bad_p_is_refused(load, name):
+def test_dropout_rows_rejects_invalid_p(load, name):
     x, y = numbers(3, 10), np.full((3, 10), 9, np.float32)
     for p in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match="p has to be between 0 and 1"):
@@ -85,7 +85,7 @@ def test_bad_p_is_refused(load, name):
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_different_shapes_are_refused(load, name):
+def test_dropout_rows_rejects_different_shapes(load, name):
     with pytest.raises(ValueError, match="x and y have to be .*of one shape"):
         load(name).dropout_rows(numbers(3, 10), numbers(3, 11), 0.1, SEED)
 
@@ -98,7 +98,7 @@ def test_interpreted_examples_run_as_scripts(load, folder, name):
 
 
 @pytest.mark.slow
-def test_cost_per_call_is_printed(load, folder):
+def test_cost_script_prints_the_time_per_call(load, folder):
     load("numba_rows")
     load("cython_rows")
     command = [sys.executable, "cost.py"]
@@ -119,8 +119,8 @@ def test_programs_do_not_include_python():
 @pytest.mark.parametrize(
     "n, p", [(10_007, 0), (10_007, 0.1), (10_007, 0.5), (10_007, 1), ((1 << 22) + 77, 0.1)]
 )
-def test_layer_equals_python(load, n, p):
-    """At the last length, the layer sets CDROPOUT_PART_OF_LARGE."""
+def test_layer_example_equals_python(load, n, p):
+    """For the largest n, the layer sets the flag CDROPOUT_PART_OF_LARGE."""
     x, gy = numbers(n), numbers(n, seed=1)
     y, gx = np.empty_like(x), np.empty_like(x)
     load("bridge").layer(x, gy, y, gx, p, 42)
@@ -131,8 +131,8 @@ def test_layer_equals_python(load, n, p):
 
 @pytest.mark.parametrize("by_channel", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 11, 13), (1, 64, 9, 7), (3, 1, 5, 8), (2, 0, 3, 3)])
-def test_images_equal_python(load, shape, by_channel):
-    """The memory order is images, rows, columns, channels."""
+def test_images_example_equals_python(load, shape, by_channel):
+    """In memory, the axes are ordered as images, rows, columns, channels."""
     x = numbers(shape[0], shape[2], shape[3], shape[1])
     y, p = np.full_like(x, 9), 0.3
     load("bridge").images(x, y, *shape, by_channel, p, 42)
@@ -144,13 +144,13 @@ def test_images_equal_python(load, shape, by_channel):
 
 
 @pytest.mark.parametrize("n", [0, 1, 65_535, 65_536, 1_000_003])
-def test_threads_equal_python(load, n):
+def test_threads_example_equals_python(load, n):
     x, y = numbers(n), np.empty(n, np.float32)
     load("bridge").threads(x, y, 0.1, 42)
     assert y.tobytes() == cdropout.Mask(n, 0.1, 42).apply(x).tobytes()
 
 
-def test_number_of_threads_does_not_change_the_result(load, folder):
+def test_threads_example_does_not_depend_on_the_number_of_threads(load, folder):
     code = "import bridge, hashlib, numpy as np; x = np.ones(10**6, np.float32); y = x.copy();"
     code += "bridge.threads(x, y, 0.1, 42); print(hashlib.sha256(y).hexdigest())"
     found = set()
@@ -161,7 +161,7 @@ def test_number_of_threads_does_not_change_the_result(load, folder):
     assert len(found) == 1
 
 
-def test_programs_refuse_bad_arguments(load):
+def test_programs_reject_invalid_arguments(load):
     bridge, x, y = load("bridge"), numbers(10), np.full(10, 9, np.float32)
     with pytest.raises(ValueError, match="p has to be between 0 and 1"):
         bridge.threads(x, y, 1.5, 42)
@@ -175,12 +175,12 @@ def test_programs_refuse_bad_arguments(load):
 # ---- the training step ------------------------------------------------------------------------
 
 
-SAMPLES, INPUTS, HIDDEN = 32, 6, 40  # as in programs.h
+SAMPLES, INPUTS, HIDDEN = 32, 6, 40  # the same values as in programs.h
 WEIGHTS = INPUTS * HIDDEN + HIDDEN
 
 
 class Training:
-    """The step of training.c on random data."""
+    """The training step of training.c with random data."""
 
     def __init__(self, bridge):
         rng = np.random.default_rng(3)
@@ -195,7 +195,7 @@ class Training:
         return self.bridge.training(*data, 0.4, 42, call)
 
     def slopes(self, call):
-        """Return the gradient by central differences, with an error of about 1e-9."""
+        """Return the gradient computed with central differences; its error is about 1e-9."""
         steps = 1e-5 * np.eye(WEIGHTS)
         pairs = [
             (self.loss(call, self.weights + h), self.loss(call, self.weights - h)) for h in steps
@@ -208,7 +208,7 @@ def training(load):
     return Training(load("bridge"))
 
 
-def test_gradient_equals_finite_differences(training):
+def test_gradient_of_the_training_step_equals_finite_differences(training):
     for call in (0, 7):
         slopes = training.slopes(call)
         training.loss(call)
@@ -216,13 +216,13 @@ def test_gradient_equals_finite_differences(training):
         np.testing.assert_allclose(training.gradient, slopes, atol=1e-8)
 
 
-def test_gradient_depends_on_the_mask(training):
+def test_gradient_of_the_training_step_depends_on_the_mask(training):
     slopes = training.slopes(0)
     training.loss(1)
     assert np.abs(training.gradient - slopes).max() > 0.01
 
 
-def test_masks_equal_python(training):
+def test_masks_of_the_training_step_equal_python(training):
     training.loss(7)
     hidden, dropped, g_dropped, g_hidden = training.work
     mask = cdropout.Mask((SAMPLES, HIDDEN), 0.4, 42, 7)

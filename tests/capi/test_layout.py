@@ -1,4 +1,4 @@
-"""Tests of the binary compatibility of the C interface with its recorded layout.
+"""Tests that the C interface is binary compatible with its recorded layout.
 
 Fields may be added at the end of the table; nothing else may change. Before a release, record the
 additions in capi_layout.json with `python -m tests.capi.test_layout --record`.
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.maxsize < 2**32, reason="the record is of 64
 
 
 def layout(header):
-    """Return the version, the codes, and the fields with their offsets that a header declares."""
+    """Return the version, the codes, and the fields with their offsets, as declared in a header."""
     ffi = cffi.FFI()
     ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])
     version = int(re.search(r"#define CDROPOUT_TABLE_VERSION (\d+)\n", header)[1])
@@ -42,11 +42,11 @@ def layout(header):
 
 
 def breaking_changes(recorded, present):
-    """Yield each change that breaks programs compiled for the recorded layout."""
+    """Yield a message for each change that breaks programs compiled with the recorded layout."""
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"
-    for name in ("cdropout_mask", "cdropout_axis"):  # allocated by callers, so they must not grow
+    for name in ("cdropout_mask", "cdropout_axis"):  # callers allocate these
         if present[name] != recorded[name]:
             yield f"{name} was {recorded[name]}, and is {present[name]}"
     before, now = recorded["cdropout_table"], present["cdropout_table"]
@@ -67,8 +67,8 @@ def test_recorded_layout_is_unchanged():
     assert list(breaking_changes(record(), layout(HEADER))) == []
 
 
-def test_record_is_complete():
-    """Additions have a later version until they are recorded."""
+def test_recorded_layout_is_complete():
+    """A layout with additions that are not recorded must have a later version."""
     present = layout(HEADER)
     assert present["version"] > record()["version"] or present == record()
 
@@ -95,7 +95,7 @@ def edited(*edits):
     [GROWN, [CODE], [FLAG], [*GROWN, CODE, FLAG]],
     ids=["function", "type", "flag", "all"],
 )
-def test_additions_at_the_end_are_allowed(edits):
+def test_additions_at_the_end_are_not_breaking_changes(edits):
     assert list(breaking_changes(record(), edited(*edits))) == []
 
 
@@ -127,19 +127,19 @@ def test_additions_at_the_end_are_allowed(edits):
         ([("CDROPOUT_FLOAT64 = 1,", "")], "^CDROPOUT_FLOAT64 was 1, and is None$"),
     ],
 )
-def test_breaking_changes_are_detected(edits, message):
+def test_breaking_changes_reports_incompatible_headers(edits, message):
     found = list(breaking_changes(record(), edited(*edits)))
     assert any(re.search(message, each) for each in found), found
 
 
-def test_functions_must_not_be_removed():
+def test_breaking_changes_reports_a_removed_function():
     shorter = layout(HEADER)
     last = shorter["cdropout_table"].pop()
     assert list(breaking_changes(record(), shorter)) == [f"the table had {last!r}, and has []"]
 
 
 def signatures(text):
-    """Return (result, name, arguments) of each function in a syntax common to C and Cython."""
+    """Return (result, name, arguments) of each function, in syntax common to C and Cython."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]

@@ -11,7 +11,7 @@ from ..helpers.requirements import slow
 
 @pytest.fixture(scope="module")
 def quick_bench():
-    """Check and time fewer elements, for less time; restore the number of threads."""
+    """Check and time fewer elements for less time; restore the number of threads afterwards."""
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "SIZE", 1 << 18)
@@ -23,7 +23,7 @@ def quick_bench():
 
 @pytest.fixture
 def refuse(capsys):
-    """Return a function that returns the one line with which arguments are refused."""
+    """Return a function that runs a command, which must fail, and returns its line of stderr."""
 
     def refuse(*arguments):
         with pytest.raises(SystemExit) as caught:
@@ -38,13 +38,13 @@ def refuse(capsys):
 
 @pytest.fixture(params=["module", *slow("script")])
 def command(request):
-    """Return the arguments that start the command line in a new process."""
+    """Return the arguments that run cdropout's command line in a new process."""
     return find_command(request.param)
 
 
 @pytest.fixture
 def fake():
-    """Return a function that returns an implementation by `drop(x, keep, p)`."""
+    """Return a function that makes a benchmark implementation from `drop(x, keep, p)`."""
     random = np.random.default_rng(1)
 
     def fake(drop):

@@ -1,4 +1,4 @@
-"""Tests of cdropout.bench: its output as a whole, and its exit codes."""
+"""Tests of the output and the exit codes of cdropout.bench."""
 
 import contextlib
 import io
@@ -21,14 +21,14 @@ QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory, quick_bench):
-    """Return (standard output, JSON) of a short run with NumPy."""
+    """Return the standard output and the JSON of a short run with NumPy as a peer."""
     path = tmp_path_factory.mktemp("bench") / "numbers.json"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([*QUICK, "--peer", "numpy", "--p", "0.25", "--json", str(path)]) == 0
     return printed.getvalue(), json.loads(path.read_text())
 
 
-def test_heading_has_versions_and_settings(output):
+def test_heading_contains_versions_and_settings(output):
     first, second, *rest = output[0].splitlines()[:4]
     third = rest[1 if timing.advice() else 0]
     isa = dispatch.describe([dispatch.isa], dispatch.vectors)
@@ -56,7 +56,7 @@ def test_table_has_a_row_per_size_and_implementation(output):
             assert forward[3] == both[3] == "1.000"
 
 
-def test_json_has_the_numbers_of_the_table(output):
+def test_json_contains_the_numbers_of_the_table(output):
     printed, results = output
     about = results["environment"]
     assert (about["p"], about["dtype"], about["threads"]) == (0.25, "float32", 1)
@@ -67,7 +67,7 @@ def test_json_has_the_numbers_of_the_table(output):
     assert results["left_out"] == {}
     assert len(results["measurements"]) == 2 * 2 * (3 + len(peers.copies(1)))
     for each in results["measurements"]:
-        nbytes = {"forward": 8, "forward+backward": 16}[each["mode"]]  # per element
+        nbytes = {"forward": 8, "forward+backward": 16}[each["mode"]]  # bytes per element
         assert each["gb_per_s"] == pytest.approx(nbytes / each["ns_per_element"])
         low, high = each["ns_quartiles"]
         assert low <= each["ns_per_element"] <= high
@@ -75,17 +75,17 @@ def test_json_has_the_numbers_of_the_table(output):
         assert f"{each['ns_per_element']:10.3f} {each['gb_per_s']:8.2f}" in printed
 
 
-def test_without_peers(capsys):
+def test_bench_without_peers(capsys):
     assert main([*QUICK, "--peer", "none", "--dtype", "float64", "--threads", "2"]) == 0
     printed = capsys.readouterr()
     assert "2 threads, p=0.1, float64" in printed.out and "numpy" not in printed.out
     row = re.search(r"^ *64 cdropout +\|(.*)\|(.*)$", printed.out, re.MULTILINE)
     assert row[1].split()[3] == row[2].split()[3] == "-"
     assert cd.get_num_threads() == 2
-    assert printed.err == ""  # progress is shown on terminals only
+    assert printed.err == ""  # progress is shown only in a terminal
 
 
-def test_each_type_has_a_table(capsys, monkeypatch):
+def test_bench_prints_a_table_per_dtype(capsys, monkeypatch):
     monkeypatch.setattr(timing, "cache_filler", lambda: np.ones(64, np.uint8))
     arguments = ["--sizes", "64", "--seconds", "0", "--peer", "none"]
     assert main(["bench", *arguments, "--dtype", "float16,bfloat16", "--cold"]) == 0
@@ -96,7 +96,7 @@ def test_each_type_has_a_table(capsys, monkeypatch):
     assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 2
 
 
-def test_plot_writes_an_image(tmp_path):
+def test_bench_with_plot_writes_an_image(tmp_path):
     import_or_skip("matplotlib")
     path = tmp_path / "chart.png"
     assert main([*QUICK, "--peer", "numpy", "--plot", str(path)]) == 0
@@ -105,7 +105,7 @@ def test_plot_writes_an_image(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
-def test_isa_is_used(capfd, isa):
+def test_bench_uses_the_given_isa(capfd, isa):
     assert main([*QUICK, "--peer", "none", "--isa", isa]) == 0
     printed = capfd.readouterr()
     assert f", {isa}" in printed.out.splitlines()[0] and printed.err == ""
@@ -114,7 +114,7 @@ def test_isa_is_used(capfd, isa):
 # ---- implementations that are left out --------------------------------------------------------
 
 
-def test_wrong_implementation_is_left_out(capsys, monkeypatch, fake):
+def test_bench_leaves_out_a_wrong_implementation(capsys, monkeypatch, fake):
     unscaled = fake(lambda x, keep, p: x * keep)
     monkeypatch.setitem(peers.PEERS, "numpy", lambda *_: unscaled)
     assert main([*QUICK, "--peer", "numpy"]) == 0
@@ -124,7 +124,7 @@ def test_wrong_implementation_is_left_out(capsys, monkeypatch, fake):
     assert not re.search(r"^ *64 numpy", printed, re.MULTILINE)
 
 
-def test_implementation_that_raises_is_left_out(capsys, monkeypatch):
+def test_bench_leaves_out_an_implementation_that_raises(capsys, monkeypatch):
     def broken(*_):
         raise RuntimeError("no\nsuch device")
 
@@ -133,14 +133,14 @@ def test_implementation_that_raises_is_left_out(capsys, monkeypatch):
     assert "left out: numpy: float32: RuntimeError: no such device\n" in capsys.readouterr().out
 
 
-def test_wrong_cdropout_fails_the_command(capsys, monkeypatch, fake):
+def test_bench_fails_if_cdropout_is_wrong(capsys, monkeypatch, fake):
     wrong = fake(lambda x, keep, p: x)
     monkeypatch.setitem(peers.OURS, "cdropout", lambda *_: wrong)
     assert main([*QUICK, "--peer", "none"]) == 1
     assert "left out: cdropout: float32: forward kept 262144 of" in capsys.readouterr().out
 
 
-def test_implementation_with_more_threads_is_named(capsys, monkeypatch):
+def test_bench_reports_an_implementation_with_more_threads(capsys, monkeypatch):
     monkeypatch.setattr(check, "cpus_used", lambda *_: 1.9)
     assert main([*QUICK, "--peer", "none"]) == 0
     assert "more threads than requested: cdropout used 1.9 CPUs" in capsys.readouterr().out

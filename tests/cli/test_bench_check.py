@@ -1,4 +1,4 @@
-"""Tests of cdropout.bench.check: right implementations pass, wrong ones are described."""
+"""Tests that cdropout.bench.check accepts correct implementations and reports wrong ones."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def scale_with_16_uniform_values(x, keep, p):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.999, 1 - 1e-12])
-def test_right_implementation_passes(dtype, p, fake):
+def test_find_error_returns_none_for_a_correct_implementation(dtype, p, fake):
     assert check.find_error(fake(scale), dtype, p) is None
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", [*peers.OURS, "numpy", "numpy-rand", "numpy-binomial"])
-def test_implementations_on_arrays_pass(name, dtype):
+def test_find_error_returns_none_for_cdropout_and_numpy(name, dtype):
     factory = {**peers.OURS, **peers.PEERS}[name]
     assert check.find_error(factory(1, dtype), dtype, 0.1) is None
 
@@ -48,11 +48,11 @@ def test_implementations_on_arrays_pass(name, dtype):
         ),
     ],
 )
-def test_wrong_implementation_is_described(drop, message, fake):
+def test_find_error_describes_a_wrong_implementation(drop, message, fake):
     found = check.find_error(fake(drop), "float32", 0.1)
     start, _, end = message.partition("*")
     assert found.startswith(start) and end in found
 
 
-def test_cpus_used_counts_one_thread():
+def test_cpus_used_is_about_1_with_one_thread():
     assert 0 < check.cpus_used(peers.OURS["cdropout"](1, "float32"), "float32", 0.1) < 1.2

@@ -1,4 +1,4 @@
-"""Tests of cdropout.bench.peers: copies, frameworks, and which of them are installed."""
+"""Tests of cdropout.bench.peers: copies, and frameworks that may be missing."""
 
 import threading
 
@@ -20,7 +20,7 @@ FRAMEWORKS += peers.adapters_of(FRAMEWORKS)
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("size", [1, 63, 1000, 1 << 18, (1 << 18) + 5])
-def test_copies_copy(threads, size):
+def test_copies_write_y_and_gx(threads, size):
     found = peers.copies(threads)
     assert ("memcpy-threads" in found) is (threads > 1)
     assert ("memcpy-stream" in found) is streaming_copy.streams
@@ -35,7 +35,7 @@ def test_copies_copy(threads, size):
 
 def test_large_copy_uses_all_threads():
     idents = set()
-    barrier = threading.Barrier(3, timeout=60)  # passed only if three threads copy at once
+    barrier = threading.Barrier(3, timeout=60)  # times out unless three threads copy at once
 
     def copy(target, source):
         barrier.wait()
@@ -50,14 +50,14 @@ def test_large_copy_uses_all_threads():
 # ---- frameworks -------------------------------------------------------------------------------
 
 
-def test_adapters_are_chosen_by_framework():
+def test_adapters_of_returns_the_adapters_of_frameworks():
     assert peers.adapters_of(["numpy", "jax"]) == []
     assert peers.adapters_of(["numpy", "torch"]) == ["cdropout-torch"]
     assert peers.adapters_of(["tensorflow"]) == ["cdropout-tensorflow"]
 
 
 def checked_dtypes(name):
-    """Return the types to check; TensorFlow draws too few uniform values in the half types."""
+    """Return the dtypes to check. TensorFlow draws too few distinct values in 16-bit types."""
     if name in ("tensorflow", "keras"):
         return ["float32", "float64"]
     return ["float32"] if name == "torch-compile" else list(FLOATS)
@@ -65,10 +65,10 @@ def checked_dtypes(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_installed_frameworks_pass_their_check(name):
+def test_find_error_returns_none_for_installed_frameworks(name):
     if package := peers.missing(name.removeprefix("cdropout-")):
         pytest.skip(skip_reason(package))
-    # In a new process: frameworks start threads, set environment variables and print warnings.
+    # Frameworks start threads, set environment variables and print warnings: use a new process.
     statement = (
         "from cdropout.bench import check, peers; "
         f"factory = {{**peers.PEERS, **peers.ADAPTERS}}[{name!r}]; "
@@ -79,13 +79,13 @@ def test_installed_frameworks_pass_their_check(name):
     assert done.stdout == "{None}\n", done.stderr
 
 
-def test_keras_refuses_another_backend(monkeypatch):
+def test_keras_peer_with_another_backend_raises(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with pytest.raises(RuntimeError, match="KERAS_BACKEND has to be tensorflow, but got jax"):
         peers.PEERS["keras"](1, "float32")
 
 
-def test_keras_needs_tensorflow(monkeypatch):
+def test_keras_peer_requires_tensorflow(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: package != "tensorflow")
     assert peers.missing("keras") == peers.missing("tensorflow") == "tensorflow"
     assert not {"keras", "tensorflow"} & set(peers.installed())

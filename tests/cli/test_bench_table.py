@@ -1,4 +1,4 @@
-"""Tests of cdropout.bench.table: the heading in special cases, and the chart's styles."""
+"""Tests of cdropout.bench.table: its heading in special cases, and the styles of its chart."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from ..helpers.requirements import import_or_skip
 
 
 def heading(**changes):
-    """Return the lines above the table of a run without implementations."""
+    """Return the lines above the table for a run without implementations."""
     options = argparse.Namespace(p=0.1, threads=1, dtype=["float32"], cold=False)
     about = {**timing.environment(options), "cpu_usage": 0.99, **changes}
     return list(
@@ -43,14 +43,14 @@ def test_heading_on_a_busy_machine(usage, busy):
 
 
 def lightness(color):
-    """Return the brightness of a color in grey, from 0 to 1 (ITU-R BT.709)."""
+    """Return the brightness of a color printed in grey, from 0 to 1 (ITU-R BT.709)."""
     import_or_skip("matplotlib")
     from matplotlib import colors
 
     return float(np.dot(colors.to_rgb(color), [0.2126, 0.7152, 0.0722]))
 
 
-def test_lines_of_the_chart_differ_in_grey():
+def test_lines_of_the_chart_are_distinct_in_grey():
     greys = sorted(lightness(style["color"]) for style in table.LIBRARY_STYLES.values())
     assert min(np.diff(greys)) > 0.05 and greys[-1] < 0.75
     dashes = [str(style["linestyle"]) for style in table.LIBRARY_STYLES.values()]

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.usefixtures("quick_bench")
     "size, name",
     [(64, "64"), (1000, "1000"), (1 << 14, "16Ki"), (3 << 20, "3Mi"), (1 << 30, "1Gi")],
 )
-def test_size_name(size, name):
+def test_size_name_uses_binary_prefixes(size, name):
     assert timing.size_name(size) == name
 
 
-def test_progress_replaces_the_line_of_a_terminal(monkeypatch):
+def test_show_progress_replaces_the_line_in_a_terminal(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -31,7 +31,7 @@ def test_progress_replaces_the_line_of_a_terminal(monkeypatch):
 # ---- the machine ------------------------------------------------------------------------------
 
 
-def test_cache_filler_is_larger_than_the_cache(monkeypatch):
+def test_cache_filler_is_twice_as_large_as_the_cache(monkeypatch):
     assert timing.cache_size() >= 1 << 15
     monkeypatch.setattr(timing, "cache_size", lambda: 3 << 20)
     timing.cache_filler.cache_clear()
@@ -40,7 +40,7 @@ def test_cache_filler_is_larger_than_the_cache(monkeypatch):
     timing.cache_filler.cache_clear()
 
 
-def test_system_without_information(monkeypatch):
+def test_cache_size_and_cpu_name_without_system_files(monkeypatch):
     monkeypatch.setattr(timing, "read_system_file", lambda path: "")
     assert timing.cache_size() == timing.UNKNOWN_CACHE
     assert timing.cpu_name()
@@ -49,7 +49,7 @@ def test_system_without_information(monkeypatch):
 # ---- timing of calls --------------------------------------------------------------------------
 
 
-def test_each_call_is_timed_in_each_round():
+def test_time_calls_times_each_call_in_each_round():
     called = Counter()
     calls = {name: lambda name=name: called.update(name) for name in "ab"}
     times, counts = timing.time_calls(calls, seconds=0)
@@ -61,7 +61,7 @@ def test_each_call_is_timed_in_each_round():
         assert min(times[name]) > 0
 
 
-def test_cold_calls_are_timed_one_by_one(monkeypatch):
+def test_time_calls_with_cold_times_single_calls(monkeypatch):
     emptied = Counter()
     monkeypatch.setattr(timing, "empty_cache", lambda: emptied.update("x"))
     times, counts = timing.time_calls({"a": lambda: None, "b": lambda: None}, 0, cold=True)
@@ -69,11 +69,11 @@ def test_cold_calls_are_timed_one_by_one(monkeypatch):
     assert emptied["x"] == 2 * len(times["a"]) == 2 * timing.MIN_ROUNDS
 
 
-def test_median_ratio_pairs_the_times_of_a_round():
+def test_median_ratio_is_the_median_of_the_ratios_per_round():
     assert timing.median_ratio([2, 40, 6], [1, 10, 3]) == 2
 
 
-def test_summary_of_times():
+def test_summarize_computes_medians_and_ratios():
     times = {"memcpy": [1e-6] * 3, "numpy": [8e-6] * 3, "torch": [9e-6] * 3, "cdropout": [2e-6] * 3}
     found = timing.summarize("float32", 1000, "forward", 8000, times, dict.fromkeys(times, 5))
     memcpy, numpy, torch, ours = found

@@ -1,4 +1,4 @@
-"""Tests of errors at import: an invalid environment variable, in the command line and elsewhere."""
+"""Tests of the errors that invalid environment variables raise when cdropout is imported."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ THREADS_ERROR = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but"
 @pytest.mark.parametrize(
     "arguments", [["info"], *slow(["selftest"], BENCH, ["--help"], [])], ids=str
 )
-def test_command_prints_one_line(command, arguments, variable, value, text):
+def test_command_prints_one_line_for_an_invalid_variable(command, arguments, variable, value, text):
     assert_error(run(command, *arguments, **{variable: value}), 2, text)
 
 
@@ -37,13 +37,13 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
-def test_each_form_of_the_option_m_prints_one_line(options):
+def test_option_m_in_any_form_prints_one_line(options):
     assert_error(run([sys.executable, *options], "info", CDROPOUT_ISA="sse9"), 2, ISA_ERROR)
 
 
 @pytest.mark.parametrize("program", ["import cdropout", "import sys; import cdropout.__main__"])
-def test_other_programs_get_an_exception(program):
-    """An argument `cdropout` does not make a program the command line."""
+def test_invalid_variable_raises_in_other_programs(program):
+    """A program with the argument `cdropout` is not mistaken for the command line."""
     code, _, error = run([sys.executable, "-P", "-c", program], "cdropout", CDROPOUT_ISA="sse9")
     assert code == 1 and "Traceback" in error
     assert error.splitlines()[-1].startswith(f"ValueError: {ISA_ERROR}")
@@ -53,8 +53,8 @@ def test_other_programs_get_an_exception(program):
     "options", [["-W", "ignore", "-mmytool"], *slow(["-m", "mytool"], ["-mmytool"])]
 )
 @pytest.mark.parametrize("arguments", [["-m", "cdropout"], *slow(["cdropout"], ["-mcdropout"])])
-def test_other_modules_get_an_exception(options, arguments, tmp_path):
-    """Python imports the package of a module before it sets sys.argv."""
+def test_invalid_variable_raises_in_other_modules(options, arguments, tmp_path):
+    """With -m, Python imports the module's package before it sets sys.argv."""
     (tmp_path / "mytool").mkdir()
     (tmp_path / "mytool" / "__init__.py").write_text("import cdropout")
     (tmp_path / "mytool" / "__main__.py").write_text("")
@@ -66,7 +66,7 @@ def test_other_modules_get_an_exception(options, arguments, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", dispatch.built())
-def test_instruction_set_in_any_case(command, isa):
+def test_cdropout_isa_and_option_isa_ignore_case(command, isa):
     if reason := why_not_runnable(isa):
         pytest.skip(reason)
     for text in (isa.upper(), isa.capitalize(), isa):

@@ -1,4 +1,4 @@
-"""Tests of the command line: options, `cdropout info`, exit codes and errors."""
+"""Tests of the command line: its options, `cdropout info`, exit codes and errors."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ STREAM_P_WANTED = "expected a probability from 1e-06 to 0.999999, but got "
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function that returns the options of `cdropout bench`, without running it."""
+    """Return a function that parses arguments of `cdropout bench` but does not run it."""
     there = "numpy", "numpy-rand", "torch"
     monkeypatch.setattr(peers, "missing", lambda name: None if name in there else name)
     parsed = []
@@ -48,17 +48,17 @@ def parse(monkeypatch):
         (["--peer", "torch", "--peer", "numpy-rand"], ["numpy-rand", "torch"]),
     ],
 )
-def test_bench_chooses_peers(parse, arguments, names):
+def test_option_peer_selects_installed_peers(parse, arguments, names):
     assert parse(*arguments).peers == names
 
 
-def test_bench_defaults(parse):
+def test_default_options_of_bench(parse):
     options = parse()
     assert (options.threads, options.p, options.dtype) == (1, 0.1, ["float32"])
     assert options.sizes == [1 << bits for bits in (6, 10, 14, 18, 20, 24)]
 
 
-def test_bench_sorts_sizes_and_types(parse):
+def test_bench_sorts_sizes_and_dtypes_and_removes_duplicates(parse):
     options = parse("--dtype", "bfloat16,float32, bfloat16", "--sizes", "1Gi,5,1Ki,5")
     assert options.dtype == ["bfloat16", "float32"]
     assert options.sizes == [5, 1 << 10, 1 << 30]
@@ -98,49 +98,49 @@ def test_bench_sorts_sizes_and_types(parse):
         ("stream", "--order", "random", "invalid choice: 'random'"),
     ],
 )
-def test_invalid_value_of_an_option(refuse, command, option, value, message):
+def test_options_reject_invalid_values(refuse, command, option, value, message):
     line = refuse(command, f"{option}={value}")
     assert line.startswith(f"cdropout {command}: error: argument {option}: ") and message in line
 
 
-def test_peer_that_is_not_installed(refuse, monkeypatch):
+def test_option_peer_rejects_a_missing_package(refuse, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: package != "tensorflow")
     line = refuse("bench", "--peer", "keras")
     assert "argument --peer: keras needs tensorflow, which is not installed" in line
 
 
 @pytest.mark.parametrize("single", ["none", "all"])
-def test_none_and_all_exclude_other_peers(refuse, single):
+def test_option_peer_with_none_or_all_rejects_other_peers(refuse, single):
     line = refuse("bench", "--peer", single, "--peer", "numpy")
     assert f"argument --peer: {single} excludes other peers" in line
 
 
-def test_bfloat16_without_ml_dtypes(refuse, monkeypatch):
+def test_option_dtype_rejects_bfloat16_without_ml_dtypes(refuse, monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     line = refuse("bench", "--dtype", "bfloat16")
     assert "argument --dtype: bfloat16 needs ml_dtypes: pip install 'cdropout[bench]'" in line
 
 
-def test_plot_without_matplotlib(refuse, monkeypatch, tmp_path):
+def test_option_plot_is_rejected_without_matplotlib(refuse, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     line = refuse("bench", "--plot", str(tmp_path / "a.png"))
     assert "argument --plot: this needs matplotlib: pip install 'cdropout[bench]'" in line
 
 
-def test_isa_that_was_not_built(refuse, monkeypatch):
+def test_option_isa_rejects_a_set_that_was_not_built(refuse, monkeypatch):
     monkeypatch.setattr(dispatch, "built", lambda: ("baseline",))
     line = refuse("bench", "--isa", "avx2")
     assert "argument --isa: " in line and "cdropout was built without avx2; it has baseline" in line
 
 
-def test_isa_that_this_cpu_cannot_run(refuse, monkeypatch):
+def test_option_isa_rejects_a_set_that_this_cpu_cannot_run(refuse, monkeypatch):
     monkeypatch.setattr(dispatch, "built", lambda: dispatch.INSTRUCTION_SETS)
     monkeypatch.setattr(dispatch, "runnable", lambda: ("baseline", "avx2"))
     line = refuse("bench", "--isa", "avx512")
     assert "argument --isa: " in line and "this CPU cannot run avx512" in line
 
 
-def test_another_isa_runs_in_a_new_process(monkeypatch):
+def test_bench_with_another_isa_runs_in_a_new_process(monkeypatch):
     given = []
 
     def run_with_isa(isa, statement):
@@ -155,7 +155,7 @@ def test_another_isa_runs_in_a_new_process(monkeypatch):
     assert given == [("baseline", statement)]
 
 
-def test_too_little_memory(refuse, monkeypatch, quick_bench):
+def test_bench_with_too_little_memory_prints_one_line(refuse, monkeypatch, quick_bench):
     def measure_size(*_):
         raise MemoryError
 
@@ -164,7 +164,7 @@ def test_too_little_memory(refuse, monkeypatch, quick_bench):
     assert line == "cdropout bench: error: not enough memory for 64 elements\n"
 
 
-def test_command_is_required(refuse):
+def test_missing_or_unknown_command_is_rejected(refuse):
     assert refuse().startswith("cdropout: error: ")
     assert "invalid choice: 'race'" in refuse("race")
 
@@ -172,7 +172,7 @@ def test_command_is_required(refuse):
 # ---- info -------------------------------------------------------------------------------------
 
 
-def test_info(capsys):
+def test_info_prints_versions_and_settings(capsys):
     assert main(["info"]) == 0
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     lines = {name: value.strip() for name, value in lines.items()}
@@ -200,7 +200,7 @@ def test_info_of_a_portable_build(capsys, monkeypatch):
     assert f"to be faster: {advice}; the portable form is several times slower" in lines
 
 
-def test_info_include_prints_the_folder_only(capsys):
+def test_info_include_prints_only_the_folder(capsys):
     assert main(["info", "--include"]) == 0
     assert capsys.readouterr().out == f"{cd.get_include()}\n"
 
@@ -208,7 +208,7 @@ def test_info_include_prints_the_folder_only(capsys):
 # ---- new processes ----------------------------------------------------------------------------
 
 
-def test_version_of_the_module_and_imports_of_the_package():
+def test_module_prints_its_version_and_package_does_not_import_bench():
     assert run(COMMANDS["module"], "--version") == (0, f"cdropout {cd.__version__}\n", "")
     statement = "import cdropout; print('cdropout.bench' in sys.modules)"
     done = selftest.run_with_isa(dispatch.isa, statement, capture_output=True, text=True)
@@ -216,7 +216,7 @@ def test_version_of_the_module_and_imports_of_the_package():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command(name):
+def test_missing_command_exits_with_code_2(name):
     text = "error: the following arguments are required: command"
     assert_error(run(find_command(name)), 2, text)
 
@@ -230,12 +230,12 @@ def test_no_command(name):
         ([*BENCH, "--isa", "baseline"], 141), (["stream", "--p", "0.1"], 0)])],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )  # fmt: skip
-def test_closed_pipe(command, arguments, code):
+def test_closed_pipe_ends_commands_without_a_message(command, arguments, code):
     reader, writer = os.pipe()
     os.close(reader)
     try:
         assert run(command, *arguments, stdout=writer) == (code, None, "")
-        if not {"--help", "--version"} & {*arguments}:  # argparse ignores errors when it writes
+        if not {"--help", "--version"} & {*arguments}:  # argparse ignores write errors
             unbuffered = {"PYTHONUNBUFFERED": "1"}
             assert run(command, *arguments, stdout=writer, **unbuffered) == (code, None, "")
     finally:
@@ -246,8 +246,8 @@ def test_closed_pipe(command, arguments, code):
 @pytest.mark.parametrize(
     "arguments", [["stream", "--bytes", "5"], *slow(["info"], ["selftest"], BENCH)], ids=str
 )
-def test_closed_standard_output(command, arguments):
-    """Python sets sys.stdout to None."""
+def test_only_stream_fails_if_standard_output_is_closed(command, arguments):
+    """If standard output is closed at the start, Python sets sys.stdout to None."""
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     error = "cdropout stream: error: standard output is closed\n"
     expected = (2, "", error) if arguments[0] == "stream" else (0, "", "")
@@ -256,7 +256,7 @@ def test_closed_standard_output(command, arguments):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("arguments", [["info"], *slow(["--help"], BENCH, ["stream"])], ids=str)
-def test_full_disk(command, arguments):
+def test_full_disk_exits_with_code_1(command, arguments):
     with open("/dev/full", "w") as full:
         assert_error(run(command, *arguments, stdout=full), 1, "No space left on device")
 
@@ -266,7 +266,7 @@ def test_full_disk(command, arguments):
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="needs a folder that nobody can write to")
 @pytest.mark.parametrize("option", ["--json", "--plot"])
-def test_unwritable_file_is_refused_early(refuse, option):
+def test_unwritable_file_is_rejected_before_the_measurements(refuse, option):
     import_or_skip("matplotlib")
     line = refuse(*BENCH, "--seconds", "1000", option, "/proc/numbers.png")
     assert f"argument {option}: cannot write '/proc/numbers.png': " in line
@@ -274,7 +274,7 @@ def test_unwritable_file_is_refused_early(refuse, option):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("option, name", [("--json", "a.json"), ("--plot", "a.svg")])
-def test_full_disk_after_the_measurements(capsys, quick_bench, tmp_path, option, name):
+def test_full_disk_after_measurements_prints_a_line(capsys, quick_bench, tmp_path, option, name):
     import_or_skip("matplotlib")
     path = tmp_path / name
     path.symlink_to("/dev/full")
@@ -284,7 +284,7 @@ def test_full_disk_after_the_measurements(capsys, quick_bench, tmp_path, option,
     assert printed.err == f"cdropout: error: [Errno 28] No space left on device: '{path}'\n"
 
 
-def test_checks_leave_files_as_they_are(refuse, tmp_path):
+def test_rejected_options_do_not_change_files(refuse, tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text("numbers")
     for path in (old, new):

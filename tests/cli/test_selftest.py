@@ -1,4 +1,4 @@
-"""Tests of cdropout.selftest: it passes here, and describes what is wrong."""
+"""Tests that cdropout.selftest passes, and that it describes errors."""
 
 import json
 import math
@@ -17,7 +17,7 @@ AVAILABLE = [isa for isa in dispatch.built() if isa in dispatch.runnable()]
 
 
 @pytest.mark.slow
-def test_passes_on_every_instruction_set(capsys):
+def test_selftest_passes_with_every_instruction_set(capsys):
     assert main(["selftest"]) == 0
     lines = capsys.readouterr().out.splitlines()
     count = len(json.loads(selftest.RECORDS.read_text()))
@@ -26,7 +26,7 @@ def test_passes_on_every_instruction_set(capsys):
     ]
 
 
-def test_prints_the_first_wrong_record(capsys, tmp_path):
+def test_selftest_prints_the_first_wrong_record(capsys, tmp_path):
     records = json.loads(selftest.RECORDS.read_text())[:3]
     for record in records[1:]:
         record["sha256"] = "0" * 64
@@ -44,7 +44,7 @@ def test_prints_the_first_wrong_record(capsys, tmp_path):
 @pytest.mark.parametrize(
     "kind, name", [(cd.Mask, "backward"), (np.ndarray, "backward from packed bits")]
 )
-def test_finds_a_wrong_backward(monkeypatch, kind, name):
+def test_apply_error_describes_a_wrong_backward(monkeypatch, kind, name):
     assert selftest.apply_error(np.float32, 0.1, 1) is None
     backward = cd.dropout_backward
 
@@ -56,7 +56,7 @@ def test_finds_a_wrong_backward(monkeypatch, kind, name):
     assert error.startswith(f"{name} of float32 with Mask((100003,), p=0.1, seed=1, ")
 
 
-def test_finds_a_wrong_keep_rate(monkeypatch):
+def test_keep_rate_error_describes_a_wrong_keep_rate(monkeypatch):
     monkeypatch.setattr(selftest, "RATE_SIZE", 10**6)
     monkeypatch.setattr(selftest, "RATE_PART", 10**5)
     assert selftest.keep_rate_error(0.1, 5) is None
@@ -67,7 +67,7 @@ def test_finds_a_wrong_keep_rate(monkeypatch):
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.001])
-def test_keep_bound_is_close_to_its_risk(p):
+def test_keep_bound_has_at_most_the_declared_risk(p):
     n = 3000
     logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     chance = [math.exp(c + k * math.log(p) + (n - k) * math.log1p(-p)) for k, c in enumerate(logs)]
@@ -77,7 +77,7 @@ def test_keep_bound_is_close_to_its_risk(p):
     assert 1e-12 < outside < selftest.FALSE_ALARM
 
 
-def test_reports_a_process_that_dies(capsys, monkeypatch):
+def test_selftest_reports_a_process_that_is_killed(capsys, monkeypatch):
     def run_with_isa(isa, statement, **_):
         return subprocess.CompletedProcess([], -4, stdout="", stderr="one\nIllegal instruction\n")
 
@@ -87,7 +87,7 @@ def test_reports_a_process_that_dies(capsys, monkeypatch):
     assert line == f"{AVAILABLE[0]}: FAILED: the process ended with code -4: Illegal instruction"
 
 
-def test_names_sets_that_this_cpu_cannot_run(capsys, monkeypatch):
+def test_selftest_reports_instruction_sets_that_this_cpu_cannot_run(capsys, monkeypatch):
     monkeypatch.setattr(dispatch, "built", lambda: ("baseline", "avx512"))
     monkeypatch.setattr(dispatch, "runnable", lambda: ("baseline",))
     assert selftest.run() == 0

@@ -1,4 +1,4 @@
-"""Tests of cdropout.stream_command: the order of the bits, their fairness, and the end."""
+"""Tests of cdropout.stream_command: order and fairness of the bits, and end of the stream."""
 
 import itertools
 import os
@@ -27,15 +27,15 @@ from .. import reference
 from ..helpers.command_line import COMMANDS
 from ..helpers.requirements import slow
 
-SEED, CALL = 2**64 - 3, 2**64 - 5  # the following numbers wrap around to 0
+SEED, CALL = 2**64 - 3, 2**64 - 5  # the next seeds and call numbers wrap around to 0
 MASK_ID = ["--seed", str(SEED), "--call", str(CALL)]
-DRAWN = INTERLEAVED * PART  # elements drawn at once
+DRAWN = INTERLEAVED * PART  # number of elements drawn at once
 COMMAND = [*COMMANDS["module"], "stream"]
 
 
 @pytest.fixture
 def stream(capfdbinary):
-    """Return a function that returns the first bytes of the stream."""
+    """Return a function that returns the first `size` bytes that the command prints."""
 
     def stream(*options, size):
         assert main(["stream", *options, "--bytes", str(size)]) == 0
@@ -55,27 +55,27 @@ def mask(n, seed=SEED, call=CALL, start=0):
 
 
 def interleave(masks, rounds):
-    """Return 64 elements of each mask in each round."""
+    """Interleave the masks: each round has 64 elements of each mask."""
     return np.stack([np.asarray(mask).reshape(rounds, 64) for mask in masks], axis=1).reshape(-1)
 
 
 # ---- orders -----------------------------------------------------------------------------------
 
 
-def test_natural_order_is_the_mask(stream):
-    size = DRAWN // 8 + 12345  # more than is drawn at once
+def test_natural_order_gives_the_bits_of_the_mask(stream):
+    size = DRAWN // 8 + 12345  # more bytes than are drawn at once
     packed = stream(*MASK_ID, size=size)
     assert packed.tobytes() == mask(8 * size).bits().tobytes()
     expected = reference.keep(SEED, CALL, 0.5, 0, 20000)
     np.testing.assert_array_equal(unpack(packed[:2500]), expected)
 
 
-def test_default_is_the_first_mask_of_seed_0(stream):
+def test_default_stream_is_the_first_mask_of_seed_0(stream):
     assert stream(size=99).tobytes() == mask(8 * 99, 0, 0).bits().tobytes()
 
 
 @pytest.mark.parametrize("order, seed_step, call_step", [("seeds", 1, 0), ("calls", 0, 1)])
-def test_seeds_and_calls_are_interleaved(stream, order, seed_step, call_step):
+def test_orders_seeds_and_calls_interleave_masks(stream, order, seed_step, call_step):
     rounds = PART // 64 + 20
     packed = stream(*MASK_ID, "--order", order, size=rounds * 8 * INTERLEAVED)
     masks = [
@@ -85,7 +85,7 @@ def test_seeds_and_calls_are_interleaved(stream, order, seed_step, call_step):
     np.testing.assert_array_equal(unpack(packed), interleave(masks, rounds))
 
 
-def test_blocks_are_interleaved(stream):
+def test_order_blocks_interleaves_blocks(stream):
     n = INTERLEAVED * BLOCK
     packed = stream(*MASK_ID, "--order", "blocks", size=(DRAWN + n) // 8)
     for first in range(0, DRAWN + n, n):
@@ -94,7 +94,7 @@ def test_blocks_are_interleaved(stream):
         np.testing.assert_array_equal(found, interleave(masks, BLOCK // 64), err_msg=str(first))
 
 
-def test_block_is_that_of_the_specification():
+def test_block_length_equals_that_of_the_reference():
     assert BLOCK == reference.BLOCK
 
 
@@ -103,8 +103,8 @@ def test_block_is_that_of_the_specification():
 
 @pytest.mark.parametrize("depth", [1, 2, 3, DEPTH])
 @pytest.mark.parametrize("n", [2, 5, 8, 11])
-def test_results_of_equal_length_are_equally_frequent(n, depth):
-    """Inputs with the same number of ones are equally likely for every p, so count by that."""
+def test_extract_gives_results_of_equal_length_equally_often(n, depth):
+    """Inputs with equally many ones are equally likely for every p; count them together."""
     counts = {}
     for bits in itertools.product((False, True), repeat=n):
         found = tuple(extract(np.array(bits), depth).tolist())
@@ -114,7 +114,7 @@ def test_results_of_equal_length_are_equally_frequent(n, depth):
         assert len(results) == 2**length and len(set(results.values())) == 1
 
 
-def test_deeper_extractor_finds_more_bits():
+def test_extract_with_a_larger_depth_gives_more_bits():
     bits = np.asarray(cd.Mask(1 << 20, 0.1))
     found = [len(extract(bits, depth)) / len(bits) for depth in range(1, DEPTH + 1)]
     assert found == sorted(found) and abs(found[0] - 0.09) < 0.003 and 0.35 < found[-1] < 0.469
@@ -122,12 +122,12 @@ def test_deeper_extractor_finds_more_bits():
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("p", [0.1, *slow(0.75)])
-def test_bits_are_fair_for_every_p(stream, p, order):
+def test_bits_of_the_stream_are_fair_for_every_p(stream, p, order):
     bits = unpack(stream("--p", str(p), "--order", order, size=200_000))
     n = len(bits)
     equal_pairs = np.count_nonzero(bits[1:] == bits[:-1])
     for count, total in [(np.count_nonzero(bits), n), (equal_pairs, n - 1)]:
-        assert abs(count - total / 2) < 5.2 * np.sqrt(total / 4)  # two-sided normal tail 2e-7
+        assert abs(count - total / 2) < 5.2 * np.sqrt(total / 4)  # exceeded with probability 2e-7
 
 
 def test_extract_bytes_loses_no_bits_between_parts():
@@ -160,12 +160,12 @@ def test_stream_has_the_requested_size(size):
 
 
 @pytest.mark.parametrize("p", [MIN_P, 1 - MIN_P])
-def test_lowest_and_highest_p_yield_bytes(p, stream):
+def test_stream_with_the_lowest_or_highest_p_prints_bytes(p, stream):
     stream("--p", str(p), size=1)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
-def test_full_disk_is_an_error():
+def test_stream_to_a_full_disk_exits_with_code_1():
     with open("/dev/full", "wb") as full:
         done = subprocess.run(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
@@ -173,7 +173,7 @@ def test_full_disk_is_an_error():
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
-def test_terminal_is_refused():
+def test_stream_to_a_terminal_is_rejected():
     screen, terminal = os.openpty()
     done = subprocess.run(COMMAND, stdout=terminal, stderr=subprocess.PIPE, text=True)
     os.close(terminal)

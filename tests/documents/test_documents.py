@@ -1,4 +1,4 @@
-"""Tests of README and docs/: code blocks run, and files, links and names exist."""
+"""Tests that code blocks in README.md and docs/ run, and that files, links and names exist."""
 
 import ast
 import importlib.util
@@ -33,7 +33,7 @@ BLOCKS = [
 
 
 def blocks(language, *slow):
-    """Parametrize a test with the blocks of one language; those that match `slow` are slow."""
+    """Parametrize a test with the blocks of one language; mark those that match `slow` as slow."""
     found = [
         pytest.param(
             code,
@@ -50,18 +50,18 @@ def blocks(language, *slow):
 
 
 def test_blocks_have_a_known_language():
-    """`text` is for formulas and output; Sphinx runs the directives in braces."""
+    """Formulas and output have the language `text`; names in braces are Sphinx directives."""
     kinds = {kind for *_, kind, _ in BLOCKS if not re.match(r"\{[\w-]+\}", kind)}
     assert kinds == {"python", "c", "sh", "diff", "text"}
 
 
-# TensorFlow writes these lines before it reads TF_CPP_MIN_LOG_LEVEL.
+# TensorFlow logs these lines before it reads TF_CPP_MIN_LOG_LEVEL.
 LOG_LINE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
 
 
 @blocks("python", "import keras", "import flax|from flax", "import tensorflow")
 def test_python_blocks_run(block):
-    """Run each block in a process, because a process has only one Keras backend."""
+    """Run each block in a new process, because the Keras backend cannot change in a process."""
     find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
     find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
     if re.search(r"^import torch$", block, re.MULTILINE):
@@ -83,7 +83,7 @@ def test_c_blocks_compile_without_warnings(compiler, block, tmp_path):
 
 
 def test_included_programs_are_in_tested_folders():
-    """tests/capi runs the programs in C, C++, Cython, Numba, ctypes and cffi."""
+    """The tests in tests/capi compile and run the programs of these folders."""
     paths = re.findall(r"\{literalinclude\} (\S+)", ALL_TEXT)
     assert {path.rpartition("/")[0] for path in paths} == {
         "../examples/capi",
@@ -92,10 +92,10 @@ def test_included_programs_are_in_tested_folders():
 
 
 @blocks("sh")
-def test_commands_are_valid(block):
-    """Parse the commands of cdropout, which take minutes, and find the others in a script of CI.
+def test_shell_commands_are_valid(block):
+    """Parse the commands of cdropout, which take minutes to run; find the others in .ci/run.
 
-    tests/cli tests the options with small sizes.
+    The tests in tests/cli run cdropout's commands with small sizes.
     """
     for line in block.splitlines():
         program, *arguments = shlex.split(line, comments=True)
@@ -121,7 +121,7 @@ def test_diff_blocks_apply(block, tmp_path):
 # ---- files and names ----------------------------------------------------------------------------
 
 FILES = set(re.findall(r"`([\w./]+\.(?:py|pyx|pxd|h|c|cpp|md|sh|json|toml))`", ALL_TEXT))
-FILES -= {"Python.h"}  # a file of CPython
+FILES -= {"Python.h"}  # a header of CPython
 LINKS = [
     (name, link)
     for name, text in DOCUMENTS.items()
@@ -131,22 +131,22 @@ FOLDERS = ("cdropout", "tests", "examples", "docs")
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if "NAME" not in name))
-def test_files_exist(name):
-    """Find a file by its path, or by its name if the text names the folder separately."""
+def test_files_in_the_text_exist(name):
+    """Find each file by its path, or by its name if the text gives the folder separately."""
     assert (ROOT / name).exists() or any([*(ROOT / top).rglob(name)] for top in FOLDERS)
 
 
 @pytest.mark.parametrize("name, link", LINKS)
-def test_links_exist(name, link):
+def test_targets_of_links_exist(name, link):
     assert (ROOT / name).parent.joinpath(link).exists()
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\bcd\.(\w+)", ALL_TEXT))))
-def test_names_are_public(name):
+def test_names_in_the_text_are_public(name):
     assert name in cdropout.__all__
 
 
-def test_names_in_how_tos_are_in_the_source():
+def test_names_in_how_tos_occur_in_the_source():
     sources = [path for top in FOLDERS[:2] for path in (ROOT / top).rglob("*.*")]
     sources += [ROOT / "setup.py", ROOT / "docs" / "conf.py"]
     kinds = {".py", ".pyx", ".pxd", ".h", ".json"}
@@ -167,7 +167,7 @@ def public_names(path):
 
 
 def documented_names(module):
-    """Return the names that the API pages document for a module."""
+    """Return the names of a module that are documented in the API pages."""
     found = set()
     for name, text in DOCUMENTS.items():
         for part in text.split(".. currentmodule:: ")[1:] if "docs/api" in name else ():
@@ -193,14 +193,14 @@ SEED, CALL, P = 42, 7, 0.1
 
 
 def numbers_in_lines(pattern):
-    """Return the numbers in each line of the example that matches the pattern."""
+    """For each line of the example that matches the pattern, return its numbers."""
     return [
         [int(part, 0) for part in line]
         for line in re.findall(rf"^{pattern}$", STREAM, re.MULTILINE)
     ]
 
 
-def test_constants_of_the_example():
+def test_constants_in_the_worked_example_equal_reference():
     constants = re.findall(r"^(\w+) += (\w+)$", STREAM, re.MULTILINE)
     K, c, tie = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
@@ -210,7 +210,7 @@ def test_constants_of_the_example():
     assert {name: int(value, 0) for name, value in constants} == expected
 
 
-def test_random_numbers_of_the_example():
+def test_random_numbers_in_the_worked_example_equal_reference():
     K, c, _ = reference.mask_constants(SEED, CALL)
     T = reference.threshold(P)
     s0, s1 = reference.lane_state(K, c, block=0, lane=0)
@@ -221,7 +221,7 @@ def test_random_numbers_of_the_example():
     assert numbers_in_lines(r"(\d+) +([01]) +(0x\w{16})") == expected
 
 
-def test_undecided_elements_of_the_example():
+def test_undecided_elements_in_the_worked_example_equal_reference():
     _, _, tie = reference.mask_constants(SEED, CALL)
     _, undecided = reference.draw(SEED, CALL, P, 0, reference.BLOCK)
     expected = [
@@ -235,7 +235,7 @@ def test_undecided_elements_of_the_example():
     assert dropped == [not reference.keep_one(SEED, CALL, P, i) for i, _ in expected]
 
 
-def test_picture_is_the_output_of_its_script():
+def test_bitslicing_svg_is_the_output_of_its_script():
     path = ROOT / "docs" / "bitslicing.py"
     specification = importlib.util.spec_from_file_location("bitslicing", path)
     module = importlib.util.module_from_spec(specification)

@@ -1,4 +1,4 @@
-"""Tests of examples/digits.py: its output, and the errors that its gradient check finds."""
+"""Tests of examples/digits.py: its output, and the errors that its gradient check detects."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ NUMBER = r" +(-?\d+\.\d\d)"
 
 
 def run(*arguments, folder, missing=None):
-    """Run digits.py in a folder; an import of the package `missing` fails."""
+    """Run digits.py in a folder; in this run, the package `missing` cannot be imported."""
     stubs = folder / "stubs"
     stubs.mkdir()
     if missing:
@@ -42,17 +42,17 @@ def digits():
     return module
 
 
-def test_output_has_the_errors_with_and_without_dropout(tmp_path):
-    find_or_skip("sklearn")  # for the data
+def test_digits_prints_the_errors_with_and_without_dropout(tmp_path):
+    find_or_skip("sklearn")  # contains the data
     result = run(*SMALL, "--p", "0.25", folder=tmp_path, missing="matplotlib")
     assert result.returncode == 0, result.stderr
-    assert "%" not in result.stderr  # no progress bar without a terminal
+    assert "%" not in result.stderr  # the progress bar is shown only in a terminal
     assert re.search("no dropout +dropout p=0.25", result.stdout)
     rows = re.findall(rf"^ +[01]{NUMBER * 3}$", result.stdout, re.MULTILINE)
     without, with_dropout, difference = np.array(rows, dtype=float).T
     assert len(without) == 2
     assert np.all((without > 0) & (without < 95) & (with_dropout > 0) & (with_dropout < 95))
-    atol = 0.016  # three numbers are rounded to 0.01
+    atol = 0.016  # each of three numbers is rounded to 0.01
     np.testing.assert_allclose(with_dropout - without, difference, atol=atol)
     mean_and_spread = NUMBER + r" \+- \d+\.\d\d"
     means = re.search(f"^mean{mean_and_spread * 3} ", result.stdout, re.MULTILINE)
@@ -63,15 +63,15 @@ def test_output_has_the_errors_with_and_without_dropout(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_with_one_seed_are_equal_without_dropout(tmp_path):
-    find_or_skip("sklearn")  # for the data
+def test_digits_with_p_0_has_equal_errors_in_both_runs(tmp_path):
+    find_or_skip("sklearn")  # contains the data
     result = run(*SMALL, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
 
 
 @pytest.mark.slow
-def test_plot_is_a_png_file(tmp_path):
-    find_or_skip("sklearn")  # for the data
+def test_digits_with_plot_writes_a_png_file(tmp_path):
+    find_or_skip("sklearn")  # contains the data
     find_or_skip("matplotlib")
     result = run(*SMALL, "--plot", "curves.png", folder=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -81,7 +81,7 @@ def test_plot_is_a_png_file(tmp_path):
     assert np.frombuffer(header[16:], ">u4").tolist() == [1200, 700]
 
 
-def test_message_without_scikit_learn(tmp_path):
+def test_digits_without_scikit_learn_prints_one_line(tmp_path):
     result = run(*SMALL, folder=tmp_path, missing="sklearn")
     assert result.returncode == 1
     assert re.fullmatch(r"[^\n]*pip install scikit-learn\n", result.stderr)
@@ -97,14 +97,14 @@ def test_message_without_scikit_learn(tmp_path):
         (["--p", "nan"], "p between 0 and 1"),
     ],
 )
-def test_wrong_options_are_refused(digits, arguments, message, monkeypatch, capsys):
+def test_digits_rejects_invalid_options(digits, arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["digits.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         digits.main()
     assert message in capsys.readouterr().err
 
 
-def test_gradient_check_passes(digits):
+def test_gradient_check_passes_without_errors(digits):
     digits.check_gradient()
 
 
@@ -121,13 +121,13 @@ def without_mask(self, gradient):
 
 
 @pytest.mark.parametrize("wrong", [without_mask_and_scale, without_scale, without_mask])
-def test_gradient_check_finds_a_wrong_dropout(digits, wrong, monkeypatch):
+def test_gradient_check_detects_a_wrong_dropout(digits, wrong, monkeypatch):
     monkeypatch.setattr(digits.cdropout.Dropout, "backward", wrong)
     with pytest.raises(AssertionError, match=r"backward gives .*, but the slope is "):
         digits.check_gradient()
 
 
-def test_gradient_check_finds_a_wrong_network(digits, monkeypatch):
+def test_gradient_check_detects_a_wrong_network(digits, monkeypatch):
     backward = digits.Network.backward
 
     def without_relu(self, gradient):
@@ -139,7 +139,7 @@ def test_gradient_check_finds_a_wrong_network(digits, monkeypatch):
         digits.check_gradient()
 
 
-def test_gradient_check_finds_nan(digits, monkeypatch):
+def test_gradient_check_detects_nan(digits, monkeypatch):
     monkeypatch.setattr(digits.cdropout.Dropout, "backward", lambda self, gy: gy * np.nan)
     with pytest.raises(AssertionError, match="backward gives nan"):
         digits.check_gradient()

@@ -1,4 +1,4 @@
-"""Tests of the examples that train with the dropout of JAX, Keras or TensorFlow and cdropout."""
+"""Tests of the examples that train with cdropout and with the dropout of another framework."""
 
 import os
 import re
@@ -22,8 +22,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("tensorflow", ["--steps", "60"], ["tensorflow", "cdropout"]),
     ],
 )
-def test_training_with_both_dropouts_succeeds(framework, arguments, names):
-    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # the backend
+def test_training_with_the_dropout_of_both_libraries_succeeds(framework, arguments, names):
+    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # JAX is the backend
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -32,4 +32,4 @@ def test_training_with_both_dropouts_succeeds(framework, arguments, names):
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(\w+) +(\d+\.\d\d) % +\d+\.\d\d m?s$", done.stdout, re.MULTILINE)
     assert [name for name, _ in rows] == names, done.stdout
-    assert all(float(error) < 60 for _, error in rows)  # a guess has an error of 90 %
+    assert all(float(error) < 60 for _, error in rows)  # the error of guessing is 90 %

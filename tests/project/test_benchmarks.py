@@ -1,4 +1,4 @@
-"""Tests of the scripts in benchmarks/: they run, and growth.py finds what grows too fast."""
+"""Tests that the scripts in benchmarks/ run, and that growth.py reports excessive growth."""
 
 import runpy
 import subprocess
@@ -14,7 +14,7 @@ KI, MI = 1 << 10, 1 << 20
 
 
 def run(name, *arguments):
-    """Return (exit code, standard output) of a script."""
+    """Run a script; return its exit code and standard output."""
     command = [sys.executable, "-P", str(FOLDER / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr == ""
@@ -48,7 +48,7 @@ def row(size, ns, memcpy=0.1, threads=1, extra=0):
         ),
     ],
 )
-def test_growth_errors(growth, rows, expected):
+def test_growth_errors_reports_excessive_time_and_memory(growth, rows, expected):
     assert list(growth["growth_errors"](rows)) == expected
 
 
@@ -59,8 +59,8 @@ def test_growth_prints_a_row_per_size():
     )
     rows = [line.split() for line in printed.splitlines()[1:3]]
     assert [each[:2] for each in rows] == [["64", "2"], ["1Mi", "2"]]
-    assert rows[1][6] == "4.00"  # MiB of input and output
-    assert code == 0 or "TOO SLOW" in printed  # on a busy machine
+    assert rows[1][6] == "4.00"  # MiB for input and output
+    assert code == 0 or "TOO SLOW" in printed  # possible on a busy machine
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_kernels_prints_a_line_per_kernel():
 
 
 @pytest.mark.slow
-def test_calls_can_be_compared_by_pyperf(tmp_path):
+def test_output_of_calls_can_be_compared_with_pyperf(tmp_path):
     import_or_skip("pyperf")
     path = tmp_path / "calls.json"
     options = ["--processes=1", "--values=1", "--warmups=1", "--loops=2", "--quiet"]

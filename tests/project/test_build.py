@@ -1,4 +1,4 @@
-"""Tests of the built package: instruction sets, masks of each set, package data, peak memory."""
+"""Tests of the built package: instruction sets and their masks, package data, peak memory."""
 
 import hashlib
 import importlib.util
@@ -29,7 +29,7 @@ SETS = dispatch.INSTRUCTION_SETS
 
 
 def run(code, **environment):
-    """Return (exit status, output, errors) of a Python script in which warnings are errors."""
+    """Run Python code with warnings as errors; return its exit status, stdout and stderr."""
     return subprocess_runner.run(code, PYTHONWARNINGS="error", **environment)
 
 
@@ -54,7 +54,7 @@ def disassemble(path):
 
 
 def wide_instructions(code):
-    """Return the instructions of AVX and later, whose names begin with v."""
+    """Return the instructions of AVX and later sets; their names begin with v."""
     names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
     return names - {"verr", "verw"}
 
@@ -64,7 +64,7 @@ def registers(code, kind):
 
 
 @needs_objdump
-def test_only_the_wide_kernels_have_wide_instructions():
+def test_only_kernels_of_avx2_and_avx512_contain_avx_instructions():
     wide = {module_file(isa) for isa in dispatch.built() if isa != "baseline"}
     modules = [path for path in PACKAGE.rglob("*.so") if str(path) not in wide]
     assert module_file("baseline") in map(str, modules) and len(modules) > 2
@@ -78,7 +78,7 @@ def test_only_the_wide_kernels_have_wide_instructions():
 @pytest.mark.parametrize(
     "isa, own, later", [("avx2", "ymm", "(?:zmm|k)"), ("avx512", "zmm", "tmm")]
 )
-def test_wide_kernels_have_no_registers_of_later_sets(isa, own, later):
+def test_kernels_do_not_use_registers_of_later_instruction_sets(isa, own, later):
     if isa not in dispatch.built():
         pytest.skip(f"needs kernels of {isa}: cdropout was built without them")
     code = disassemble(module_file(isa))
@@ -97,7 +97,7 @@ print(dispatch.isa, dispatch.table is module.table)
 
 
 @pytest.mark.parametrize("isa", [*ISAS, ""])
-def test_cdropout_isa_chooses_the_instruction_set(isa):
+def test_cdropout_isa_selects_the_instruction_set(isa):
     status, output, errors = run(PRINT_ISA, CDROPOUT_ISA=isa)
     widest = list(tables.tables())[-1]
     assert (status, errors) == (0, "")
@@ -113,13 +113,13 @@ def test_cdropout_isa_chooses_the_instruction_set(isa):
         ("avx512", SETS, "=avx512: this CPU cannot run avx512; it runs baseline, avx2"),
     ],
 )
-def test_wrong_instruction_set_is_refused(wanted, built, message):
+def test_choose_rejects_invalid_instruction_sets(wanted, built, message):
     with pytest.raises(ValueError, match=f"^CDROPOUT_ISA{message}$"):
         dispatch.choose(wanted, built, ("baseline", "avx2"))
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_the_widest_instruction_set_is_chosen_by_default(empty):
+def test_choose_returns_the_widest_instruction_set_by_default(empty):
     assert dispatch.choose(empty, SETS, SETS) == "avx512"
     assert dispatch.choose(empty, SETS, ("baseline", "avx2")) == "avx2"
     assert dispatch.choose(empty, ("baseline", "avx512"), SETS) == "avx512"
@@ -127,13 +127,13 @@ def test_the_widest_instruction_set_is_chosen_by_default(empty):
     assert dispatch.choose("baseline", SETS, SETS) == "baseline"
 
 
-def test_baseline_is_built_and_runs_everywhere():
+def test_built_and_runnable_contain_the_baseline():
     assert "baseline" in dispatch.built() and "baseline" in dispatch.runnable()
     assert set(dispatch.built()) <= set(SETS) and set(dispatch.runnable()) <= set(SETS)
 
 
-SAVED = 7 << 27  # OSXSAVE, AVX and F16C of leaf 1
-HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7
+SAVED = 7 << 27  # the bits OSXSAVE, AVX and F16C of leaf 1
+HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7 on these CPUs
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7
         *((SAVED, SKYLAKE_X & ~(1 << bit), 0xE7, SETS[:2]) for bit in (16, 17, 30, 31)),
     ],
 )
-def test_instruction_sets_by_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets):
+def test_supported_returns_the_sets_for_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets):
     assert dispatch.supported(leaf1, leaf7, xcr0) == sets
 
 
@@ -161,7 +161,7 @@ def test_instruction_sets_by_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets):
     platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
     reason="needs the flags of an x86 CPU in /proc/cpuinfo",
 )
-def test_instruction_sets_agree_with_linux():
+def test_runnable_agrees_with_the_cpu_flags_of_linux():
     (line,) = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     needs = {"baseline": set(), "avx2": {"avx2", "f16c"}}
     needs["avx512"] = needs["avx2"] | {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
@@ -176,7 +176,7 @@ def test_instruction_sets_agree_with_linux():
         ("avx2", SETS[:2], "build avx512, which this CPU runs"),
     ],
 )
-def test_advise_names_a_wider_instruction_set(isa, built, advice):
+def test_advise_recommends_a_wider_instruction_set(isa, built, advice):
     assert dispatch.advise(isa, built, SETS, True) == advice
     assert "build it with Clang" in dispatch.advise(isa, built, SETS, False)
 
@@ -187,7 +187,7 @@ def test_describe_lists_the_instruction_sets():
     assert dispatch.describe(SETS[:1], False) == portable
 
 
-def test_compiler_has_a_name_and_version():
+def test_compiler_contains_name_and_version():
     assert re.fullmatch(r"(GCC|Clang) \d+\.\d+\.\d+|MSVC \d+", dispatch.compiler)
     assert dispatch.vectors == (not dispatch.compiler.startswith("MSVC"))
 
@@ -207,7 +207,7 @@ def test_all_instruction_sets_are_built():
 # ---- masks of each instruction set ------------------------------------------------------------
 
 
-SIGMAS = 5.2  # a correct rate fails with a probability of 2e-7
+SIGMAS = 5.2  # a correct implementation fails with a probability of 2e-7
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
@@ -216,7 +216,7 @@ def pack(keep):
 
 
 @every_isa
-def test_masks_have_the_recorded_hashes(isa):
+def test_masks_of_each_isa_have_the_recorded_hashes(isa):
     table = tables.tables()[isa]
     records = json.loads(files("cdropout").joinpath("stream_v1.json").read_text())
     assert len(records) == 220
@@ -234,7 +234,7 @@ def test_masks_have_the_recorded_hashes(isa):
 
 
 def count_ones(packed):
-    if hasattr(np, "bitwise_count"):  # since NumPy 2
+    if hasattr(np, "bitwise_count"):  # added in NumPy 2.0
         return int(np.bitwise_count(packed).sum(dtype=np.int64))
     ones = np.array([value.bit_count() for value in range(256)], np.uint8)
     return int(ones[packed].sum(dtype=np.int64))
@@ -242,7 +242,7 @@ def count_ones(packed):
 
 @every_isa
 @pytest.mark.parametrize("p", [0.1, 0.5, *slow(0.001, 0.25, 0.9)])
-def test_rate_of_dropped_elements_is_p(isa, p):
+def test_rate_of_dropped_elements_is_p_with_each_isa(isa, p):
     table, n = tables.tables()[isa], 1 << 27
     mask = tables.new_mask(table, p)
     drawn = np.empty(n // 8, np.uint8)
@@ -271,7 +271,7 @@ def test_sources_are_not_installed():
 
 
 def test_header_and_declarations_have_the_same_kernels():
-    """Compare the C header and the Cython declarations with the structures of these tests."""
+    """Compare the C header and the Cython declarations with the ctypes structures in the tests."""
     header = (Path(cdropout.get_include()) / "cdropout.h").read_text()
     cython = files("cdropout").joinpath("__init__.pxd").read_text()
     for text in (header, cython):
@@ -301,7 +301,7 @@ HIDDEN = (
 
 @pytest.fixture
 def unbuilt(tmp_path):
-    """Return a folder with the Python files of the package and one test."""
+    """Return a folder with the package's Python files and one test."""
     for path in PACKAGE.rglob("*.py"):
         copy = tmp_path / "cdropout" / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -313,12 +313,12 @@ def unbuilt(tmp_path):
 
 
 def run_with_path(code, *path):
-    """Run code with these folders on the path, but no other folder of cdropout."""
+    """Run code with the given folders on sys.path, but without others that contain cdropout."""
     return run(SET_PATH.replace("PATH", ", ".join(f"{str(entry)!r}" for entry in path)) + code)
 
 
 @pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
-def test_import_of_an_unbuilt_checkout_gives_advice(unbuilt, message, others):
+def test_import_of_an_unbuilt_checkout_raises_with_advice(unbuilt, message, others):
     status, _, errors = run_with_path("import cdropout", unbuilt, *others)
     assert status == 1
     assert errors.splitlines()[-1] == f"ImportError: {message.format(unbuilt)}"
@@ -326,7 +326,7 @@ def test_import_of_an_unbuilt_checkout_gives_advice(unbuilt, message, others):
 
 
 @pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
-def test_pytest_in_an_unbuilt_checkout_gives_advice_once(unbuilt, message, others):
+def test_pytest_in_an_unbuilt_checkout_prints_advice_once(unbuilt, message, others):
     code = RUN_PYTEST.format(str(unbuilt / "tests"))
     status, output, errors = run_with_path(code, unbuilt, *others)
     assert status == pytest.ExitCode.USAGE_ERROR
@@ -335,7 +335,7 @@ def test_pytest_in_an_unbuilt_checkout_gives_advice_once(unbuilt, message, other
     assert "Traceback" not in errors + output
 
 
-def test_pytest_without_the_package_gives_advice_once(unbuilt):
+def test_pytest_without_the_package_prints_advice_once(unbuilt):
     code = RUN_PYTEST.format(str(unbuilt / "tests"))
     status, _, errors = run_with_path(code, unbuilt / "tests")
     assert status == pytest.ExitCode.USAGE_ERROR
@@ -343,7 +343,7 @@ def test_pytest_without_the_package_gives_advice_once(unbuilt):
     assert errors.splitlines()[0] == expected + "See the beginning of CONTRIBUTING.md."
 
 
-def test_message_without_numpy_does_not_mention_builds():
+def test_import_without_numpy_does_not_recommend_a_build():
     status, _, errors = run("import sys; sys.modules['numpy'] = None; import cdropout")
     assert status == 1
     assert "built" not in errors and "import of numpy halted" in errors
@@ -383,15 +383,15 @@ print(used, peak() - before)
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs getrusage")
 @pytest.mark.parametrize("threads", [3, *slow(1)])
-def test_peak_memory_is_that_of_the_output(threads):
+def test_calls_with_out_allocate_little_memory(threads):
     status, output, errors = run(PRINT_PEAK.replace("THREADS", str(threads)))
     assert (status, errors) == (0, "")
     used, with_an_array = map(int, output.split())
-    assert used < 4 << 20  # stacks of threads and small objects; an array has 64 MiB
-    assert with_an_array > 60 << 20  # the peak includes new arrays
+    assert used < 4 << 20  # thread stacks and small objects; x has 64 MiB
+    assert with_an_array > 60 << 20  # the measured peak includes a new array
 
 
 @pytest.mark.parametrize("shape", [5, (1 << 40,), (3, 4, 5), (1 << 20, 1 << 20, 1 << 20)])
-def test_masks_of_any_shape_are_small(shape):
+def test_mask_objects_of_any_shape_use_little_memory(shape):
     mask = cdropout.Mask(shape, 0.1, seed=2**64 - 1, call=2**64 - 1)
     assert sys.getsizeof(mask) + sys.getsizeof(mask.shape) < 200

@@ -1,4 +1,4 @@
-"""Tests of imports: the order of layers, frameworks, and the folders of tests."""
+"""Tests of the imports between modules, and that folders of tests cannot be imported by name."""
 
 import re
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdropout"
-LAYERS = [  # each imports only from those above it in this list
-    "include environment",  # the C interface, and errors of the command line
+LAYERS = [  # modules import only from lines above their own
+    "include environment",  # the C interface; errors in environment variables
     "_core.stream _core.view",
     "_core.bits",
     "_core.select",
@@ -25,7 +25,7 @@ LAYERS = [  # each imports only from those above it in this list
     "typing",
     "functional",
     "modules",
-    "cdropout",  # __init__, which imports nothing that follows
+    "cdropout",  # __init__.py; it imports no module below this line
     "selftest stream_command torch jax dask tensorflow thinc",
     "flax keras",
     "bench",
@@ -33,13 +33,13 @@ LAYERS = [  # each imports only from those above it in this list
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
-WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}  # not at import
+WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}  # inside functions
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
 
 
 def name_of(path):
-    """Return the name in LAYERS: a module of _core, or a module or folder of the package."""
+    """Return the file's name in LAYERS: a module of _core, or a module or folder of cdropout."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts == ("__init__",):
         return "include" if path.suffix == ".pxd" else "cdropout"
@@ -48,7 +48,7 @@ def name_of(path):
 
 def imported(source, compiled, names):
     """Yield the modules that `from source import names` or `import names` imports."""
-    for name in re.findall(r"[\w.]+", names) or [""]:  # [""]: the names are on the next lines
+    for name in re.findall(r"[\w.]+", names) or [""]:  # names can follow on other lines
         full = f"{source}.{name}" if source else name
         if full.split(".")[0] != "cdropout":
             return
@@ -59,7 +59,7 @@ def imported(source, compiled, names):
 
 
 def imports():
-    """Yield (importing module, imported module, whether a function imports it when called)."""
+    """Yield (importing module, imported module, whether the import is in a function)."""
     for path in SOURCES:
         for indent, source, compiled, names in IMPORT.findall(path.read_text()):
             for name in imported(source, compiled, names):
@@ -79,7 +79,7 @@ def test_modules_import_only_from_lower_layers():
 
 
 def packages_imported_by(path):
-    """Yield the top-level packages that a file imports, in functions too."""
+    """Yield the top-level packages that a file imports at any level of indentation."""
     text = path.read_text()
     for _, source, _, names in IMPORT.findall(text):
         yield from re.findall(r"(?:^|, )(\w+)", source or names)

@@ -1,4 +1,4 @@
-"""Tests of tools/mutants: its catalog, its log, and the search for patterns."""
+"""Tests of tools/mutants: its catalog, its log, and its search for patterns."""
 
 import doctest
 import re
@@ -24,7 +24,7 @@ def syntax_of(file):
 
 
 @pytest.mark.parametrize("file", catalog.MUTANTS)
-def test_every_mutant_is_found(file):
+def test_pattern_of_every_mutant_occurs_in_the_source(file):
     text, missing = (ROOT / "cdropout" / file).read_text(), []
     for mutant, (where, function, change) in ENTRIES.items():
         if where == file:
@@ -36,21 +36,21 @@ def test_every_mutant_is_found(file):
     assert missing == []
 
 
-def test_ids_are_unique():
+def test_ids_of_mutants_are_unique():
     mutants = [
         m for functions in catalog.MUTANTS.values() for some in functions.values() for m in some
     ]
     assert len(ENTRIES) == len(mutants) >= 150
 
 
-def test_log_has_only_mutants_of_the_catalog():
+def test_log_contains_only_mutants_of_the_catalog():
     header, *lines = LOG.read_text().splitlines()
     ids = [line.split("\t")[0] for line in lines]
     assert header.split("\t") == ["mutant", "hash", "outcome", "by", "seconds"]
     assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
 
 
-def test_explained_mutants_have_survived():
+def test_explained_mutants_survived_in_the_log():
     lines = [line.split("\t") for line in LOG.read_text().splitlines()]
     outcomes = {line[0]: line[2] for line in lines}
     assert catalog.EXPLAINED
@@ -58,7 +58,7 @@ def test_explained_mutants_have_survived():
         assert outcomes[mutant].startswith("survived") and reason
 
 
-def test_nearest_tests_exist(monkeypatch):
+def test_nearest_tests_of_all_mutants_exist(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS / "mutants")
     command = load_tool("mutants/__main__.py")
     names = " ".join([*command.NEAREST.values(), command.SOURCE_TESTS]).split()
@@ -105,7 +105,7 @@ def test_patterns_match_after_renaming_and_formatting(old, new):
     assert "pass" in anchors.replace(text, "count", "$a += $b // 2", "pass")
 
 
-def test_formatting_keeps_the_digest():
+def test_digest_ignores_formatting():
     formatted = FUNCTION.replace("# n + 1", "").replace("n + 1:", "(n\n        + 1):")
     renamed = FUNCTION.replace("total", "sum_of_all")
     same, other = (anchors.digest(text, "count", "") for text in (FUNCTION, renamed))
@@ -122,7 +122,7 @@ def test_formatting_keeps_the_digest():
         ("count", "$n + 1", 2, 1),
     ],
 )
-def test_a_pattern_must_match_once(function, pattern, number, matches):
+def test_replace_rejects_patterns_that_do_not_match_once(function, pattern, number, matches):
     with pytest.raises(LookupError, match=rf"^{function}: {matches} matches of "):
         anchors.replace(FUNCTION, function, pattern, "0", number)
 
@@ -139,7 +139,7 @@ def test_a_pattern_must_match_once(function, pattern, number, matches):
         ("def f(): return not x", "$v", ["x"]),
     ],
 )
-def test_matches_of_patterns(text, pattern, matches):
+def test_matches_in_cython_code(text, pattern, matches):
     found = anchors.matches(text, "f", pattern)
     assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
 
@@ -169,11 +169,11 @@ static int g(int x) { return f(x) + 1; }
         ("TABLE", "{1, 2}", ["{1, 2}"]),
     ],
 )
-def test_matches_in_c(function, pattern, matches):
+def test_matches_in_c_code(function, pattern, matches):
     found = anchors.matches(C_FUNCTIONS, function, pattern, anchors.C)
     assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
 
 
-def test_example_of_the_docstring():
+def test_examples_in_the_docstring_of_anchors_run():
     results = doctest.testmod(anchors)
     assert results.attempted and not results.failed

@@ -18,19 +18,19 @@ def tool(monkeypatch):
     return tool
 
 
-def test_one_line_per_test(tool, capsys):
+def test_randomness_tool_prints_one_line_per_test(tool, capsys):
     assert tool.main(["--p", "0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 1 + 4 * len(ORDERS) + 2 * len(FAMILIES) + 2 + 1
     assert not any("EXCEEDS" in line for line in lines)
 
 
-def test_exit_status_of_a_failed_test(tool, monkeypatch, capsys):
+def test_randomness_tool_exits_with_code_1_if_a_test_fails(tool, monkeypatch, capsys):
     draw = randomness.draw
 
     def draw_biased(*arguments):
         packed = draw(*arguments)
-        packed[::128] |= 1  # keeps one element in 1024
+        packed[::128] |= 1  # always keep one element in 1024
         return packed
 
     monkeypatch.setattr(randomness, "draw", draw_biased)

@@ -1,4 +1,4 @@
-"""Tests of setup.py: the compiler and its flags on Windows."""
+"""Tests of the compiler and the flags that setup.py uses on Windows."""
 
 import runpy
 import sys
@@ -9,13 +9,13 @@ import pytest
 
 SETUP = Path(__file__).parents[2] / "setup.py"
 pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the setup.py of a checkout")
-OPTIONS = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]  # of MSVC in setuptools
+OPTIONS = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]  # setuptools' options for MSVC
 NAME = "clang-cl.exe" if sys.platform == "win32" else "clang-cl"
 
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Return a build command for 64-bit Windows with MSVC as its compiler and no clang-cl."""
+    """Return a build_ext command for 64-bit Windows with MSVC; clang-cl is not installed."""
     setuptools = pytest.importorskip("setuptools")
     pytest.importorskip("Cython")
     arguments_of_setup = {}
@@ -40,7 +40,7 @@ def build(monkeypatch, tmp_path):
 
 
 def add_program(*path):
-    """Create an empty clang-cl in a folder and return its path."""
+    """Create an empty program named clang-cl in a folder and return its path."""
     program = Path(*path, NAME)
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
@@ -48,7 +48,7 @@ def add_program(*path):
 
 
 def flags_of_kernels(command):
-    """Return {instruction set: compiler flags of its kernels}."""
+    """Return {instruction set: compiler flags for its kernels}."""
     prefix = "cdropout._core._kernels_"
     found = {ext.name: ext.extra_compile_args for ext in command.extensions}
     assert "cdropout._core.dispatch" in found
@@ -64,7 +64,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids="/".join)
-def test_clang_cl_replaces_msvc(build, monkeypatch, tmp_path, folder):
+def test_replace_msvc_uses_clang_cl(build, monkeypatch, tmp_path, folder):
     program = add_program(tmp_path, *folder)
     monkeypatch.setenv("CDROPOUT_REQUIRE_CLANG", "1")
     build.replace_msvc()
@@ -80,13 +80,13 @@ def test_clang_cl_replaces_msvc(build, monkeypatch, tmp_path, folder):
     assert flags["avx512"][-1] == "/clang:-mavx512vl"
 
 
-def test_the_first_clang_cl_is_used(build, tmp_path):
+def test_replace_msvc_uses_the_first_clang_cl(build, tmp_path):
     first, *_ = [add_program(tmp_path, *folder) for folder in FOLDERS]
     build.replace_msvc()
     assert Path(build.compiler.cc) == first
 
 
-def test_arm64_has_only_the_baseline(build, tmp_path):
+def test_build_for_arm64_contains_only_the_baseline(build, tmp_path):
     add_program(tmp_path, *FOLDERS[0])
     build.plat_name = "win-arm64"
     build.replace_msvc()
@@ -95,7 +95,7 @@ def test_arm64_has_only_the_baseline(build, tmp_path):
 
 
 @pytest.mark.parametrize("required", [None, "0"])
-def test_msvc_builds_the_portable_form(build, monkeypatch, required):
+def test_build_with_msvc_is_the_portable_form(build, monkeypatch, required):
     if required:
         monkeypatch.setenv("CDROPOUT_REQUIRE_CLANG", required)
     messages = []
@@ -110,7 +110,7 @@ def test_msvc_builds_the_portable_form(build, monkeypatch, required):
     ]
 
 
-def test_clang_cl_can_be_required(build, monkeypatch):
+def test_build_without_a_required_clang_cl_raises(build, monkeypatch):
     errors = pytest.importorskip("setuptools.errors")
     monkeypatch.setenv("CDROPOUT_REQUIRE_CLANG", "1")
     message = "CDROPOUT_REQUIRE_CLANG is set, but clang-cl was not found on PATH, in LLVM's folder"
@@ -118,7 +118,7 @@ def test_clang_cl_can_be_required(build, monkeypatch):
         build.replace_msvc()
 
 
-def test_only_msvc_is_replaced(build, monkeypatch):
+def test_build_extensions_replaces_only_msvc(build, monkeypatch):
     replaced = []
     monkeypatch.setattr(build, "replace_msvc", lambda: replaced.append(True))
     build.extensions = []

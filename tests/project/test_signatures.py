@@ -1,4 +1,4 @@
-"""Tests of the signatures and docstrings of all public callables, compiled ones included."""
+"""Tests of the signatures and docstrings of all public callables, including compiled ones."""
 
 import doctest
 import importlib
@@ -14,7 +14,7 @@ from ..helpers.requirements import EXTRAS, find_or_skip
 
 
 def documented_parameters(docstring):
-    """Return the names in the Parameters section of a numpydoc docstring, or None without one."""
+    """Return the names in the Parameters section of a docstring, or None if there is none."""
     section = re.search(r"^Parameters\n-+\n(.*?)(?=\n\n\S|\Z)", docstring, re.DOTALL | re.MULTILINE)
     if section is None:
         return None
@@ -23,7 +23,7 @@ def documented_parameters(docstring):
 
 
 def parameters_of(function):
-    """Return the names of a callable's parameters, without self."""
+    """Return the names of a callable's parameters, excluding self."""
     return {name for name in inspect.signature(function).parameters if name != "self"}
 
 
@@ -52,7 +52,7 @@ def test_all_parameters_are_documented(name):
 
 
 @pytest.mark.parametrize("adapter", sorted(EXTRAS))
-def test_documented_parameters_are_in_the_signature(adapter):
+def test_documented_parameters_of_adapters_are_in_the_signature(adapter):
     find_or_skip(adapter)
     for function in public_callables(importlib.import_module(f"cdropout.{adapter}")).values():
         assert (documented_parameters(inspect.getdoc(function)) or set()) <= parameters_of(function)
@@ -70,7 +70,7 @@ def test_class_docstrings_begin_with_the_signature():
 
 
 @pytest.mark.parametrize("name", CALLABLES)
-def test_examples_run(name):
+def test_examples_in_docstrings_run(name):
     generator_state, threads = cd.default_generator.state, cd.get_num_threads()
     examples = doctest.DocTestFinder().find(CALLABLES[name], name, module=False)
     failures = [doctest.DocTestRunner().run(example).failed for example in examples]
@@ -79,7 +79,7 @@ def test_examples_run(name):
     assert cd.get_num_threads() == threads
 
 
-def test_flax_dropout_has_the_signatures_of_its_class_and_of_its_instances():
+def test_signatures_of_flax_dropout_and_of_its_instances():
     find_or_skip("flax")
     from cdropout.flax import Dropout
 

@@ -1,4 +1,4 @@
-"""Tests of type annotations at run time; mypy and stubtest check the same annotations in CI."""
+"""Tests of type annotations at run time; mypy and stubtest check the annotations in CI."""
 
 import importlib.resources
 
@@ -16,12 +16,12 @@ def test_annotations_are_correct_at_run_time(use):
 
 
 @pytest.mark.parametrize("call", typed_use.REFUSED)
-def test_arguments_that_mypy_refuses_raise_errors(call):
+def test_arguments_that_mypy_rejects_raise(call):
     with pytest.raises((TypeError, IndexError)):
         typed_use.refused(call)
 
 
-def test_package_has_a_type_marker_and_stubs():
+def test_package_contains_a_type_marker_and_stubs():
     files = importlib.resources.files(cd)
     assert files.joinpath("py.typed").is_file()
     for module in "dropout", "bias_dropout_add", "mask", "generator":

@@ -1,4 +1,4 @@
-"""Typed uses of the package, which mypy checks and test_types.py runs."""
+"""Typed code that uses the package; mypy checks it, and test_types.py runs it."""
 
 from array import array
 from typing import Any, TypeAlias, assert_type
@@ -12,7 +12,7 @@ from cdropout.typing import RNG, Exporter
 
 Row = np.ndarray[tuple[int], np.dtype[np.float32]]
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
-Numbers: TypeAlias = "array[float]"  # a string, because array.array has no subscripts at run time
+Numbers: TypeAlias = "array[float]"  # array.array has no subscripts at run time
 
 row: Row = np.arange(1, 9, dtype=np.float32)
 table: Table = np.ones((3, 4))
@@ -20,7 +20,7 @@ SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def assert_array(value: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Assert the dtype and shape of an array at run time."""
+    """Assert that a value is an array with this dtype and shape."""
     assert type(value) is np.ndarray
     assert (value.dtype, value.shape) == (dtype, shape)
 
@@ -144,7 +144,7 @@ def modules() -> None:
 
 
 def refused(call: str) -> None:
-    """Call with wrong arguments; mypy reports an error if a `type: ignore` is unused."""
+    """Make an invalid call; mypy reports an error if a `type: ignore` comment is unused."""
     if call == "list":
         cd.dropout([1.0, 2.0])  # type: ignore[call-overload]
     if call == "p":
