@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from ..helpers import randomness
-from ..helpers.randomness import BLOCK, CHUNK, FAMILIES, GRAM, LAGS, ORDERS, SEED, SHORT, draw
+from ..helpers.randomness import (
+    BLOCK,
+    CHUNK,
+    FAMILIES,
+    GRAM,
+    LAGS,
+    ORDERS,
+    QUICK_EFFORT,
+    SEED,
+    draw,
+)
 from ..helpers.requirements import slow
 
 FEW = 1 << 20  # elements in the tests of the arithmetic
@@ -16,7 +26,7 @@ FEW = 1 << 20  # elements in the tests of the arithmetic
 @pytest.mark.slow
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_masks_pass_all_statistical_tests(p):
-    rate, *others = randomness.all_tests(draw, p, SHORT)
+    rate, *others = randomness.all_tests(draw, p, QUICK_EFFORT)
     assert abs(rate.sigmas[0]) < 4  # for 10**10 elements
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
@@ -142,7 +152,7 @@ FEW_FAMILIES = ["consecutive seeds", "a grid of calls and blocks", "blocks of 2^
 
 @pytest.mark.parametrize("name", [*FEW_FAMILIES, *slow(*sorted(FAMILIES.keys() - FEW_FAMILIES))])
 def test_generator_with_common_elements_in_two_masks_fails(name):
-    names = failed(randomness.family(leaking(LEAKS[name]), 0.5, name, SHORT.repetitions))
+    names = failed(randomness.family(leaking(LEAKS[name]), 0.5, name, QUICK_EFFORT.repetitions))
     assert f"pairs of {name}" in names
 
 
