@@ -46,7 +46,7 @@ def breaking_changes(recorded, present):
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"
-    for name in ("cdropout_mask", "cdropout_axis"):  # callers allocate these
+    for name in ("cdropout_mask", "cdropout_axis"):  # callers allocate these structs
         if present[name] != recorded[name]:
             yield f"{name} was {recorded[name]}, and is {present[name]}"
     before, now = recorded["cdropout_table"], present["cdropout_table"]
@@ -139,7 +139,7 @@ def test_breaking_changes_reports_a_removed_function():
 
 
 def signatures(text):
-    """Return (result, name, arguments) of each function, in syntax common to C and Cython."""
+    """Return [result type, name, arguments] of each function in C or Cython code without spaces."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]

@@ -27,6 +27,7 @@ def growth():
 
 
 def row(size, ns, memcpy=0.1, threads=1, extra=0):
+    """Return a result of growth.py; `extra` is the peak memory besides input and output."""
     peak = None if extra is None else 8 * size + extra
     costs = {"dropout": ns, "memcpy": memcpy, "nbytes": 8 * size, "peak": peak}
     return {"size": size, "threads": threads, **costs}

@@ -139,7 +139,7 @@ def test_replace_rejects_patterns_that_do_not_match_once(function, pattern, numb
         ("def f(): return not x", "$v", ["x"]),
     ],
 )
-def test_matches_in_cython_code(text, pattern, matches):
+def test_matches_finds_patterns_in_cython_code(text, pattern, matches):
     found = anchors.matches(text, "f", pattern)
     assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
 
@@ -169,7 +169,7 @@ static int g(int x) { return f(x) + 1; }
         ("TABLE", "{1, 2}", ["{1, 2}"]),
     ],
 )
-def test_matches_in_c_code(function, pattern, matches):
+def test_matches_finds_patterns_in_c_code(function, pattern, matches):
     found = anchors.matches(C_FUNCTIONS, function, pattern, anchors.C)
     assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
 
