@@ -177,7 +177,7 @@ SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916
 
 
 def alpha_of(p):
-    """Return a and b of Klambauer et al., with which a x + b preserves mean 0 and variance 1."""
+    """Return a and b of Klambauer et al., which preserve the mean 0 and the variance 1 of x."""
     q = 1 - p
     a = (q + SATURATION**2 * p * q) ** -0.5
     return a, -a * p * SATURATION

@@ -229,7 +229,7 @@ def test_functions_reject_invalid_x(calls_with, x, error, match):
 
 
 def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
-    """Use a dtype of NumPy's own tests; its type number is -1, as in some other packages."""
+    """Use a dtype of NumPy's own tests with the type number -1; other packages have such dtypes."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:

@@ -138,7 +138,7 @@ def test_mc_dropout_accepts_exporters(make):
 
 
 @every_exporter
-def test_alpha_dropout_with_inplace_writes_exporters(make):
+def test_alpha_dropout_with_inplace_writes_to_exporters(make):
     x = make()
     if not writable(x):
         pytest.skip("this NumPy makes DLPack read-only")

@@ -261,7 +261,7 @@ def test_dropout_with_a_mask_of_any_form_equals_reference(shape, dtype):
         mask = cd.Mask(shape, p, SEED, 5)
         expected = reference.dropout(x, p, SEED, 5)
         forms = [mask, mask.bits(), np.asarray(mask)]
-        # In 16-bit types, to_scale rounds 1 / 0.7, so that the result is not that of the reference.
+        # In 16-bit types, to_scale rounds 1 / 0.7, so that the result differs from the reference.
         if p == 0.5 or dtype in (np.float32, np.float64):
             forms.append(mask.to_scale(dtype))
         for form, order in itertools.product(forms, "CF"):

@@ -202,7 +202,7 @@ def test_dropout_of_large_arrays_with_any_strides_equals_reference(name, dtype):
 
 
 @pytest.mark.parametrize("n", [16383, 16384, 16385, 32767, 32768, 32769, 65535, 65536, 65537])
-def test_dropout_of_lengths_close_to_a_work_chunk_equals_reference(n):
+def test_dropout_of_about_one_work_chunk_equals_reference(n):
     x = view_in(with_special_values((n,), np.float32), np.s_[::2], (2 * n,))
     assert_equal(cd.dropout(x, 0.3, rng=SEED), reference.dropout(x, 0.3, SEED, 0))
     keep = reference.keep(SEED, 0, 0.3, 0, 3 * n)[::3]

@@ -193,7 +193,7 @@ def test_alpha_dropout_equals_reference(data, dtype, p, seed, call):
     a = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     b = -a * p * saturation
     exact = np.where(keep, a * x.astype(float) + b, a * saturation + b)
-    # The rounding errors of a, b, the product and the sum are limited in terms of these magnitudes.
+    # The rounding errors of a, b, the product and the sum are at most 2 eps (size + abs(exact)).
     size = np.where(keep, abs(a * x.astype(float)) + abs(b), a)
     assert (abs(y - exact) <= 2 * np.finfo(dtype).eps * (size + abs(exact))).all()
     function(x, p, True, True, rng=generator_at(seed, call))
@@ -257,8 +257,8 @@ def test_bias_dropout_add_equals_reference(data, shape, dtype, p, seed):
         for array in (gx.astype(float), abs(gx.astype(float)))
     )
     eps = float(ml_dtypes.finfo(dtype).eps)
-    # The sum is computed in float64 in any order and rounded once. Before, 16-bit terms may be
-    # rounded.
+    # The sum is computed in float64, in any order, and rounded once. If the type has 16 bits, the
+    # terms of the sum may also be rounded.
     order = x.size * 2.0**-53 + (eps if x.itemsize == 2 else 0)
     assert (abs(np.asarray(gbias, float) - total) <= eps * abs(total) + order * size).all()
     out = data.draw(st.sampled_from([x, residual]))

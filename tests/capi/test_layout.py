@@ -139,7 +139,7 @@ def test_breaking_changes_reports_a_removed_function():
 
 
 def signatures(text):
-    """Return [result type, name, arguments] of each function in C or Cython code without spaces."""
+    """Return [result type, name, arguments] without spaces for each function in C or Cython."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]

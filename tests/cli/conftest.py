@@ -27,7 +27,8 @@ def quick_bench():
 def refuse(capsys):
     """Return a function that runs the command line with arguments that are invalid.
 
-    The function asserts that only one line is printed, to standard error, and returns this line.
+    The function asserts that the exit code is 2 and that only one line is printed, to standard
+    error. It returns this line.
     """
 
     def refuse(*arguments):

@@ -57,9 +57,9 @@ def test_adapters_of_returns_the_adapters_of_frameworks():
 
 
 def checked_dtypes(name):
-    """Return the dtypes for which the peer should pass the check.
+    """Return the dtypes with which to check the peer.
 
-    16-bit types do not pass with TensorFlow, which draws too few distinct values for them.
+    16-bit types would not pass with TensorFlow, which draws too few distinct values for them.
     """
     if name in ("tensorflow", "keras"):
         return ["float32", "float64"]

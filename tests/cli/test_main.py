@@ -52,7 +52,7 @@ def test_option_peer_selects_installed_peers(parse, arguments, names):
     assert parse(*arguments).peers == names
 
 
-def test_default_options_of_bench(parse):
+def test_options_of_bench_have_defaults(parse):
     options = parse()
     assert (options.threads, options.p, options.dtype) == (1, 0.1, ["float32"])
     assert options.sizes == [1 << bits for bits in (6, 10, 14, 18, 20, 24)]

@@ -94,7 +94,7 @@ def test_order_blocks_interleaves_blocks(stream):
         np.testing.assert_array_equal(found, interleave(masks, BLOCK // 64), err_msg=str(first))
 
 
-def test_block_length_equals_that_of_the_reference():
+def test_block_length_equals_block_length_of_reference():
     assert BLOCK == reference.BLOCK
 
 

@@ -49,7 +49,7 @@ def blocks(language, *slow):
 # ---- code ---------------------------------------------------------------------------------------
 
 
-def test_blocks_have_a_known_language():
+def test_code_blocks_have_a_known_language():
     """Formulas and output have the language `text`; names in braces are Sphinx directives."""
     kinds = {kind for *_, kind, _ in BLOCKS if not re.match(r"\{[\w-]+\}", kind)}
     assert kinds == {"python", "c", "sh", "diff", "text"}

@@ -54,7 +54,7 @@ def disassemble(path):
 
 
 def wide_instructions(code):
-    """Return the names that begin with v; they belong to AVX and later instruction sets."""
+    """Return the names of AVX and later instructions; only these, verr and verw begin with v."""
     names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
     return names - {"verr", "verw"}
 

@@ -50,7 +50,7 @@ def test_log_contains_only_mutants_of_the_catalog():
     assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
 
 
-def test_explained_mutants_survived_in_the_log():
+def test_mutants_with_an_explanation_survived_in_the_log():
     lines = [line.split("\t") for line in LOG.read_text().splitlines()]
     outcomes = {line[0]: line[2] for line in lines}
     assert catalog.EXPLAINED
