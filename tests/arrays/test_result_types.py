@@ -202,7 +202,7 @@ def test_mc_dropout_returns_independent_tensors(p):
 
 @pytest.fixture(params=["memmap", "recarray", "matrix"])
 def subclass_array(request, tmp_path):
-    """Return an array of a subclass that does not change the meaning of the elements."""
+    """Return an array of an ndarray subclass that does not change the meaning of the elements."""
     x = normal((3, 4))
     if request.param == "memmap":
         y = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)

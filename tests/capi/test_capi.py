@@ -83,7 +83,7 @@ def test_kernels_reject_null_pointers(table, code):
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_kernels_accept_null_pointers_if_there_are_no_elements(table, code, rows, columns):
-    """The pointer to the axes must not be null, because the length 0 is stored there."""
+    """The pointer to the axes must not be null, because the axes contain the length 0."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for index in pointers(table, kernel):
             if tables.KERNELS[kernel][1 + index] is not tables.AXES:
@@ -311,7 +311,7 @@ def other_table(monkeypatch):
         head = tables.Table.from_buffer(memory)
         head.version, head.size = version, size
         monkeypatch.setattr(dispatch, "table", new_capsule(ctypes.addressof(memory), name, None))
-        return memory, name  # the caller keeps both alive while the capsule is used
+        return memory, name  # the caller keeps these objects alive while the capsule is used
 
     return replace
 

@@ -1,7 +1,8 @@
 """Tests that the C interface is binary compatible with its recorded layout.
 
-Fields may be added at the end of the table; nothing else may change. Before a release, record the
-additions in capi_layout.json with `python -m tests.capi.test_layout --record`.
+Functions may be added at the end of the table, and codes to the enums; nothing else may change.
+Before a release, record the additions in capi_layout.json with
+`python -m tests.capi.test_layout --record`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Tests that code blocks in README.md and docs/ run, and that files, links and names exist."""
+"""Tests that the code blocks of the documents run, and that all files and names in them exist."""
 
 import ast
 import importlib.util

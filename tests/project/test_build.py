@@ -29,7 +29,7 @@ SETS = dispatch.INSTRUCTION_SETS
 
 
 def run(code, **environment):
-    """Run Python code with warnings as errors; return its exit status, stdout and stderr."""
+    """Run Python code with warnings as errors; return the exit status, stdout and stderr."""
     return subprocess_runner.run(code, PYTHONWARNINGS="error", **environment)
 
 

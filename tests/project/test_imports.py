@@ -1,4 +1,4 @@
-"""Tests of the imports between modules, and that folders of tests cannot be imported by name."""
+"""Tests that modules import only lower layers and that no folder of tests is on the import path."""
 
 import re
 import sys
