@@ -7,6 +7,6 @@ from ..helpers.bad_calls import valid_calls
 
 @pytest.fixture
 def calls_with(unchanged):
-    """Return a function that returns the valid calls whose functions have the named parameters."""
+    """Return a function that returns all valid calls with the named arguments."""
     calls = valid_calls(unchanged)
     return lambda *names: [call for call in calls if call.has(*names)]

@@ -30,7 +30,10 @@ def test_functions_reject_flags_that_are_not_bools(calls_with, flag, value):
 
 
 def results(flag, value):
-    """Call all functions with the flag; return {name: (results, arguments after the call)}."""
+    """Call every function that has the flag, with this value.
+
+    Return {name: (type, bytes and identity of each result, state of the arguments afterwards)}.
+    """
     found = {}
     for name in [call.name for call in valid_calls(new_objects()) if call.has("x", flag)]:
         cd.manual_seed(1)

@@ -16,7 +16,8 @@ from ..helpers.requirements import import_or_skip
 
 SHAPE = (5, 7, 4, 3, 2, 2)
 SEED = 0xFEDCBA9876543210
-# The broadcast axes for inputs with 0 to 6 dimensions; None means that an error is raised.
+# Each list contains the broadcast axes for inputs with 0, 1, ..., 6 dimensions. None means that
+# the function raises an error.
 BROADCAST_AXES = {
     "dropout1d": [None, None, (1,), (2,), None, None, None],
     "dropout2d": [None, None, (), (2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)],
@@ -45,7 +46,7 @@ WITHOUT_BATCH = (
 
 
 def outcome(function, *args, **kwargs):
-    """Return (result or None, error message or None, warning messages)."""
+    """Call the function; return (result or None, error message or None, warning messages)."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -57,7 +58,7 @@ def outcome(function, *args, **kwargs):
 
 
 def messages(name, ndim):
-    """Return (expected error message or None, expected warning messages)."""
+    """Return (expected error message or None, expected warnings) for x with this `ndim`."""
     if name == "dropout1d":
         return (None if ndim in (2, 3) else ONE_DIMENSION.format(ndim)), []
     error = TOO_FEW if BROADCAST_AXES[name][ndim] is None else None
@@ -130,7 +131,7 @@ def test_channel_dropout_checks_ndim_in_training_and_evaluation(name, ndim):
 )
 def test_channel_dropout_accepts_any_memory_order(name, shape, dtype):
     p, function, dims = 0.3, getattr(cd, name), tuple(range(2, len(shape)))
-    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # in the order channels last
+    packed = normal((shape[0], *shape[2:], shape[1]), dtype)  # the channels are the last axis
     wide = np.zeros((2 * shape[0], *shape[1:]), dtype)
     for x in (np.moveaxis(packed, -1, 1), wide[::-2]):
         x[...] = normal(shape, dtype)
@@ -176,14 +177,17 @@ SATURATION = -1.0507009873554804934193349852946 * 1.6732632423543772848170429916
 
 
 def alpha_of(p):
-    """Return a and b of Klambauer et al., which give the result a mean of 0 and a variance of 1."""
+    """Return a and b of Klambauer et al., which preserve the mean 0 and the variance 1 of x."""
     q = 1 - p
     a = (q + SATURATION**2 * p * q) ** -0.5
     return a, -a * p * SATURATION
 
 
 def assert_mean(sample, value):
-    """Assert that the mean is as expected; a correct sample fails with a probability of 1e-6."""
+    """Assert that the mean of a sample is close to `value`.
+
+    The assertion fails for a correct sample with a probability of 1e-6.
+    """
     assert abs(sample.mean() - value) < 4.9 * sample.std() / len(sample) ** 0.5
 
 
@@ -220,7 +224,7 @@ def test_alpha_dropout_equals_the_formula_of_klambauer_et_al(name, dims, p, dtyp
 
 @every_dtype
 @pytest.mark.parametrize("function", [cd.alpha_dropout, cd.feature_alpha_dropout])
-def test_alpha_dropout_with_special_values_and_probabilities(function, dtype):
+def test_alpha_dropout_accepts_nan_and_infinity_and_p_0_or_1(function, dtype):
     generator = cd.Generator(3)
     for value in (np.nan, np.inf, -np.inf):
         x = np.full((30, 40), value, dtype)
@@ -252,7 +256,7 @@ def test_mc_dropout_equals_reference(n, shape, dtype):
     assert_same_bits(cd.mc_dropout(x.T, 0.3, np.int8(n), rng=SEED, out=out), expected)
 
 
-def test_mc_dropout_with_p_0_or_1_or_without_samples():
+def test_mc_dropout_without_a_draw_does_not_change_the_generator():
     x, generator = normal((4, 5)), cd.Generator(1)
     assert cd.mc_dropout(x, 0.5, 0, rng=generator).shape == (0, 4, 5)
     assert_same_bits(cd.mc_dropout(x, 0, 2, rng=generator), np.stack([x, x]))
@@ -292,7 +296,7 @@ def test_backward_of_modules_accepts_masks_of_earlier_forward_calls(kind):
 
 
 @every_module
-def test_modules_in_evaluation_mode_and_with_inplace(kind):
+def test_modules_return_x_in_evaluation_mode_and_with_inplace(kind):
     function, shape = MODULES[kind]
     x, generator = normal(shape, np.float64), cd.Generator(2)
     m, other = kind(0.3, True, rng=generator), kind(0.3, rng=generator)

@@ -1,4 +1,4 @@
-"""Tests of the type and message of each error, and that a call that fails changes nothing."""
+"""Tests of the type and message of each error; a call that fails must not change its arguments."""
 
 import ctypes
 import math
@@ -30,7 +30,7 @@ def each_row(names, table):
 
 NO_P = "^p has to be a number between 0 and 1, but got "
 BAD_P = "^dropout probability has to be between 0 and 1, but got "
-BOOL = type(np.True_).__name__  # "bool" since NumPy 2, before that "bool_"
+BOOL = type(np.True_).__name__  # "bool" in NumPy 2, "bool_" in NumPy 1
 
 
 class NumberWithoutDtype(Number):
@@ -105,19 +105,19 @@ class Sparse:
 
 
 class Convertible:
-    """An object with a method `__array__`, with which NumPy could convert it."""
+    """An object with a method `__array__` that NumPy could call to convert the object."""
 
     __array__ = fail
 
 
 class ArrayInterface:
-    """An object with an `__array_interface__`, whose address NumPy would use unchecked."""
+    """An object whose `__array_interface__` has an invalid address, which NumPy does not check."""
 
     __array_interface__ = {"version": 3, "data": (8, False), "shape": SHAPE, "typestr": "<f4"}
 
 
 class FakeArray:
-    """An object whose __class__ is ndarray."""
+    """An object that is not an array although its `__class__` is ndarray."""
 
     __class__ = np.ndarray
 
@@ -229,7 +229,7 @@ def test_functions_reject_invalid_x(calls_with, x, error, match):
 
 
 def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
-    """Use a dtype from NumPy's own tests. Its type number is -1, as in dtypes of other packages."""
+    """Use a dtype of NumPy's own tests with the type number -1; other packages have such dtypes."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:
@@ -277,7 +277,7 @@ def test_inplace_requires_x_to_be_writable(calls_with, make, match):
         changed = {"x": make(call.arguments["x"]), "inplace": True}
         if "out" in call.arguments:
             changed["out"] = None
-        if call.name in ("dropout in evaluation", "dropout with p = 0"):  # these return x itself
+        if call.name in ("dropout in evaluation", "dropout with p = 0"):  # both return x itself
             assert call(**changed) is changed["x"]
         else:
             assert_raises(ValueError, match.format("x"), call, **changed)
@@ -304,7 +304,7 @@ def test_inplace_with_out_raises(unchanged, calls_with):
 @each_row("make, match", UNWRITABLE)
 def test_x_passed_as_out_has_to_be_writable(calls_with, make, match):
     for call in calls_with("x", "out"):
-        if call.name != "mc_dropout":  # out of mc_dropout has another shape than x
+        if call.name != "mc_dropout":  # in mc_dropout, `out` has another shape than x
             x = make(call.arguments["x"])
             assert_raises(ValueError, match.format("out"), call, x=x, out=x)
 
@@ -482,7 +482,7 @@ SEED_RANGE = r"^seed has to be in \[-2\*\*63, 2\*\*64\), but got "
 
 
 def exhausted_generator():
-    """Return a generator without an unused call number."""
+    """Return a generator that has used all its call numbers."""
     generator = cd.Generator(1)
     generator.state = {"seed": 1, "calls": 2**64 - 1, "spawned": 0}
     return generator
@@ -532,7 +532,7 @@ FAILING_RNGS = {
 
 
 @each_row("rng, error, match", FAILING_RNGS)
-def test_functions_raise_the_errors_of_rng(calls_with, rng, error, match):
+def test_functions_raise_if_rng_fails(calls_with, rng, error, match):
     for call in calls_with("x", "rng"):
         if call.arguments["p"] == 0.5 and call.arguments.get("training", True):
             assert_raises(error, match, call, rng=rng)
@@ -725,7 +725,7 @@ def test_unpickling_invalid_arguments_raises(unchanged, recipe, error, match):
 
 
 def import_with(**environment):
-    """Import cdropout in a new process; return its exit status and last line of stderr."""
+    """Import cdropout in a new process; return the exit status and the last line of stderr."""
     done = subprocess.run(
         [sys.executable, "-P", "-X", "utf8", "-c", "import cdropout"],
         capture_output=True, text=True, encoding="utf-8", errors="surrogateescape",

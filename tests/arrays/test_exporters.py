@@ -1,4 +1,4 @@
-"""Tests of arguments that support DLPack or the buffer protocol; they are not copied."""
+"""Tests that arguments with DLPack or the buffer protocol are read and written without a copy."""
 
 import array
 import ctypes
@@ -32,7 +32,10 @@ class OnlyDLPack:
 
 
 def writable(exporter):
-    """Return whether NumPy can write to the exporter; some versions make DLPack read-only."""
+    """Return whether NumPy can write to the exporter.
+
+    In some versions of NumPy, all arrays that `from_dlpack` returns are read-only.
+    """
     return not hasattr(exporter, "__dlpack__") or np.from_dlpack(exporter).flags.writeable
 
 
@@ -135,7 +138,7 @@ def test_mc_dropout_accepts_exporters(make):
 
 
 @every_exporter
-def test_alpha_dropout_with_inplace_writes_exporters(make):
+def test_alpha_dropout_with_inplace_writes_to_exporters(make):
     x = make()
     if not writable(x):
         pytest.skip("this NumPy makes DLPack read-only")
@@ -214,7 +217,7 @@ class OtherDevice(OnlyDLPack):
         return 2, 0
 
 
-def test_message_for_an_exporter_on_another_device_contains_its_type():
+def test_message_for_an_exporter_on_another_device_contains_the_name_of_the_type():
     with pytest.raises((TypeError, ValueError, BufferError), match="OtherDevice"):
         cd.dropout(OtherDevice(np.ones(3)), 0.5)
 

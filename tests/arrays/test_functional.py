@@ -136,7 +136,7 @@ def test_rate_of_dropped_elements_is_p(p):
 
 @every_dtype
 @pytest.mark.parametrize("kwargs", [{"p": 0}, {"training": False}, {"p": 1, "training": False}])
-def test_evaluation_returns_x_or_copies_it_to_out(kwargs, dtype):
+def test_evaluation_returns_x_or_copies_x_to_out(kwargs, dtype):
     x = with_special_values((3, 50), dtype)
     assert cd.dropout(x, **kwargs) is x
     assert cd.dropout(x, **kwargs, inplace=True) is x
@@ -208,7 +208,7 @@ def test_numpy_generator_as_rng_is_used_to_draw_one_seed(kind):
         assert repr(rng.bit_generator.state) == repr(expected_rng.bit_generator.state)
 
 
-def test_seed_sequence_as_rng_gives_one_seed():
+def test_seed_sequence_as_rng_determines_the_seed():
     x = with_special_values((600,), np.float32)
     seed = np.random.SeedSequence(7).generate_state(1, np.uint64)[0]
     y = cd.dropout(x, 0.3, rng=np.random.SeedSequence(7))
@@ -261,7 +261,8 @@ def test_dropout_with_a_mask_of_any_form_equals_reference(shape, dtype):
         mask = cd.Mask(shape, p, SEED, 5)
         expected = reference.dropout(x, p, SEED, 5)
         forms = [mask, mask.bits(), np.asarray(mask)]
-        if p == 0.5 or dtype in (np.float32, np.float64):  # 16-bit types round 1 / 0.7
+        # In 16-bit types, to_scale rounds 1 / 0.7, so that the result differs from the reference.
+        if p == 0.5 or dtype in (np.float32, np.float64):
             forms.append(mask.to_scale(dtype))
         for form, order in itertools.product(forms, "CF"):
             ordered = np.array(x, order=order)

@@ -30,7 +30,7 @@ def unaligned(x, offset):
 
 
 def view_in(x, index, shape):
-    """Return a copy of x that is the view `index` of an array with the given shape."""
+    """Return a copy of x that is the view `memory[index]` of an array with the given shape."""
     memory = np.full(shape, FILL, x.dtype)
     view = memory[index]
     view[...] = x
@@ -166,8 +166,8 @@ def test_dropout_accepts_read_only_buffers_with_any_alignment():
 
 # ---- large ------------------------------------------------------------------------------------
 
-# Arrays are split into tiles of at least 32768 elements. Rows of at least 4096 elements are drawn
-# one by one.
+# Large arrays are split into tiles of at least 32768 elements. The bits of each row of at least
+# 4096 elements are drawn separately.
 LARGE = {
     "rows of 4096": lambda make: view_in(make((9, 4096)), np.s_[:, :4096], (9, 5000)),
     "rows of 4095": lambda make: view_in(make((9, 4095)), np.s_[:, 1:4096], (9, 5000)),
@@ -202,7 +202,7 @@ def test_dropout_of_large_arrays_with_any_strides_equals_reference(name, dtype):
 
 
 @pytest.mark.parametrize("n", [16383, 16384, 16385, 32767, 32768, 32769, 65535, 65536, 65537])
-def test_dropout_of_lengths_close_to_a_work_chunk_equals_reference(n):
+def test_dropout_of_about_one_work_chunk_equals_reference(n):
     x = view_in(with_special_values((n,), np.float32), np.s_[::2], (2 * n,))
     assert_equal(cd.dropout(x, 0.3, rng=SEED), reference.dropout(x, 0.3, SEED, 0))
     keep = reference.keep(SEED, 0, 0.3, 0, 3 * n)[::3]
@@ -226,10 +226,11 @@ WINDOWS = [
 ]
 
 
-# Elements that are adjacent in memory are more than 1024 positions apart in the mask.
+# (shape, order of the axes in memory). Elements that are adjacent in memory are more than 1024
+# positions apart in the mask.
 DISTANT = [
     ((3, 60, 40, 41), (0, 2, 3, 1)),  # channels last
-    ((1, 190, 40, 41), (0, 2, 3, 1)),  # a row is copied in several parts
+    ((1, 190, 40, 41), (0, 2, 3, 1)),  # each row is copied in several parts
     ((1100, 1030), (1, 0)),
     ((70, 64, 65), (2, 1, 0)),
 ]

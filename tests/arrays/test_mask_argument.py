@@ -30,7 +30,7 @@ def input_of(function, dtype=np.float32):
 @pytest.mark.parametrize("function, axes", VARIANTS)
 @pytest.mark.parametrize("p", [0, 0.3, 0.5, 1])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_mask_gives_the_same_result_as_its_generator(function, axes, p, dtype):
+def test_mask_gives_the_same_result_as_the_generator_that_created_it(function, axes, p, dtype):
     x = input_of(function, dtype)
     expected = function(x, p, True, rng=5)
     mask = cd.Generator(5).next_mask(x.shape, p, broadcast_dims=axes)
@@ -50,7 +50,7 @@ def test_mask_gives_the_same_result_as_its_generator(function, axes, p, dtype):
     assert_same_bits(x, expected)
 
 
-def test_mc_dropout_with_a_mask_equals_mc_dropout_with_its_generator():
+def test_mc_dropout_gives_equal_results_with_a_generator_and_its_next_mask():
     x = input_of(cd.dropout)
     mask = cd.Generator(5).next_mask((2, *x.shape), 0.3)
     assert_same_bits(cd.mc_dropout(x, n=2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
@@ -59,7 +59,7 @@ def test_mc_dropout_with_a_mask_equals_mc_dropout_with_its_generator():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_bias_dropout_add_with_a_mask_equals_bias_dropout_add_with_its_generator(p, dtype):
+def test_bias_dropout_add_gives_equal_results_with_a_generator_and_its_next_mask(p, dtype):
     x, bias = input_of(cd.dropout, dtype), np.arange(6, dtype=dtype)
     expected = cd.bias_dropout_add(x, bias, x[::-1], p, rng=5)
     mask = cd.Generator(5).next_mask(x.shape, p)
@@ -138,7 +138,7 @@ def test_dropout_variants_reject_an_array_as_mask(function, axes):
 
 
 @pytest.mark.parametrize("empty", [(), [], None], ids=str)
-def test_mask_with_empty_broadcast_dims_or_rng_is_accepted(empty):
+def test_dropout_with_a_mask_accepts_empty_broadcast_dims_and_rng_none(empty):
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     options = {"rng": None} if empty is None else {"broadcast_dims": empty}

@@ -15,7 +15,7 @@ sets_a_shape = pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationW
 
 
 def shrink(array):
-    """Free most of an array's memory, even if other objects refer to it."""
+    """Shorten an array to 4 elements, even if other objects refer to its memory."""
     array.resize(4, refcheck=False)
 
 

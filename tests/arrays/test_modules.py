@@ -132,7 +132,7 @@ def test_modules_can_share_a_generator():
     assert generator.calls == 2
 
 
-def test_default_generator_is_used_in_each_call():
+def test_module_without_rng_uses_the_default_generator_in_each_call():
     m, x = cd.Dropout(0.5), normal(SHAPE)
     m(x)
     cd.manual_seed(12)
@@ -176,7 +176,7 @@ def test_backward_before_forward_raises():
             module.backward(normal(SHAPE))
     with pytest.raises(TypeError):
         m(None)
-    with pytest.raises(RuntimeError, match="before forward"):  # m(None) has failed
+    with pytest.raises(RuntimeError, match="before forward"):  # m(None) raised and stored no mask
         m.backward(normal(SHAPE))
 
 

@@ -28,7 +28,7 @@ calls = st.sampled_from([0, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 generator_calls = calls.map(lambda call: min(call, 2**64 - 2))
 dtypes = st.sampled_from(DTYPES)
 small_shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
-# The rows can be longer than a group of the stream.
+# These rows can be longer than a group of the stream, which has 512 elements.
 long_shapes = st.tuples(st.integers(1, 3), st.integers(60, 700))
 shapes = small_shapes | long_shapes
 
@@ -51,7 +51,7 @@ def views(draw, array):
 def arrays(draw, shape, dtype=None):
     """Draw an array with this shape, any strides and any elements, including NaN and subnormals."""
     dtype = dtype or draw(dtypes)
-    if math.prod(shape) > 100:  # it would be slow to draw each element with Hypothesis
+    if math.prod(shape) > 100:  # drawing each element with Hypothesis would be slow
         random_bytes = np.random.default_rng(draw(st.integers(0, 99))).bytes(
             math.prod(shape) * np.dtype(dtype).itemsize
         )
@@ -111,7 +111,7 @@ def test_mask_does_not_depend_on_layout_and_dtype(data, shape, p, seed, call):
 
 
 @given_examples(150, st.data(), shapes.flatmap(arrays), probabilities, seeds, calls)
-def test_windows_of_masks_equal_parts_of_the_result(data, x, p, seed, call):
+def test_window_of_a_mask_gives_the_same_part_of_the_result(data, x, p, seed, call):
     mask, whole = cd.Mask(x.shape, p, seed, call), reference.dropout(x, p, seed, call)
     assert_same(mask.apply(x), whole)
     index = data.draw(hnp.basic_indices(x.shape, allow_newaxis=True, max_dims=6))
@@ -148,7 +148,7 @@ def test_masks_of_parts_give_the_result_of_the_whole_call(data, p, seed, call, s
 )
 def test_channel_dropout_equals_reference(data, function, batched):
     spatial = 1 + [cd.dropout1d, cd.dropout2d, cd.dropout3d].index(function)
-    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # without a batch, dropout2d warns
+    ndim = spatial + 1 + (batched or function is cd.dropout2d)  # dropout2d warns without a batch
     x = data.draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, min_side=0, max_side=5)
                   .flatmap(arrays))  # fmt: skip
     p, seed, call = data.draw(probabilities), data.draw(seeds), data.draw(generator_calls)
@@ -193,7 +193,7 @@ def test_alpha_dropout_equals_reference(data, dtype, p, seed, call):
     a = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     b = -a * p * saturation
     exact = np.where(keep, a * x.astype(float) + b, a * saturation + b)
-    # `size` bounds the rounding errors of a, b, the product and the sum.
+    # The rounding errors of a, b, the product and the sum are at most 2 eps (size + abs(exact)).
     size = np.where(keep, abs(a * x.astype(float)) + abs(b), a)
     assert (abs(y - exact) <= 2 * np.finfo(dtype).eps * (size + abs(exact))).all()
     function(x, p, True, True, rng=generator_at(seed, call))
@@ -218,7 +218,7 @@ def test_mc_dropout_equals_reference(x, n, p, seed, call):
 
 
 def bias_shapes(shape):
-    """Return a strategy of shapes that broadcast to `shape`."""
+    """Return a strategy that draws shapes that broadcast to `shape`."""
     lengths = st.tuples(*[st.sampled_from([1, length]) for length in shape])
     return st.tuples(lengths, st.integers(0, len(shape))).map(lambda drawn: drawn[0][drawn[1] :])
 
@@ -257,7 +257,8 @@ def test_bias_dropout_add_equals_reference(data, shape, dtype, p, seed):
         for array in (gx.astype(float), abs(gx.astype(float)))
     )
     eps = float(ml_dtypes.finfo(dtype).eps)
-    # The sum is computed in float64, in any order, and rounded once; 16-bit terms may be rounded.
+    # The sum is computed in float64, in any order, and rounded once. If the type has 16 bits, the
+    # terms of the sum may also be rounded.
     order = x.size * 2.0**-53 + (eps if x.itemsize == 2 else 0)
     assert (abs(np.asarray(gbias, float) - total) <= eps * abs(total) + order * size).all()
     out = data.draw(st.sampled_from([x, residual]))

@@ -1,4 +1,4 @@
-"""Tests of result types, and of subclasses and array types that raise errors."""
+"""Tests of the types of results, and of array types and ndarray subclasses that are rejected."""
 
 import array
 import ctypes
@@ -166,7 +166,11 @@ def test_dropout_of_scalars_returns_arrays(dtype):
 
 
 @pytest.mark.parametrize("p", [0, 0.0, 1])
-@pytest.mark.parametrize("make", [np.copy, memoryview, CountingExporter, lambda x: x.T], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [np.copy, memoryview, CountingExporter, lambda x: x.T],
+    ids=["ndarray", "memoryview", "DLPack", "transposed"],
+)
 def test_mc_dropout_returns_independent_copies(make, p):
     x = normal(SHAPE)
     for n in (1, 3):
@@ -198,7 +202,7 @@ def test_mc_dropout_returns_independent_tensors(p):
 
 @pytest.fixture(params=["memmap", "recarray", "matrix"])
 def subclass_array(request, tmp_path):
-    """Return an array of a subclass that does not change the meaning of the elements."""
+    """Return an array of an ndarray subclass that does not change the meaning of the elements."""
     x = normal((3, 4))
     if request.param == "memmap":
         y = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
@@ -313,6 +317,8 @@ def test_dropout_rejects_wrappers_of_arrays():
 
 
 class Unreadable:
+    """An object whose method `__dlpack__` raises the exception in the attribute `error`."""
+
     def __dlpack__(self, **options):
         raise self.error
 

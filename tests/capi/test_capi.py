@@ -36,7 +36,7 @@ def table(request):
 
 
 def calls(table, rows, columns, code, address):
-    """Yield (kernel, arguments) for rows * columns elements; `address` is used for all buffers."""
+    """Yield (kernel, arguments) for rows * columns elements; all buffers are at `address`."""
     n, mask, buffers = rows * columns, new_mask(table, 0.3), [address] * 4
     yield "apply", [code, 0, *buffers[:2], n, mask, 0]
     yield "apply_bits", [code, 0, *buffers[:2], n, buffers[2], 0, 2.0]
@@ -83,7 +83,7 @@ def test_kernels_reject_null_pointers(table, code):
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_kernels_accept_null_pointers_if_there_are_no_elements(table, code, rows, columns):
-    """The pointer to the axes must not be null, because the length 0 is stored there."""
+    """The pointer to the axes must not be null, because the axes contain the length 0."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for index in pointers(table, kernel):
             if tables.KERNELS[kernel][1 + index] is not tables.AXES:
@@ -240,11 +240,13 @@ def import_extension(path):
     specification = spec_from_file_location("extension", path)
     module = module_from_spec(specification)
     specification.loader.exec_module(module)
-    sys.modules.pop("extension", None)  # so that the next test can import it with another table
+    # Let the next test import the extension again, with another table.
+    sys.modules.pop("extension", None)
     return module
 
 
 def works(module):
+    """Return whether the extension's dropout_rows gives the same result as masks in Python."""
     x, y = np.ones((3, 100), np.float32), np.empty((3, 100), np.float32)
     module.dropout_rows(x, y, 0.1, 42)
     masks = [cdropout.Mask(100, 0.1, seed=42, call=row) for row in range(3)]
@@ -252,7 +254,7 @@ def works(module):
 
 
 def edit(old, new, header=None):
-    """Return the header after replacing the single match of `old`."""
+    """Return the header with the only match of the pattern `old` replaced by `new`."""
     header = HEADER.read_text() if header is None else header
     header, count = re.subn(old, new, header, flags=re.DOTALL)
     assert count == 1, old
@@ -267,13 +269,14 @@ def older_header():
 
 
 def newer_header():
+    """Return a header of the next version, whose table has one more function."""
     header = edit(r"(?=} cdropout_table)", "  int (*newer)(void);\n")
     return edit(r"TABLE_VERSION \d+\n", f"TABLE_VERSION {VERSION + 1}\n", header)
 
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory):
-    """Build examples/capi/extension.c with three headers; return {name of the header: file}."""
+    """Build examples/capi/extension.c with three headers; return {header name: built file}."""
     find_or_skip("setuptools")
     folder = tmp_path_factory.mktemp("extensions")
     headers = {"own": None, "older": older_header(), "newer": newer_header()}
@@ -281,7 +284,7 @@ def extensions(tmp_path_factory):
         (folder / name).mkdir()
         shutil.copy(EXAMPLES / "extension.c", folder / name)
         if header:
-            (folder / name / "cdropout.h").write_text(header)  # hides the installed one
+            (folder / name / "cdropout.h").write_text(header)  # hides the installed header
     (folder / "setup.py").write_text(SETUP.replace("NAMES", repr(list(headers))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -308,7 +311,7 @@ def other_table(monkeypatch):
         head = tables.Table.from_buffer(memory)
         head.version, head.size = version, size
         monkeypatch.setattr(dispatch, "table", new_capsule(ctypes.addressof(memory), name, None))
-        return memory, name  # the caller keeps both alive while the capsule is used
+        return memory, name  # the caller keeps these objects alive while the capsule is used
 
     return replace
 

@@ -25,7 +25,7 @@ SEED = 2**64 - 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return the folder in which the examples are built."""
+    """Build the examples in a temporary folder and return this folder."""
     find_or_skip("setuptools")
     if not shutil.which(os.environ.get("CC", "cc")) or not shutil.which(
         os.environ.get("CXX", "c++")
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def load(folder, monkeypatch):
-    """Return a function that imports one of the examples."""
+    """Return a function that imports an example, or skips the test if a package is missing."""
     monkeypatch.syspath_prepend(folder)
 
     def load(name):
@@ -65,7 +65,7 @@ def numbers(*shape, seed=0):
 
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 @pytest.mark.parametrize("name", COMPILED + INTERPRETED)
-def test_dropout_rows_equals_python(load, name, p):
+def test_dropout_rows_equals_mask_apply(load, name, p):
     dropout_rows = load(name).dropout_rows
     for shape in SHAPES:
         x, y = numbers(*shape), np.full(shape, 9, np.float32)
@@ -111,7 +111,7 @@ def test_cost_script_prints_the_time_per_call(load, folder):
 # ---- programs without Python ------------------------------------------------------------------
 
 
-def test_programs_do_not_include_python():
+def test_programs_do_not_include_python_h():
     for name in ("programs.h", "images.c", "layer.cpp", "threads.c", "training.c"):
         assert "Python.h" not in (EXAMPLES / name).read_text()
 
@@ -119,7 +119,7 @@ def test_programs_do_not_include_python():
 @pytest.mark.parametrize(
     "n, p", [(10_007, 0), (10_007, 0.1), (10_007, 0.5), (10_007, 1), ((1 << 22) + 77, 0.1)]
 )
-def test_layer_example_equals_python(load, n, p):
+def test_layer_example_equals_mask_apply_and_dropout_backward(load, n, p):
     """For the largest n, the layer sets the flag CDROPOUT_PART_OF_LARGE."""
     x, gy = numbers(n), numbers(n, seed=1)
     y, gx = np.empty_like(x), np.empty_like(x)
@@ -131,7 +131,7 @@ def test_layer_example_equals_python(load, n, p):
 
 @pytest.mark.parametrize("by_channel", [True, False])
 @pytest.mark.parametrize("shape", [(2, 3, 11, 13), (1, 64, 9, 7), (3, 1, 5, 8), (2, 0, 3, 3)])
-def test_images_example_equals_python(load, shape, by_channel):
+def test_images_example_equals_dropout_and_dropout2d(load, shape, by_channel):
     """In memory, the axes are ordered as images, rows, columns, channels."""
     x = numbers(shape[0], shape[2], shape[3], shape[1])
     y, p = np.full_like(x, 9), 0.3
@@ -144,13 +144,13 @@ def test_images_example_equals_python(load, shape, by_channel):
 
 
 @pytest.mark.parametrize("n", [0, 1, 65_535, 65_536, 1_000_003])
-def test_threads_example_equals_python(load, n):
+def test_threads_example_equals_mask_apply(load, n):
     x, y = numbers(n), np.empty(n, np.float32)
     load("bridge").threads(x, y, 0.1, 42)
     assert y.tobytes() == cdropout.Mask(n, 0.1, 42).apply(x).tobytes()
 
 
-def test_threads_example_does_not_depend_on_the_number_of_threads(load, folder):
+def test_result_of_threads_example_does_not_depend_on_the_number_of_threads(load, folder):
     code = "import bridge, hashlib, numpy as np; x = np.ones(10**6, np.float32); y = x.copy();"
     code += "bridge.threads(x, y, 0.1, 42); print(hashlib.sha256(y).hexdigest())"
     found = set()
@@ -222,7 +222,7 @@ def test_gradient_of_the_training_step_depends_on_the_mask(training):
     assert np.abs(training.gradient - slopes).max() > 0.01
 
 
-def test_masks_of_the_training_step_equal_python(training):
+def test_training_step_equals_mask_apply_and_dropout_backward(training):
     training.loss(7)
     hidden, dropped, g_dropped, g_hidden = training.work
     mask = cdropout.Mask((SAMPLES, HIDDEN), 0.4, 42, 7)

@@ -1,7 +1,8 @@
 """Tests that the C interface is binary compatible with its recorded layout.
 
-Fields may be added at the end of the table; nothing else may change. Before a release, record the
-additions in capi_layout.json with `python -m tests.capi.test_layout --record`.
+Functions may be added at the end of the table, and codes to the enums; nothing else may change.
+Before a release, record the additions in capi_layout.json with
+`python -m tests.capi.test_layout --record`.
 """
 
 import json
@@ -46,7 +47,7 @@ def breaking_changes(recorded, present):
     for name, code in recorded["codes"].items():
         if present["codes"].get(name) != code:
             yield f"{name} was {code}, and is {present['codes'].get(name)}"
-    for name in ("cdropout_mask", "cdropout_axis"):  # callers allocate these
+    for name in ("cdropout_mask", "cdropout_axis"):  # callers allocate these structs
         if present[name] != recorded[name]:
             yield f"{name} was {recorded[name]}, and is {present[name]}"
     before, now = recorded["cdropout_table"], present["cdropout_table"]
@@ -139,7 +140,7 @@ def test_breaking_changes_reports_a_removed_function():
 
 
 def signatures(text):
-    """Return (result, name, arguments) of each function, in syntax common to C and Cython."""
+    """Return [result type, name, arguments] without spaces for each function in C or Cython."""
     found = re.findall(r"(\w+) \(\*(\w+)\)\(([^()]*)\)", text)
     assert found
     return [[re.sub(r"\s|,$", "", part.replace("* ", "*")) for part in each] for each in found]

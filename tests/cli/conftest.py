@@ -1,3 +1,5 @@
+"""Fixtures for the tests of the command line and of cdropout.bench."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from ..helpers.requirements import slow
 
 @pytest.fixture(scope="module")
 def quick_bench():
-    """Check and time fewer elements for less time; restore the number of threads afterwards."""
+    """Make checks and measurements shorter; restore the number of threads afterwards."""
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "SIZE", 1 << 18)
@@ -23,7 +25,11 @@ def quick_bench():
 
 @pytest.fixture
 def refuse(capsys):
-    """Return a function that runs a command, which must fail, and returns its line of stderr."""
+    """Return a function that runs the command line with arguments that are invalid.
+
+    The function asserts that the exit code is 2 and that only one line is printed, to standard
+    error. It returns this line.
+    """
 
     def refuse(*arguments):
         with pytest.raises(SystemExit) as caught:

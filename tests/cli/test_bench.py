@@ -75,7 +75,7 @@ def test_json_contains_the_numbers_of_the_table(output):
         assert f"{each['ns_per_element']:10.3f} {each['gb_per_s']:8.2f}" in printed
 
 
-def test_bench_without_peers(capsys):
+def test_bench_without_peers_prints_no_ratio_to_a_peer(capsys):
     assert main([*QUICK, "--peer", "none", "--dtype", "float64", "--threads", "2"]) == 0
     printed = capsys.readouterr()
     assert "2 threads, p=0.1, float64" in printed.out and "numpy" not in printed.out
@@ -140,7 +140,7 @@ def test_bench_fails_if_cdropout_is_wrong(capsys, monkeypatch, fake):
     assert "left out: cdropout: float32: forward kept 262144 of" in capsys.readouterr().out
 
 
-def test_bench_reports_an_implementation_with_more_threads(capsys, monkeypatch):
+def test_bench_reports_an_implementation_that_uses_too_many_threads(capsys, monkeypatch):
     monkeypatch.setattr(check, "cpus_used", lambda *_: 1.9)
     assert main([*QUICK, "--peer", "none"]) == 0
     assert "more threads than requested: cdropout used 1.9 CPUs" in capsys.readouterr().out

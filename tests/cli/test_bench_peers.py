@@ -35,7 +35,7 @@ def test_copies_write_y_and_gx(threads, size):
 
 def test_large_copy_uses_all_threads():
     idents = set()
-    barrier = threading.Barrier(3, timeout=60)  # times out unless three threads copy at once
+    barrier = threading.Barrier(3, timeout=60)  # wait raises unless three threads copy at once
 
     def copy(target, source):
         barrier.wait()
@@ -57,7 +57,10 @@ def test_adapters_of_returns_the_adapters_of_frameworks():
 
 
 def checked_dtypes(name):
-    """Return the dtypes to check. TensorFlow draws too few distinct values in 16-bit types."""
+    """Return the dtypes with which to check the peer.
+
+    16-bit types would not pass with TensorFlow, which draws too few distinct values for them.
+    """
     if name in ("tensorflow", "keras"):
         return ["float32", "float64"]
     return ["float32"] if name == "torch-compile" else list(FLOATS)
@@ -68,7 +71,7 @@ def checked_dtypes(name):
 def test_find_error_returns_none_for_installed_frameworks(name):
     if package := peers.missing(name.removeprefix("cdropout-")):
         pytest.skip(skip_reason(package))
-    # Frameworks start threads, set environment variables and print warnings: use a new process.
+    # Use a new process, because frameworks start threads and set environment variables.
     statement = (
         "from cdropout.bench import check, peers; "
         f"factory = {{**peers.PEERS, **peers.ADAPTERS}}[{name!r}]; "

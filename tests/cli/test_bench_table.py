@@ -22,7 +22,7 @@ def heading(**changes):
     )
 
 
-def test_heading_of_a_portable_build(monkeypatch):
+def test_heading_of_a_portable_build_recommends_a_compiler(monkeypatch):
     monkeypatch.setattr(dispatch, "vectors", False)
     first, _, third, _ = heading()
     assert f"{dispatch.isa} (portable: built without vector types)" in first
@@ -30,14 +30,14 @@ def test_heading_of_a_portable_build(monkeypatch):
     assert third.startswith(f"to make it faster, {advice};")
 
 
-def test_heading_without_advice(monkeypatch):
+def test_heading_with_the_widest_instruction_set_has_no_advice(monkeypatch):
     monkeypatch.setattr(dispatch, "vectors", True)
     monkeypatch.setattr(dispatch, "runnable", lambda: (dispatch.isa,))
     assert not any("faster" in line for line in heading())
 
 
 @pytest.mark.parametrize("usage, busy", [(0.6, True), (0.9, False)])
-def test_heading_on_a_busy_machine(usage, busy):
+def test_heading_reports_a_busy_machine(usage, busy):
     line = "BUSY MACHINE: this process used only 60% of a CPU; the times of long calls are too high"
     assert (line in heading(cpu_usage=usage)) is busy
 

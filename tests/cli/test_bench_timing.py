@@ -40,7 +40,7 @@ def test_cache_filler_is_twice_as_large_as_the_cache(monkeypatch):
     timing.cache_filler.cache_clear()
 
 
-def test_cache_size_and_cpu_name_without_system_files(monkeypatch):
+def test_cache_size_and_cpu_name_have_defaults_without_system_files(monkeypatch):
     monkeypatch.setattr(timing, "read_system_file", lambda path: "")
     assert timing.cache_size() == timing.UNKNOWN_CACHE
     assert timing.cpu_name()
@@ -49,7 +49,7 @@ def test_cache_size_and_cpu_name_without_system_files(monkeypatch):
 # ---- timing of calls --------------------------------------------------------------------------
 
 
-def test_time_calls_times_each_call_in_each_round():
+def test_time_calls_measures_each_call_in_each_round():
     called = Counter()
     calls = {name: lambda name=name: called.update(name) for name in "ab"}
     times, counts = timing.time_calls(calls, seconds=0)
@@ -61,7 +61,7 @@ def test_time_calls_times_each_call_in_each_round():
         assert min(times[name]) > 0
 
 
-def test_time_calls_with_cold_times_single_calls(monkeypatch):
+def test_time_calls_with_cold_empties_the_cache_before_each_call(monkeypatch):
     emptied = Counter()
     monkeypatch.setattr(timing, "empty_cache", lambda: emptied.update("x"))
     times, counts = timing.time_calls({"a": lambda: None, "b": lambda: None}, 0, cold=True)

@@ -1,4 +1,4 @@
-"""Tests of the errors that invalid environment variables raise when cdropout is imported."""
+"""Tests of the errors that the import of cdropout raises for invalid environment variables."""
 
 import os
 import sys
@@ -37,12 +37,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
-def test_option_m_in_any_form_prints_one_line(options):
+def test_command_with_any_form_of_option_m_prints_one_line(options):
     assert_error(run([sys.executable, *options], "info", CDROPOUT_ISA="sse9"), 2, ISA_ERROR)
 
 
 @pytest.mark.parametrize("program", ["import cdropout", "import sys; import cdropout.__main__"])
-def test_invalid_variable_raises_in_other_programs(program):
+def test_import_with_an_invalid_variable_raises_in_other_programs(program):
     """A program with the argument `cdropout` is not mistaken for the command line."""
     code, _, error = run([sys.executable, "-P", "-c", program], "cdropout", CDROPOUT_ISA="sse9")
     assert code == 1 and "Traceback" in error
@@ -53,7 +53,7 @@ def test_invalid_variable_raises_in_other_programs(program):
     "options", [["-W", "ignore", "-mmytool"], *slow(["-m", "mytool"], ["-mmytool"])]
 )
 @pytest.mark.parametrize("arguments", [["-m", "cdropout"], *slow(["cdropout"], ["-mcdropout"])])
-def test_invalid_variable_raises_in_other_modules(options, arguments, tmp_path):
+def test_import_with_an_invalid_variable_raises_in_other_modules(options, arguments, tmp_path):
     """With -m, Python imports the module's package before it sets sys.argv."""
     (tmp_path / "mytool").mkdir()
     (tmp_path / "mytool" / "__init__.py").write_text("import cdropout")

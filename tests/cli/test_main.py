@@ -52,7 +52,7 @@ def test_option_peer_selects_installed_peers(parse, arguments, names):
     assert parse(*arguments).peers == names
 
 
-def test_default_options_of_bench(parse):
+def test_options_of_bench_have_defaults(parse):
     options = parse()
     assert (options.threads, options.p, options.dtype) == (1, 0.1, ["float32"])
     assert options.sizes == [1 << bits for bits in (6, 10, 14, 18, 20, 24)]
@@ -164,7 +164,7 @@ def test_bench_with_too_little_memory_prints_one_line(refuse, monkeypatch, quick
     assert line == "cdropout bench: error: not enough memory for 64 elements\n"
 
 
-def test_missing_or_unknown_command_is_rejected(refuse):
+def test_main_rejects_a_missing_or_unknown_command(refuse):
     assert refuse().startswith("cdropout: error: ")
     assert "invalid choice: 'race'" in refuse("race")
 
@@ -188,7 +188,7 @@ def test_info_prints_versions_and_settings(capsys):
     assert sys.version.startswith(lines["Python"])
 
 
-def test_info_of_a_portable_build(capsys, monkeypatch):
+def test_info_of_a_portable_build_recommends_a_compiler(capsys, monkeypatch):
     monkeypatch.setattr(dispatch, "vectors", False)
     monkeypatch.setattr(dispatch, "built", lambda: ("baseline",))
     monkeypatch.setattr(dispatch, "compiler", "MSVC 1944")
@@ -216,7 +216,7 @@ def test_module_prints_its_version_and_package_does_not_import_bench():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_missing_command_exits_with_code_2(name):
+def test_cdropout_without_a_command_exits_with_code_2(name):
     text = "error: the following arguments are required: command"
     assert_error(run(find_command(name)), 2, text)
 
@@ -256,7 +256,7 @@ def test_only_stream_fails_if_standard_output_is_closed(command, arguments):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("arguments", [["info"], *slow(["--help"], BENCH, ["stream"])], ids=str)
-def test_full_disk_exits_with_code_1(command, arguments):
+def test_command_exits_with_code_1_if_the_disk_is_full(command, arguments):
     with open("/dev/full", "w") as full:
         assert_error(run(command, *arguments, stdout=full), 1, "No space left on device")
 
@@ -274,7 +274,7 @@ def test_unwritable_file_is_rejected_before_the_measurements(refuse, option):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 @pytest.mark.parametrize("option, name", [("--json", "a.json"), ("--plot", "a.svg")])
-def test_full_disk_after_measurements_prints_a_line(capsys, quick_bench, tmp_path, option, name):
+def test_bench_prints_an_error_if_the_disk_is_full(capsys, quick_bench, tmp_path, option, name):
     import_or_skip("matplotlib")
     path = tmp_path / name
     path.symlink_to("/dev/full")

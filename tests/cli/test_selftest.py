@@ -1,4 +1,4 @@
-"""Tests that cdropout.selftest passes, and that it describes errors."""
+"""Tests that cdropout.selftest passes, and that its messages describe wrong results."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_keep_rate_error_describes_a_wrong_keep_rate(monkeypatch):
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.001])
-def test_keep_bound_has_at_most_the_declared_risk(p):
+def test_probability_of_exceeding_keep_bound_is_below_the_declared_risk(p):
     n = 3000
     logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     chance = [math.exp(c + k * math.log(p) + (n - k) * math.log1p(-p)) for k, c in enumerate(logs)]

@@ -55,7 +55,7 @@ def mask(n, seed=SEED, call=CALL, start=0):
 
 
 def interleave(masks, rounds):
-    """Interleave the masks: each round has 64 elements of each mask."""
+    """Return the interleaved elements of the masks; each round has 64 elements of each mask."""
     return np.stack([np.asarray(mask).reshape(rounds, 64) for mask in masks], axis=1).reshape(-1)
 
 
@@ -94,7 +94,7 @@ def test_order_blocks_interleaves_blocks(stream):
         np.testing.assert_array_equal(found, interleave(masks, BLOCK // 64), err_msg=str(first))
 
 
-def test_block_length_equals_that_of_the_reference():
+def test_block_length_equals_block_length_of_reference():
     assert BLOCK == reference.BLOCK
 
 
@@ -104,7 +104,7 @@ def test_block_length_equals_that_of_the_reference():
 @pytest.mark.parametrize("depth", [1, 2, 3, DEPTH])
 @pytest.mark.parametrize("n", [2, 5, 8, 11])
 def test_extract_gives_results_of_equal_length_equally_often(n, depth):
-    """Inputs with equally many ones are equally likely for every p; count them together."""
+    """Count inputs with the same number of ones together; they are equally likely for every p."""
     counts = {}
     for bits in itertools.product((False, True), repeat=n):
         found = tuple(extract(np.array(bits), depth).tolist())

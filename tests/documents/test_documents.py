@@ -1,4 +1,4 @@
-"""Tests that code blocks in README.md and docs/ run, and that files, links and names exist."""
+"""Tests that the code blocks of the documents run, and that all files and names in them exist."""
 
 import ast
 import importlib.util
@@ -49,7 +49,7 @@ def blocks(language, *slow):
 # ---- code ---------------------------------------------------------------------------------------
 
 
-def test_blocks_have_a_known_language():
+def test_code_blocks_have_a_known_language():
     """Formulas and output have the language `text`; names in braces are Sphinx directives."""
     kinds = {kind for *_, kind, _ in BLOCKS if not re.match(r"\{[\w-]+\}", kind)}
     assert kinds == {"python", "c", "sh", "diff", "text"}
@@ -83,7 +83,7 @@ def test_c_blocks_compile_without_warnings(compiler, block, tmp_path):
 
 
 def test_included_programs_are_in_tested_folders():
-    """The tests in tests/capi compile and run the programs of these folders."""
+    """Allow only the two folders whose programs are compiled by the tests in tests/capi."""
     paths = re.findall(r"\{literalinclude\} (\S+)", ALL_TEXT)
     assert {path.rpartition("/")[0] for path in paths} == {
         "../examples/capi",
@@ -93,7 +93,7 @@ def test_included_programs_are_in_tested_folders():
 
 @blocks("sh")
 def test_shell_commands_are_valid(block):
-    """Parse the commands of cdropout, which take minutes to run; find the others in .ci/run.
+    """Parse the commands of cdropout, which take minutes to run; find other commands in .ci/run.
 
     The tests in tests/cli run cdropout's commands with small sizes.
     """
@@ -167,7 +167,7 @@ def public_names(path):
 
 
 def documented_names(module):
-    """Return the names of a module that are documented in the API pages."""
+    """Return the names of a module that the API pages document."""
     found = set()
     for name, text in DOCUMENTS.items():
         for part in text.split(".. currentmodule:: ")[1:] if "docs/api" in name else ():
@@ -193,7 +193,7 @@ SEED, CALL, P = 42, 7, 0.1
 
 
 def numbers_in_lines(pattern):
-    """For each line of the example that matches the pattern, return its numbers."""
+    """Return the numbers in each line of the example that matches the pattern."""
     return [
         [int(part, 0) for part in line]
         for line in re.findall(rf"^{pattern}$", STREAM, re.MULTILINE)

@@ -52,7 +52,7 @@ def test_digits_prints_the_errors_with_and_without_dropout(tmp_path):
     without, with_dropout, difference = np.array(rows, dtype=float).T
     assert len(without) == 2
     assert np.all((without > 0) & (without < 95) & (with_dropout > 0) & (with_dropout < 95))
-    atol = 0.016  # each of three numbers is rounded to 0.01
+    atol = 0.016  # each of the three numbers has a rounding error of up to 0.005
     np.testing.assert_allclose(with_dropout - without, difference, atol=atol)
     mean_and_spread = NUMBER + r" \+- \d+\.\d\d"
     means = re.search(f"^mean{mean_and_spread * 3} ", result.stdout, re.MULTILINE)
@@ -63,7 +63,7 @@ def test_digits_prints_the_errors_with_and_without_dropout(tmp_path):
 
 
 @pytest.mark.slow
-def test_digits_with_p_0_has_equal_errors_in_both_runs(tmp_path):
+def test_digits_with_p_0_prints_equal_errors_with_and_without_dropout(tmp_path):
     find_or_skip("sklearn")  # contains the data
     result = run(*SMALL, "--p", "0", folder=tmp_path, missing="matplotlib")
     assert re.search(r"^mean .* 0\.00 \+- 0\.00 ", result.stdout, re.MULTILINE), result.stdout
@@ -104,7 +104,7 @@ def test_digits_rejects_invalid_options(digits, arguments, message, monkeypatch,
     assert message in capsys.readouterr().err
 
 
-def test_gradient_check_passes_without_errors(digits):
+def test_gradient_check_passes_with_the_correct_gradient(digits):
     digits.check_gradient()
 
 

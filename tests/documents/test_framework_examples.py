@@ -22,8 +22,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("tensorflow", ["--steps", "60"], ["tensorflow", "cdropout"]),
     ],
 )
-def test_training_with_the_dropout_of_both_libraries_succeeds(framework, arguments, names):
-    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # JAX is the backend
+def test_example_trains_with_the_dropout_of_both_libraries(framework, arguments, names):
+    find_or_skip(framework, "sklearn", *["jax"] * (framework == "keras"))  # Keras uses JAX here
     command = [sys.executable, "-P", EXAMPLES / f"{framework}_digits.py", *arguments]
     environment = {**os.environ, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

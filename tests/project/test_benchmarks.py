@@ -27,6 +27,10 @@ def growth():
 
 
 def row(size, ns, memcpy=0.1, threads=1, extra=0):
+    """Return a row of the results of growth.py.
+
+    `extra` is the peak memory in bytes besides input and output, or None if the peak is unknown.
+    """
     peak = None if extra is None else 8 * size + extra
     costs = {"dropout": ns, "memcpy": memcpy, "nbytes": 8 * size, "peak": peak}
     return {"size": size, "threads": threads, **costs}
@@ -53,7 +57,7 @@ def test_growth_errors_reports_excessive_time_and_memory(growth, rows, expected)
 
 
 @pytest.mark.slow
-def test_growth_prints_a_row_per_size():
+def test_growth_script_prints_a_row_per_size():
     code, printed = run(
         "growth.py", "--sizes", "64", str(MI), "--threads", "2", "--seconds", "0", "--dtype=float16"
     )
@@ -64,13 +68,13 @@ def test_growth_prints_a_row_per_size():
 
 
 @pytest.mark.slow
-def test_kernels_prints_a_line_per_kernel():
+def test_kernels_script_prints_a_line_per_kernel():
     code, printed = run("kernels.py", "--size", str(64 * KI), "--seconds", "0")
     assert code == 0 and len(printed.splitlines()) == 10
 
 
 @pytest.mark.slow
-def test_output_of_calls_can_be_compared_with_pyperf(tmp_path):
+def test_output_of_calls_script_can_be_compared_with_pyperf(tmp_path):
     import_or_skip("pyperf")
     path = tmp_path / "calls.json"
     options = ["--processes=1", "--values=1", "--warmups=1", "--loops=2", "--quiet"]
@@ -81,6 +85,6 @@ def test_output_of_calls_can_be_compared_with_pyperf(tmp_path):
 
 
 @pytest.mark.slow
-def test_layouts_prints_a_line_per_layout():
+def test_layouts_script_prints_a_line_per_layout():
     code, printed = run("layouts.py", "--pairs", "1")
     assert code == 0 and len(printed.splitlines()) == 15

@@ -29,7 +29,7 @@ SETS = dispatch.INSTRUCTION_SETS
 
 
 def run(code, **environment):
-    """Run Python code with warnings as errors; return its exit status, stdout and stderr."""
+    """Run Python code with warnings as errors; return the exit status, stdout and stderr."""
     return subprocess_runner.run(code, PYTHONWARNINGS="error", **environment)
 
 
@@ -54,7 +54,7 @@ def disassemble(path):
 
 
 def wide_instructions(code):
-    """Return the instructions of AVX and later sets; their names begin with v."""
+    """Return the names of AVX and later instructions; only these, verr and verw begin with v."""
     names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
     return names - {"verr", "verw"}
 
@@ -313,7 +313,7 @@ def unbuilt(tmp_path):
 
 
 def run_with_path(code, *path):
-    """Run code with the given folders on sys.path, but without others that contain cdropout."""
+    """Run code with these folders on sys.path and without other folders that contain cdropout."""
     return run(SET_PATH.replace("PATH", ", ".join(f"{str(entry)!r}" for entry in path)) + code)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the imports between modules, and that folders of tests cannot be imported by name."""
+"""Tests that modules import only lower layers and that no folder of tests is on the import path."""
 
 import re
 import sys
@@ -33,7 +33,8 @@ LAYERS = [  # modules import only from lines above their own
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
-WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}  # inside functions
+# These imports are inside functions.
+WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
 
@@ -48,7 +49,7 @@ def name_of(path):
 
 def imported(source, compiled, names):
     """Yield the modules that `from source import names` or `import names` imports."""
-    for name in re.findall(r"[\w.]+", names) or [""]:  # names can follow on other lines
+    for name in re.findall(r"[\w.]+", names) or [""]:  # "" if the names are on other lines
         full = f"{source}.{name}" if source else name
         if full.split(".")[0] != "cdropout":
             return

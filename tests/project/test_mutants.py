@@ -50,7 +50,7 @@ def test_log_contains_only_mutants_of_the_catalog():
     assert ids == sorted(set(ids)) and set(ids) <= set(ENTRIES)
 
 
-def test_explained_mutants_survived_in_the_log():
+def test_mutants_with_an_explanation_survived_in_the_log():
     lines = [line.split("\t") for line in LOG.read_text().splitlines()]
     outcomes = {line[0]: line[2] for line in lines}
     assert catalog.EXPLAINED
@@ -139,7 +139,7 @@ def test_replace_rejects_patterns_that_do_not_match_once(function, pattern, numb
         ("def f(): return not x", "$v", ["x"]),
     ],
 )
-def test_matches_in_cython_code(text, pattern, matches):
+def test_matches_finds_patterns_in_cython_code(text, pattern, matches):
     found = anchors.matches(text, "f", pattern)
     assert [text[start:end] for start, end, _ in found if text[start:end] != "f"] == matches
 
@@ -169,7 +169,7 @@ static int g(int x) { return f(x) + 1; }
         ("TABLE", "{1, 2}", ["{1, 2}"]),
     ],
 )
-def test_matches_in_c_code(function, pattern, matches):
+def test_matches_finds_patterns_in_c_code(function, pattern, matches):
     found = anchors.matches(C_FUNCTIONS, function, pattern, anchors.C)
     assert [C_FUNCTIONS[start:end] for start, end, _ in found] == matches
 

@@ -95,7 +95,7 @@ def test_build_for_arm64_contains_only_the_baseline(build, tmp_path):
 
 
 @pytest.mark.parametrize("required", [None, "0"])
-def test_build_with_msvc_is_the_portable_form(build, monkeypatch, required):
+def test_build_with_msvc_contains_only_the_portable_form(build, monkeypatch, required):
     if required:
         monkeypatch.setenv("CDROPOUT_REQUIRE_CLANG", required)
     messages = []

@@ -79,7 +79,7 @@ def test_examples_in_docstrings_run(name):
     assert cd.get_num_threads() == threads
 
 
-def test_signatures_of_flax_dropout_and_of_its_instances():
+def test_flax_dropout_and_its_instances_have_different_signatures():
     find_or_skip("flax")
     from cdropout.flax import Dropout
 

@@ -16,7 +16,7 @@ def test_annotations_are_correct_at_run_time(use):
 
 
 @pytest.mark.parametrize("call", typed_use.REFUSED)
-def test_arguments_that_mypy_rejects_raise(call):
+def test_arguments_rejected_by_mypy_raise_at_run_time(call):
     with pytest.raises((TypeError, IndexError)):
         typed_use.refused(call)
 
