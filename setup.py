@@ -77,7 +77,7 @@ class BuildExt(build_ext):
     def replace_msvc(self):
         """Compile with clang-cl if it is installed, because MSVC has no vector types.
 
-        MSVC builds the portable version of _core/simd.h, which is several times slower.
+        MSVC builds the portable form of _core/simd.h, which is several times slower.
         """
         compiler = self.compiler
         if not compiler.initialized:
