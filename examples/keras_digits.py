@@ -60,7 +60,7 @@ def train(dropout, hidden, epochs, x, labels):
     timer = EpochTimer()
     network.fit(x[:1000], labels[:1000], batch_size=50, epochs=epochs, verbose=0, callbacks=[timer])
     guesses = np.argmax(network.predict(x[1000:], verbose=0), axis=1)
-    seconds = timer.seconds[1:]  # without the epoch that compiles the model
+    seconds = timer.seconds[1:]  # without the first epoch, which compiles the model
     return 100 * np.mean(guesses != labels[1000:]), np.median(seconds)
 
 
