@@ -66,7 +66,7 @@ def test_result_equals_numpy_for_each_dtype_and_p(dtype, p):
 
 
 @pytest.mark.parametrize("axes", [0, (0, 2), -2, [1, 2], ()])
-def test_broadcast_dims_equal_those_of_numpy(axes):
+def test_result_with_broadcast_dims_equals_numpy(axes):
     y, mask = cdd.dropout(lazy(), 0.4, seed=1, broadcast_dims=axes, return_mask=True)
     expected, expected_mask = cd.dropout(X, 0.4, rng=1, broadcast_dims=axes, return_mask=True)
     assert mask == expected_mask

@@ -54,7 +54,7 @@ def test_seed_and_call_of_key(key, seed_and_call_number):
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (2,), (-1,), (0, 2), (1, 2), (0, 1, 2)])
-def test_broadcast_dims(dims):
+def test_result_with_broadcast_dims_equals_numpy(dims):
     x = normal_jax((6, 70, 33))
     assert_same_bits(dropout(KEY, x, 0.4, dims), numpy_dropout(KEY, x, 0.4, dims))
     expected = cd.dropout(np.asarray(x), 0.4, rng=7, broadcast_dims=dims)
@@ -67,7 +67,7 @@ def test_broadcast_dims_can_be_int():
 
 
 @eager_and_jit
-def test_p_0_and_1(wrap):
+def test_p_0_returns_x_and_p_1_returns_zeros(wrap):
     x = normal_jax((50,)).at[3].set(jnp.nan)
     assert_same_bits(wrap(lambda x: dropout(KEY, x, 0))(x), np.asarray(x))
     assert_same_bits(wrap(lambda x: dropout(KEY, x, 1))(x), np.zeros(50, np.float32))
@@ -229,7 +229,7 @@ def test_inplace_preserves_array_that_is_used_later():
     assert_same_bits(z, before + 1)
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     keys, x = jax.random.split(KEY, 16), normal_jax((100_000,))
     program = jax.jit(partial(dropout, p=0.3))
     for key, y in zip(keys, run_in_threads(16, lambda i: program(keys[i], x)), strict=True):

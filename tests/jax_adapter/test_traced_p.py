@@ -41,7 +41,7 @@ def test_traced_p_is_float32(shape, p):
 
 
 def test_masks_of_float32_and_float64_p_differ(enable_x64):
-    key, p = jax.random.key(3), 1 - 2.0**-26  # p rounds to 1 in float32
+    key, p = jax.random.key(3), 1 - 2.0**-26  # p is rounded to 1 in float32
     x = jnp.ones(1 << 20, jnp.float32)
     assert_same_bits(jax.jit(dropout)(key, x, p), cd.Mask(x.shape, p, 3).apply(np.asarray(x)))
     assert_same_bits(jax.jit(dropout)(key, x, jnp.float32(p)), np.zeros(x.shape, np.float32))
@@ -63,7 +63,7 @@ def test_p_can_be_int(p):
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
-def test_p_0_and_1(dtype, dims, enable_x64):
+def test_p_0_returns_x_and_p_1_returns_zeros(dtype, dims, enable_x64):
     x = jnp.asarray([[np.nan, np.inf, -np.inf, -0.0, 1e-7, 3.0]] * 2, dtype)
     program = jax.jit(partial(dropout, broadcast_dims=dims))
     assert_same_bits(program(KEY, x, 0.0), np.asarray(x))
@@ -71,7 +71,7 @@ def test_p_0_and_1(dtype, dims, enable_x64):
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
-def test_broadcast_dims(dims):
+def test_result_with_broadcast_dims_equals_numpy(dims):
     x = normal_jax((6, 70, 33))
     program = jax.jit(partial(dropout, broadcast_dims=dims))
     assert_same_bits(program(KEY, x, 0.4), expected_dropout(KEY, x, 0.4, dims))
@@ -304,7 +304,7 @@ def test_eval_shape_with_traced_p():
 @pytest.mark.parametrize("shape", ["3, 40", "rows, 40", "rows, columns"])
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
 def test_exported_program_with_traced_p(shape, dims):
-    """Test programs for which some axes have lengths that are known only at run time."""
+    """Test programs in which the lengths of no, one or both axes are known only at run time."""
     pytest.importorskip("absl", reason="JAX 0.5 exports with absl-py")
     pytest.importorskip("flatbuffers", reason="JAX writes programs with flatbuffers")
     from jax import export

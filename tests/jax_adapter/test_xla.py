@@ -22,7 +22,7 @@ SIZE, INT, POINTER = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
 
 
 def struct(name, *fields):
-    """Return a ctypes type for a struct of XLA: the fields follow two that all structs have."""
+    """Return a ctypes type for a struct of XLA. All structs begin with the same two fields."""
     common = [("struct_size", SIZE), ("extensions", POINTER)]
     return type(name, (ctypes.Structure,), {"_fields_": [*common, *fields]})
 
@@ -110,7 +110,7 @@ class Call:
         return function(ctypes.addressof(self.frame))
 
 
-def test_valid_call():
+def test_valid_call_writes_the_result():
     call = Call()
     assert call.run() is None and call.errors == []
     np.testing.assert_array_equal(call.y, cd.Mask((3, 4), 0.5, 7).apply(X))
@@ -252,7 +252,7 @@ def is_correct(call, seed=7):
 
 
 def run_with_module(script):
-    """Run a script in a new process that can fork. The script can use the names of this module."""
+    """Run a script that can use the names of this module, and return the same as `run`."""
     script = f"{FIND_TESTS}from {__name__} import *\n{script}"
     return run(script, CDROPOUT_NUM_THREADS="3")
 
@@ -291,7 +291,7 @@ def test_large_calls_start_threads():
     assert output.splitlines() == [f"{started} True" for *_, started in THREAD_CASES]
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     cd.set_num_threads(3)
     calls = [large_call(seed) for seed in range(6)]
     run_in_threads(6, lambda i: calls[i].run())

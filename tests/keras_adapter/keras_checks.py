@@ -94,7 +94,7 @@ def test_layer_preserves_dtype(dtype):
         ([4, 5, 6], ()),
     ],
 )
-def test_noise_shape(noise_shape, dims):
+def test_result_with_noise_shape_equals_numpy(noise_shape, dims):
     x = normal((4, 5, 6))
     y = train_call(Dropout(0.4, noise_shape=noise_shape, seed=3), x)
     np.testing.assert_array_equal(y, numpy_dropout(x, 0.4, 3, 0, dims))

@@ -39,7 +39,7 @@ def test_layers_with_each_backend(backend):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            "JAX_ENABLE_X64": "1",  # for float64
+            "JAX_ENABLE_X64": "1",  # enables float64
             "TF_CPP_MIN_LOG_LEVEL": "3",
         },
         cwd=CHECKS.parents[2],

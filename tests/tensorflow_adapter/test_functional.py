@@ -104,7 +104,7 @@ def test_rate_can_be_number_tensor_or_variable(p, wrap):
     assert_same_bits(wrap(lambda x: stateless_dropout(x, np.float32(p), [7, 0]))(x), expected)
 
 
-def test_rate_0_and_1(wrap):
+def test_rate_0_returns_x_and_rate_1_returns_zeros(wrap):
     x = tf.fill([100], np.float32(np.nan))
     assert dropout(x, 0) is x and dropout(x, 0.0) is x and stateless_dropout(x, 0, [7, 0]) is x
     run = wrap(lambda rate: stateless_dropout(x, rate, [7, 0]))
@@ -129,7 +129,7 @@ def test_rate_0_and_1(wrap):
         (np.array([4, 1, 6]), (1,)),
     ],
 )
-def test_noise_shape(noise_shape, dims, wrap):
+def test_result_with_noise_shape_equals_numpy(noise_shape, dims, wrap):
     x = normal_tensor(4, 5, 6)
     run = wrap(lambda x: stateless_dropout(x, 0.4, [3, 1], noise_shape=noise_shape))
     assert_same_bits(run(x), numpy_dropout(x, 0.4, 3, 1, dims))
@@ -444,7 +444,7 @@ def test_autograph_does_not_convert_dropout(recwarn):
     assert not [w for w in recwarn if "AutoGraph" in str(w.message)]
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     x = normal_tensor(1 << 20)
     run = tf.function(lambda x, i: stateless_dropout(x, 0.3, [7, i]))
 
@@ -597,7 +597,7 @@ def test_dropout_on_another_device_falls_back_to_tensorflow():
         assert dropout(tf.zeros([3]), 0.5).op.type == "CdropoutApplyV1"
 
 
-def test_names_of_operations():
+def test_operations_have_the_given_or_the_default_name():
     with tf.Graph().as_default():
         assert dropout(tf.ones(3), 0.5, name="noise").name.startswith("noise/")
         assert dropout(tf.ones(3), 0.5).name.startswith("dropout/")

@@ -101,7 +101,8 @@ def test_model_with_mixed_precision_can_be_trained(dtype):
     assert np.isfinite(model.layers[3].kernel.numpy()).all()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # from Keras
+# Keras causes this warning.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_loaded_model_starts_at_call_number_0(tmp_path):
     first, x = make_model(), normal((6, 8, 4))
     first.save(tmp_path / "model.keras")

@@ -30,7 +30,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradcheck(name):
+def test_gradcheck_of_each_function(name):
     function = functools.partial(with_seed, FUNCTIONS[name])
     x = ramp(2, 3, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -82,7 +82,7 @@ def test_checkpoint_repeats_the_mask(reentrant):
     assert torch.equal(x.grad != 0, results[0] != 0)
 
 
-def test_grad_modes_and_autocast():
+def test_dropout_under_grad_modes_and_autocast():
     x = torch.ones(100, requires_grad=True)
     with torch.no_grad():
         assert not ct.dropout(x).requires_grad
@@ -108,7 +108,7 @@ def test_backward_with_dual_gradient():
 # ---- torch.func ---------------------------------------------------------------------------------
 
 
-def test_vmap_randomness():
+def test_vmap_randomness_determines_the_masks():
     x = torch.ones(50, 40)
     different = torch.vmap(ct.dropout, randomness="different")(x)
     assert len({tuple(row.tolist()) for row in different}) == 50
@@ -176,7 +176,7 @@ def test_vmap_of_dropout_on_another_device_uses_pytorch():
         torch.vmap(lambda x: ct.dropout(x, generator=generator), randomness="same")(x)
 
 
-def test_jvp_vjp_jacobian_and_hessian():
+def test_jvp_vjp_jacobian_and_hessian_of_dropout():
     x = ramp(12)
     y, tangent = torch.func.jvp(ct.dropout, (x,), (x * 3,))
     assert torch.allclose(tangent, 3 * y)
@@ -292,7 +292,7 @@ def test_exported_program_draws_a_new_mask_per_call():
     assert torch.equal(ct.dropout(torch.ones(1000)), first)
 
 
-def test_fake_tensors_and_dispatch_modes():
+def test_dropout_under_fake_tensor_and_dispatch_modes():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -202,7 +202,7 @@ def test_make_fx_records_the_mask(mask, mode):
 
 
 @every_mask
-def test_functionalize_and_aot_function(mask):
+def test_functionalize_and_aot_function_with_mask(mask):
     from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
 
     compiler = make_boxed_compiler(lambda graph, _: graph)

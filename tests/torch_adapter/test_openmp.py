@@ -82,7 +82,7 @@ def run_case(native, torch_threads, cdropout_threads, in_place):
     os._exit(0)
 
 for case in CASES:
-    if os.fork() == 0:  # in the child, no thread was started before the case
+    if os.fork() == 0:  # each child starts without other threads
         run_case(*case)
     os.wait()
 """

@@ -220,7 +220,7 @@ def test_accelerate_decorates_functions():
     assert run.__doc__ == "Drop."
 
 
-def test_accelerate_in_threads():
+def test_accelerate_in_several_threads():
     x, failures = torch.ones(64, requires_grad=True), []
 
     def work():
