@@ -1,8 +1,8 @@
 """Measure the time of dropout of a Dask array for several sizes and numbers of workers.
 
-Run `python examples/dask_scaling.py`. It requires `pip install 'dask[array,distributed]'`. Workers
-are processes on this machine, so more workers than cores are not faster. The program checks that
-each result has as many kept elements as the mask, which is also drawn without Dask.
+Run `python examples/dask_scaling.py`. The program requires `pip install 'dask[array,distributed]'`.
+Workers are processes on this machine, so more workers than cores are not faster. The program checks
+that each result has as many kept elements as the mask, which is also drawn without Dask.
 
 The task of a chunk contains the mask and the position of the chunk, and needs no data from other
 chunks. Many machines would therefore exchange no data, and only the chunks of a failed machine
@@ -57,7 +57,7 @@ def measure(workers, kept_by_size, repeats):
 
 
 def main():
-    """Measure and print a table."""
+    """Measure the times and print a table."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of processes")

@@ -74,7 +74,7 @@ def check_gradient():
         biases += random.standard_normal(biases.shape)
     images, labels = random.standard_normal((5, 6)), random.integers(DIGITS, size=5)
     gradients = network.backward(cross_entropy(network.forward(images), labels)[1])
-    # The modules draw new masks in each call, but the finite differences need the same masks.
+    # The modules draw new masks in each call, but the finite differences need the masks used above.
     dropouts = [dropout.mask.apply for dropout in network.dropouts]
     step = 1e-6
     for values, gradient in zip(network.parameters, gradients, strict=True):

@@ -1,6 +1,6 @@
 """Train a JAX network with `jax.random.bernoulli` and with cdropout.
 
-Run `python examples/jax_digits.py`. It requires `pip install scikit-learn`.
+Run `python examples/jax_digits.py`. The program requires `pip install scikit-learn`.
 """
 
 import argparse

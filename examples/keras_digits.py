@@ -1,7 +1,7 @@
 """Train a Keras network with `keras.layers.Dropout` and with cdropout.
 
-Run `python examples/keras_digits.py`. It requires `pip install scikit-learn`. The environment
-variable KERAS_BACKEND chooses the backend; the default is jax.
+Run `python examples/keras_digits.py`. The program requires `pip install scikit-learn`. The
+environment variable KERAS_BACKEND determines the backend; the default is jax.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train a TensorFlow network with `tf.nn.dropout` and with cdropout.
 
-Run `python examples/tensorflow_digits.py`. It requires `pip install scikit-learn`.
+Run `python examples/tensorflow_digits.py`. The program requires `pip install scikit-learn`.
 """
 
 import argparse

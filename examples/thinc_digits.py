@@ -1,9 +1,9 @@
 """Measure the time of dropout in a thinc network, with the masks of thinc and of cdropout.
 
-Run `python examples/thinc_digits.py`. It requires `pip install thinc scikit-learn`. For each
-seed, the program trains networks without dropout, with thinc's masks and with cdropout's masks. The
-three networks have the same images, initial weights and batches. Their training steps alternate, so
-that changes in the speed of the machine affect all networks equally.
+Run `python examples/thinc_digits.py`. The program requires `pip install thinc scikit-learn`. For
+each seed, the program trains networks without dropout, with thinc's masks and with cdropout's
+masks. The three networks have the same images, initial weights and batches. The training steps
+alternate, so that changes in the speed of the machine affect all networks equally.
 """
 
 import statistics

@@ -4,8 +4,8 @@
 
 Each ratio is the median of the ratios of all runs, followed by the minimum and the maximum. At
 1024 x 1024, memory limits the speed of cdropout: forward and backward read and write 16 MB. glibc
-returns freed blocks of this size to the kernel, which clears memory before a process can use it
-again. To prevent that, set MALLOC_TRIM_THRESHOLD_=1000000000 and
+returns freed blocks of this size to the operating system, which clears memory before a process can
+use it again. To prevent that, set MALLOC_TRIM_THRESHOLD_=1000000000 and
 MALLOC_MMAP_THRESHOLD_=1000000000 in the environment.
 """
 

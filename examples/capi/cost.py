@@ -1,4 +1,4 @@
-"""Print the time of a call of the kernel `apply` on 64 float32 elements in several languages.
+"""Measure the time of a call of `apply` on 64 float32 elements in several languages.
 
 Run `python setup.py build_ext --inplace`, then `python cost.py` in the same folder.
 """

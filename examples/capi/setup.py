@@ -1,6 +1,6 @@
 """Build the compiled examples next to their sources: `python setup.py build_ext --inplace`.
 
-This needs setuptools, a C and a C++ compiler, and cdropout. One example also needs Cython.
+The build needs setuptools, a C and a C++ compiler, and cdropout. One example also needs Cython.
 """
 
 import sys
