@@ -1,14 +1,14 @@
 """Measure the time of dropout of a Dask array for several sizes and numbers of workers.
 
-Run `python examples/dask_scaling.py`. It requires `pip install 'dask[array,distributed]'`. Workers
-are processes on this machine, so more workers than cores are not faster. The program checks that
-each result has as many kept elements as the mask, drawn without Dask.
+Run `python examples/dask_scaling.py`. The program requires `pip install 'dask[array,distributed]'`.
+Workers are processes on this machine, so more workers than cores are not faster. The program checks
+that each result has as many kept elements as the mask, which is also drawn without Dask.
 
 The task of a chunk contains the mask and the position of the chunk, and needs no data from other
 chunks. Many machines would therefore exchange no data, and only the chunks of a failed machine
-would have to be computed again. The limit is the scheduler. It took 2.4 ms per chunk for 100 to
-8,000 chunks, on two cores that it shared with two workers. A worker takes 0.1 s for a chunk of 128
-MiB, so one scheduler can supply about 40 workers, or about 300 with chunks of 1 GiB. Without a
+would have to be computed again. The limit is the scheduler, which took 2.4 ms per chunk for 100 to
+8,000 chunks, on two cores that two workers also used. A worker takes 0.1 s for a chunk of 128 MiB,
+so one scheduler can supply about 40 workers, or about 300 with chunks of 1 GiB. Without a
 scheduler, each machine can apply its own window of the mask, `mask[rows]`. The result is the same.
 """
 
@@ -28,7 +28,7 @@ P, SEED = 0.1, 42
 
 
 def count_kept(size):
-    """Return the number of elements that the mask keeps, without Dask."""
+    """Return the number of elements that the mask keeps, computed without Dask."""
     mask = cdropout.Mask(size, P, SEED)
     return sum(np.count_nonzero(mask[start : start + CHUNK]) for start in range(0, size, CHUNK))
 
@@ -40,11 +40,11 @@ def count_kept_on_cluster(size):
 
 
 def measure(workers, kept_by_size, repeats):
-    """Yield the minimum, median and maximum of the seconds per size on this number of workers."""
-    # Each worker has one thread. cdropout should not start more, as Dask ensures for BLAS.
+    """Yield the minimum, median and maximum time (s) for each size with this number of workers."""
+    # Each worker has one thread. The variable limits cdropout to this thread, as Dask limits BLAS.
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(env={"CDROPOUT_NUM_THREADS": "1"}, **options) as cluster, Client(cluster):
-        count_kept_on_cluster(CHUNK * workers)  # exclude the time of imports and first allocations
+        count_kept_on_cluster(CHUNK * workers)  # imports modules before the time is measured
         for size, expected in kept_by_size.items():
             seconds = []
             for _ in range(repeats):
@@ -57,7 +57,7 @@ def measure(workers, kept_by_size, repeats):
 
 
 def main():
-    """Measure and print a table."""
+    """Measure the times and print a table."""
     parser = ArgumentParser(formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of processes")

@@ -1,8 +1,9 @@
 """Train a NumPy network on handwritten digits with and without dropout.
 
-Run `python examples/digits.py`. The training set is small, so that the network overfits. Both runs
-of a seed have the same training images, initial weights and batches. All other images are the test
-set. The program requires scikit-learn for the images, and matplotlib to plot the test errors.
+Run `python examples/digits.py`. The training set is small, so that the network overfits. The two
+runs of each seed have the same training images, initial weights and batches. All other images are
+the test set. The program requires scikit-learn for the images, and matplotlib to plot the test
+errors.
 """
 
 import sys
@@ -18,7 +19,7 @@ BATCH, LEARNING_RATE, MOMENTUM = 32, 0.05, 0.9
 
 
 class Network:
-    """Linear layers, with ReLU and dropout after each hidden one.
+    """A network of linear layers, with ReLU and dropout after each hidden layer.
 
     `sizes` are the numbers of inputs, of units in each hidden layer, and of outputs.
     """
@@ -30,12 +31,12 @@ class Network:
         ]
         self.biases = [np.zeros(size, dtype) for size in sizes[1:]]
         self.parameters = self.weights + self.biases
-        # Each module draws its seed from `random`. With the same int as rng, all would draw the
-        # same masks.
+        # Each module draws its seed from `random`. With the same int as rng, all modules
+        # would draw the same masks.
         self.dropouts = [cdropout.Dropout(p, rng=random) for _ in sizes[1:-1]]
 
     def forward(self, images, dropouts=None):
-        """Return the scores; `dropouts` are functions that replace the modules."""
+        """Return the scores. The functions in `dropouts`, if given, replace the dropout modules."""
         self.inputs = [images]  # inputs of each layer, for backward
         self.active = []  # True where ReLU has a positive input, for backward
         for layer, dropout in enumerate(dropouts or self.dropouts):
@@ -45,7 +46,7 @@ class Network:
         return self.inputs[-1] @ self.weights[-1] + self.biases[-1]
 
     def backward(self, gradient):
-        """Return the gradients of the parameters for the gradient of the last scores."""
+        """Return the gradients of all parameters, given the gradient of the last scores."""
         weights_gradients, biases_gradients = [], []
         for layer in reversed(range(len(self.weights))):
             weights_gradients.insert(0, self.inputs[layer].T @ gradient)
@@ -69,11 +70,11 @@ def check_gradient():
     """Raise an AssertionError if `Network.backward` differs from finite differences."""
     random = np.random.default_rng(0)
     network = Network((6, 9, 8, DIGITS), p=0.4, random=random, dtype=np.float64)
-    for biases in network.biases:  # at a sum of exactly 0, ReLU has no derivative
+    for biases in network.biases:  # avoids sums of 0, where ReLU has no derivative
         biases += random.standard_normal(biases.shape)
     images, labels = random.standard_normal((5, 6)), random.integers(DIGITS, size=5)
     gradients = network.backward(cross_entropy(network.forward(images), labels)[1])
-    # The modules draw new masks in each call. The finite differences need the masks above.
+    # The modules draw new masks in each call, but the finite differences need the masks used above.
     dropouts = [dropout.mask.apply for dropout in network.dropouts]
     step = 1e-6
     for values, gradient in zip(network.parameters, gradients, strict=True):
@@ -150,7 +151,7 @@ def plot(errors, options):
         mean, deviation = runs.mean(axis=0), runs.std(axis=0, ddof=1)
         axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, lw=0)
         axes.plot(epochs, mean, line, color=colour, lw=3, label=f"{label}: {mean[-1]:.2f} % at end")
-    top = min(100, 1 + 2.5 * errors[:, :, -1].mean())  # cuts off the much higher first epochs
+    top = min(100, 1 + 2.5 * errors[:, :, -1].mean())  # cuts off errors of the first epochs
     axes.set(title=f"Handwritten digits, {options.train} training images", ylim=(0, top))
     axes.set(xlabel="training time (epochs)", ylabel="test error (%)", xlim=(0, epochs[-1]))
     axes.legend(title=f"mean ± standard deviation of {options.seeds} seeds", title_fontsize=14)

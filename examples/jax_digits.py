@@ -1,6 +1,6 @@
 """Train a JAX network with `jax.random.bernoulli` and with cdropout.
 
-Run `python examples/jax_digits.py`. It requires `pip install scikit-learn`.
+Run `python examples/jax_digits.py`. The program requires `pip install scikit-learn`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def new_network(key, widths):
 
 
 def logits(network, x, dropout=None, key=None):
-    """Return the logits of the network, with dropout, if given, after each hidden layer."""
+    """Return the logits of the network; apply `dropout`, if given, after each hidden layer."""
     *hidden, (weights, biases) = network
     for layer, (w, b) in enumerate(hidden):
         x = jax.nn.relu(x @ w + b)
@@ -66,7 +66,7 @@ def step(network, x, labels, dropout, key):
 
 
 def train(steps, hidden, data):
-    """Train one network per dropout with alternating steps; return them and their times in ms."""
+    """Train a network with each dropout in alternate steps; return networks and step times (ms)."""
     x, labels = data
     networks = {name: new_network(jax.random.key(0), [64, hidden, hidden, 10]) for name in DROPOUTS}
     times = {name: [] for name in DROPOUTS}

@@ -1,7 +1,7 @@
 """Train a Keras network with `keras.layers.Dropout` and with cdropout.
 
-Run `python examples/keras_digits.py`. It requires `pip install scikit-learn`. The environment
-variable KERAS_BACKEND chooses the backend; the default is jax.
+Run `python examples/keras_digits.py`. The program requires `pip install scikit-learn`. The
+environment variable KERAS_BACKEND determines the backend; the default is jax.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def train(dropout, hidden, epochs, x, labels):
     timer = EpochTimer()
     network.fit(x[:1000], labels[:1000], batch_size=50, epochs=epochs, verbose=0, callbacks=[timer])
     guesses = np.argmax(network.predict(x[1000:], verbose=0), axis=1)
-    seconds = timer.seconds[1:]  # without the epoch that compiles the model
+    seconds = timer.seconds[1:]  # without the first epoch, which compiles the model
     return 100 * np.mean(guesses != labels[1000:]), np.median(seconds)
 
 

@@ -1,6 +1,6 @@
 """Train a TensorFlow network with `tf.nn.dropout` and with cdropout.
 
-Run `python examples/tensorflow_digits.py`. It requires `pip install scikit-learn`.
+Run `python examples/tensorflow_digits.py`. The program requires `pip install scikit-learn`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def new_network(widths):
 
 
 def logits(network, x, dropout=None):
-    """Return the logits of the network, with dropout, if given, after each hidden layer."""
+    """Return the logits of the network; apply `dropout`, if given, after each hidden layer."""
     *hidden, (weights, biases) = network
     for w, b in hidden:
         x = tf.nn.relu(x @ w + b)
@@ -60,7 +60,7 @@ def new_step(network, dropout):
 
 
 def train(steps, hidden, x, labels):
-    """Train one network per dropout with alternating steps; return them and their times in ms."""
+    """Train a network with each dropout in alternate steps; return networks and step times (ms)."""
     networks = {name: new_network([64, hidden, hidden, 10]) for name in DROPOUTS}
     step = {name: new_step(networks[name], dropout) for name, dropout in DROPOUTS.items()}
     times = {name: [] for name in DROPOUTS}

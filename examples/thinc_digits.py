@@ -1,8 +1,9 @@
 """Measure the time of dropout in a thinc network, with the masks of thinc and of cdropout.
 
-Run `python examples/thinc_digits.py`. It requires `pip install thinc scikit-learn`. The three
-networks of a seed have the same images, initial weights and batches. Their training steps
-alternate, so that changes in the speed of the machine affect all of them equally.
+Run `python examples/thinc_digits.py`. The program requires `pip install thinc scikit-learn`. For
+each seed, the program trains networks without dropout, with thinc's masks and with cdropout's
+masks. The three networks have the same images, initial weights and batches. The training steps
+alternate, so that changes in the speed of the machine affect all networks equally.
 """
 
 import statistics
@@ -16,7 +17,7 @@ LEARNING_RATE = 0.001
 
 
 class Run:
-    """A network with one Ops, its optimizer, and the seconds of each step."""
+    """A network that uses the given Ops, its optimizer, and the seconds of each step."""
 
     def __init__(self, ops, p, seed, images, labels, hidden):
         with use_ops(ops):
@@ -39,7 +40,7 @@ class Run:
 
 
 def compare(digits, seed, options):
-    """Train the three networks of a seed and return each with its test error."""
+    """Train the three networks of a seed; return a list of pairs (run, test error)."""
     random = np.random.default_rng(seed)
     order = random.permutation(len(digits.data))
     images = (digits.data[order] / 16).astype(np.float32)

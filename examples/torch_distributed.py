@@ -4,7 +4,7 @@
 
 First, each rank of a gloo group draws its window of one global mask. The gathered results, forward
 and backward, are identical to those of a single process. Then DistributedDataParallel trains a
-model on both ranks, where each rank draws its own masks. This requires PyTorch.
+model on both ranks, where each rank draws its own masks. The program requires PyTorch.
 """
 
 import tempfile
@@ -20,12 +20,15 @@ import cdropout
 import cdropout.torch
 
 RANKS, SHAPE, STEPS = 2, (1000, 333), 60
-MASK = cdropout.Mask(SHAPE, p=0.1, seed=42)  # of the whole batch
-P = 0.5  # of the trained model
+MASK = cdropout.Mask(SHAPE, p=0.1, seed=42)  # mask of the whole batch
+P = 0.5  # probability in the trained model
 
 
 def forward_and_backward(rows):
-    """Return rows of the result of dropout, and of the gradient of half the sum of its squares."""
+    """Apply dropout to rows of the batch; return a tensor of the result and of the gradient.
+
+    The loss is half the sum of the squares of the result.
+    """
     batch = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     x = batch[rows].requires_grad_()
     y = cdropout.torch.dropout(x, mask=MASK[rows])
@@ -41,7 +44,7 @@ def gather(part):
 
 
 def share_one_mask(rank):
-    """Compare the result of the ranks with the result of one process."""
+    """Raise an AssertionError if the result of all ranks differs from that of one process."""
     size = SHAPE[0] // RANKS
     parts = gather(forward_and_backward(slice(rank * size, (rank + 1) * size)))
     whole = forward_and_backward(slice(None))
@@ -59,7 +62,7 @@ def agreement_of_masks():
 
 
 def train(rank):
-    """Train a model of a linear function on both ranks, which draw different batches."""
+    """Train a model to compute a linear function; the ranks draw different batches."""
     torch.manual_seed(0)  # the same function on both ranks
     function = torch.randn(32, 1)
     torch.seed()  # different random numbers per rank, which is the default
@@ -81,8 +84,8 @@ def train(rank):
 
 
 def run_rank(rank, folder):
-    """Run the example in one process."""
-    store = (Path(folder) / "store").as_uri()  # a file, since a port may be in use
+    """Run the part of the example for one rank."""
+    store = (Path(folder) / "store").as_uri()  # a file, because a port can be in use
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     share_one_mask(rank)

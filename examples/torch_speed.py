@@ -2,10 +2,11 @@
 
     python examples/torch_speed.py [--threads 2] [--runs 9]
 
-The ratio is the median over runs, with minimum and maximum. At 1024 x 1024, memory limits the speed
-of cdropout: forward and backward read and write 16 MB. glibc returns freed blocks of such sizes to
-the system, which clears them before it provides them again. To prevent that, set
-MALLOC_TRIM_THRESHOLD_=1000000000 and MALLOC_MMAP_THRESHOLD_=1000000000 in the environment.
+Each ratio is the median of the ratios of all runs, followed by the minimum and the maximum. At
+1024 x 1024, memory limits the speed of cdropout: forward and backward read and write 16 MB. glibc
+returns freed blocks of this size to the operating system, which clears memory before a process can
+use it again. To prevent that, set MALLOC_TRIM_THRESHOLD_=1000000000 and
+MALLOC_MMAP_THRESHOLD_=1000000000 in the environment.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def forward_and_backward(function, x, gradient):
 
 
 def time_alternately(step, functions, shape, calls, runs):
-    """Return a list of times per function, in µs per call."""
+    """Return a list for each function; it contains the time of each run in µs per call."""
     x = torch.randn(shape, requires_grad=True)
     gradient = torch.randn(shape)
     times = [[] for _ in functions]

@@ -2,10 +2,10 @@
 
     python examples/transformer.py [--quick] [--plot transformer.png]
 
-The three models of a seed have the same initial weights and batches. Their steps alternate, so that
-other load on the machine affects all of them equally. The example prints the time of a step, the
-memory that is saved for the backward pass, and the losses of smaller models over several seeds. It
-requires PyTorch, and matplotlib for the figure.
+For each seed, the three models have the same initial weights and batches. Their steps alternate, so
+that other load on the machine affects all models equally. The example prints the time of a step,
+the memory that is saved for the backward pass, and the losses of smaller models for several seeds.
+The example requires PyTorch, and matplotlib for the figure.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ TOKENS, HEADS, CLASSES = 16, 4, 10
 LEARNING_RATE = 0.003
 WARM_UP = 3  # steps per model that are not timed
 DROPOUTS = THEIRS, OURS, NONE = "PyTorch's dropout", "cdropout", "no dropout"
-# Colour, hatch and line style; the latter two distinguish them without colours
+# Colour, hatch and line style. Bars and lines can be distinguished without the colours.
 STYLES = {THEIRS: ("#e8a33d", "//", ":"), OURS: ("#004a80", "", "-"), NONE: ("white", "", "--")}
 
 
@@ -56,14 +56,14 @@ class Transformer(nn.Module):
 
     @staticmethod
     def batches(size, random):
-        """Yield random tokens, and the preceding token at each position as the label."""
+        """Yield random tokens and their labels; each label is the preceding token."""
         while True:
             tokens = torch.randint(TOKENS, (size.batch, size.length), generator=random)
             yield tokens, tokens.roll(1, dims=1)
 
 
 class Convolutions(nn.Sequential):
-    """Three convolutions, each with `Dropout2d`: whole channels are dropped."""
+    """Three convolutions, each followed by `Dropout2d`, which drops whole channels."""
 
     def __init__(self, p, size):
         layers, channels = [], 3
@@ -76,7 +76,7 @@ class Convolutions(nn.Sequential):
 
     @staticmethod
     def batches(size, random):
-        """Yield one of ten patterns with noise, and its index as the label."""
+        """Yield patterns with noise and their labels; each label is the index of the pattern."""
         patterns = torch.randn(CLASSES, 3, size.length, size.length, generator=random)
         while True:
             labels = torch.randint(CLASSES, (size.batch,), generator=random)
@@ -111,7 +111,7 @@ class Run:
         self.losses.append(loss.item())
 
     def bytes_for_backward(self, inputs, labels):
-        """Return the memory of tensors that autograd saves, without parameters and the batch."""
+        """Return the bytes of tensors that autograd saves, without parameters and the batch."""
         saved = {}
 
         def record(tensor):
@@ -120,7 +120,7 @@ class Run:
             return tensor.detach()
 
         with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-            graph = self.loss(inputs, labels)  # kept, so that saved tensors differ in address
+            graph = self.loss(inputs, labels)  # keeps all saved tensors alive
         for tensor in (*self.model.parameters(), inputs, labels):
             saved.pop(tensor.untyped_storage().data_ptr(), None)
         del graph
@@ -128,12 +128,12 @@ class Run:
 
 
 def train(model, size, p, seed, steps):
-    """Train the three models of a seed in alternation; return them and another batch."""
+    """Train the three models of a seed in alternation; return the runs and another batch."""
     runs = [Run(model, size, dropout, p, seed) for dropout in DROPOUTS]
     batches = model.batches(size, torch.Generator().manual_seed(seed))
     for step in range(steps):
         batch = next(batches)
-        first = step % len(runs)  # so that each is first equally often
+        first = step % len(runs)  # each run is first equally often
         for run in runs[first:] + runs[:first]:
             run.step(*batch)
     return runs, next(batches)
@@ -146,7 +146,7 @@ def quartiles(values):
 
 
 def time_steps(title, model, size, options, steps):
-    """Train large models; print times, and return the quartiles of the ratio to no dropout."""
+    """Print the step times for each dropout; return the quartiles of their ratios to no dropout."""
     runs, batch = train(model, size, options.p, 0, WARM_UP + steps)
     print(f"{title}:\n{'':20}{'ms/step':>10}{'(quartiles)':>18}", end="")
     print(f"{'ratio':>9}{'(quartiles)':>16}{'MB for backward':>18}")
@@ -164,7 +164,7 @@ def time_steps(title, model, size, options, steps):
 
 
 def compare_losses(title, model, size, options, steps):
-    """Train small models with several seeds; print a comparison of the losses and return them."""
+    """Train small models with several seeds; print a comparison of losses; return the losses."""
     curves = torch.tensor(
         [
             [run.losses for run in train(model, size, options.p, seed, steps)[0]]
@@ -182,7 +182,7 @@ def compare_losses(title, model, size, options, steps):
 
 
 def draw_ratios(axes, ratios):
-    """Draw a bar per model and kind of dropout."""
+    """Draw a bar for each model and kind of dropout."""
     for model, quartiles_of in enumerate(ratios.values()):
         for i, (dropout, (colour, hatch, _line)) in enumerate(STYLES.items()):
             median, low, high = quartiles_of[dropout]
@@ -198,7 +198,7 @@ def draw_ratios(axes, ratios):
 
 
 def draw_losses(axes, curves):
-    """Draw the mean loss over seeds per kind of dropout, with a band of one standard deviation."""
+    """Draw a line for each kind of dropout: the mean loss of all seeds, +- standard deviation."""
     for i, (dropout, (colour, _hatch, line)) in enumerate(STYLES.items()):
         colour = "#555555" if colour == "white" else colour
         spread, mean = (part.numpy() for part in torch.std_mean(curves[:, i], dim=0))

@@ -1,8 +1,8 @@
 """Apply dropout to an xarray.DataArray with Dask chunks.
 
-Run `python examples/xarray_dropout.py`. It requires `pip install xarray 'dask[array]'`. The result
-has the same names, coordinates and chunks, and is bit-identical to dropout of the NumPy array. The
-last result drops whole days: it has one draw along latitude and longitude.
+Run `python examples/xarray_dropout.py`. The program requires `pip install xarray 'dask[array]'`.
+The results have the dimensions, coordinates and chunks of the input, and are bit-identical to
+dropout of the NumPy array. The last call drops whole days: all elements of a day share one draw.
 """
 
 import sys
@@ -13,7 +13,7 @@ import cdropout
 
 
 def dropout(x, p, seed, broadcast_dims=()):
-    """Apply dropout with one draw along each of the named dimensions in `broadcast_dims`."""
+    """Apply dropout; all elements along the dimensions in `broadcast_dims` share one draw."""
     axes = tuple(x.get_axis_num(name) for name in broadcast_dims)
     return xarray.apply_ufunc(
         dask_dropout,
@@ -25,7 +25,7 @@ def dropout(x, p, seed, broadcast_dims=()):
 
 
 def main():
-    """Apply dropout with several chunk sizes and compare the results with NumPy's."""
+    """Apply dropout with several chunk sizes and compare the results with that of NumPy."""
     values = np.random.default_rng(0).normal(288, 5, (365, 60, 120)).astype(np.float32)
     dates = np.arange("2025-01-01", "2026-01-01", dtype="datetime64[D]")
     temperature = xarray.DataArray(

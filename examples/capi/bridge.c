@@ -1,12 +1,12 @@
-/* An extension that passes the table to programs without Python. */
+/* An extension that passes the table to the programs in programs.h, which do not use Python. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "programs.h" /* includes cdropout.h; must follow Python.h */
+#include "programs.h" /* includes cdropout.h, which must follow Python.h */
 
 static const cdropout_table *kernels;
 
-/* Return None, or set ValueError if lengths are wrong or the status is -1. */
+/* Return None. If `valid` is 0 or `status` is -1, set a ValueError and return NULL instead. */
 static PyObject *result(int valid, int status) {
   if (valid && status == 0) return Py_NewRef(Py_None);
   PyErr_SetString(PyExc_ValueError, valid ? "p has to be between 0 and 1" : "the arrays have the wrong lengths");
@@ -43,7 +43,7 @@ static PyObject *threads(PyObject *self, PyObject *args) {
   return result(valid, status);
 }
 
-/* images(x, y, images, channels, rows, columns, by_channel, p, seed) */
+/* The arguments are (x, y, images, channels, rows, columns, by_channel, p, seed). */
 static PyObject *images(PyObject *self, PyObject *args) {
   Py_buffer x, y;
   Py_ssize_t shape[4];

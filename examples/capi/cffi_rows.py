@@ -7,7 +7,7 @@ import numpy as np
 
 import cdropout
 
-# cffi parses the declarations of the header, without the lines for C++.
+# cffi cannot parse the lines for C++, so that only the declarations between them are used.
 header = Path(cdropout.get_include(), "cdropout.h").read_text()
 ffi = cffi.FFI()
 ffi.cdef(header.partition('extern "C" {\n#endif\n')[2].partition("#ifdef __cplusplus\n}")[0])

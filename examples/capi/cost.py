@@ -1,4 +1,4 @@
-"""Print the time of a call of the kernel `apply` on 64 float32 elements from several languages.
+"""Measure the time of a call of `apply` on 64 float32 elements in several languages.
 
 Run `python setup.py build_ext --inplace`, then `python cost.py` in the same folder.
 """
@@ -19,21 +19,24 @@ P = 0.1
 
 
 def nanoseconds(dropout_rows, x, y, seed):
-    """Return the time per row."""
+    """Return the time per row in nanoseconds."""
     began = time.perf_counter_ns()
     dropout_rows(x, y, P, seed)
     return (time.perf_counter_ns() - began) / len(x)
 
 
 def main():
-    """Time the functions alternately. Each round has another seed, because CPUs learn a mask."""
+    """Time the functions alternately.
+
+    Each round uses another seed, because CPUs learn to predict the branches for a repeated mask.
+    """
     x = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), np.float32)
     y = np.empty_like(x)
     functions = {"C": extension.dropout_rows, "Cython": cython_rows.dropout_rows}
     if find_spec("numba"):
         import numba_rows
 
-        numba_rows.dropout_rows(x, y, P, 0)  # compile it
+        numba_rows.dropout_rows(x, y, P, 0)  # compiles the function
         functions["Numba"] = numba_rows.dropout_rows
     print(f"64 float32 elements, p = {P}, {dispatch.isa}")
     times = {name: [] for name in functions}

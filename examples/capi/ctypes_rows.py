@@ -9,7 +9,7 @@ import cdropout
 
 
 class Mask(ctypes.Structure):
-    """cdropout_mask."""
+    """The struct cdropout_mask."""
 
     _fields_ = [
         ("seed", c_uint64),
@@ -20,7 +20,7 @@ class Mask(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """The beginning of cdropout_table, up to the last function used."""
+    """The first fields of the struct cdropout_table, up to the last function that is used."""
 
     _fields_ = [
         ("version", c_uint32),

@@ -1,7 +1,7 @@
-/* Dropout of channels-last images: each axis has strides in x and y in bytes, and a stride in the mask in elements. */
+/* Dropout of channels-last images. The strides of an axis in x and y are given in bytes, and the stride in the mask in elements. */
 #include "programs.h"
 
-/* shape: images, channels, rows, columns. The mask is in the order of the shape; in memory the channels are last. */
+/* `shape` contains the numbers of images, channels, rows and columns. The mask has this order of axes; in memory, channels are last. */
 int images_drop_elements(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed) {
   cdropout_mask mask;
   ptrdiff_t pixel = (ptrdiff_t)(shape[1] * sizeof(float)), row = pixel * (ptrdiff_t)shape[3], image = row * (ptrdiff_t)shape[2];
@@ -16,7 +16,7 @@ int images_drop_elements(const cdropout_table *kernels, const float *x, float *y
   return kernels->apply_strided(CDROPOUT_FLOAT32, 0, x, y, 4, axes, &mask, 0);
 }
 
-/* Drop whole channels: the pixels of a channel share one draw, so the mask has a stride of 0 along them. */
+/* Drop whole channels: all pixels of a channel share one draw, so that their axis has the stride 0 in the mask. */
 int images_drop_channels(const cdropout_table *kernels, const float *x, float *y, const size_t shape[4], double p, uint64_t seed) {
   cdropout_mask mask;
   ptrdiff_t pixel = (ptrdiff_t)(shape[1] * sizeof(float)), image = pixel * (ptrdiff_t)(shape[2] * shape[3]);

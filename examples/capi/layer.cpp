@@ -1,5 +1,5 @@
-/* A float32 dropout layer in C++17, as in a framework. It uses the table without Python. Arrays are processed in chunks, as
- * the threads of a framework do; the flag tells the kernel that the whole array is large. */
+/* A float32 dropout layer in C++17. The layer uses the table without Python and processes an array in chunks, as the threads of a
+ * framework do. The flag CDROPOUT_PART_OF_LARGE tells the kernel that the whole array is large. */
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>

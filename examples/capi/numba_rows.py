@@ -11,7 +11,7 @@ import cdropout
 FLOAT32 = 0  # cdropout_dtype
 MASK = np.dtype([("seed", "u8"), ("call", "u8"), ("threshold", "u8"), ("scale", "f8")])
 
-# The table begins with two 32-bit numbers; mask_init and apply follow.
+# The table begins with two 32-bit numbers and the addresses of mask_init and apply.
 addresses = (c_size_t * 2).from_address(cdropout.get_table() + 8)
 mask_init = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64, c_double)(addresses[0])
 apply = ctypes.CFUNCTYPE(c_int, c_int, c_uint32, c_void_p, c_void_p, c_size_t, c_void_p, c_uint64)(

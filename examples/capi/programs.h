@@ -26,7 +26,7 @@ typedef struct {
 } weights;
 typedef struct {
   double hidden[SAMPLES][HIDDEN], dropped[SAMPLES][HIDDEN];     /* before and after dropout */
-  double g_dropped[SAMPLES][HIDDEN], g_hidden[SAMPLES][HIDDEN]; /* the gradient of the loss with respect to both */
+  double g_dropped[SAMPLES][HIDDEN], g_hidden[SAMPLES][HIDDEN]; /* the gradients of the loss with respect to `dropped` and `hidden` */
 } activations;
 double training_step(const cdropout_table *kernels, const double x[SAMPLES][INPUTS], const double targets[SAMPLES], const weights *current,
                      weights *gradient, activations *work, const cdropout_mask *mask);

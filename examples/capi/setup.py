@@ -1,6 +1,6 @@
 """Build the compiled examples next to their sources: `python setup.py build_ext --inplace`.
 
-This needs setuptools, a C and a C++ compiler, and cdropout. One example also needs Cython.
+The build needs setuptools, a C and a C++ compiler, and cdropout. One example also needs Cython.
 """
 
 import sys
@@ -14,7 +14,7 @@ try:
 except ImportError:  # cython_rows is not built
     cythonize = None
 
-# Apple's compiler has no OpenMP; without it, threads.c is a serial loop.
+# Apple's compiler has no OpenMP; without OpenMP, the loop in threads.c is serial.
 openmp = {"linux": ["-fopenmp"], "win32": ["/openmp"]}.get(sys.platform, [])
 include = [cdropout.get_include()]
 

@@ -1,4 +1,4 @@
-/* Dropout with OpenMP: each thread processes other ranges. The result does not depend on the number of threads. */
+/* Dropout with OpenMP: each thread processes different ranges of x. The result does not depend on the number of threads. */
 #include "programs.h"
 
 enum { RANGE = 65536 }; /* elements; a multiple of 8192 is fastest, because the generator is seeded every 8192 elements */

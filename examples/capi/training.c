@@ -34,7 +34,7 @@ double training_step(const cdropout_table *kernels, const double x[SAMPLES][INPU
       gradient->second[h] += 2 * error[s] / SAMPLES * work->dropped[s][h];
     }
   }
-  /* The backward of dropout is the same call. The mask was not stored; it is drawn again. */
+  /* The derivative of dropout applies the same mask to the gradient. The mask was not stored, so that this call draws it again. */
   kernels->apply(CDROPOUT_FLOAT64, 0, work->g_dropped, work->g_hidden, SAMPLES * HIDDEN, mask, 0);
   for (int s = 0; s < SAMPLES; s++) {
     for (int h = 0; h < HIDDEN; h++) {

@@ -22,7 +22,7 @@ from distributed import Client, KilledWorker, LocalCluster  # noqa: E402
 import cdropout.dask as cdd  # noqa: E402
 
 pytestmark = pytest.mark.slow  # each test starts processes that import Dask
-MASK = cd.Mask((64, 1000, 1000), 0.3, seed=7, call=2)  # for a float32 array of 256 MB
+MASK = cd.Mask((64, 1000, 1000), 0.3, seed=7, call=2)  # float32 arrays of this shape have 256 MB
 MIB = 2**20
 
 
@@ -39,11 +39,11 @@ def start_cluster(tmp_path):
         yield start
 
 
-# The workers cannot import this file. Dask sends them nested functions by value.
+# The workers cannot import this file, but Dask sends nested functions to the workers by value.
 
 
 def lazy(shape, chunks):
-    """Return an array whose chunks the workers create; plane i is filled with i + 1."""
+    """Return a Dask array whose chunks the workers create; all elements of plane i are i + 1."""
 
     def make_chunk(block_info):
         (start, stop), *_ = block_info[None]["array-location"]
@@ -67,7 +67,7 @@ def compute_checksums(y):
 
 
 def expected_checksums(rows):
-    """Return the checksums of NumPy's result, divided into chunks with this number of planes."""
+    """Return the checksum of each chunk of `rows` planes of NumPy's result."""
     x = np.ones(MASK.shape, np.float32) * np.arange(1, 65, dtype=np.float32)[:, None, None]
     y = cd.dropout(x, mask=MASK)
     return [zlib.crc32(y[i : i + rows]) for i in range(0, 64, rows)]
@@ -84,7 +84,7 @@ def test_killed_worker_does_not_change_the_result(start_cluster, tmp_path):
     file = tmp_path / "killed process"
 
     def kill_once(chunk, block_info):
-        """Kill the first process that computes chunk 20."""
+        """Return the chunk, but kill the first process that computes chunk 20."""
         if block_info[0]["chunk-location"][0] == 20 and not file.exists():
             file.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_killed_worker_does_not_change_the_result(start_cluster, tmp_path):
     assert killed in before and killed not in process_ids(client)
 
 
-def test_array_larger_than_the_memory_of_the_worker(start_cluster):
+def test_dropout_of_array_larger_than_the_memory_of_the_worker(start_cluster):
     limit = 240 * MIB  # Python and its modules use about 120 MiB
     client = start_cluster(1, memory_limit=limit)
     before = process_ids(client)
@@ -110,14 +110,14 @@ def test_array_larger_than_the_memory_of_the_worker(start_cluster):
     assert process_ids(client) == before  # the worker was not restarted
 
 
-def test_chunk_larger_than_the_memory_of_the_worker_is_error(start_cluster):
+def test_chunk_larger_than_the_memory_of_the_worker_raises(start_cluster):
     start_cluster(1, memory_limit=240 * MIB)
     y = cdd.dropout(lazy((256, 1000, 1000), chunks=-1), 0.3, seed=7)
     with pytest.raises(KilledWorker, match="workers died"):
         da.count_nonzero(y).compute()
 
 
-def test_scaling_example():
+def test_scaling_example_prints_times():
     options = ["--workers", "1", "2", "--sizes", "4", "20", "--repeats", "1"]
     output = run_example("dask_scaling.py", *options)
     cell = r" +\d+\.\d\d \(\d+\.\d\d - \d+\.\d\d\) \d+\.\d\d"

@@ -33,7 +33,7 @@ FLOATS_TEXT = "float16, bfloat16, float32 or float64"
 
 
 def lazy(array=X, chunks=(20, 47, 3)):
-    """Return the array as a Dask array."""
+    """Return a Dask array of the NumPy array."""
     return da.from_array(array, chunks=chunks)
 
 
@@ -58,7 +58,7 @@ def test_chunks_do_not_change_the_result(chunks, scheduler):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.5, 1e-3, 1])
-def test_dtypes_and_probabilities(dtype, p):
+def test_result_equals_numpy_for_each_dtype_and_p(dtype, p):
     x = X.astype(dtype)
     y = cdd.dropout(lazy(x), p, seed=3)
     assert y.dtype == dtype and y._meta.dtype == dtype and type(y._meta) is np.ndarray
@@ -66,7 +66,7 @@ def test_dtypes_and_probabilities(dtype, p):
 
 
 @pytest.mark.parametrize("axes", [0, (0, 2), -2, [1, 2], ()])
-def test_broadcast_dims(axes):
+def test_result_with_broadcast_dims_equals_numpy(axes):
     y, mask = cdd.dropout(lazy(), 0.4, seed=1, broadcast_dims=axes, return_mask=True)
     expected, expected_mask = cd.dropout(X, 0.4, rng=1, broadcast_dims=axes, return_mask=True)
     assert mask == expected_mask
@@ -74,7 +74,7 @@ def test_broadcast_dims(axes):
 
 
 @pytest.mark.parametrize("shape, chunks", [((), ()), ((0, 4), 2), ((3, 0), (1, 0)), ((1,), 1)])
-def test_small_and_empty_shapes(shape, chunks):
+def test_dropout_of_small_and_empty_arrays(shape, chunks):
     x = np.ones(shape, np.float32)
     y = cdd.dropout(lazy(x, chunks), 0.5, seed=1).compute()
     np.testing.assert_array_equal(y, cd.dropout(x, rng=1))
@@ -82,15 +82,15 @@ def test_small_and_empty_shapes(shape, chunks):
     np.testing.assert_array_equal(kept, np.asarray(cd.Mask(shape, 0.5, 1)), strict=True)
 
 
-def test_mask_to_dask():
+def test_to_dask_equals_the_mask():
     mask = cd.Mask((10**5, 10**5, 10**5), 0.1, -1)[5:50, ::-25000, None, 3]
     kept = mask.to_dask((7, 2, 1))
     assert kept.shape == mask.shape and kept.chunks[0] == (7,) * 6 + (3,)
     np.testing.assert_array_equal(kept.compute(), np.asarray(mask))
-    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # draws no element
+    assert cd.Mask((10**5, 10**5), 0.1).to_dask().nbytes == 10**10  # this draws no element
 
 
-def test_backward_with_other_chunks():
+def test_backward_of_gradient_with_other_chunks():
     gy = lazy(X, (11, 47, 5))
     _, mask = cdd.dropout(lazy(), 0.3, seed=1, return_mask=True)
     assert_same_bits(cdd.dropout_backward(gy, mask).compute(), mask.apply(X))
@@ -157,7 +157,7 @@ def test_rng_provides_one_call_number_when_the_graph_is_built():
     assert generator.calls == 4
     np.testing.assert_array_equal(y.compute(), reference.dropout(X, 0.5, 4, 3))
     np.testing.assert_array_equal(y.compute(), y.compute())
-    assert generator.calls == 4  # computing the result draws no call number
+    assert generator.calls == 4  # computing the result uses no call number
     for p, array in [(0, x), (1, x), (0.5, lazy(X[:0]))]:
         cdd.dropout(array, p, rng=generator)
         assert generator.calls == 4  # these calls need no mask
@@ -174,7 +174,7 @@ def test_rng_provides_one_call_number_when_the_graph_is_built():
 
 
 @pytest.mark.parametrize("chunks", [60, 7, (20, 47, 2)], ids=str)
-def test_mask_argument(chunks):
+def test_mask_argument_determines_the_result(chunks):
     large_mask = cd.Generator(4).next_mask((120, 50, 6), 0.3, broadcast_dims=1, scale=5)
     for mask in (cd.Generator(4).next_mask(SHAPE, 0.3), large_mask[119:59:-1, 2:49, :5]):
         y, returned_mask = cdd.dropout(
@@ -285,7 +285,7 @@ def test_errors_are_raised_when_the_graph_is_built(case):
     assert cd.default_generator.state == before
 
 
-def test_compute_chunk_sizes():
+def test_dropout_after_compute_chunk_sizes():
     x = lazy(chunks=(20, 47, 5))
     x = x[x[:, 0, 0] > 0]
     y = cdd.dropout(x.compute_chunk_sizes(), 0.5, seed=1).compute()
@@ -293,13 +293,13 @@ def test_compute_chunk_sizes():
 
 
 def test_chunk_too_large_for_memory_raises_memory_error():
-    huge = da.ones(2**50, chunks=-1, dtype=np.float32)  # one chunk; its strides are 0
+    huge = da.ones(2**50, chunks=-1, dtype=np.float32)  # one chunk, whose strides are 0
     with pytest.raises(MemoryError):
         cdd.dropout(huge, 0.5, seed=1).compute()
-    test_dtypes_and_probabilities(np.float32, 0.5)
+    test_result_equals_numpy_for_each_dtype_and_p(np.float32, 0.5)
 
 
-def test_missing_dask():
+def test_calls_without_dask_raise_with_the_install_command():
     script = (
         "import sys, importlib; sys.modules['dask'] = None; import cdropout\n"
         "calls = cdropout.Mask(3, 0.5).to_dask, lambda: importlib.import_module('cdropout.dask')\n"
@@ -314,7 +314,7 @@ def test_missing_dask():
 
 
 @pytest.mark.slow
-def test_xarray_example():
+def test_xarray_example_prints_identical_results():
     import_or_skip("xarray")
     output = run_example("xarray_dropout.py")
     assert output.count("identical to NumPy's result: True") == 3

@@ -1,4 +1,4 @@
-"""Tests of the custom call `cdropout`, executed by XLA: valid calls, and errors of invalid ones."""
+"""Tests of valid and invalid calls of the custom call `cdropout`, which XLA executes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def register_handler():
 
 
 def call(*operands, result=None, **attributes):
-    """Execute the custom call; declare a side effect, so that XLA never removes the call."""
+    """Execute the custom call with a side effect, so that XLA keeps it, and return the result."""
     x = operands[1] if len(operands) > 1 else X
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype) if result is None else result
     function = jax.ffi.ffi_call("cdropout", shape, has_side_effect=True)
@@ -37,7 +37,7 @@ def float64_bits(p):
 
 
 def window(*axes):
-    """Return the operand `window`; each axis is given as a pair (offset, length)."""
+    """Return the operand `window` for axes that are pairs (offset, length)."""
     halves = [(o >> 32, o & 0xFFFFFFFF, n >> 32, n & 0xFFFFFFFF) for o, n in axes]
     return np.array(halves, np.uint32).reshape(-1, 4)
 
@@ -50,7 +50,7 @@ def ones(shape, dtype="uint32"):
 
 
 @pytest.mark.parametrize("p", [P, np.float32(0.5), np.array(0.5, "float32")])
-def test_custom_call(p):
+def test_custom_call_equals_numpy(p):
     np.testing.assert_array_equal(call(KEY, X, p, WINDOW_2D), cd.Mask((3, 4), 0.5, 7).apply(X))
 
 
@@ -68,13 +68,13 @@ def test_custom_call_with_one_p_per_key(ps, kind):
 @pytest.mark.parametrize(
     "offsets, lengths", [((2, 1), (9, 30)), ((0, 5), (3, 9)), ((7, 0), (10, 4))]
 )
-def test_window_of_larger_mask(offsets, lengths):
+def test_custom_call_with_window_of_larger_mask(offsets, lengths):
     part = window(*zip(offsets, lengths, strict=True))
     mask = cd.Mask(lengths, 0.5, 7)[offsets[0] : offsets[0] + 3, offsets[1] : offsets[1] + 4]
     np.testing.assert_array_equal(call(KEY, X, P, part), mask.apply(X))
 
 
-def test_window_of_mask_with_broadcast_axis():
+def test_custom_call_with_window_of_mask_with_broadcast_axis():
     y = call(KEY, X, P, window((0, 1), (5, 9)))
     keep = np.broadcast_to(np.asarray(cd.Mask(9, 0.5, 7))[5:], (3, 4))
     np.testing.assert_array_equal(y, cd.dropout_backward(X, keep, p=0.5))
@@ -83,7 +83,7 @@ def test_window_of_mask_with_broadcast_axis():
     np.testing.assert_array_equal(y, cd.dropout_backward(X, np.broadcast_to(keep, (3, 4)), p=0.5))
 
 
-def test_last_element_of_largest_mask():
+def test_custom_call_with_last_element_of_largest_mask():
     last = (1 << 63) - 2
     y = call(KEY, X.reshape(-1)[:1], P, window((last, last + 1)))
     np.testing.assert_array_equal(y, cd.Mask(1, 0.5, 7, start=last).apply(np.ones(1, "float32")))
@@ -101,7 +101,7 @@ OUTSIDE = r"window has to be part of a mask of fewer than 2\*\*63 elements"
 NONE, TWO = [], [result_type(X.shape)] * 2
 
 INVALID_CALLS = [
-    # number of operands and results, and attributes
+    # the number of operands, the number of results, and attributes
     ((), {}, BAD_COUNT),
     ((KEY,), {}, BAD_COUNT),
     ((KEY, X), {}, BAD_COUNT),
@@ -207,7 +207,7 @@ INVALID_CALLS = [
 
 
 @pytest.mark.parametrize("operands, changes, message", INVALID_CALLS)
-def test_invalid_call_is_error(operands, changes, message):
+def test_invalid_call_raises(operands, changes, message):
     with pytest.raises(Exception, match=message) as caught:
         call(*operands, **changes)
     assert type(caught.value).__name__ in ("JaxRuntimeError", "XlaRuntimeError")

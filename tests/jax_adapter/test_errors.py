@@ -29,7 +29,7 @@ expected = cd.Mask(x.shape, 0.3, 7).apply(np.asarray(x))
 
 
 def run_after_preamble(script, **variables):
-    """Run a script in a new process, where warnings are errors; return the lines it prints."""
+    """Run PREAMBLE and a script in a new process with warnings as errors; return printed lines."""
     script = PREAMBLE + textwrap.dedent(script)
     status, output, errors = run(script, PYTHONWARNINGS="error", **variables)
     assert status == 0, errors
@@ -63,7 +63,7 @@ def run_after_preamble(script, **variables):
         ((jax.random.split(KEY, 3), X, 0.5), ValueError, r"one typed key .* but got key<fry>"),
     ],
 )
-def test_invalid_arguments(arguments, error, message, wrap):
+def test_invalid_arguments_raise(arguments, error, message, wrap):
     key, x, *rest = arguments
     with pytest.raises(error, match=message):
         wrap(lambda x: dropout(key, x, *rest).sum())(x)
@@ -81,7 +81,7 @@ def test_traced_static_arguments_raise(name, value):
 
 
 @eager_and_jit
-def test_more_than_64_dimensions_raise(wrap):
+def test_x_with_more_than_64_dimensions_raises(wrap):
     x = jnp.ones((1,) * 63 + (100,))
     y = wrap(dropout)(KEY, x, 0.5)
     assert (y.ravel() == dropout(KEY, x.ravel(), 0.5)).all()
@@ -90,7 +90,7 @@ def test_more_than_64_dimensions_raise(wrap):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
-def test_unsupported_dtypes_of_x(dtype):
+def test_unsupported_dtypes_of_x_raise(dtype):
     message = f"x has to be an array of float16, bfloat16, float32, float64, but got {dtype}"
     with pytest.raises(TypeError, match=message):
         dropout(KEY, jnp.ones(4, dtype), 0.5)
@@ -101,7 +101,7 @@ def test_seed_and_call_of_int_raises():
         seed_and_call(7)
 
 
-def test_unsupported_platform():
+def test_unsupported_platform_raises():
     program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
     with pytest.raises(NotImplementedError, match="for the CPU only, .* compiled for cuda; to run"):
         program.lower(lowering_platforms=("cuda",))
@@ -137,7 +137,7 @@ print(np.array_equal(y, mask.apply(np.asarray(x))))
 
 
 def test_programs_with_operations_before_and_after_dropout():
-    """In such programs, jaxlib 0.5 to 0.7 ends the process if a custom call has attributes."""
+    """jaxlib 0.5 to 0.7 ends the process in these programs if the custom call has attributes."""
     *names, is_equal = run_after_preamble(PROGRAMS)
     assert len(names) == 8 and is_equal == "True"
 
@@ -145,7 +145,7 @@ def test_programs_with_operations_before_and_after_dropout():
 # ---- versions -----------------------------------------------------------------------------------
 
 
-def test_missing_jax():
+def test_import_without_jax_raises_with_the_install_command():
     status, _, errors = run("import sys; sys.modules['jax'] = None; import cdropout.jax")
     assert status == 1
     assert errors.endswith("cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`")
@@ -202,7 +202,7 @@ print(np.array_equal(cdropout.jax.functional._apply_in_python(*operands), custom
 )
 
 
-def test_other_api_version_uses_python_callback():
+def test_python_callback_replaces_handler_with_another_api_version():
     first, second, warning, *others = run_after_preamble(CALLBACK)
     assert warning.startswith("1 UserWarning this jaxlib cannot call cdropout's kernels directly")
     assert "handler's API version (99." in warning
@@ -225,7 +225,7 @@ needs_shard_map = pytest.mark.skipif(
 
 
 @needs_shard_map
-def test_sharded_array_and_shard_map():
+def test_dropout_of_sharded_array_and_in_shard_map():
     code = """
     print(len(sharded.sharding.device_set) == 2)
     y = jax.jit(lambda key, x: dropout(key, x, 0.3))(key, sharded)
@@ -255,7 +255,7 @@ def test_sharded_array_and_shard_map():
 
 
 @needs_shard_map
-def test_shard_map_of_replicated_array_is_error():
+def test_shard_map_of_replicated_array_raises():
     code = """
     keys = jax.random.split(key, 2)
 

@@ -1,4 +1,4 @@
-"""Tests of cdropout.flax: the modules apply dropout with the keys that Flax's modules draw."""
+"""Tests that the modules of cdropout.flax apply dropout with the keys that Flax provides."""
 
 import numpy as np
 import pytest
@@ -24,19 +24,19 @@ X = normal_jax((20, 30))
 
 
 def next_keys(module, count):
-    """Return the keys that the module will draw next, from a copy of its stream."""
+    """Return the keys that a module will draw next; draw them from a copy of the stream."""
     stream = nnx.clone(module.rngs)
     return [stream() for _ in range(count)]
 
 
-def test_nnx_draws_one_mask_per_call():
+def test_nnx_module_draws_one_mask_per_call():
     module = Dropout(0.3, rngs=nnx.Rngs(0))
     first, second = next_keys(module, 2)
     assert_same_bits(module(X), dropout(first, X, 0.3))
     assert_same_bits(module(X), dropout(second, X, 0.3))
 
 
-def test_nnx_arguments():
+def test_nnx_module_with_arguments():
     module = Dropout(0.3, broadcast_dims=[-1], rng_collection="noise", rngs=nnx.Rngs(noise=3))
     (key,) = next_keys(module, 1)
     assert_same_bits(module(X), dropout(key, X, 0.3, (-1,)))
@@ -49,7 +49,7 @@ def test_nnx_arguments():
     )
 
 
-def test_nnx_evaluation():
+def test_nnx_module_in_evaluation():
     module = Dropout(0.3, rngs=nnx.Rngs(0))
     model = nnx.Sequential(module)
     model.eval()
@@ -62,7 +62,7 @@ def test_nnx_evaluation():
     assert_same_bits(Dropout(1.0, rngs=nnx.Rngs(0))(X), jnp.zeros_like(X))
 
 
-def test_nnx_errors():
+def test_nnx_module_without_valid_key_or_rate_raises():
     with pytest.raises(ValueError, match="needs a key: pass rngs= to the constructor or the call"):
         Dropout(0.3)(X)
     with pytest.raises(ValueError, match="needs deterministic=, in the constructor or in"):
@@ -73,7 +73,7 @@ def test_nnx_errors():
         Dropout(2, rngs=nnx.Rngs(0))(X)
 
 
-def test_nnx_traced_rate():
+def test_nnx_module_with_traced_rate():
     module = Dropout(jnp.float32(0.3), rngs=nnx.Rngs(0))
     keys = next_keys(module, 3)
     call = nnx.jit(lambda module, x: module(x))
@@ -139,7 +139,7 @@ class KeyOf(linen.Module):
 
 
 @pytest.mark.parametrize("collection", ["dropout", "noise"])
-def test_linen_draws_key_from_its_stream(collection):
+def test_linen_module_draws_key_from_named_stream(collection):
     rngs = {collection: KEY}
     key = KeyOf(collection).apply({}, X, rngs=rngs)
     options = (("broadcast_dims", (0,)), ("rng_collection", collection))
@@ -149,12 +149,12 @@ def test_linen_draws_key_from_its_stream(collection):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
-def test_linen_traced_rate(rate):
+def test_linen_module_with_traced_rate(rate):
     program = jax.jit(lambda x, rate: LinenDropout(rate, deterministic=False).apply({}, x, rng=KEY))
     assert_same_bits(program(X, rate), dropout(KEY, X, rate))
 
 
-def test_linen_arguments():
+def test_linen_module_with_arguments():
     assert_same_bits(LinenDropout(0.3).apply({}, X, deterministic=True), X)
     assert_same_bits(LinenDropout(0.3, deterministic=True).apply({}, X), X)
     assert_same_bits(LinenDropout(0.0, deterministic=False).apply({}, X), X)
@@ -166,7 +166,7 @@ def test_linen_arguments():
     )
 
 
-def test_linen_raises_errors_of_flax():
+def test_linen_module_raises_errors_of_flax():
     with pytest.raises(ValueError, match="deterministic"):
         LinenDropout(0.3).apply({}, X)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
@@ -176,7 +176,7 @@ def test_linen_raises_errors_of_flax():
 # ---- without Flax -------------------------------------------------------------------------------
 
 
-def test_missing_flax():
+def test_import_without_flax_raises_with_the_install_command():
     status, _, errors = run("import sys; sys.modules['flax'] = None; import cdropout.flax")
     assert status == 1
     assert errors.endswith("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`")

@@ -54,20 +54,20 @@ def test_seed_and_call_of_key(key, seed_and_call_number):
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (2,), (-1,), (0, 2), (1, 2), (0, 1, 2)])
-def test_broadcast_dims(dims):
+def test_result_with_broadcast_dims_equals_numpy(dims):
     x = normal_jax((6, 70, 33))
     assert_same_bits(dropout(KEY, x, 0.4, dims), numpy_dropout(KEY, x, 0.4, dims))
     expected = cd.dropout(np.asarray(x), 0.4, rng=7, broadcast_dims=dims)
     assert_same_bits(dropout(KEY, x, 0.4, broadcast_dims=dims), expected)
 
 
-def test_broadcast_dims_as_int():
+def test_broadcast_dims_can_be_int():
     x = normal_jax((6, 70))
     assert_same_bits(dropout(KEY, x, 0.4, -1), numpy_dropout(KEY, x, 0.4, (-1,)))
 
 
 @eager_and_jit
-def test_p_0_and_1(wrap):
+def test_p_0_returns_x_and_p_1_returns_zeros(wrap):
     x = normal_jax((50,)).at[3].set(jnp.nan)
     assert_same_bits(wrap(lambda x: dropout(KEY, x, 0))(x), np.asarray(x))
     assert_same_bits(wrap(lambda x: dropout(KEY, x, 1))(x), np.zeros(50, np.float32))
@@ -79,7 +79,7 @@ def test_dropped_nan_becomes_zero():
     assert_same_bits(jnp.isnan(y), np.asarray(cd.Mask(1000, 0.5, 7)))
 
 
-def test_numpy_array_and_compiled_program():
+def test_dropout_of_numpy_array_and_in_compiled_program():
     x = np.linspace(0, 1, 1000, dtype=np.float32)
     assert_same_bits(dropout(KEY, x, 0.5), numpy_dropout(KEY, x, 0.5))
     program = jax.jit(lambda key, x: jnp.tanh(dropout(key, x.T * 2, 0.5)).sum(0))
@@ -88,7 +88,7 @@ def test_numpy_array_and_compiled_program():
     np.testing.assert_allclose(program(KEY, x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_disable_jit():
+def test_dropout_under_disable_jit():
     x = normal_jax((100,))
     with jax.disable_jit():
         assert_same_bits(dropout(KEY, x, 0.5), numpy_dropout(KEY, x, 0.5))
@@ -213,14 +213,14 @@ def test_inplace_uses_donated_memory(shape):
 
 
 def test_inplace_allocates_no_second_array():
-    """Without the alias, XLA copies the result to the donated memory."""
+    """If x and the result were not aliases, XLA would copy the result to the donated memory."""
     x = normal_jax((1000,))
     program = jax.jit(partial(dropout, p=0.3, inplace=True), donate_argnums=1)
     memory = program.lower(KEY, x).compile().memory_analysis()
     assert memory.temp_size_in_bytes < x.nbytes
 
 
-def test_inplace_preserves_array_in_use():
+def test_inplace_preserves_array_that_is_used_later():
     x = normal_jax((1000,))
     before = np.array(x)
     y, z = jax.jit(lambda x: (dropout(KEY, x, 0.3, inplace=True), x + 1))(x)
@@ -229,7 +229,7 @@ def test_inplace_preserves_array_in_use():
     assert_same_bits(z, before + 1)
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     keys, x = jax.random.split(KEY, 16), normal_jax((100_000,))
     program = jax.jit(partial(dropout, p=0.3))
     for key, y in zip(keys, run_in_threads(16, lambda i: program(keys[i], x)), strict=True):

@@ -62,7 +62,7 @@ def test_mask_determines_result(name, dtype):
     assert_same_bits(jax.jit(dropout, static_argnames="mask")(None, x, mask=mask), expected)
 
 
-def test_empty_broadcast_dims():
+def test_mask_with_empty_broadcast_dims():
     mask = MASKS["mask"]
     assert_same_bits(dropout(None, X, broadcast_dims=[], mask=mask), mask.apply(np.asarray(X)))
 
@@ -72,7 +72,7 @@ def test_mask_of_p_0_returns_x():
 
 
 @every_mask
-def test_derivatives(mask):
+def test_derivatives_with_mask(mask):
     gradient = jax.grad(lambda x: (dropout(None, x, mask=mask) ** 2).sum())(X)
     y = mask.apply(np.asarray(X))
     np.testing.assert_allclose(gradient, 2 * mask.apply(y), rtol=1e-6)

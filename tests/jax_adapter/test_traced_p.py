@@ -23,7 +23,7 @@ PROBABILITIES = [0.0, 0.1, 0.5, 0.9, 1.0]
 
 
 def expected_dropout(key, x, p, broadcast_dims=()):
-    """Return the expected result; JAX converts a traced p that is a Python float to float32."""
+    """Return the expected result for a traced p; JAX rounds a Python float to float32."""
     p = float(np.float32(p)) if isinstance(p, float) else float(p)
     return numpy_dropout(key, x, p, broadcast_dims)
 
@@ -40,15 +40,15 @@ def test_traced_p_is_float32(shape, p):
     assert_same_bits(dropout(KEY, x, jnp.float32(p)), expected_dropout(KEY, x, p))
 
 
-def test_float32_and_float64_p_differ(enable_x64):
-    key, p = jax.random.key(3), 1 - 2.0**-26  # p rounds to 1 in float32
+def test_masks_of_float32_and_float64_p_differ(enable_x64):
+    key, p = jax.random.key(3), 1 - 2.0**-26  # p is rounded to 1 in float32
     x = jnp.ones(1 << 20, jnp.float32)
     assert_same_bits(jax.jit(dropout)(key, x, p), cd.Mask(x.shape, p, 3).apply(np.asarray(x)))
     assert_same_bits(jax.jit(dropout)(key, x, jnp.float32(p)), np.zeros(x.shape, np.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
-def test_dtypes_of_p(dtype, enable_x64):
+def test_p_of_each_dtype(dtype, enable_x64):
     p, x = jnp.asarray(0.3, dtype), normal_jax((1000,))
     expected = cd.Mask(1000, float(p), 7).apply(np.asarray(x))
     assert_same_bits(jax.jit(dropout)(KEY, x, p), expected)
@@ -56,14 +56,14 @@ def test_dtypes_of_p(dtype, enable_x64):
 
 
 @pytest.mark.parametrize("p", [0, 1])
-def test_p_as_int(p):
+def test_p_can_be_int(p):
     x = normal_jax((100,))
     assert_same_bits(jax.jit(dropout)(KEY, x, p), expected_dropout(KEY, x, p))
 
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
-def test_p_0_and_1(dtype, dims, enable_x64):
+def test_p_0_returns_x_and_p_1_returns_zeros(dtype, dims, enable_x64):
     x = jnp.asarray([[np.nan, np.inf, -np.inf, -0.0, 1e-7, 3.0]] * 2, dtype)
     program = jax.jit(partial(dropout, broadcast_dims=dims))
     assert_same_bits(program(KEY, x, 0.0), np.asarray(x))
@@ -71,13 +71,13 @@ def test_p_0_and_1(dtype, dims, enable_x64):
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
-def test_broadcast_dims(dims):
+def test_result_with_broadcast_dims_equals_numpy(dims):
     x = normal_jax((6, 70, 33))
     program = jax.jit(partial(dropout, broadcast_dims=dims))
     assert_same_bits(program(KEY, x, 0.4), expected_dropout(KEY, x, 0.4, dims))
 
 
-def test_one_program_for_all_p():
+def test_program_is_traced_once_for_all_p():
     traced = []
 
     @jax.jit
@@ -92,7 +92,7 @@ def test_one_program_for_all_p():
 
 
 def count_compiled_programs(function):
-    """Return how many programs XLA compiles during a call."""
+    """Call the function and return how many programs XLA compiles during the call."""
     events = []
 
     def listener(event, *_, **__):
@@ -106,7 +106,7 @@ def count_compiled_programs(function):
     return count
 
 
-def test_other_values_of_known_p_compile_no_program():
+def test_no_program_is_compiled_for_other_values_of_known_p():
     x = normal_jax((101,))
     assert count_compiled_programs(lambda: dropout(KEY, x, 0.5)) > 0
     assert count_compiled_programs(lambda: [dropout(KEY, x, p / 64) for p in range(1, 64)]) == 0
@@ -160,7 +160,7 @@ def test_second_derivatives():
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
-def test_derivative_with_respect_to_p_is_error(wrap):
+def test_derivative_with_respect_to_p_raises(wrap):
     x = normal_jax((50,))
     message = r"no derivative with respect to p; pass jax.lax.stop_gradient\(p\)"
 
@@ -177,13 +177,14 @@ def test_derivative_with_respect_to_p_is_error(wrap):
     assert stopped(0.3) == 0
 
 
-BATCHES = [axes for axes in np.ndindex(2, 2, 2) if any(axes)]  # 1 if key, x or p has a batch axis
+# Each tuple contains 1 for each of key, x and p that has a batch axis, and 0 for the others.
+BATCHES = [axes for axes in np.ndindex(2, 2, 2) if any(axes)]
 
 
 @eager_and_jit
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
 @pytest.mark.parametrize("key_has, x_has, p_has", BATCHES)
-def test_vmap(wrap, dims, key_has, x_has, p_has):
+def test_vmap_over_keys_arrays_and_p(wrap, dims, key_has, x_has, p_has):
     keys, xs, ps = jax.random.split(KEY, 4), normal_jax((4, 30, 50)), jnp.float32([0, 0.2, 0.5, 1])
     axes = [0 if batched else None for batched in (key_has, x_has, p_has)]
     given = [keys if key_has else KEY, xs if x_has else xs[0], ps if p_has else jnp.float32(0.3)]
@@ -234,7 +235,7 @@ def test_vmap_of_vmap(outer, inner):
 
 @pytest.mark.parametrize("p", [0.3, None])
 def test_cond_under_vmap(p):
-    """vmap turns cond into select and batches its operands, which include a known p."""
+    """vmap replaces cond by select and batches all operands of cond, including a known p."""
     keys, xs, ps = jax.random.split(KEY, 4), normal_jax((4, 30)), jnp.float32([0.1, 0.2, 0.5, 1])
 
     def dropout_or_identity(key, x, q):
@@ -269,7 +270,7 @@ def test_scan_over_p():
     np.testing.assert_array_equal(gradient == 0, expected == 0)
 
 
-def test_checkpoint():
+def test_checkpoint_with_traced_p():
     x, p = normal_jax((300,)), jnp.float32(0.3)
 
     def loss(x, p, wrap):
@@ -287,7 +288,7 @@ def test_inplace_uses_donated_memory():
     assert_same_bits(y, expected)
 
 
-def test_disable_jit():
+def test_traced_p_under_disable_jit():
     x, ps = normal_jax((4, 100)), jnp.float32([0, 0.2, 0.5, 1])
     with jax.disable_jit():
         assert_same_bits(jax.jit(dropout)(KEY, x, 0.5), expected_dropout(KEY, x, 0.5))
@@ -295,15 +296,15 @@ def test_disable_jit():
     assert_same_bits(y[2], expected_dropout(KEY, x[2], ps[2]))
 
 
-def test_eval_shape():
+def test_eval_shape_with_traced_p():
     y = jax.eval_shape(dropout, KEY, jax.ShapeDtypeStruct((3, 4), "bfloat16"), 0.5)
     assert y.shape == (3, 4) and y.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("shape", ["3, 40", "rows, 40", "rows, columns"])
 @pytest.mark.parametrize("dims", [(), (0,), (1,)])
-def test_exported_program(shape, dims):
-    """Test shapes that are known only when the program runs."""
+def test_exported_program_with_traced_p(shape, dims):
+    """Test programs in which the lengths of no, one or both axes are known only at run time."""
     pytest.importorskip("absl", reason="JAX 0.5 exports with absl-py")
     pytest.importorskip("flatbuffers", reason="JAX writes programs with flatbuffers")
     from jax import export
@@ -326,11 +327,11 @@ RUN_TIME_ERRORS = (ValueError, jax.errors.JaxRuntimeError)
 
 @pytest.mark.parametrize("p", [-0.5, 1.5, np.inf, np.nan])
 @pytest.mark.parametrize("runs_before", [0, 1, 3])
-def test_traced_p_out_of_range(p, runs_before):
+def test_traced_p_out_of_range_raises(p, runs_before):
     """JAX raises another type of error after the first call of a program."""
     message = f"dropout probability has to be between 0 and 1, but got {p:g}"
     x, ps = normal_jax((100,)), jnp.float32([0.5, p])
-    program = jax.jit(lambda key, x, p: dropout(key, x, p))  # new, so not compiled yet
+    program = jax.jit(lambda key, x, p: dropout(key, x, p))  # a new function is not compiled yet
     batch = jax.jit(jax.vmap(lambda key, x, p: dropout(key, x, p), (None, None, 0)))
     for run in range(runs_before):
         program(KEY, x, run / 4).block_until_ready()
@@ -350,11 +351,11 @@ def test_traced_p_out_of_range(p, runs_before):
 @pytest.mark.parametrize(
     "p, found", [([0.5], r"float32 of shape \(1,\)"), (True, "bool of"), (0.5j, "complex64 of")]
 )
-def test_traced_p_of_other_type(p, found):
+def test_traced_p_of_other_type_raises(p, found):
     with pytest.raises(TypeError, match=f"p has to be a number between 0 and 1, but got {found}"):
         jax.jit(dropout)(KEY, normal_jax((100,)), jnp.asarray(p))
 
 
-def test_key_as_p():
+def test_key_as_p_raises():
     with pytest.raises(TypeError, match="p has to be a number between 0 and 1, but got key<fry>"):
         jax.jit(dropout)(KEY, normal_jax((100,)), KEY)

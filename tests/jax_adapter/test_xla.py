@@ -1,4 +1,4 @@
-"""Tests of the XLA handler, called without XLA: checks of structs, threads and versions."""
+"""Tests of the XLA handler's checks of structs, threads and versions, in calls without XLA."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ SIZE, INT, POINTER = ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p
 
 
 def struct(name, *fields):
-    """Return the type of a struct of XLA: two fields that all structs share, then these fields."""
+    """Return a ctypes type for a struct of XLA. All structs begin with the same two fields."""
     common = [("struct_size", SIZE), ("extensions", POINTER)]
     return type(name, (ctypes.Structure,), {"_fields_": [*common, *fields]})
 
@@ -64,12 +64,12 @@ TYPES = {"uint32": 8, "float32": 11}
 
 
 class Call:
-    """A valid call frame, which tests change before `run`, and the errors of the handler."""
+    """A valid call frame, which tests can change before `run`, and the errors of the handler."""
 
     def __init__(self, key=KEY, x=X, p=P, window=WINDOW_2D, y=None):
         self.errors = []
         self.y = np.full_like(X, 9) if y is None else y
-        self.arrays = key, x, p, window, self.y  # keeps the memory of the buffers
+        self.arrays = key, x, p, window, self.y  # keeps the memory of the buffers alive
         self.buffers = [self.make_buffer(array) for array in self.arrays]
         self.api = Api(ctypes.sizeof(Api), new_error=CREATE(self.new_error))
         self.frame = Frame(
@@ -110,17 +110,20 @@ class Call:
         return function(ctypes.addressof(self.frame))
 
 
-def test_valid_call():
+def test_valid_call_writes_the_result():
     call = Call()
     assert call.run() is None and call.errors == []
     np.testing.assert_array_equal(call.y, cd.Mask((3, 4), 0.5, 7).apply(X))
 
 
-# Each function below makes a call invalid, or returns a function that does.
+# Each function below makes a call invalid, or returns a function that makes a call invalid.
 
 
 def shrink(*names):
-    """Subtract 1 from `struct_size` of the struct at this path of attributes and indices."""
+    """Return a function that subtracts 1 from `struct_size` of the struct at a path in a call.
+
+    The path consists of names of attributes and of indices.
+    """
 
     def change(call):
         target = call
@@ -132,7 +135,7 @@ def shrink(*names):
 
 
 def set_fields(buffer, **fields):
-    """Change fields of one of the buffers."""
+    """Return a function that changes fields of the buffer with this index in a call."""
 
     def change(call):
         for name, value in fields.items():
@@ -142,7 +145,10 @@ def set_fields(buffer, **fields):
 
 
 def set_null(names):
-    """Set the pointer at this path of attributes to NULL."""
+    """Return a function that sets a pointer in the frame of a call to NULL.
+
+    The names of the attributes that lead to the pointer are separated by dots.
+    """
 
     def change(call):
         *path, last = names.split(".")
@@ -155,7 +161,7 @@ def set_null(names):
 
 
 def set_dims(buffer, *lengths):
-    """Change the dimensions of one of the buffers."""
+    """Return a function that changes the dimensions of the buffer with this index."""
 
     def change(call):
         call.buffers[buffer].rank = len(lengths)
@@ -210,7 +216,7 @@ INVALID_BUFFERS = "operands and results have to be buffers with memory for their
         (set_65_dims, "x has to be float16, .* and at most 64 dimensions of a mask"),
     ],
 )
-def test_invalid_frame_is_error(change, message):
+def test_call_with_invalid_frame_returns_error(change, message):
     call = Call()
     change(call)
     assert call.run() == 1
@@ -231,7 +237,7 @@ def test_error_leaves_aliased_array_unchanged():
 
 # ---- threads ------------------------------------------------------------------------------------
 
-LARGE = (1 << 19) + 4321  # number of elements; calls with at least 2**19 use the pool
+LARGE = (1 << 19) + 4321  # elements; calls with at least 2**19 elements use the pool
 KEYS_1000 = np.stack([np.zeros(1000, np.uint32), np.arange(1000, dtype=np.uint32)], 1)
 
 
@@ -246,7 +252,7 @@ def is_correct(call, seed=7):
 
 
 def run_with_module(script):
-    """Run a script, which may use names of this module, in a new process that can fork."""
+    """Run a script that can use the names of this module, and return the same as `run`."""
     script = f"{FIND_TESTS}from {__name__} import *\n{script}"
     return run(script, CDROPOUT_NUM_THREADS="3")
 
@@ -261,7 +267,7 @@ def print_started_threads(key, x):
     print(started, np.array_equal(call.y.reshape(rows.shape), expected), flush=True)
 
 
-THREAD_CASES = [  # each: keys, shape of x, number of threads that the call starts
+THREAD_CASES = [  # each case: the keys, the shape of x, and how many threads the call starts
     (KEY, (LARGE,), 2), (KEY, (LARGE // 2,), 0),
     (KEYS_1000, (1000, 600), 2), (KEYS_1000, (1000, 300), 0),
     (KEYS_1000[:2], (2, LARGE), 2), (KEYS_1000[:9], (9, 1 << 16), 0),
@@ -269,7 +275,7 @@ THREAD_CASES = [  # each: keys, shape of x, number of threads that the call star
 
 
 def print_all_started_threads():
-    """Call `print_started_threads` for each case in a forked child, where no threads exist yet."""
+    """Call `print_started_threads` for each case in a forked child, which has no other threads."""
     for key, shape, _ in THREAD_CASES:
         if os.fork() == 0:
             print_started_threads(key, np.ones(shape, np.float32))
@@ -285,7 +291,7 @@ def test_large_calls_start_threads():
     assert output.splitlines() == [f"{started} True" for *_, started in THREAD_CASES]
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     cd.set_num_threads(3)
     calls = [large_call(seed) for seed in range(6)]
     run_in_threads(6, lambda i: calls[i].run())
@@ -306,7 +312,7 @@ print(is_correct(call), os.waitpid(child, 0)[1])
 
 
 @unix_only
-def test_call_in_forked_child():
+def test_call_in_forked_child_gives_the_same_result():
     assert run_with_module(FORK) == (0, "True 0", "")
 
 

@@ -1,10 +1,10 @@
-"""Tests of the Keras layers, which test_keras.py runs on each backend."""
+"""Tests of the Keras layers; test_keras.py runs this file with each backend."""
 
 import os
 import sys
 
 if os.environ["KERAS_BACKEND"] != "tensorflow":
-    # Keras would import TensorFlow when it serializes a layer, which takes 2 s.
+    # Without this line, the serialization of a layer would import TensorFlow, which takes 2 s.
     sys.modules["tensorflow"] = None
 
 import keras
@@ -34,7 +34,7 @@ def train_call(layer, x, dtype="float32"):
 
 
 def numpy_dropout(x, rate, seed, call, dims=()):
-    """Apply dropout with NumPy and the mask of this seed and call number."""
+    """Return the result of dropout with this seed and call number, computed with NumPy."""
     generator = cd.Generator(seed)
     generator.state = {"seed": seed, "calls": call, "spawned": 0}
     return cd.dropout(x, rate, rng=generator, broadcast_dims=dims)
@@ -72,7 +72,7 @@ def test_backends_apply_the_same_mask(backend, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
-def test_dtypes(dtype):
+def test_layer_preserves_dtype(dtype):
     x = keras.ops.convert_to_tensor(normal((5, 70)), dtype=dtype)
     y = Dropout(0.3, seed=1, dtype=dtype)(x, training=True)
     assert keras.backend.standardize_dtype(y.dtype) == keras.backend.standardize_dtype(x.dtype)
@@ -94,7 +94,7 @@ def test_dtypes(dtype):
         ([4, 5, 6], ()),
     ],
 )
-def test_noise_shape(noise_shape, dims):
+def test_result_with_noise_shape_equals_numpy(noise_shape, dims):
     x = normal((4, 5, 6))
     y = train_call(Dropout(0.4, noise_shape=noise_shape, seed=3), x)
     np.testing.assert_array_equal(y, numpy_dropout(x, 0.4, 3, 0, dims))
@@ -124,18 +124,18 @@ def test_spatial_dropout_drops_whole_channels(layer, shape, options, dims):
     np.testing.assert_array_equal(y, numpy_dropout(x, 0.4, 3, 0, dims))
 
 
-def test_evaluation_and_rate_0_and_1():
+def test_layer_in_evaluation_and_with_rate_0_or_1():
     x = normal((5, 70))
     layer = Dropout(0.3, seed=1)
     y = layer(keras.ops.convert_to_tensor(x))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), x)
     np.testing.assert_array_equal(train_call(Dropout(0), x), x)
     assert not train_call(Dropout(1, seed=1), x).any()
-    expected = numpy_dropout(x, 0.3, 1, 0)  # evaluation did not use a call number
+    expected = numpy_dropout(x, 0.3, 1, 0)  # the call in evaluation used no call number
     np.testing.assert_array_equal(train_call(layer, x), expected)
 
 
-def test_other_dtypes_fall_back_to_keras(monkeypatch):
+def test_dropout_of_integers_falls_back_to_keras(monkeypatch):
     calls = []
     monkeypatch.setattr(
         keras.layers.Dropout, "call", lambda layer, x, training: calls.append(training) or x
@@ -144,7 +144,7 @@ def test_other_dtypes_fall_back_to_keras(monkeypatch):
     assert calls == [True]
 
 
-def test_invalid_rate():
+def test_invalid_rate_raises():
     with pytest.raises(
         ValueError, match="Expected a float value between 0 and 1. Received: rate=2"
     ):
@@ -162,7 +162,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_config_round_trip(layer):
+def test_layer_from_config_has_the_same_config(layer):
     config = layer.get_config()
     assert type(layer).from_config(config).get_config() == config
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))

@@ -1,4 +1,4 @@
-"""Tests of cdropout.keras: keras_checks.py in one process per backend, and missing packages."""
+"""Tests of cdropout.keras: keras_checks.py with each backend, and errors of the import."""
 
 import os
 import subprocess
@@ -20,14 +20,15 @@ BACKENDS = {  # each backend and the package that it requires
 }
 
 CHECKS = Path(__file__).with_name("keras_checks.py")
-# The first backend that is installed. Its process also tests the functions for the other backends.
+# The first installed backend. The tests with all other backends are marked as slow, but the tests
+# with one backend also compare the masks of the other backends, except TensorFlow.
 FIRST = next((name for name, module in BACKENDS.items() if find_spec(module)), "numpy")
 WARNING_OF_KERAS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 MESSAGE = "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
 
 
 @pytest.mark.parametrize("backend", [FIRST, *slow(*[name for name in BACKENDS if name != FIRST])])
-def test_layers(backend):
+def test_layers_with_each_backend(backend):
     """Test the layers in a new process, because Keras cannot change its backend."""
     find_or_skip(BACKENDS[backend])
     options = ["-q", "-p", "no:cacheprovider", "-W", WARNING_OF_KERAS, CHECKS]
@@ -38,7 +39,7 @@ def test_layers(backend):
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
-            "JAX_ENABLE_X64": "1",  # for float64
+            "JAX_ENABLE_X64": "1",  # enables float64
             "TF_CPP_MIN_LOG_LEVEL": "3",
         },
         cwd=CHECKS.parents[2],
@@ -48,13 +49,13 @@ def test_layers(backend):
     assert " passed" in done.stdout
 
 
-def test_missing_keras():
+def test_import_without_keras_raises_with_the_install_command():
     status, _, errors = run("import sys; sys.modules['keras'] = None; import cdropout.keras")
     assert status == 1
     assert errors.endswith(MESSAGE)
 
 
-def test_unsupported_version_of_keras(tmp_path):
+def test_import_with_an_unsupported_version_of_keras_raises(tmp_path):
     (tmp_path / "keras.py").write_text("__version__ = '2.15.0'")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
     status, _, errors = run(script)

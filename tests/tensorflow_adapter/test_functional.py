@@ -43,7 +43,7 @@ def normal_tensor(*shape, dtype="float32", seed=1):
 
 
 def numpy_dropout(x, p, seed, call=0, dims=()):
-    """Apply dropout with NumPy and the mask of this seed and call number."""
+    """Return the result of dropout with this seed and call number, computed with NumPy."""
     shape = [1 if axis in dims else length for axis, length in enumerate(x.shape)]
     keep = np.broadcast_to(cd.Mask(shape, p, seed, call), x.shape)
     return cd.dropout_backward(np.asarray(x), keep, p=p)
@@ -71,7 +71,7 @@ def test_seed_determines_mask(shape, dtype, wrap):
         ([np.int64(4), np.uint64(2**64 - 4)], (4, 2**64 - 4)),
     ],
 )
-def test_seeds(seed, mask_id, wrap):
+def test_seed_contains_seed_and_call_number(seed, mask_id, wrap):
     x = normal_tensor(1000)
     expected = cd.Mask(1000, 0.5, *mask_id).apply(x.numpy())
     assert_same_bits(wrap(lambda x: stateless_dropout(x, 0.5, seed))(x), expected)
@@ -90,7 +90,7 @@ def test_seed_computed_in_graph():
 
 
 @pytest.mark.parametrize("p", [1e-9, 0.001, 0.1, 1 / 3, 0.5, 0.999])
-def test_rates(p, wrap):
+def test_rate_can_be_number_tensor_or_variable(p, wrap):
     x = normal_tensor(5000)
     expected = cd.Mask(5000, p, 7).apply(x.numpy())
     assert_same_bits(wrap(lambda x: stateless_dropout(x, p, [7, 0]))(x), expected)
@@ -98,13 +98,13 @@ def test_rates(p, wrap):
         wrap(lambda x, p: stateless_dropout(x, p, [7, 0]))(x, tf.constant(p, tf.float64)), expected
     )
     single, variable = tf.constant(p, tf.float32), tf.Variable(p, dtype=tf.float32)
-    expected = cd.Mask(5000, float(np.float32(p)), 7).apply(x.numpy())  # a float32 p is rounded
+    expected = cd.Mask(5000, float(np.float32(p)), 7).apply(x.numpy())  # p is rounded to float32
     assert_same_bits(wrap(lambda x, p: stateless_dropout(x, p, [7, 0]))(x, single), expected)
     assert_same_bits(wrap(lambda x: stateless_dropout(x, variable, [7, 0]))(x), expected)
     assert_same_bits(wrap(lambda x: stateless_dropout(x, np.float32(p), [7, 0]))(x), expected)
 
 
-def test_rate_0_and_1(wrap):
+def test_rate_0_returns_x_and_rate_1_returns_zeros(wrap):
     x = tf.fill([100], np.float32(np.nan))
     assert dropout(x, 0) is x and dropout(x, 0.0) is x and stateless_dropout(x, 0, [7, 0]) is x
     run = wrap(lambda rate: stateless_dropout(x, rate, [7, 0]))
@@ -129,14 +129,14 @@ def test_rate_0_and_1(wrap):
         (np.array([4, 1, 6]), (1,)),
     ],
 )
-def test_noise_shape(noise_shape, dims, wrap):
+def test_result_with_noise_shape_equals_numpy(noise_shape, dims, wrap):
     x = normal_tensor(4, 5, 6)
     run = wrap(lambda x: stateless_dropout(x, 0.4, [3, 1], noise_shape=noise_shape))
     assert_same_bits(run(x), numpy_dropout(x, 0.4, 3, 1, dims))
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-def test_noise_shape_as_tensor(dtype, wrap):
+def test_noise_shape_can_be_tensor(dtype, wrap):
     x = normal_tensor(4, 5, 6)
     run = wrap(lambda x, n: stateless_dropout(x, 0.4, [3, 1], noise_shape=n))
     assert_same_bits(run(x, tf.constant([4, 1, 6], dtype)), numpy_dropout(x, 0.4, 3, 1, (1,)))
@@ -145,8 +145,8 @@ def test_noise_shape_as_tensor(dtype, wrap):
     assert_same_bits(run(x), numpy_dropout(x, 0.4, 3, 1, (1,)))
 
 
-def test_noise_shape_of_large_tensors():
-    """Test arrays of several tiles."""
+def test_noise_shape_with_large_tensor():
+    """Test a tensor that consists of several tiles."""
     x = normal_tensor(8, 300, 257)
     for shape, dims in ((8, 1, 257), (1,)), ((1, 300, 1), (0, 2)):
         y = stateless_dropout(x, 0.4, [3, 1], noise_shape=shape)
@@ -209,7 +209,7 @@ def test_global_seed_repeats_graph_masks(options):
         run = make_graph()
         runs.append(np.concatenate([run(x) for _ in range(3)]))
     assert np.array_equal(*runs)
-    assert all_differ(runs[0][:: 2 if options else 1])  # with `seed`, both calls share one seed
+    assert all_differ(runs[0][:: 2 if options else 1])  # with `seed`, both calls draw the same mask
 
 
 def test_graph_without_seed_draws_new_masks():
@@ -238,7 +238,7 @@ def test_op_determinism_requires_seed():
 
 
 @pytest.mark.parametrize("shape", [[None, 7], [None, None], None])
-def test_dynamic_shapes(shape):
+def test_dropout_of_tensors_with_dynamic_shapes(shape):
     run = tf.function(
         lambda x: stateless_dropout(x, 0.4, [3, 1], noise_shape=None),
         input_signature=[tf.TensorSpec(shape, tf.float32)],
@@ -249,7 +249,7 @@ def test_dynamic_shapes(shape):
     assert run.get_concrete_function().structured_outputs.shape.as_list() == shape if shape else 1
 
 
-def test_noise_shape_of_dynamic_shapes():
+def test_noise_shape_with_dynamic_shapes():
     run = tf.function(
         lambda x: stateless_dropout(x, 0.4, [3, 1], noise_shape=[None, 1]),
         input_signature=[tf.TensorSpec([None, None], tf.float32)],
@@ -291,7 +291,7 @@ def test_gradient_of_stateful_dropout(wrap):
     assert 0 < np.mean(y == 0) < 1
 
 
-def test_second_derivative(wrap):
+def test_second_derivative_of_dropout(wrap):
     def second(x):
         with tf.GradientTape() as outer:
             outer.watch(x)
@@ -305,7 +305,7 @@ def test_second_derivative(wrap):
     np.testing.assert_allclose(wrap(second)(X), 6 * scale**3 * X, rtol=1e-5)
 
 
-def test_forward_accumulator(wrap):
+def test_forward_accumulator_uses_same_mask(wrap):
     def jvp(x, tangent):
         with tf.autodiff.ForwardAccumulator(x, tangent) as accumulator:
             y = dropout_with_mask(x)
@@ -317,7 +317,7 @@ def test_forward_accumulator(wrap):
 
 
 def test_gradient_of_gather(wrap):
-    """The gradient that tf.gather returns is of type IndexedSlices."""
+    """Test a gradient of type IndexedSlices, which the derivative of tf.gather returns."""
 
     def gradient(x):
         with tf.GradientTape() as tape:
@@ -357,7 +357,7 @@ def test_rate_has_no_gradient():
     assert tape.gradient(y, rate) is None
 
 
-def test_jacobian(wrap):
+def test_jacobian_of_dropout(wrap):
     x = normal_tensor(5)
 
     def jacobian(x):
@@ -393,7 +393,7 @@ def test_vectorized_map_of_seeds_rates_and_noise_shape():
 
 
 @pytest.mark.parametrize("masks, size", [(3, 1 << 16), (2500, 63), (3, 0), (0, 5)])
-def test_few_large_and_many_small_masks(masks, size):
+def test_op_with_few_large_or_many_small_masks(masks, size):
     x = normal_tensor(masks, size)
     ids = np.stack([np.full(masks, 7), np.arange(masks)], -1)
     rates = np.linspace(0, 1, masks)
@@ -422,7 +422,7 @@ def test_vectorized_map_of_stateful_dropout_draws_different_masks():
     assert all_differ(np.asarray(y))
 
 
-def test_while_loop():
+def test_while_loop_draws_one_mask_per_step():
     def body(i, y):
         return i + 1, stateless_dropout(y, 0.1, [7, i])
 
@@ -444,7 +444,7 @@ def test_autograph_does_not_convert_dropout(recwarn):
     assert not [w for w in recwarn if "AutoGraph" in str(w.message)]
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_correct_results():
     x = normal_tensor(1 << 20)
     run = tf.function(lambda x, i: stateless_dropout(x, 0.3, [7, i]))
 
@@ -470,18 +470,18 @@ def test_memory_of_x_is_reused_only_without_other_references():
 
 @pytest.mark.parametrize("rate", [1, 1.0, -0.1, 1.5, float("nan"), float("inf"), True])
 @pytest.mark.parametrize("function", [dropout, lambda x, p: stateless_dropout(x, p, [1, 0])])
-def test_invalid_rate(function, rate):
+def test_invalid_rate_raises(function, rate):
     with pytest.raises(ValueError, match=r"`rate` must be a scalar .* range \[0, 1\)"):
         function(X, rate)
 
 
 @pytest.mark.parametrize("rate", ["half", None, np.array(0.5)])
-def test_rate_of_invalid_type(rate):
+def test_rate_of_invalid_type_raises(rate):
     with pytest.raises(ValueError, match="`rate` must be a scalar or scalar tensor"):
         dropout(X, rate)
 
 
-def test_rate_tensor_of_invalid_shape_or_dtype():
+def test_rate_tensor_of_invalid_shape_or_dtype_raises():
     with pytest.raises(ValueError, match="must have rank 0"):
         dropout(X, tf.constant([0.5]))
     with pytest.raises(ValueError, match="`rate.dtype` must be a floating point type"):
@@ -489,7 +489,7 @@ def test_rate_tensor_of_invalid_shape_or_dtype():
 
 
 @pytest.mark.parametrize("rate, text", [(1.5, "1.5"), (-0.25, "-0.25"), (np.nan, "nan")])
-def test_rate_tensor_out_of_range(rate, text, wrap):
+def test_rate_tensor_out_of_range_raises(rate, text, wrap):
     run = wrap(lambda rate: dropout(X, rate))
     match = f"dropout probability has to be between 0 and 1, but got {text}"
     with pytest.raises(InvalidArgumentError, match=match):
@@ -507,7 +507,7 @@ def test_x_of_other_dtype_raises(x):
     [[1], [1, 2, 3], 5, None, [1.0, 2], [True, 1], [1 << 64, 0], [-(1 << 63) - 1, 0]]
     + [tf.constant([1.0, 2]), tf.constant([1, 2, 3])],
 )
-def test_invalid_seed(seed):
+def test_invalid_seed_raises(seed):
     with pytest.raises(ValueError, match="`seed` must be two integers|convert a value .None."):
         stateless_dropout(X, 0.5, seed)
 
@@ -522,7 +522,7 @@ def test_shape_of_seed_is_checked_at_run_time():
             run(tf.constant(seed, tf.int64))
 
 
-def test_invalid_rng_alg():
+def test_invalid_rng_alg_raises():
     with pytest.raises(ValueError, match="`rng_alg` must be 'auto_select'.* Received: 'philox'"):
         stateless_dropout(X, 0.5, [1, 2], rng_alg="philox")
 
@@ -540,7 +540,7 @@ def test_noise_shape_with_too_many_axes_raises(wrap):
         run(X)
 
 
-def test_more_than_64_dimensions_raise():
+def test_x_with_more_than_64_dimensions_raises():
     with pytest.raises(InvalidArgumentError, match="at most 64 dimensions, but got 65"):
         stateless_dropout(tf.ones([1] * 65), 0.5, [1, 2])
     assert stateless_dropout(tf.ones([1] * 64), 0.5, [1, 2]).shape.rank == 64
@@ -549,7 +549,7 @@ def test_more_than_64_dimensions_raise():
 # ---- fallbacks to TensorFlow --------------------------------------------------------------------
 
 
-def test_ragged_tensor_falls_back_to_tensorflow():
+def test_dropout_of_ragged_tensor_falls_back_to_tensorflow():
     x = tf.ragged.constant([[1.0] * 300, [1.0] * 200])
     y = dropout(x, 0.5)
     assert isinstance(y, tf.RaggedTensor) and y.shape.as_list() == [2, None]
@@ -580,7 +580,7 @@ def test_xla_function_gives_result_of_tensorflow():
 
 
 @pytest.mark.slow
-def test_xla_function_that_calls_traced_function_is_error():
+def test_xla_function_that_calls_traced_function_raises():
     inner = tf.function(dropout_with_mask)
     inner.get_concrete_function(X)
     concrete = inner.get_concrete_function(X)
@@ -589,7 +589,7 @@ def test_xla_function_that_calls_traced_function_is_error():
         run(X)
 
 
-def test_other_devices_fall_back_to_tensorflow():
+def test_dropout_on_another_device_falls_back_to_tensorflow():
     with tf.Graph().as_default(), tf.device("/GPU:0"):
         x = tf.zeros([3], name="x")
         assert "Cdropout" not in dropout(x, 0.5).op.type
@@ -597,7 +597,7 @@ def test_other_devices_fall_back_to_tensorflow():
         assert dropout(tf.zeros([3]), 0.5).op.type == "CdropoutApplyV1"
 
 
-def test_names_of_operations():
+def test_operations_have_the_given_or_the_default_name():
     with tf.Graph().as_default():
         assert dropout(tf.ones(3), 0.5, name="noise").name.startswith("noise/")
         assert dropout(tf.ones(3), 0.5).name.startswith("dropout/")

@@ -16,7 +16,7 @@ from ..helpers.tensorflow_graphs import operation_types
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = import_or_skip("tensorflow")
 find_or_skip("keras")
-if "keras" not in sys.modules:  # once imported, Keras cannot change its backend
+if "keras" not in sys.modules:  # Keras chooses its backend when it is imported
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "tensorflow")
         import keras  # noqa: F401
@@ -32,7 +32,7 @@ def expected_dropout(x, call, rate=0.3, seed=7):
     return cd.Mask(x.shape, rate, seed, call).apply(x)
 
 
-def test_call_numbers_in_eager_mode_and_graphs():
+def test_eager_calls_and_graphs_use_consecutive_call_numbers():
     layer, x = Dropout(0.3, seed=7), normal((5, 70))
     run = tf.function(lambda x: layer(x, training=True))
     for call in range(0, 6, 2):
@@ -52,7 +52,7 @@ def test_noise_shape_with_unknown_batch_size(noise_shape):
     np.testing.assert_array_equal(run(x), cd.dropout(x, 0.3, rng=7, broadcast_dims=dims))
 
 
-def test_unknown_rank_falls_back_to_keras():
+def test_dropout_of_tensor_with_unknown_rank_falls_back_to_keras():
     layer = Dropout(0.3, seed=7)
     run = tf.function(
         lambda x: layer.call(x, training=True), input_signature=[tf.TensorSpec(None, tf.float32)]
@@ -95,13 +95,14 @@ def test_xla_function_falls_back_to_keras():
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", *slow("mixed_float16")])
-def test_mixed_precision(dtype):
+def test_model_with_mixed_precision_can_be_trained(dtype):
     model = make_fitted_model(dtype=dtype)
     assert model.layers[2].compute_dtype == dtype.removeprefix("mixed_")
     assert np.isfinite(model.layers[3].kernel.numpy()).all()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Keras
+# Keras causes this warning.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_loaded_model_starts_at_call_number_0(tmp_path):
     first, x = make_model(), normal((6, 8, 4))
     first.save(tmp_path / "model.keras")

@@ -35,7 +35,7 @@ def test_op_is_registered_once():
 
 
 @pytest.mark.parametrize("missing", range(len(_tf.SYMBOLS)))
-def test_missing_function_of_tensorflow(missing):
+def test_missing_function_of_tensorflow_raises(missing):
     symbols = _tf.SYMBOLS.copy()
     symbols[missing] = "TF_Missing"
     with pytest.raises(AttributeError, match="TF_Missing"):
@@ -55,7 +55,7 @@ def raise_runtime_error(*_):
         ("import_error", ImportError("no module of that name"), "no module of that name"),
     ],
 )
-def test_without_the_op_tensorflow_dropout_is_used(monkeypatch, name, replacement, reason):
+def test_tensorflow_dropout_is_used_without_the_op(monkeypatch, name, replacement, reason):
     monkeypatch.setattr(op, name, replacement)
     match = f"TensorFlow {tf.__version__}, so that TensorFlow's own dropout is used; .*{reason}"
     with pytest.warns(UserWarning, match=match) as caught:
@@ -66,7 +66,7 @@ def test_without_the_op_tensorflow_dropout_is_used(monkeypatch, name, replacemen
     assert np.array_equal(functional.stateless_dropout(X, 0.5, [7, 0]), expected)
 
 
-def test_library_path(monkeypatch, tmp_path):
+def test_library_path_on_windows(monkeypatch, tmp_path):
     module = tmp_path / "_pywrap_tensorflow_internal.pyd"
     monkeypatch.setattr(op._pywrap_tensorflow_internal, "__file__", str(module))
     assert op._library_path() == str(module)
@@ -78,7 +78,7 @@ def test_library_path(monkeypatch, tmp_path):
 # ---- other versions of TensorFlow ---------------------------------------------------------------
 
 
-def test_missing_tensorflow():
+def test_import_without_tensorflow_raises_with_the_install_command():
     status, _, errors = run(
         "import sys; sys.modules['tensorflow'] = None; import cdropout.tensorflow"
     )
@@ -90,7 +90,7 @@ def test_missing_tensorflow():
 
 
 @pytest.mark.parametrize("version", ["2.15.1", "3.0.0"])
-def test_unsupported_version_of_tensorflow(version, tmp_path):
+def test_import_with_an_unsupported_version_of_tensorflow_raises(version, tmp_path):
     (tmp_path / "tensorflow.py").write_text(f"__version__ = {version!r}")
     status, _, errors = run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.tensorflow"
@@ -104,7 +104,7 @@ def test_unsupported_version_of_tensorflow(version, tmp_path):
 
 @pytest.mark.slow
 def test_import_does_not_initialize_tensorflow():
-    """TensorFlow's devices and threads can be configured only before it is initialized."""
+    """Users can configure devices and threads only before TensorFlow is initialized."""
     script = "import cdropout.tensorflow; from tensorflow.python.eager import context as c; "
     _, output, errors = run(script + "print(c.context()._initialized)")
     assert output == "False", errors

@@ -45,7 +45,7 @@ def restore_ops_and_seed():
 
 
 def next_mask(shape, drop):
-    """Return the next mask, which the reference implementation computes; draw no seed."""
+    """Return the mask of the next call, computed by the reference; restore NumPy's generator."""
     state = np.random.get_state()
     seed = np.random.randint(2**64, dtype=np.uint64)
     np.random.set_state(state)
@@ -66,7 +66,7 @@ def test_ops_are_registered_with_thinc():
 
 @pytest.mark.parametrize("shape", [(), (7,), (0, 3), (90, 100), (3, 4, 5, 6)])
 @pytest.mark.parametrize("drop", [0.1, 0.5, np.float32(0.25)])
-def test_get_dropout_mask(shape, drop):
+def test_get_dropout_mask_equals_reference(shape, drop):
     fix_random_seed(5)
     expected = next_mask(shape, float(drop))
     mask = OPS.get_dropout_mask(shape, drop)
@@ -117,7 +117,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_dropout_layer(kind):
+def test_dropout_layer_applies_the_next_mask(kind):
     wrap, unwrap = INPUTS[kind]
     x, gy = normal((8, 50)), normal((8, 50), seed=2)
     with use_ops("cdropout"):
@@ -163,7 +163,7 @@ def test_layers_pass_dropout_to_the_ops(layer):
 
 
 def train(ops, seed):
-    """Train a small network and return its losses."""
+    """Train a small network with the given Ops and return the loss of each step."""
     set_current_ops(ops)
     fix_random_seed(seed)
     x, target = normal((64, 10)), normal((64, 3))
@@ -205,7 +205,7 @@ factory = "tagger"
 SENTENCES = [("I like green eggs", "PVAN"), ("Eat blue ham", "VAN"), ("They eat blue eggs", "PVAN")]
 
 
-def test_spacy_config():
+def test_spacy_training_with_cdropout_is_reproducible():
     spacy = import_or_skip("spacy")
     from spacy.training import Example
     from spacy.util import load_model_from_config
@@ -231,18 +231,18 @@ def test_spacy_config():
 
 
 @pytest.mark.slow
-def test_digits_example():
+def test_digits_example_prints_errors_and_slowdown():
     find_or_skip("sklearn")
     options = ["--seeds", "2", "--epochs", "2", "--hidden", "16", "--train", "100", "--p", "0"]
     output = run_example("thinc_digits.py", *options)
     errors = re.findall(r"\(.*\) +(\d+\.\d\d \+- \d+\.\d\d)$", output, re.MULTILINE)
-    assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0 the networks are identical
+    assert len(errors) == 3 and len(set(errors)) == 1  # with p = 0, all networks are identical
     assert re.search(r"^Dropout makes a step -?\d+ % slower", output, re.MULTILINE)
 
 
 # ---- without thinc ------------------------------------------------------------------------------
 
 
-def test_missing_thinc():
+def test_import_without_thinc_raises_with_the_install_command():
     _, _, errors = run("import sys; sys.modules['thinc'] = None; import cdropout.thinc")
     assert errors.endswith("ImportError: cdropout.thinc needs thinc: pip install thinc")

@@ -1,4 +1,4 @@
-"""Tests of alpha dropout: with the same mask, results are identical to those for NumPy arrays."""
+"""Tests that alpha dropout of tensors is identical to that of NumPy arrays with the same mask."""
 
 import warnings
 
@@ -22,7 +22,7 @@ NAMES = ["alpha_dropout", "feature_alpha_dropout"]
 
 
 def special_values(dtype, *shape):
-    """Return random numbers, some of which are replaced by NaN, infinities, zeros and extremes."""
+    """Return random numbers with NaNs, infinities, zeros, and very large and small numbers."""
     torch.manual_seed(1)
     x = torch.randn(shape, dtype=torch.float64)
     for i, value in enumerate([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1e30, -1e30, 1e-30]):
@@ -31,7 +31,7 @@ def special_values(dtype, *shape):
 
 
 def bits(x):
-    """Return the bits of a tensor or an array; replace every NaN by one with the same bits."""
+    """Return a tensor of the bits of a tensor or an array, in which all NaNs have the same bits."""
     x = x.detach().resolve_conj() if isinstance(x, torch.Tensor) else torch.from_numpy(as_ints(x))
     if x.is_floating_point():
         x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
@@ -83,7 +83,7 @@ def test_result_equals_numpy_for_every_layout(dtype, name, layout, inplace):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_entry_point_gives_the_same_result(dtype, name):
-    x = special_values(dtype, 5, 4, 300, 70)  # is divided into several work chunks
+    x = special_values(dtype, 5, 4, 300, 70)  # large enough for several work chunks
     function, operator = getattr(ct, name), getattr(torch, name)
     torch.manual_seed(2)
     seed = next_seed()
@@ -145,7 +145,7 @@ def test_gradients_equal_those_of_numpy(dtype, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled_with_p_as_argument(name):
+def test_compiled_function_with_p_as_argument_equals_eager(name):
     function = torch.compile(
         lambda x, p: getattr(ct, name)(x, p, True), backend="aot_eager", fullgraph=True
     )

@@ -1,4 +1,4 @@
-"""Tests of autograd, torch.func, compilers, dispatch modes and threads."""
+"""Tests of dropout with autograd, torch.func, compilers, dispatch modes and threads."""
 
 import functools
 import shutil
@@ -30,7 +30,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradcheck(name):
+def test_gradcheck_of_each_function(name):
     function = functools.partial(with_seed, FUNCTIONS[name])
     x = ramp(2, 3, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -46,7 +46,7 @@ def test_gradcheck(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_gradients_of_any_layout(dtype):
+def test_backward_accepts_gradients_of_any_layout(dtype):
     x = torch.ones(4, 5, 6, 7, dtype=dtype, requires_grad=True)
     y = ct.dropout(x, 0.5)
     for gradient in (
@@ -59,7 +59,7 @@ def test_gradients_of_any_layout(dtype):
         assert torch.equal(gx, y) and gx.dtype == dtype
 
 
-def test_backward_saves_no_tensor():
+def test_dropout_saves_no_tensor_for_backward():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         ct.dropout(torch.ones(1000, requires_grad=True)).sum().backward()
@@ -82,7 +82,7 @@ def test_checkpoint_repeats_the_mask(reentrant):
     assert torch.equal(x.grad != 0, results[0] != 0)
 
 
-def test_grad_modes_and_autocast():
+def test_dropout_under_grad_modes_and_autocast():
     x = torch.ones(100, requires_grad=True)
     with torch.no_grad():
         assert not ct.dropout(x).requires_grad
@@ -108,7 +108,7 @@ def test_backward_with_dual_gradient():
 # ---- torch.func ---------------------------------------------------------------------------------
 
 
-def test_vmap_randomness():
+def test_vmap_randomness_determines_the_masks():
     x = torch.ones(50, 40)
     different = torch.vmap(ct.dropout, randomness="different")(x)
     assert len({tuple(row.tolist()) for row in different}) == 50
@@ -131,7 +131,7 @@ def test_vmap_randomness():
 def test_vmap_of_operator_shifts_broadcast_axes():
     dropout, x = torch.ops.cdropout.dropout.default, torch.ones(3, 50, 8)
     y = torch.vmap(lambda x, seed: dropout(x, seed, 0, 0.5, [1], "scale"))(x, torch.arange(3))
-    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # seed of the first sample
+    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # the seed of the first sample
     assert torch.equal(y, torch.from_numpy(mask.to_scale()))
 
 
@@ -169,14 +169,14 @@ def test_jvp_with_64_bit_seed():
     assert torch.equal(y, torch.from_numpy(cd.Mask(64, 0.5, seed).apply(x.numpy())))
 
 
-def test_vmap_on_another_device_uses_pytorch():
+def test_vmap_of_dropout_on_another_device_uses_pytorch():
     x, generator = torch.ones(2, 3, device="meta"), cd.Generator(1)
     assert torch.vmap(ct.dropout, randomness="same")(x).device.type == "meta"
     with pytest.raises(NotImplementedError, match="of torch.float32 on meta, which is passed"):
         torch.vmap(lambda x: ct.dropout(x, generator=generator), randomness="same")(x)
 
 
-def test_jvp_vjp_jacobian_and_hessian():
+def test_jvp_vjp_jacobian_and_hessian_of_dropout():
     x = ramp(12)
     y, tangent = torch.func.jvp(ct.dropout, (x,), (x * 3,))
     assert torch.allclose(tangent, 3 * y)
@@ -292,7 +292,7 @@ def test_exported_program_draws_a_new_mask_per_call():
     assert torch.equal(ct.dropout(torch.ones(1000)), first)
 
 
-def test_fake_tensors_and_dispatch_modes():
+def test_dropout_under_fake_tensor_and_dispatch_modes():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -39,7 +39,7 @@ def leaf():
 
 
 def block(function, generator):
-    """Return the composition of the function with others that save tensors for backward."""
+    """Return a function of x that calls `function` between operations that save tensors."""
     return lambda x: function(x.sin(), generator).exp().square()
 
 
@@ -69,7 +69,7 @@ def test_checkpoint_context_repeats_the_mask(name, kind):
     function = block(FUNCTIONS[name], generator)
     context = ct.checkpoint_context(generator)
     y = checkpoint(function, x, use_reentrant=False, context_fn=context)
-    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # uses the next mask
+    other = checkpoint(function, x, use_reentrant=False, context_fn=context)  # draws the next mask
     state = state_of(generator)
     assert torch.equal(y, expected) and not torch.equal(other, y)
     for _ in range(2):
@@ -87,7 +87,8 @@ from torch.utils.checkpoint import checkpoint
 import cdropout as cd
 import cdropout.torch as ct
 
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # since CPython 3.12
+# CPython 3.12 and later versions warn if a process with several threads forks.
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
 
 def replay(generator, x):
     context = ct.checkpoint_context(generator)
@@ -115,15 +116,18 @@ for restore in replay, fail:
 
 
 @unix_only
-def test_unseeded_generator_remains_unseeded():
-    """Check in a process without JAX, which warns about forks, that a child gets another seed."""
+def test_unseeded_generator_remains_unseeded_when_its_state_is_restored():
+    """Check that an unseeded generator has another seed in a forked child.
+
+    JAX warns about forks, so that the script runs in a process that does not import JAX.
+    """
     assert run_with_torch(UNSEEDED) == (0, "True True", "")
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("default", ["None", "default_generator"])
-def test_checkpoint_restores_the_default_generator(default, name, reentrant):
+def test_checkpoint_with_the_default_generator_repeats_the_mask(default, name, reentrant):
     generator, x = None if default == "None" else torch.default_generator, leaf()
     function = block(FUNCTIONS[name], generator)
     results = []

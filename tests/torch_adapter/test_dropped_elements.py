@@ -1,4 +1,4 @@
-"""Tests of dropped elements: they and their gradients are +0.0 in every entry point."""
+"""Tests that dropped elements and their gradients are +0.0 at every entry point."""
 
 import math
 
@@ -22,7 +22,8 @@ MODES = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
 CASES = [(mode, FUNCTIONS[name]) for mode in MODES[:-1] for name in FUNCTIONS]
 CASES += [(mode, OPERATORS[name]) for mode in MODES[:2] for name in OPERATORS]
 CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
-CASES += [  # the compiled cases, which are slow
+# The compiled cases are slow. Only those with float32 are not marked as slow.
+CASES += [
     pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
     for function in FUNCTIONS.values()
     for dtype in DTYPES
@@ -31,7 +32,7 @@ IN_PLACE = [OPERATORS[name] for name in OPERATORS if name.endswith("_")]
 
 
 @pytest.mark.parametrize("mode, function, dtype", CASES)
-def test_p_1_gives_plus_zero(mode, function, dtype):
+def test_results_and_gradients_at_p_1_are_plus_zero(mode, function, dtype):
     x = torch.tensor(SPECIAL, dtype=dtype).repeat(2, 3, 4, 1)
     special = x.clone()
     with ct.accelerate(), NothingDrawn():

@@ -70,7 +70,8 @@ generator_1, generator_2 = cd.Generator(3), torch.Generator().manual_seed(3)
 functions = (
     lambda generator: ct.dropout(x, generator=generator),
     lambda generator: ct.alpha_dropout(x, 0.5, True, generator=generator),
-    lambda generator: ct.alpha_dropout(half, 0.5, True, True, generator=generator),  # float32 copy
+    # The next call converts half to float32, which allocates memory.
+    lambda generator: ct.alpha_dropout(half, 0.5, True, True, generator=generator),
     lambda generator: ct.bias_dropout_add(x[:1], x[:1], x, generator=generator),
     lambda generator: ct.bias_dropout_add(x[:n // 2], x[:1], x[::2], generator=generator),
 )
@@ -79,14 +80,15 @@ calls = [functools.partial(f, generator) for generator in generators for f in fu
 def native():
     with ct.accelerate():
         torch.native_dropout(x, 0.5, True)
-ct.dropout(x[:99], generator=generator_1), native(), calls[0]()  # the first calls import modules
+# The first calls import modules. Make these calls before the memory is limited.
+ct.dropout(x[:99], generator=generator_1), native(), calls[0]()
 calls.append(native)
 def states():
     return [torch.get_rng_state(), generator_2.get_state(), torch.tensor(generator_1.calls)]
 with open("/proc/self/statm") as status:
     used = int(status.read().split()[0]) * resource.getpagesize()
 maximum = resource.getrlimit(resource.RLIMIT_AS)[1]
-for free in (4 << 20, 18 << 20):  # bytes: too few for an output; enough for the first output
+for free in (4 << 20, 18 << 20):  # in bytes; one output of the size of x has 16 MiB
     resource.setrlimit(resource.RLIMIT_AS, (used + free, maximum))
     for call in calls:
         before = states()
@@ -143,7 +145,7 @@ def with_make_fx(mode):
     return lambda function: make_fx(function, tracing_mode=mode)(torch.ones(4))
 
 
-TRANSFORMS = {  # each calls a function with a tensor of 4 elements
+TRANSFORMS = {  # each value calls the function f with a tensor of 4 elements
     "grad": lambda f: torch.func.grad(lambda x: f(x).sum())(torch.ones(4)),
     "vjp": lambda f: torch.func.vjp(f, torch.ones(4)),
     "jvp": lambda f: torch.func.jvp(f, (torch.ones(4),), (torch.ones(4),)),
@@ -208,7 +210,7 @@ def alarm():
     signal.signal(signal.SIGALRM, before)
 
 
-SLOW_CALLS = {  # slow because the channels are small
+SLOW_CALLS = {  # these calls are slow, because the channels are small
     "dropout2d": lambda x, generator: ct.dropout2d(x, 0.5, generator=generator),
     "in place": lambda x, generator: ct.dropout2d(x, 0.5, inplace=True, generator=generator),
     "autograd": lambda x, generator: ct.dropout2d(x.requires_grad_(), 0.5, generator=generator),
@@ -222,7 +224,7 @@ SLOW_CALLS = {  # slow because the channels are small
 @pytest.mark.parametrize("name", SLOW_CALLS)
 def test_interrupted_call_restores_the_generator(name, kind, alarm):
     generator = None if name == "accelerated" else GENERATORS[kind]()
-    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call can end before the signal
+    for channels in (1 << 22, 1 << 23, 1 << 24):  # a short call can end before the signal is sent
         x, nothing_drawn = torch.ones(channels, 2, 2, 2), NothingDrawn(generator)
         nothing_drawn.__enter__()
         with pytest.raises(Stop), ct.accelerate():
@@ -234,7 +236,7 @@ def test_interrupted_call_restores_the_generator(name, kind, alarm):
     pytest.fail("no interrupted call restored the generator")
 
 
-def test_restore_does_nothing_if_the_generator_was_used_since():
+def test_restore_does_nothing_if_the_generator_was_used_after_the_call():
     from cdropout.torch._draw import restore, state_of
 
     for kind in GENERATORS.values():
@@ -292,7 +294,7 @@ def accelerated(call):
 @pytest.mark.parametrize(
     "view", [lambda x: x[:, 1::2], lambda x: x.t()[::3], lambda x: x[::2, :1].expand(-1, 1)]
 )
-def test_in_place_writes_to_views_with_gaps(view):
+def test_in_place_call_writes_to_a_view_with_gaps(view):
     x = torch.ones(60, 40)
     y = view(x)
     expected = cd.Mask(tuple(y.shape), 0.5, seed=4).to_scale()
@@ -301,7 +303,7 @@ def test_in_place_writes_to_views_with_gaps(view):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_tensors_with_more_dimensions_than_numpy_supports(name):
+def test_dropout_of_tensors_with_more_dimensions_than_numpy_supports(name):
     x = torch.randn([1] * 33 + [6] + [1] * 33 + [5, 4])
     flat = x.reshape(6, 1, 5, 4)
     if name in ("dropout", "alpha_dropout"):

@@ -1,4 +1,4 @@
-"""Tests of the PyTorch examples: they run, and their checks detect errors."""
+"""Tests that the PyTorch examples run, and that the checks in these examples detect errors."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def load(name):
-    """Import an example as a module."""
+    """Import an example and return the module."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -25,7 +25,7 @@ def load(name):
 
 
 def run(name, *arguments, folder):
-    """Run an example and return its output."""
+    """Run an example in a new process and return its output."""
     command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -34,7 +34,7 @@ def run(name, *arguments, folder):
 
 @pytest.fixture(scope="module")
 def transformer():
-    """Import examples/transformer.py and limit PyTorch to one thread."""
+    """Yield the module examples/transformer.py while PyTorch is limited to one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load("transformer")
@@ -98,7 +98,7 @@ def test_cdropout_saves_no_mask_for_backward(transformer, size):
     assert none < ours
 
 
-def test_saved_bytes_depend_on_accelerate(transformer, size, monkeypatch):
+def test_saved_bytes_are_equal_without_accelerate(transformer, size, monkeypatch):
     monkeypatch.setattr(transformer.cdropout.torch, "accelerate", contextlib.nullcontext)
     theirs, ours, _none = saved_bytes(transformer, size)
     assert theirs == ours
@@ -123,7 +123,7 @@ def test_each_step_draws_a_new_mask(transformer, size):
         pytest.param("Convolutions", (16, 16, 16), marks=pytest.mark.slow),
     ],
 )
-def test_models_learn_equally_with_either_dropout(transformer, model, size):
+def test_losses_with_cdropout_and_pytorch_dropout_are_similar(transformer, model, size):
     size = transformer.Size(*size)
     runs, _batch = transformer.train(getattr(transformer, model), size, 0.1, seed=0, steps=100)
     losses = np.array([run.losses for run in runs])
@@ -147,7 +147,7 @@ def test_transformer_exits_for_invalid_options(transformer, option, monkeypatch,
 
 
 @pytest.mark.slow
-def test_output_of_torch_distributed(tmp_path):
+def test_torch_distributed_prints_losses_and_agreements(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("requires a PyTorch with gloo")
     output = run("torch_distributed", folder=tmp_path)
@@ -156,12 +156,15 @@ def test_output_of_torch_distributed(tmp_path):
     assert last < 0.2 * first
     assert "weights equal on all ranks: True" in output
     by_chance, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
-    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 standard deviations for 100,000 elements + rounding
+    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 standard deviations, and an error of rounding
     assert seeded == 100
 
 
 def collect_parts(distributed, monkeypatch):
-    """Replace `gather`, so that one process can run all ranks one after the other."""
+    """Let `gather` append its argument to a list, so that one process can run all ranks in turn.
+
+    Return the list.
+    """
     parts = []
 
     def gather(part):

@@ -22,7 +22,7 @@ LAYOUTS = {
     "empty": lambda x: x[:, :, :0],
     "scalar": lambda x: x[0, 0, 0, 0],
 }
-SELU = 1.7580993408473766  # minus the limit of SELU at -infinity
+SELU = 1.7580993408473766  # the limit of SELU(x) as x approaches -infinity is -SELU
 CHANNELS = {"dropout1d": (4, 600, 3), "dropout2d": (4, 600, 3, 2), "dropout3d": (4, 600, 2, 1, 3)}
 
 
@@ -128,7 +128,7 @@ def test_bias_dropout_add_promotes_types():
     assert set(y.unique().tolist()) == {third.item(), third.item() + 4}
 
 
-def test_drop_path_of_a_subclass():
+def test_drop_path_preserves_the_subclass_of_x():
     class Subclass(torch.Tensor):
         pass
 
@@ -173,7 +173,7 @@ def test_manual_seed_repeats_the_mask():
     assert torch.equal(ct.dropout(x), first) and torch.equal(ct.dropout(x), second)
 
 
-def test_generator_argument():
+def test_generator_argument_determines_the_mask():
     x = torch.ones(64, 64)
     state = torch.get_rng_state()
     generator = torch.Generator().manual_seed(4)
@@ -215,7 +215,7 @@ def test_in_place_call_increments_the_version_of_x(name):
 
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x[1:], lambda x: x.t()])
-def test_in_place_gradients(view):
+def test_gradients_of_in_place_calls(view):
     x = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
     y = x * 1
     z = ct.dropout(view(y), 0.5, True, True)
@@ -314,11 +314,11 @@ def test_invalid_shapes_cause_the_errors_and_warnings_of_pytorch():
         assert messages[0] == messages[1] and messages[0]
 
 
-def test_tensors_on_other_devices_use_pytorch():
+def test_dropout_on_another_device_uses_pytorch():
     assert ct.dropout(torch.ones(3, device="meta"), 0.5).device.type == "meta"
 
 
-def test_lazily_negated_tensor():
+def test_dropout_of_a_lazily_negated_tensor():
     imaginary = torch.arange(1.0, 1001.0)
     for inplace in (False, True):
         x = torch.complex(torch.ones(1000), imaginary).conj().imag

@@ -24,7 +24,7 @@ pytestmark = [
 
 
 class Model(nn.Module):
-    """Model with one dropout module that is used twice, and another one in a nested module."""
+    """Model that uses a dropout module twice, and a copy of this module in a nested module."""
 
     def __init__(self, drop):
         super().__init__()
@@ -56,7 +56,7 @@ def test_fx_records_the_generator_of_a_module():
     assert torch.equal(y, ct.dropout(torch.ones(100), 0.5, generator=cd.Generator(1)))
 
 
-def test_fx_runs_hooks_once():
+def test_fx_runs_hooks_of_a_module_once():
     model = nn.Sequential(ct.Dropout(0.5).eval())
     model[0].register_forward_hook(lambda module, args, y: y * 3)
     x = torch.ones(9)
@@ -144,7 +144,7 @@ def test_fx_optimization_removes_dropout():
 
 
 @pytest.mark.parametrize("aware", [False, True])
-def test_fx_quantization(aware):
+def test_fx_quantization_of_a_converted_model(aware):
     quantization = pytest.importorskip("torch.ao.quantization.quantize_fx")
     from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 
@@ -202,7 +202,7 @@ def scripted_bias_dropout_add(x: torch.Tensor) -> torch.Tensor:
     return ct.bias_dropout_add(x, x, x, 0.5)
 
 
-def test_scripted_functions_call_those_of_pytorch():
+def test_scripted_functions_call_pytorch_functions():
     x = torch.ones(100)
     assert torch.equal(
         with_seed(torch.jit.script(scripted_dropout), x), with_seed(F.dropout, x, 0.5)

@@ -36,7 +36,7 @@ every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
 
 def normal(dtype=torch.float32, shape=SHAPE):
-    """Return the same normally distributed numbers in each call."""
+    """Return a tensor of normal random numbers, which are the same in each call."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -76,13 +76,13 @@ def test_result_equals_numpy(mask, order):
     assert torch.equal(y, torch.from_numpy(want))
 
 
-def test_large_mask_with_threads():
+def test_result_with_a_large_mask_equals_numpy():
     x, mask = normal(shape=(300, 1000)), cd.Mask((600, 1000), 0.3, 4)
     for window in (mask[300:], mask[::2]):
         assert torch.equal(ct.dropout(x, mask=window), expected(x, window))
 
 
-def test_mc_dropout_dropout1d_and_bias_dropout_add():
+def test_mc_dropout_dropout1d_and_bias_dropout_add_with_mask():
     x, mask = normal(), MASKS["mask"]
     copies = cd.Generator(9).next_mask((2, *SHAPE), 0.3)
     assert torch.equal(ct.mc_dropout(x, n=2, mask=copies), expected(x.expand(2, *SHAPE), copies))
@@ -102,7 +102,7 @@ def test_mc_dropout_dropout1d_and_bias_dropout_add():
 
 @every_mask
 @pytest.mark.parametrize("inplace", [False, True])
-def test_derivatives(mask, inplace):
+def test_derivatives_with_mask(mask, inplace):
     x, tangent = normal(torch.float64).requires_grad_(), normal(torch.float64) + 1
     y = ct.dropout(x * 1, inplace=inplace, mask=mask)
     (gx,) = torch.autograd.grad(y, x, tangent, create_graph=True)
@@ -119,7 +119,7 @@ def test_derivatives(mask, inplace):
         assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, jvp)
 
 
-def test_derivatives_of_alpha_dropout():
+def test_derivatives_of_alpha_dropout_with_mask():
     x, mask = normal(torch.float64).requires_grad_(), MASKS["window"]
     assert torch.autograd.gradcheck(lambda x: ct.alpha_dropout(x, training=True, mask=mask), x)
     assert torch.autograd.gradgradcheck(
@@ -202,7 +202,7 @@ def test_make_fx_records_the_mask(mask, mode):
 
 
 @every_mask
-def test_functionalize_and_aot_function(mask):
+def test_functionalize_and_aot_function_with_mask(mask):
     from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
 
     compiler = make_boxed_compiler(lambda graph, _: graph)

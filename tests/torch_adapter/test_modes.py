@@ -101,7 +101,7 @@ def test_mode_does_not_affect_the_seed_buffer(name):
         with ReplaceFunction(name, REPLACEMENTS[name]):
             return ct.dropout(torch.ones(99), 0.5)
 
-    with ThreadPoolExecutor(1) as pool:  # each thread has its own seed buffer
+    with ThreadPoolExecutor(1) as pool:  # a new thread, because each thread has its own seed buffer
         torch.manual_seed(3)
         y = pool.submit(draw).result()
     torch.manual_seed(3)
@@ -131,5 +131,5 @@ for statements in {[*IMPORTS.values()]!r}:
 
 
 @unix_only
-def test_import_under_mode_or_transform():
+def test_import_under_a_mode_or_a_transform():
     assert run(IMPORT_EACH) == (0, "0 0", "")

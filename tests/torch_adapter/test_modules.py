@@ -51,7 +51,7 @@ def test_module_arguments_are_checked_at_construction(p):
 
 
 @pytest.mark.parametrize("kind", [cd.Generator, lambda seed: torch.Generator().manual_seed(seed)])
-def test_module_with_generator(kind):
+def test_module_draws_from_its_generator(kind):
     x, state = torch.ones(500), torch.get_rng_state()
     module = ct.Dropout(0.5, generator=kind(3))
     y = module(x)

@@ -1,4 +1,4 @@
-"""Tests of calls on PyTorch's threads, of calls that cannot use these, and of forked processes."""
+"""Tests of calls with and without PyTorch's threads, of signals, and of forked processes."""
 
 import signal
 
@@ -82,7 +82,7 @@ def run_case(native, torch_threads, cdropout_threads, in_place):
     os._exit(0)
 
 for case in CASES:
-    if os.fork() == 0:  # before any thread is started
+    if os.fork() == 0:  # each child starts without other threads
         run_case(*case)
     os.wait()
 """
@@ -102,7 +102,7 @@ CASES = {
 
 @linux_only
 def test_dropout_uses_the_threads_of_pytorch_operations():
-    """Check that PyTorch's operations and dropout use the same threads."""
+    """Check how many threads dropout starts, and how many a later multiplication starts."""
     cases = [arguments for arguments, _ in CASES.values()]
     status, out, errors = run_with_torch(COUNT_THREADS.replace("CASES", repr(cases)))
     assert (status, errors) == (0, "")
@@ -131,7 +131,7 @@ for threads in 2, 4:
     cd.set_num_threads(threads)
     ct.dropout(x)
     before = page_faults()
-    y = ct.dropout(x)  # in new memory: the first write to a page is a fault
+    y = ct.dropout(x)  # y is in new memory: the first write to each page causes a page fault
     touched = [count - before.get(task, 0) for task, count in page_faults().items()]
     print(sum(10 * count > sum(touched) for count in touched), end=" ")
     del y
@@ -144,7 +144,7 @@ def test_set_num_threads_limits_the_threads():
 
 
 def test_unused_threads_write_nothing():
-    cd.set_num_threads(2)  # PyTorch has three threads, so one remains unused
+    cd.set_num_threads(2)  # one of PyTorch's three threads remains unused
     memory, n = torch.ones(1 << 22), (1 << 21) + 5
     ct.dropout(memory[:n], 0.3, inplace=True, generator=cd.Generator(SEED))
     expected = np.ones(len(memory), np.float32)
@@ -153,7 +153,7 @@ def test_unused_threads_write_nothing():
 
 
 @unix_only
-def test_exception_of_a_signal_handler_ends_a_call():
+def test_exception_of_a_signal_handler_interrupts_a_call():
     class Stop(Exception):
         """Exception that the signal handler raises."""
 
@@ -164,7 +164,7 @@ def test_exception_of_a_signal_handler_ends_a_call():
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for _ in range(5):
-            y = torch.ones(1 << 23, 2, 2, 2)  # takes 0.2 s, as channels are small
+            y = torch.ones(1 << 23, 2, 2, 2)  # a call takes 0.2 s, as channels are small
             with pytest.raises(Stop):
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 ct.dropout2d(y, 0.5, inplace=True)
@@ -182,10 +182,12 @@ import numpy as np
 import torch
 import cdropout as cd
 import cdropout.torch as ct
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # CPython's, since 3.12
+# CPython 3.12 and later versions warn if a process with several threads forks.
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
 torch.set_num_threads(3)
 cd.set_num_threads(3)
-long, short = torch.ones(1 << 21, 4, 2, 2), torch.ones(1 << 20)  # small channels are slow: 0.1 s
+# A call with `long` takes 0.1 s, because the channels are small.
+long, short = torch.ones(1 << 21, 4, 2, 2), torch.ones(1 << 20)
 
 def fork(*_):
     global child
@@ -219,5 +221,5 @@ print(correct, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @unix_only
 def test_forked_child_uses_no_threads_of_pytorch():
-    """Check that a forked child uses the pool: it has no OpenMP threads and would hang."""
+    """Check that a forked child uses the pool. With PyTorch's threads, the child would hang."""
     assert run_with_torch(FORK) == (0, "True 0", "")

@@ -85,7 +85,7 @@ def test_memory_budget_of_a_region():
     y = torch.compile(region(0.1), fullgraph=True, backend=PARTITION)(x)
     (gx,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gx != 0, y != 1)
-    torch._dynamo.reset()  # without this, the budget becomes a symbol
+    torch._dynamo.reset()  # without this, the next budget becomes a symbol
     with pytest.raises(RuntimeError, match=r"budget\(0\) saves nothing: use a small positive bud"):
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
@@ -179,7 +179,7 @@ def test_aot_function_records_the_operator(name, budget):
         aot_function(lambda x: function(x, generator=cd.Generator(1)), fw_compiler=compiler)(x)
 
 
-def test_fake_tensor_outside_its_mode_uses_pytorch():
+def test_dropout_of_a_fake_tensor_outside_its_mode_uses_pytorch():
     with torch._subclasses.FakeTensorMode():
         x = torch.ones(3, 4)
     assert ct.dropout(x).shape == (3, 4)
@@ -189,7 +189,7 @@ def test_fake_tensor_outside_its_mode_uses_pytorch():
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_generator_breaks_a_compiled_graph(kind):
+def test_compiled_function_with_a_generator_equals_eager(kind):
     generator, x = GENERATORS[kind](), torch.ones(200)
     torch._dynamo.reset()
     compiled = torch.compile(
@@ -203,7 +203,7 @@ def test_generator_breaks_a_compiled_graph(kind):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("strict", [True, False])
-def test_generator_with_fullgraph_and_export(kind, strict):
+def test_generator_with_fullgraph_or_export(kind, strict):
     module, x = ct.Dropout(0.5, generator=GENERATORS[kind]()), torch.ones(200)
     match = r"generator= cannot be used with fullgraph=True or in a strict export"
     with pytest.raises(torch._dynamo.exc.Unsupported, match=match):
@@ -226,7 +226,7 @@ def test_generator_with_fullgraph_and_export(kind, strict):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_functionalize(name):
+def test_functionalize_does_not_change_the_result(name):
     from torch.func import functionalize, grad
 
     function, x = CALLS[name], torch.randn(4, 5, 6, 7)
@@ -239,7 +239,7 @@ def test_functionalize(name):
     assert torch.equal(with_seed(functionalize(grad(loss)), x), expected)
     if name == "in place":
         with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
-            grad(functionalize(loss))(x)  # every copy_ under functionalize raises it
+            grad(functionalize(loss))(x)  # every copy_ under functionalize raises this
         return
     assert torch.equal(with_seed(grad(functionalize(loss)), x), expected)
     x.requires_grad_()

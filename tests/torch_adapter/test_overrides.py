@@ -12,7 +12,7 @@ ct = import_or_skip("cdropout.torch")
 
 F, nn = torch.nn.functional, torch.nn
 REFUSAL = "cannot decorate a generator function or a coroutine function"
-NODE = "EagerDropoutBackward"  # name of the autograd node if cdropout computed dropout
+NODE = "EagerDropoutBackward"  # the name of the autograd node of a result of cdropout
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_accelerate_replaces_every_operator(name):
 
 
 def count_accelerated(monkeypatch, function):
-    """Return how often cdropout computed dropout while the function ran."""
+    """Call the function and return how often it called an operator that cdropout replaced."""
     from cdropout.torch import overrides
 
     calls = []
@@ -94,7 +94,7 @@ def test_accelerate_replaces_dropout_within_modules(name, monkeypatch):
         assert count_accelerated(monkeypatch, lambda: INDIRECT_CALLS[name](x)) == 1
 
 
-def test_accelerate_leaves_other_calls_to_pytorch():
+def test_accelerate_preserves_errors_and_special_cases():
     with ct.accelerate():
         assert F.dropout(torch.ones(3, device="meta")).device.type == "meta"
         for p, message in ((-1.0, "between 0 and 1, but got -1"), (float("nan"), "but got nan")):
@@ -188,7 +188,7 @@ def test_accelerate_of_wrapped_generator_functions_raises(function):
 
 
 @pytest.mark.parametrize("kind", [GeneratorCall, CoroutineCall])
-def test_accelerate_of_objects_with_generator_call_raises(kind):
+def test_accelerate_of_objects_whose_call_is_a_generator_function_raises(kind):
     with pytest.raises(TypeError, match=REFUSAL):
         ct.accelerate()(kind())
 
@@ -220,7 +220,7 @@ def test_accelerate_decorates_functions():
     assert run.__doc__ == "Drop."
 
 
-def test_accelerate_in_threads():
+def test_accelerate_in_several_threads():
     x, failures = torch.ones(64, requires_grad=True), []
 
     def work():
