@@ -61,7 +61,7 @@ cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexce
     """Write a byte of 0 or 1 for each of n bits; n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # byte k of lanes is 0 or 1 << k; adding 127 sets bit 7 unless the byte is 0
+    for i in range(n // 8):                       # byte k of lanes is 0 or 1 << k; adding 127 sets bit 7 unless it is 0
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 

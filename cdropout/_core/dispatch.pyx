@@ -78,7 +78,7 @@ def describe(isas, vectors):
 
 
 def advise(isa, built, runnable, vectors):
-    """Return advice on how to make this package faster than with the instruction set `isa`, or an empty string if there is none."""
+    """Return advice on how to make this package faster than with the instruction set `isa`, or "" if there is none."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]

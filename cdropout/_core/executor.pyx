@@ -31,13 +31,13 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    PARALLEL_MIN = 1 << 19            # number of elements from which a second thread saves more time than waking this thread costs
+    PARALLEL_MIN = 1 << 19            # number of elements from which a second thread saves more time than its start takes
     SPINS = 2000                      # attempts to acquire a lock before sleeping; the other threads usually finish soon
     SIGNAL_INTERVAL = 20_000_000      # ns between two checks for signals; a check may wait 5 ms for the GIL
 
 cdef struct Pool:
     Lock lock                         # protects all fields below
-    Lock gate                         # a thread that acquires the gate joins the job; the gate is locked while no thread is needed
+    Lock gate                         # threads that acquire the gate join the job; the gate is held while none is needed
     Lock done                         # released when the last busy thread finishes while the caller waits
     size_t threads                    # number of started threads
     bint open                         # whether the gate was released and no thread has acquired it yet
@@ -144,7 +144,7 @@ def threads_from_environment(text):
 
 
 cdef Pool* new_pool() noexcept:
-    """Return a pool without threads, or NULL if the allocation fails. Without a pool, callers execute all chunks themselves."""
+    """Return a pool without threads, or NULL if memory is short. Without a pool, callers execute all chunks themselves."""
     cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
     if new == NULL:
         return NULL
