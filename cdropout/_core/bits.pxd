@@ -1,4 +1,4 @@
-"""Functions that append packed bits (least significant first), convert them to bytes and back, and reorder them."""
+"""Functions that append packed bits (least significant bit first), convert them to bytes and back, and reorder them."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -58,10 +58,10 @@ cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil
 
 
 cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:
-    """Write a byte of 0 or 1 for each of n bits; n is a multiple of 8."""
+    """Write one byte, 0 or 1, for each of n bits. n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # byte k of lanes is 0 or 1 << k; adding 127 sets bit 7 unless it is 0
+    for i in range(n // 8):                       # byte k is 0 or 1 << k; adding 127 sets bit 7 unless the byte is 0
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 
@@ -186,7 +186,7 @@ cdef inline void load_rows(
 
 
 cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
-    """Append n bits from bit `first` on."""
+    """Append n bits of `bits`, from bit `first` on."""
     cdef size_t done
     for done in range(0, n, 64):
         write_bits(writer, bits64_at(bits, first + done), min(n - done, <size_t>64))
@@ -237,7 +237,7 @@ cdef inline void append_strided(
 cdef inline void append_rows(
     Writer* writer, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Append the bits of all rows. A row extends along the last axis."""
+    """Append the bits of all rows of the source. A row extends along the last axis."""
     cdef size_t index[MAX_DIMS]
     cdef const BitAxis* row = &axes[ndim - 1]
     cdef Writer local = writer[0]                 # a local copy stays in registers, because no store can change it

@@ -263,7 +263,7 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
 
 
 cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
-    """Write ``x * scale`` to y. Each element of `scale` is the scale factor or 0; where it is 0, y becomes +0.0."""
+    """Write ``x * scale`` to y, or +0.0 where `scale` is 0. Each element of `scale` is the scale factor or 0."""
     dropped = scale == 0
     with np.errstate(all="ignore"):   # no warnings, because the kernels do not warn either
         np.multiply(x, scale, out=y)

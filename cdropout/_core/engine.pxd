@@ -14,7 +14,7 @@ cdef struct Operation:
     View view                         # x, y, start, and the axes in C order
     cdropout_dtype dtype              # CDROPOUT_BOOL if y receives the mask; in this case, x is equal to y
     # use_mask, use_stored_mask and use_shift set these fields; exactly one of mask, bits and bools is not NULL:
-    const cdropout_mask* mask         # must stay valid until the operation ends
+    const cdropout_mask* mask         # the mask, which must stay valid until the operation ends
     const uint8_t* bits               # packed bits; kept elements are multiplied by scale
     const uint8_t* bools              # one byte per element; kept elements are multiplied by scale
     double scale
@@ -32,7 +32,7 @@ cdef struct Operation:
 
 
 cdef inline int64_t stride_along(int axis, tuple strides, int64_t step) except? -1:
-    """Return the stride of the mask along an axis, which is `step`, the stride of C order, if `strides` is None."""
+    """Return the stride of the mask along an axis. If `strides` is None, return `step`, the stride of C order."""
     return step if strides is None else <int64_t><uint64_t>(strides[axis] & 0xFFFFFFFFFFFFFFFF)
 
 

@@ -22,7 +22,7 @@ cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
-    """Join all axes and return True if they are in C order without gaps; otherwise return False.
+    """Join all axes and return True if the axes are in C order without gaps; otherwise return False.
 
     `arrange` would join these axes too, but takes more time.
     """
@@ -105,7 +105,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
-    """Execute work chunk `number` of a strided operation, which is one tile of the view."""
+    """Execute work chunk `number` of a strided operation, that is, tile `number` of the view."""
     cdef View tile
     get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:

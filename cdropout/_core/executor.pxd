@@ -8,7 +8,7 @@ ctypedef int (*Run)(
 ) except -1 nogil
 
 cdef struct Executor:
-    Run run                           # calls work(context, i) for all i < chunks; returns -1 if a signal handler raised
+    Run run                           # calls work(context, i) for i < chunks; returns -1 if a signal handler raised an error
     size_t parallel_min               # number of elements from which a second thread saves time
     bint checks_signals               # whether signal handlers may run between two chunks
 

@@ -302,7 +302,7 @@ def manual_seed(seed):
 
 cpdef as_rng(rng):
     """Return rng, or a new Generator if rng is a seed. Raise TypeError if rng is of an unsupported type."""
-    if rng is None or isinstance(rng, Generator):    # tested first, because the first use of np.random imports it
+    if rng is None or isinstance(rng, Generator):    # tested first, so that np.random is imported only if needed
         return rng
     if isinstance(rng, (np.random.Generator, np.random.SeedSequence)):
         return rng

@@ -84,7 +84,7 @@ static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {   
   cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
   cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                   /* 2^16 becomes infinity below */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* at least 2^-14, the exponent of subnormals */
-  cd_u32 rounder = exponent + (13 << 23);                                          /* its addition rounds to the precision of the result */
+  cd_u32 rounder = exponent + (13 << 23);                                          /* adding this rounds to the precision of the result */
   cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(rounder)) - rounder;     /* this addition rounds */
   return digits + ((exponent - (113u << 23)) >> 13);
 }

@@ -32,7 +32,7 @@ cdef enum:
 cdef extern from "simd.h" nogil:
     void fill_bit_masks "cd_fill_bit_masks"()
 
-cdef size_t streaming_threshold = SIZE_MAX        # size in bytes from which streaming stores are used
+cdef size_t streaming_threshold = SIZE_MAX        # size of y in bytes from which streaming stores are used
 
 
 def set_streaming_threshold(size_t bytes):

@@ -54,14 +54,14 @@ cdef advice(x, name, default=""):
 
 cdef refuse_subclass(x, name):
     """Raise a TypeError, because x is an instance of an unsupported subclass of ndarray."""
-    if isinstance(x, np.ma.MaskedArray):  # tested only here, because the first use of np.ma imports it
+    if isinstance(x, np.ma.MaskedArray):  # tested only here, so that np.ma is imported only if needed
         raise TypeError(f"{name} is a masked array, and its mask would be lost; pass {name}.data or {name}.filled()")
     problem = f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose"
     raise TypeError(problem + advice(x, name, "pass np.asarray({})"))
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray, without a copy. If x is not supported, raise a TypeError that contains the argument's name."""
+    """Return x as an ndarray; only NumPy scalars are copied. Raise a TypeError that contains `name` if x is not supported."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -88,7 +88,7 @@ def from_exporter(x, name):
             return np.from_dlpack(x)
         except Exception as error:
             suggestion = advice(x, name)
-            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises these
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises both
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
             problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"

@@ -18,7 +18,7 @@ cdef struct Rows:
 cdef struct Prefetcher:
     View memory                       # a copy of the view, in which axes are joined where x and y allow it
     Rows rows
-    size_t element                    # the next element of the row
+    size_t element                    # index of the next element in the row
     size_t elements_per_line
     size_t left                       # number of cache lines that may still be prefetched
 

@@ -50,7 +50,7 @@ ctypedef fused element:
 cdef enum:
     STEP = 32                                     # elements per step
     LINE_BYTES = 64                               # bytes per cache line, and per vector of the widest instruction set
-    GROUP_BUFFER_BYTES = 4160                     # bytes for a GROUP of doubles, aligned to a cache line
+    GROUP_BUFFER_BYTES = 4160                     # bytes of a buffer for a GROUP of doubles that begins at a cache line
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:

@@ -111,7 +111,7 @@ static inline int cd_any(cd_u64 v) {
 #endif
 }
 
-/* cd_kept_*(v, keep, i): return v in the lanes whose keep bit is set, and zero in the others. v is vector i of a step; the
+/* cd_kept_*(v, keep, i): return v in the lanes whose keep bit is set, and 0 in the other lanes. v is vector i of a step; the
  * 4 bytes at `keep` are the keep bits of the step. Lanes are not multiplied by 0, because this would not remove a NaN. */
 #if defined(__AVX512VL__)
 /* These functions use intrinsics, because GCC 12 does not use mask registers for the code below. */
@@ -137,8 +137,8 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   cd_u32 lane_bit = (cd_u32)CD_LANE_BITS_64 << (uint32_t)(i * (CD_BYTES / 8));
   return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & lane_bit) == lane_bit));
 }
-/* For lanes of 16 bits, a table contains the mask of 8 lanes for each byte of keep bits. The code above would take 3
- * instructions instead of 1, and 7 with SSE2. */
+/* For lanes of 16 bits, a table contains the mask of 8 lanes for each byte of keep bits. Code like that above
+ * would take 3 instructions instead of 1, and 7 with SSE2. */
 typedef uint16_t cd_bit_masks __attribute__((vector_size(16)));
 static cd_bit_masks cd_bit_masks_16[256];
 static inline void cd_fill_bit_masks(void) {

@@ -31,10 +31,10 @@ cdef enum:
     LONG_RUN = 512                    # bits per row from which joining rows does not save time
     PREFETCH_ELEMENTS = 1 << 17       # elements per tile from which prefetching saves time; smaller tiles fit in the cache
     PREFETCH_LINES = 4096             # maximum number of lines that are prefetched while the bits of a tile are drawn
-    PREFETCH_PER_GROUP = 8            # lines that are prefetched per group of bits
+    PREFETCH_PER_GROUP = 8            # number of lines that are prefetched per group of bits
     SHORT_ROW_BYTES = 2048            # length of a row in bytes up to which the CPU does not prefetch the next row
     PREFETCH_DISTANCE = 64            # number of lines between the line in use and the prefetched line, for short rows
-    BUFFER_ELEMENTS = 128             # elements that are gathered or scattered at once
+    BUFFER_ELEMENTS = 128             # number of elements that are gathered or scattered at once
     STREAMED_ROW = 4 * GROUP          # elements per row from which streaming stores save time
 
 cdef struct Source:                   # the source of the keep bits: exactly one of these pointers is not NULL

@@ -116,7 +116,7 @@ typedef struct {
 #define CDROPOUT_IMPORT
 #undef cdropout_import
 /* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is older
- * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this function once, at the import of your module. */
+ * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this function once, at the import of a module. */
 static inline const cdropout_table *cdropout_import(void) {
   const char *name = "cdropout._core.table";
   PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
