@@ -204,7 +204,7 @@ def _drop_path(function: Any) -> _DropPath:
 
 
 def _check_channels(ndim, leading):
-    """Raise RuntimeError if ndim is less than the number of leading axes, which index channels."""
+    """Raise RuntimeError if ndim is less than `leading`, the number of axes that index channels."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 

@@ -105,7 +105,7 @@ cdef inline uint64_t bits64_at(const uint8_t* bits, uint64_t first) noexcept nog
     """Return 64 bits from bit `first` on; 9 bytes are read."""
     cdef const uint8_t* byte = bits + first // 8
     cdef uint64_t shift = first % 8
-    return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # a shift by 64 would be undefined
+    return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # two shifts, as a shift by 64 is undefined
 
 
 cdef inline uint64_t reversed_bits(uint64_t bits) noexcept nogil:

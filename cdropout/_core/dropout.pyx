@@ -37,7 +37,7 @@ def dropout(
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         The source of the mask. If None, the default generator is used (see `manual_seed`). An int is a seed: all calls
         with the same int use the same mask, which has the call number 0. If rng is a NumPy generator, a seed is drawn
-        from rng. A SeedSequence is equivalent to an int, because it always gives the same seed.
+        from rng. A SeedSequence always gives the same seed, like an int.
     broadcast_dims : int or tuple of int, default ()
         The axes along which all elements share one draw.
     mask : Mask or ndarray, optional

@@ -11,7 +11,7 @@ cdef enum:
     MIN_ROW = 64                      # minimum number of elements per row of a tile, if the tile's bits fit in the buffer
     TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
     TARGET_RUN = 8192                 # bits drawn at once; equal to a block, because entering a block in the middle is slow
-    MAX_GAP = 4096                    # longest gap whose bits are drawn but not used, because entering the stream again is slower
+    MAX_GAP = 4096                    # longest gap whose unused bits are drawn, because entering the stream again is slower
 
 cdef struct View:
     int ndim
