@@ -1,7 +1,7 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
-# NumPy is imported first: its import can fail in a second interpreter, and then no compiled module
-# of this package has been imported there. Cython allows these modules in one interpreter only.
+# NumPy is imported first, because its import can fail in a second interpreter. Then no compiled
+# module of this package is imported there; Cython allows these modules in one interpreter only.
 import numpy  # noqa: F401
 
 __version__ = "0.1.0.dev0"

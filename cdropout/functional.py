@@ -194,17 +194,17 @@ if TYPE_CHECKING:
 
 
 def _variant(function: Any) -> _Variant:
-    """Return the function unchanged, with a declared type."""
+    """Return the function unchanged; type checkers see the type `_Variant`."""
     return function  # type: ignore[no-any-return]
 
 
 def _drop_path(function: Any) -> _DropPath:
-    """Return the function unchanged, with a declared type."""
+    """Return the function unchanged; type checkers see the type `_DropPath`."""
     return function  # type: ignore[no-any-return]
 
 
 def _check_channels(ndim, leading):
-    """Raise RuntimeError if ndim is less than the number of leading axes, which index channels."""
+    """Raise RuntimeError if ndim is less than `leading`, the number of axes that index channels."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 
@@ -245,7 +245,7 @@ def dropout1d(
     Raises
     ------
     RuntimeError
-        If x does not have 2 or 3 dimensions. The message is that of PyTorch.
+        If x does not have 2 or 3 dimensions. The error message is the same as in PyTorch.
     TypeError, ValueError
         For the same reasons as in `dropout`.
 
@@ -408,7 +408,7 @@ def drop_path(
     Notes
     -----
     The method is described in Huang et al., "Deep networks with stochastic depth", ECCV 2016. The
-    arguments have the names that timm uses.
+    argument scale_by_keep has the same meaning as in timm.
 
     Examples
     --------
@@ -427,7 +427,7 @@ def drop_path(
 
 
 def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out):
-    """Apply alpha dropout with one draw along all axes except the leading ones."""
+    """Return the result of alpha dropout with one draw along all axes from axis `leading` on."""
     check_flag(training, "training")
     check_flag(inplace, "inplace")
     check_flag(return_mask, "return_mask")
@@ -440,18 +440,18 @@ def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out
     if p == 0:
         return dropout_features(x, leading, p, True, inplace, scale=1.0, **options)
     a, b, c = alpha_terms(p)
-    rng = as_rng(rng)  # before the arrays are read, because methods of rng may change them
+    rng = as_rng(rng)  # called before arrays are read, because methods of rng may change arrays
     options |= {"rng": rng, "scale": a, "shift": (b, c)}
     source = as_any_array(x)
     if source.dtype.itemsize > 2:
         return dropout_features(x, leading, p, True, inplace, **options)
     target = destination(x, inplace, out)
-    y = source.astype(np.float32)  # 16-bit types are computed in float32 and rounded once
+    y = source.astype(np.float32)  # for 16-bit types, compute in float32 and round once
     if y.size and mask is None:
         options["rng"] = generator_for(rng, [source, target])
     options |= {"return_mask": True, "out": None}
     _, mask = dropout_features(y, leading, p, True, True, **options)
-    with np.errstate(all="ignore"):  # near p = 1, a and b are too large for float16
+    with np.errstate(all="ignore"):  # near p = 1, a and b may be too large for float16
         np.copyto(target, y, casting="same_kind")
     result = x if inplace else target
     return (result, mask) if return_mask else result
@@ -470,7 +470,7 @@ def alpha_dropout(
     Parameters
     ----------
     training : bool, default False
-        If False, return `x` unchanged. The default is that of PyTorch.
+        If False, return `x` unchanged. The default is the same as in PyTorch.
     x, p, inplace, rng, return_mask, out
         As in `dropout`. The returned mask has the scale a, so that `dropout_backward` with this
         mask returns the gradient.
@@ -542,8 +542,8 @@ def feature_alpha_dropout(
 
 
 def as_copies(n: SupportsIndex) -> int:
-    """Return the number of copies of `mc_dropout` as a Python int."""
-    # Python code, because torch.compile cannot trace the compiled `as_index`
+    """Return n as a Python int. Raise TypeError or ValueError if n is not a number of copies."""
+    # This is Python code, because torch.compile cannot trace the compiled function `as_index`.
     if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__") or getattr(n, "ndim", 0) > 0:
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
     n = operator.index(n)
@@ -627,7 +627,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     Returns
     -------
     ndarray of shape ``(n, *x.shape)``, or (ndarray, Mask) if return_mask is True
-        The copies. They never share memory with x or with each other.
+        The copies, which never share memory with x or with each other.
 
     Raises
     ------

@@ -155,7 +155,7 @@ class Dropout:
         return self
 
     def eval(self) -> Self:
-        """Set evaluation mode; return the module itself."""
+        """Set evaluation mode, and return the module itself."""
         return self.train(False)
 
     def extra_repr(self) -> str:
@@ -184,37 +184,37 @@ class _Variant(Dropout):
 
 
 class Dropout1d(_Variant):
-    """Zero whole channels, as `dropout1d` does. Otherwise, it works as `Dropout`."""
+    """Zero whole channels, as `dropout1d` does. All other features are the same as in `Dropout`."""
 
     _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_Variant):
-    """Zero whole channels, as `dropout2d` does. Otherwise, it works as `Dropout`."""
+    """Zero whole channels, as `dropout2d` does. All other features are the same as in `Dropout`."""
 
     _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_Variant):
-    """Zero whole channels, as `dropout3d` does. Otherwise, it works as `Dropout`."""
+    """Zero whole channels, as `dropout3d` does. All other features are the same as in `Dropout`."""
 
     _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_Variant):
-    """Apply `alpha_dropout`, for SELU networks. Otherwise, it works as `Dropout`."""
+    """Apply `alpha_dropout`, for SELU networks. All other features are the same as in `Dropout`."""
 
     _function = staticmethod(functional.alpha_dropout)
 
 
 class FeatureAlphaDropout(_Variant):
-    """Apply `feature_alpha_dropout`, for SELU networks. Otherwise, it works as `Dropout`."""
+    """Apply `feature_alpha_dropout`. All other features are the same as in `Dropout`."""
 
     _function = staticmethod(functional.feature_alpha_dropout)
 
 
 class DropPath(_Variant):
-    """Zero whole samples, as `drop_path` does. Otherwise, it works as `Dropout`.
+    """Zero whole samples, as `drop_path` does. All other features are the same as in `Dropout`.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def always_on(*modules: object) -> Iterator[None]:
     Parameters
     ----------
     *modules : module, list, tuple, set or dict
-        Modules, or nested containers of modules. The values of a dict are used, its keys are not.
+        Modules, or nested containers of modules. Only the values of a dict are used.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def always_on(*modules: object) -> Iterator[None]:
 
     Notes
     -----
-    At the end of the block, each module returns to its previous mode, also if an error is raised.
+    At the end of the block, each module returns to its previous mode, even if an error is raised.
 
     Examples
     --------
@@ -289,14 +289,14 @@ def always_on(*modules: object) -> Iterator[None]:
 
 
 def _all_modules(thing: Any) -> Iterator[Any]:
-    """Yield the modules in nested containers."""
+    """Yield the modules in nested containers, and the modules inside PyTorch modules."""
     if isinstance(thing, dict):
         thing = tuple(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset)):
         for item in thing:
             yield from _all_modules(item)
     elif hasattr(thing, "train") and hasattr(thing, "training"):
-        # A PyTorch module can contain other modules, which its method `modules` returns.
+        # The method `modules` of a PyTorch module returns the module and the modules inside it.
         yield from thing.modules() if hasattr(thing, "modules") else (thing,)
     else:
         raise TypeError(

@@ -44,11 +44,11 @@ Probability: TypeAlias = SupportsFloat
 RNG: TypeAlias = Generator | np.random.Generator | np.random.SeedSequence | SupportsIndex | None
 Axes: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | list[int]
 
-# A mask that is an array contains packed bits (uint8), bools, or 0 and 1 / (1 - p) in x's type.
+# A mask may be an array of packed bits (uint8), of bools, or of 0 and 1 / (1 - p) in the type of x.
 GivenMask: TypeAlias = Mask | NDArray[np.generic]
 
-# Objects that are read without a copy. The scalar type is np.generic, because ml_dtypes.bfloat16
-# is not a subclass of np.floating.
+# Objects other than arrays that functions accept as input. The type of NumPy scalars is np.generic,
+# because ml_dtypes.bfloat16 is not a subclass of np.floating.
 Exporter: TypeAlias = SupportsBuffer | SupportsDLPack | np.generic
 
 Shape = TypeVar("Shape", bound=tuple[int, ...])

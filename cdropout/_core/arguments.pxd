@@ -8,7 +8,7 @@ cdef bint as_numpy_flag(object value, name) except -1
 
 
 cdef inline bint as_flag(object value, name) except -1:
-    """Return the value of a flag. Raise a TypeError that contains its name unless it is a bool or a numpy.bool_."""
+    """Return value as a bint. Raise a TypeError that contains `name` unless value is a bool or a numpy.bool_."""
     if value is True:
         return True
     if value is False:

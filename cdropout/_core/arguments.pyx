@@ -8,7 +8,7 @@ import numpy as np
 
 
 cdef double as_number(object value, requirement) except? -1:
-    """Return a real number as a double. Otherwise raise TypeError with a message that begins with `requirement`."""
+    """Return value as a double. Raise a TypeError that begins with `requirement` unless value is a real number."""
     if PyFloat_CheckExact(value):
         return value
     numeric = getattr(getattr(value, "dtype", None), "kind", "f") not in "bcmMSUO"
@@ -17,12 +17,12 @@ cdef double as_number(object value, requirement) except? -1:
         raise TypeError(f"{requirement}, but got {type(value).__name__}")
     try:
         return float(value)
-    except OverflowError:             # an int that is too large for a float; no argument allows infinity
+    except OverflowError:             # value is too large for a float; no caller accepts infinity
         return float("inf")
 
 
 cdef double as_probability(object p) except -1:
-    """Return p as a double. Raise TypeError or ValueError unless it is a number between 0 and 1."""
+    """Return p as a double. Raise TypeError or ValueError unless p is a number between 0 and 1."""
     cdef double value = as_number(p, "p has to be a number between 0 and 1")
     if not 0 <= value <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
@@ -30,12 +30,12 @@ cdef double as_probability(object p) except -1:
 
 
 def check_probability(p):
-    """Return p as a float. Raise TypeError or ValueError unless it is a number between 0 and 1."""
+    """Return p as a float. Raise TypeError or ValueError unless p is a number between 0 and 1."""
     return as_probability(p)
 
 
 cdef bint as_numpy_flag(object value, name) except -1:
-    """Return the value of a numpy.bool_. This is the slow path of `as_flag`."""
+    """Return the value of a numpy.bool_, or raise TypeError. `as_flag` calls this function if value is not a bool."""
     if isinstance(value, np.bool_):
         return bool(value)
     raise TypeError(f"{name} has to be a bool, but got {type(value).__name__}")
@@ -47,7 +47,7 @@ def check_flag(value, name):
 
 
 cpdef object as_index(object value, name):
-    """Return value as a Python int. Raise a TypeError that contains the argument's name unless it is an int."""
+    """Return an integer as a Python int. Raise a TypeError that contains the argument's name for other types and bools."""
     if not isinstance(value, (bool, np.bool_)):    # in NumPy 1, numpy.bool_ has __index__
         try:
             return operator.index(value)
@@ -57,7 +57,7 @@ cpdef object as_index(object value, name):
 
 
 cdef uint64_t as_seed(object seed) except? 0:
-    """Return a seed as an unsigned number; a negative seed is replaced by its two's complement."""
+    """Return a seed as an unsigned 64-bit number; a negative seed is replaced by its two's complement."""
     seed = as_index(seed, "seed")
     if not -(1 << 63) <= seed < 1 << 64:
         raise ValueError(f"seed has to be in [-2**63, 2**64), but got {seed}")
@@ -65,7 +65,7 @@ cdef uint64_t as_seed(object seed) except? 0:
 
 
 cdef uint64_t as_count(object value, name) except? 0:
-    """Return value as an unsigned 64-bit number. Raise TypeError or ValueError if that is impossible."""
+    """Return an int in [0, 2**64) as an unsigned number. Raise TypeError or ValueError for other values."""
     value = as_index(value, name)
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{name} has to be in [0, 2**64), but got {value}")

@@ -1,4 +1,4 @@
-"""bias_dropout_add and its backward pass: three operations in one pass over memory."""
+"""The function bias_dropout_add, which computes three operations in one pass over memory, and its backward pass."""
 cimport numpy as cnp
 from libc.stdint cimport SIZE_MAX, uint64_t
 
@@ -18,12 +18,12 @@ cnp.import_array()
 
 
 cdef cnp.ndarray as_kernel_input(cnp.ndarray array):
-    """Return the array in C order as float32 or float64, the types of the kernels."""
+    """Return the array in C order, as float64 if that is the type of the array, otherwise as float32."""
     return np.asarray(array, order="C", dtype=np.float64 if cnp.PyArray_TYPE(array) == cnp.NPY_DOUBLE else np.float32)
 
 
 cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
-    """Return the number of elements of x, in C order, after which bias repeats, or 0 if it does not repeat without gaps."""
+    """Return the number of elements of x in C order after which bias repeats; 0 if bias does not repeat without gaps."""
     bias = strip_leading_ones(bias)
     if bias == shape[len(shape) - len(bias):] and bias:
         return np.prod(bias, dtype=np.intp)
@@ -63,8 +63,8 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     Raises
     ------
     TypeError, ValueError
-        For the same reasons as in `dropout`; also if bias does not broadcast to the shape of x, or bias or residual does
-        not have the type of x, or residual does not have its shape.
+        For the same reasons as in `dropout`; also if bias or residual has another type than x, bias does not broadcast to
+        the shape of x, or residual has another shape than x.
 
     See Also
     --------
@@ -91,7 +91,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     cdef tuple shape
     cdef Mask drawn
     cdef Generator generator = None
-    rng = as_rng(rng)                 # as_rng is called before the arrays are read, because methods of rng may change them
+    rng = as_rng(rng)                 # as_rng is called before the arrays are read, because methods of rng may change arrays
     array = as_array(x)
     bias_array = as_array(bias, "bias")
     residual_array = as_array(residual, "residual")
@@ -129,7 +129,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
 
 
 cdef round_to(cnp.ndarray y, cnp.ndarray values):
-    """Write the values, rounded to the type of y, to y. Values that are too large become infinite, without a warning."""
+    """Write the values to y, rounded to the type of y. Values that are too large become infinite, without a warning."""
     with np.errstate(all="ignore"):
         np.copyto(y, values, casting="same_kind")
 
@@ -162,11 +162,11 @@ cdef check_broadcast(tuple bias, tuple shape):
 
 
 cdef cnp.ndarray as_repeating(cnp.ndarray bias, tuple shape):
-    """Return bias if it repeats along x without gaps, otherwise a view of it in the full shape of x."""
+    """Return bias if bias repeats along x without gaps, otherwise a view of bias in the full shape of x."""
     return bias if repeat_length(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
-cdef struct Tiles:                    # a matrix of rows x columns elements; a tile is several rows or a part of a long row
+cdef struct Tiles:                    # a matrix of rows x columns elements; a tile is one or more rows, or a part of a row
     size_t rows, columns, itemsize
     cdropout_dtype dtype
     const char* x                     # the input; gy in the backward pass
@@ -191,7 +191,7 @@ cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
 
 
 cdef void run_tile(const void* context, size_t number) noexcept nogil:
-    """Process tile `number`, which is one work chunk."""
+    """Execute work chunk `number`, which processes one tile."""
     cdef const Tiles* tiles = <const Tiles*>context
     cdef size_t row = number // tiles_per_row(tiles) * rows_per_tile(tiles)
     cdef size_t column = number % tiles_per_row(tiles) * CHUNK
@@ -212,7 +212,7 @@ cdef void run_tile(const void* context, size_t number) noexcept nogil:
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Compute y. The arrays must be in C order, and bias must repeat along x without gaps."""
+    """Write the result of `bias_dropout_add` to y. Arrays must be in C order, and bias must repeat along x without gaps."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Tiles tiles = Tiles(
@@ -228,7 +228,7 @@ cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndar
 
 
 cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Compute y like `run_forward`, for a mask that does not have the strides of C order."""
+    """Write the same result as `run_forward` to y, for a mask that does not have the strides of C order."""
     with np.errstate(all="ignore"):
         total = np.add(x, bias)
         mask.apply(total, total)
@@ -250,8 +250,8 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     Returns
     -------
     gx, gbias, gresidual : ndarray
-        The gradients, in the type of gy. gresidual is gy itself, or an array that shares its memory if gy is not an
-        ndarray.
+        The gradients, in the type of gy. gresidual is gy itself or, if gy is not an ndarray, an array that shares the
+        memory of gy.
 
     Raises
     ------
@@ -264,8 +264,8 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
 
     Notes
     -----
-    The sums for gbias are computed in double precision and in a fixed order, so that they do not depend on the number of
-    threads.
+    The sums for gbias are computed in double precision and in a fixed order, so that gbias does not depend on the number
+    of threads.
 
     Examples
     --------
@@ -305,7 +305,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
 
 
 cdef as_lengths(bias_shape):
-    """Return bias_shape as a tuple of Python ints, or None."""
+    """Return bias_shape as a tuple of Python ints, or None if bias_shape is None."""
     if bias_shape is None:
         return None
     if not isinstance(bias_shape, (tuple, list)):
@@ -314,7 +314,7 @@ cdef as_lengths(bias_shape):
 
 
 cdef bint is_broadcast(i, tuple shape, tuple bias):
-    """Return whether bias is broadcast along axis i of shape, so that its gradient is a sum along this axis."""
+    """Return whether bias is broadcast along axis i of x. The gradient with respect to bias is a sum over these axes."""
     offset = i - (len(shape) - len(bias))
     return offset < 0 or (bias[offset] == 1 and shape[i] != 1)
 
@@ -326,5 +326,5 @@ cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
         <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
         &mask.id, mask.start_,
     )
-    with nogil:                       # on one thread, because the order of summation must be fixed
+    with nogil:                       # runs on one thread, because the order of summation must be fixed
         run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)

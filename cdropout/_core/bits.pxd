@@ -1,4 +1,4 @@
-"""Functions that append packed bits (least significant first), convert them to bytes and back, and reorder them."""
+"""Functions that append packed bits (least significant bit first), convert them to bytes and back, and reorder them."""
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -24,12 +24,12 @@ cdef inline void write_bits(Writer* writer, uint64_t value, uint64_t count) noex
         return
     store_bits64(writer.to, writer.held)
     writer.to += 8
-    writer.held = value >> 1 >> (63 - writer.count)    # a shift by 64 is undefined
+    writer.held = value >> 1 >> (63 - writer.count)    # two shifts, because a shift by 64 is undefined
     writer.count += count - 64
 
 
 cdef inline void write_bits_branchless(Writer* writer, uint64_t value, uint64_t count) noexcept nogil:
-    """Append bits as write_bits does, but without a branch. Up to 8 bytes after the appended bits may be overwritten."""
+    """Append bits like write_bits, but without a branch. Up to 8 bytes after the appended bits may be overwritten."""
     cdef uint64_t total = writer.count + count
     cdef uint64_t rest
     value &= ~<uint64_t>0 >> (64 - count)
@@ -58,10 +58,10 @@ cdef inline void write_group(Writer* writer, const uint8_t* bits) noexcept nogil
 
 
 cdef inline void spread_bits(uint8_t* out, const uint8_t* bits, size_t n) noexcept nogil:
-    """Write a byte of 0 or 1 for each of n bits; n is a multiple of 8."""
+    """Write one byte, 0 or 1, for each of n bits. n is a multiple of 8."""
     cdef uint64_t lanes
     cdef size_t i
-    for i in range(n // 8):                       # byte k keeps bit k; adding 127 carries it to the highest bit
+    for i in range(n // 8):                       # byte k is 0 or 1 << k; adding 127 sets bit 7 unless the byte is 0
         lanes = bits[i] * <uint64_t>0x0101010101010101 & <uint64_t>0x8040201008040201
         store_bits64(out + 8 * i, (lanes + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7 & <uint64_t>0x0101010101010101)
 
@@ -71,7 +71,7 @@ cdef inline void pack_bools(uint8_t* bits, const uint8_t* bools, size_t n) noexc
     cdef uint64_t lanes
     cdef size_t i
     for i in range(n // 8):
-        lanes = load_bits64(bools + 8 * i)        # adding 127 to the lower 7 bits sets bit 7 unless they are 0
+        lanes = load_bits64(bools + 8 * i)        # adding 127 to the lower 7 bits sets bit 7 unless the lower bits are 0
         lanes = (lanes | (lanes & <uint64_t>0x7F7F7F7F7F7F7F7F) + <uint64_t>0x7F7F7F7F7F7F7F7F) >> 7
         lanes &= <uint64_t>0x0101010101010101
         bits[i] = <uint8_t>(lanes * <uint64_t>0x0102040810204080 >> 56)    # the product gathers the 8 bits in one byte
@@ -98,14 +98,14 @@ cdef enum:
 
 cdef struct BitAxis:
     size_t length
-    int64_t stride                                # bits of the source per index
+    int64_t stride                                # distance in bits from one index to the next in the source
 
 
 cdef inline uint64_t bits64_at(const uint8_t* bits, uint64_t first) noexcept nogil:
     """Return 64 bits from bit `first` on; 9 bytes are read."""
     cdef const uint8_t* byte = bits + first // 8
     cdef uint64_t shift = first % 8
-    return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # a shift by 64 is undefined
+    return load_bits64(byte) >> shift | <uint64_t>byte[8] << 1 << (63 - shift)    # two shifts, as a shift by 64 is undefined
 
 
 cdef inline uint64_t reversed_bits(uint64_t bits) noexcept nogil:
@@ -116,7 +116,7 @@ cdef inline uint64_t reversed_bits(uint64_t bits) noexcept nogil:
 
 
 cdef inline void exchange(vector* a, vector* b, int shift, uint64_t low) noexcept nogil:
-    """Exchange the bits `low << shift` of a with the bits `low` of b."""
+    """Exchange the bits of a that `low << shift` selects with the bits of b that `low` selects."""
     cdef vector t = ((a[0] >> shift) ^ b[0]) & low
     b[0] ^= t
     a[0] ^= t << shift
@@ -132,10 +132,11 @@ cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low
 
 
 cdef inline void transpose(uint64_t* rows) noexcept nogil:
-    """Transpose 64 x 64 bits; row i of the result is at transposed_index(i).
+    """Transpose 64 x 64 bits; row i of the result is at index transposed_index(i) of `rows`.
 
-    The algorithm is described in Hacker's Delight, section 7-3. In each step, the two rows must be in different vectors.
-    Rows at distance 32, 16 or 8 always are. For the distances 4, 2 and 1, the rows are transposed as an 8 x 8 matrix first.
+    The algorithm is described in Hacker's Delight, section 7-3. Each step exchanges bits between two rows, which must be in
+    different vectors. Two rows at a distance of 32, 16 or 8 are always in different vectors. Before the steps for the
+    distances 4, 2 and 1, the 64 rows are rearranged: they are transposed as an 8 x 8 matrix of rows.
     """
     cdef vector vectors[64]
     cdef uint64_t moved[64]
@@ -164,7 +165,7 @@ cdef inline int transposed_index(int row) noexcept nogil:
 
 
 cdef inline uint64_t reversed_bits64_at(const uint8_t* source, uint64_t first) noexcept nogil:
-    """Return the 64 bits that end at bit `first`, in reverse order."""
+    """Return the 64 bits at positions first, first - 1, and so on; bits at negative positions are 0."""
     if first >= 63:
         return reversed_bits(bits64_at(source, first - 63))
     return reversed_bits(load_bits64(source) << (63 - first))
@@ -173,7 +174,7 @@ cdef inline uint64_t reversed_bits64_at(const uint8_t* source, uint64_t first) n
 cdef inline void load_rows(
     uint64_t* rows, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row, size_t begin, size_t n
 ) noexcept nogil:
-    """Load up to 64 bits along axis `outer`, whose stride is 1 or -1, for each of n indices of axis `row`."""
+    """Load 64 bits along axis `outer`, whose stride is 1 or -1, for each of n indices of axis `row`, from `begin` on."""
     cdef size_t i
     first += <uint64_t>row.stride * begin
     if outer.stride < 0:
@@ -185,7 +186,7 @@ cdef inline void load_rows(
 
 
 cdef inline void append_bits(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
-    """Append n bits from bit `first` on."""
+    """Append n bits of `bits`, from bit `first` on."""
     cdef size_t done
     for done in range(0, n, 64):
         write_bits(writer, bits64_at(bits, first + done), min(n - done, <size_t>64))
@@ -197,7 +198,7 @@ cdef inline void append_reversed(Writer* writer, const uint8_t* bits, uint64_t l
     cdef uint8_t group[64]
     cdef size_t done = 0
     cdef size_t i
-    while n - done >= 512:                        # there are three loops, because compilers vectorize the second one
+    while n - done >= 512:                        # three separate loops, so that compilers vectorize the second one
         for i in range(8):
             values[i] = bits64_at(bits, last - done - 63 - 64 * i)
         for i in range(8):
@@ -220,7 +221,7 @@ cdef inline void append_repeated(Writer* writer, bint bit, size_t n) noexcept no
 cdef inline void append_strided(
     Writer* writer, const uint8_t* bits, uint64_t first, int64_t stride, size_t n
 ) noexcept nogil:
-    """Append n bits at positions first, first + stride, and so on."""
+    """Append the n bits at positions first, first + stride, and so on."""
     cdef uint64_t taken = 0
     cdef size_t i
     for i in range(n):
@@ -236,10 +237,10 @@ cdef inline void append_strided(
 cdef inline void append_rows(
     Writer* writer, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Append the bits of all rows. A row extends along the last axis."""
+    """Append the bits of all rows of the source. A row extends along the last axis."""
     cdef size_t index[MAX_DIMS]
     cdef const BitAxis* row = &axes[ndim - 1]
-    cdef Writer local = writer[0]                 # a local copy stays in registers, since the stores cannot alias it
+    cdef Writer local = writer[0]                 # a local copy stays in registers, because no store can change it
     cdef size_t i
     cdef int axis
     cdef bint short_rows = row.stride == 1 and row.length <= 64 and ndim > 1
@@ -275,7 +276,7 @@ cdef inline void append_rows(
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
-    """Write n bits from bit `at` of out on; the memory there must be zero."""
+    """Write n bits to out, from bit `at` on. Before the call, these bits of out must be 0."""
     cdef uint8_t* byte = out + at // 8
     cdef uint64_t shift = at % 8
     bits &= ~<uint64_t>0 >> (64 - n)
@@ -289,8 +290,8 @@ cdef inline void interleave(
 ) noexcept nogil:
     """Interleave the bits of up to 8 rows: bit 0 of each row, then bit 1 of each row, and so on.
 
-    A lane of a vector holds 16 bits of a row, or 8 bits if there are more than 4 rows. Each step divides the groups of
-    adjacent bits in half and shifts the upper halves up.
+    A lane of a vector holds 16 bits of a row, or 8 bits if there are more than 4 rows. Each step divides every group
+    of adjacent bits in half and moves the upper half to higher positions.
     """
     cdef uint64_t n = row.length
     cdef uint64_t bits = 16 if n <= 4 else 8
@@ -332,9 +333,9 @@ cdef inline void interleave(
 cdef inline void transpose_two_axes(
     uint8_t* out, uint64_t at, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row
 ) noexcept nogil:
-    """Write the transpose of up to 64 rows from bit `at` of out on. Axis `outer` has a stride of 1 or -1.
+    """Write the transpose of up to 64 rows to out, from bit `at` on. The stride of axis `outer` must be 1 or -1.
 
-    If there are few rows, each 64 x 64 transpose processes several parts of them at once.
+    If there are at most 32 rows, each 64 x 64 transpose processes several parts of every row at once.
     """
     cdef uint64_t rows[64]
     cdef size_t n = row.length
@@ -343,7 +344,7 @@ cdef inline void transpose_two_axes(
     cdef Writer writer
     writer.to = out + at // 64 * 8
     writer.count = at % 64
-    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # higher bits are overwritten later
+    writer.held = load_bits64(writer.to) & ~(~<uint64_t>0 << writer.count)    # the bits before bit `at`, which are kept
     while width // 2 >= n:
         width //= 2
     memset(rows, 0, sizeof(rows))
@@ -364,11 +365,11 @@ cdef inline void transpose_two_axes(
 cdef inline void transpose_axes(
     uint8_t* out, uint64_t at, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits in the order of the axes from bit `at` of out on. Axis 0 has a stride of 1 or -1."""
+    """Write the bits to out in C order of the axes, from bit `at` on. The stride of axis 0 must be 1 or -1."""
     cdef const BitAxis* outer = &axes[0]
     cdef const BitAxis* row = &axes[ndim - 1]
     cdef uint64_t rows[64]
-    cdef uint64_t pitch = 1                       # bits of out per index of axis 0
+    cdef uint64_t pitch = 1                       # distance in bits from one index of axis 0 to the next in out
     cdef size_t index[MAX_DIMS]
     cdef size_t i, j, k, n, count
     cdef uint64_t out_bit, source_bit
@@ -415,12 +416,12 @@ cdef inline void transpose_axes(
 cdef inline void reorder_bits(
     uint8_t* out, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits of the source in C order of the axes. PADDING bytes after the bits of out may be overwritten."""
+    """Write the bits of the source to out in C order of the axes. PADDING bytes after the bits of out may be overwritten."""
     cdef size_t n = 1
     cdef size_t i, outer
     cdef size_t index
     cdef int axis
-    cdef int unit = -1                            # the axis along which the source is contiguous
+    cdef int unit = -1                            # the axis along which the source is contiguous; -1 if there is none
     cdef Writer writer
     cdef uint64_t skip
     for axis in range(ndim):

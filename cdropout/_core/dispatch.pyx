@@ -30,7 +30,7 @@ NEEDED = {
     "avx512": (7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
 }
 INSTRUCTION_SETS = tuple(NEEDED)        # from narrow to wide
-vectors = bool(CD_HAS_VECTORS)          # False if the portable version of simd.h was compiled
+vectors = bool(CD_HAS_VECTORS)          # False if this module was compiled with the portable version of simd.h
 compiler = (<bytes>CD_COMPILER).decode()
 
 
@@ -45,7 +45,7 @@ def built():
 
 
 def supported(leaf1, leaf7, xcr0):
-    """Return the instruction sets that a CPU supports whose registers have these values."""
+    """Return the instruction sets that a CPU with these values of the registers supports."""
     return tuple([isa for isa, (a, b, c) in NEEDED.items() if a & ~leaf1 == b & ~leaf7 == c & ~xcr0 == 0])
 
 
@@ -56,7 +56,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If it is not set, return the widest usable set."""
+    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If `wanted` is None, return the widest usable set."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
@@ -73,12 +73,12 @@ def choose(wanted, built, runnable):
 
 
 def describe(isas, vectors):
-    """Return the names of instruction sets, with a remark if the build has no vector types."""
+    """Return a text with the names of instruction sets, and with a remark if `vectors` is false."""
     return ", ".join(isas) + ("" if vectors else " (portable: built without vector types)")
 
 
 def advise(isa, built, runnable, vectors):
-    """Return advice on how to make this package faster than with the instruction set `isa`, or an empty string."""
+    """Return advice on how to make this package faster than with the instruction set `isa`, or "" if there is none."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]
@@ -100,7 +100,7 @@ def last_level_cache():
 
 isa = choose(os.environ.get("CDROPOUT_ISA"), built(), runnable())
 module = importlib.import_module(module_of(isa))
-streaming_threshold = last_level_cache() // 2    # in bytes of the output; the input needs the other half
+streaming_threshold = last_level_cache() // 2    # size of the output in bytes; the input fills the other half of the cache
 module.set_streaming_threshold(streaming_threshold)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.table")
@@ -109,8 +109,8 @@ kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.tab
 def get_table():
     """Return the address of the table of kernels, the struct `cdropout_table` of `cdropout.h`.
 
-    The address is intended for ctypes, cffi, Numba, Rust and other callers of C functions by address. Code in C, C++ or
-    Cython should call `cdropout_import()` instead, which also checks the version.
+    The address is intended for ctypes, cffi, Numba, Rust and other programs that call C functions by address. Code in C,
+    C++ or Cython should call `cdropout_import()` instead, which also checks the version of the table.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Dropout of NumPy arrays with a new or a given mask. The module is compiled, because overhead dominates small calls."""
+"""Dropout of NumPy arrays with a new or a given mask. The module is compiled to make small calls fast."""
 cimport numpy as cnp
 
 import numpy as np
@@ -25,9 +25,9 @@ def dropout(
     Parameters
     ----------
     x : ndarray of float16, bfloat16, float32 or float64
-        The input, of any shape and strides. NumPy scalars are supported too, and objects with DLPack or the buffer
-        protocol, which are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are not
-        supported, because the result would lose their meaning.
+        The input, of any shape and strides. NumPy scalars and objects with DLPack or the buffer protocol are supported
+        too; these objects are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are not
+        supported, because the meaning of their elements, such as units, would be lost.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -37,13 +37,13 @@ def dropout(
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         The source of the mask. If None, the default generator is used (see `manual_seed`). An int is a seed: all calls
         with the same int use the same mask, which has the call number 0. If rng is a NumPy generator, a seed is drawn
-        from it. A SeedSequence is equivalent to an int.
+        from rng. A SeedSequence always gives the same seed, like an int.
     broadcast_dims : int or tuple of int, default ()
         The axes along which all elements share one draw.
     mask : Mask or ndarray, optional
         A mask to apply instead of a new one; it excludes `rng` and `broadcast_dims`. With a `Mask`, `p` must be equal to
-        ``mask.p`` or be left at its default, 0.5. An array contains packed bits (uint8) or bools, which require `p`, or
-        0 and ``1 / (1 - p)`` in the type of x.
+        ``mask.p`` or be left at its default, 0.5. An array must contain packed bits (uint8), bools, or 0 and
+        ``1 / (1 - p)`` in the type of x. For packed bits and bools, the scale is computed from `p`.
     return_mask : bool, default False
         Return ``(y, mask)``. `dropout_backward` needs the mask.
     out : ndarray, optional
@@ -52,9 +52,9 @@ def dropout(
     Returns
     -------
     ndarray, or (ndarray, Mask) if return_mask is True
-        The result, in the memory order of `x`. It is `x` itself if inplace is True, training is False, or p is 0. In
-        these cases, if x is not an ndarray, the result is an array that shares the memory of x; for a NumPy scalar, this
-        array is read-only.
+        The result, which is `out` if `out` is given. Otherwise, it is `x` itself if inplace is True, training is False,
+        or p is 0 and no mask is given. In all other cases, it is a new array in the memory order of `x`. If x is not an
+        ndarray, an array that shares the memory of x replaces `x`; for a NumPy scalar, a read-only array replaces `x`.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def dropout(
     -----
     The function computes inverted dropout, which needs no scaling in evaluation. The method is described in Srivastava et
     al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014). A dropped element becomes
-    +0.0, also if it is NaN or infinite.
+    +0.0, even if the element is NaN or infinite.
 
     If an error is raised, no argument and no generator changes. If a signal handler raises an exception, as for Ctrl-C,
     the result may be partly written, but no call number is used.
@@ -98,7 +98,7 @@ def dropout(
 
 
 def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
-    """Return the gradient of dropout with respect to its input: ``gy * scale`` where kept, otherwise +0.0.
+    """Return the gradient with respect to the input of dropout: ``gy * scale`` for kept elements, otherwise +0.0.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     inplace : bool, default False
         Write the result to `gy`.
     p : float, optional
-        The probability that an element was dropped. Masks of packed bits or bools require it.
+        The probability that an element was dropped. Masks of packed bits and of bools require `p`.
     out : ndarray, optional
         The array for the result, as in `dropout`.
 
@@ -120,7 +120,8 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
     Raises
     ------
     TypeError, ValueError
-        For the same reasons as in `dropout`; ValueError also if the mask has another shape than gy, or requires p.
+        For the same reasons as in `dropout`; ValueError also if the mask has another shape than gy, or if `p` is required
+        but None.
 
     See Also
     --------
@@ -141,7 +142,10 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 def dropout_features(
     x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
-    """Apply dropout with one draw along all axes except the leading ones. See `apply_new_mask` for scale and shift."""
+    """Return the result of dropout, where all elements along the axes from axis `leading` on share one draw.
+
+    The other arguments are those of `dropout`, except for `scale` and `shift`, which `apply_new_mask` describes.
+    """
     cdef tuple axes = tuple(range(leading, cnp.PyArray_NDIM(as_array(x))))
     if mask is None or not as_flag(training, "training"):
         return apply_new_mask(
@@ -161,10 +165,10 @@ cdef bint is_empty(broadcast_dims):
 
 
 cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, out, scale, tuple shift):
-    """Apply the next mask of rng to x.
+    """Apply the next mask of rng to x. Return the result, or (result, mask) if return_mask is true.
 
-    `scale` replaces 1 / (1 - p). `shift`, for float32 and float64 only, is a pair of numbers: the first is
-    added to kept elements, and the second replaces dropped elements.
+    `scale` replaces 1 / (1 - p) unless `scale` is None. `shift`, for float32 and float64 only, is None or a pair of numbers:
+    the first number is added to kept elements after they are scaled, and the second number replaces dropped elements.
     """
     cdef cdropout_mask id
     cdef bint is_training = as_flag(training, "training")
@@ -174,7 +178,7 @@ cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, o
     cdef cnp.ndarray array, target
     cdef tuple strides = None
     cdef bint broadcasts = not is_empty(broadcast_dims)
-    # Methods of p, rng and broadcast_dims may change arrays, so they run before x is read.
+    # Methods of p, rng and broadcast_dims may change arrays, so these arguments are converted before x is read.
     if rng is not None:
         rng = as_rng(rng)
     if broadcasts:
@@ -201,7 +205,10 @@ cdef apply_new_mask(x, p, training, inplace, rng, broadcast_dims, return_mask, o
 
 
 cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple strides, tuple shift):
-    """Apply the next mask of rng. The caller allocates y first, so that no call number is used if the allocation fails."""
+    """Apply the next mask of rng to x and write the result to y.
+
+    The caller allocates y before this call, so that no call number is used if the allocation fails.
+    """
     own = rng is None or isinstance(rng, Generator)
     cdef Generator generator = as_generator(rng) if own else generator_for(rng, [x, y])
     generator.next_id(id)
@@ -213,7 +220,7 @@ cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple 
 
 
 cdef apply_given_mask(x, p, inplace, mask, return_mask, out, tuple shift):
-    """Apply the mask that was given to `dropout`."""
+    """Apply a given mask to x. Return the result, or (result, mask) if return_mask is true."""
     cdef bint returns_mask = as_flag(return_mask, "return_mask")
     cdef double probability = as_probability(p)  # converted only once: __float__ may return another number later
     p = None if isinstance(mask, Mask) and probability == 0.5 else probability
@@ -222,7 +229,7 @@ cdef apply_given_mask(x, p, inplace, mask, return_mask, out, tuple shift):
 
 
 cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
-    """Apply a Mask, packed bits (uint8), bools, or an array of 0 and 1 / (1 - p) to x."""
+    """Apply a Mask, packed bits (uint8), bools, or an array of 0 and 1 / (1 - p) to x, and return the result."""
     cdef bint writes_x = as_flag(inplace, "inplace")
     cdef cnp.ndarray array
     cdef cnp.ndarray given
@@ -256,9 +263,9 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
 
 
 cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
-    """Multiply x by an array whose elements are the scale factor or 0; where this array is 0, y becomes +0.0."""
+    """Write ``x * scale`` to y, or +0.0 where `scale` is 0. Each element of `scale` is the scale factor or 0."""
     dropped = scale == 0
-    with np.errstate(all="ignore"):   # the kernels do not warn either
+    with np.errstate(all="ignore"):   # no warnings, because the kernels do not warn either
         np.multiply(x, scale, out=y)
     np.copyto(y, 0, where=dropped)
 

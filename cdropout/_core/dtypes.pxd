@@ -1,4 +1,4 @@
-"""The table of element types, which identifies the dtypes of all frameworks."""
+"""The table of element types: their codes in cdropout, NumPy, DLPack, XLA and TensorFlow."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
@@ -15,7 +15,7 @@ cdef struct ElementType:
     const char* name                  # the name in NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
     uint8_t dlpack                    # the type code of DLPack; the number of bits is 8 * itemsize
-    int numbers[FRAMEWORKS]           # NumPy's number for bfloat16 is UNKNOWN before the first such array
+    int numbers[FRAMEWORKS]           # NumPy's number for bfloat16 is UNKNOWN until by_array is called for such an array
 
 cdef ElementType* types
 

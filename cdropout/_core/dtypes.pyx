@@ -1,4 +1,4 @@
-"""The table of element types: the codes of cdropout, NumPy, DLPack, XLA and TensorFlow."""
+"""The table of element types: their codes in cdropout, NumPy, DLPack, XLA and TensorFlow."""
 cimport numpy as cnp
 from libc.stdint cimport uint8_t
 
@@ -9,9 +9,9 @@ from cdropout cimport (
 cnp.import_array()
 
 cdef enum:
-    UNKNOWN = -1000                   # not used by any framework; NumPy uses -1 for several types
+    UNKNOWN = -1000                   # a number that no framework uses; NumPy uses -1 for several types
     ROWS = 5                          # number of rows of the table
-    IEEE_FLOAT = 2                    # type codes of DLPack
+    IEEE_FLOAT = 2                    # this and the next two numbers are type codes of DLPack
     BRAIN_FLOAT = 4
     BOOL = 6
 
@@ -21,15 +21,15 @@ types[<int>CDROPOUT_FLOAT32] = ElementType(CDROPOUT_FLOAT32, "float32", 4, IEEE_
 types[<int>CDROPOUT_FLOAT64] = ElementType(CDROPOUT_FLOAT64, "float64", 8, IEEE_FLOAT, [cnp.NPY_DOUBLE, 12, 2])
 types[<int>CDROPOUT_FLOAT16] = ElementType(CDROPOUT_FLOAT16, "float16", 2, IEEE_FLOAT, [cnp.NPY_FLOAT16, 10, 19])
 types[<int>CDROPOUT_BFLOAT16] = ElementType(CDROPOUT_BFLOAT16, "bfloat16", 2, BRAIN_FLOAT, [UNKNOWN, 16, 14])
-types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # for masks only
+types[<int>CDROPOUT_BOOL] = ElementType(CDROPOUT_BOOL, "bool", 1, BOOL, [UNKNOWN, UNKNOWN, UNKNOWN])    # masks only
 
 cdef list rows = [(types[code].itemsize, code) for code in range(ROWS) if code != <int>CDROPOUT_BOOL]
-FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the types of x
+FLOATS = tuple([types[<int>code].name.decode() for _itemsize, code in sorted(rows)])    # the supported types of x
 FLOATS_TEXT = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"    # for error messages
 
 
 cdef const ElementType* by_number(Framework framework, int number) noexcept nogil:
-    """Return the type that has this number in the framework, or NULL if it is not supported."""
+    """Return the element type that has this number in the framework, or NULL if there is none."""
     cdef int i
     for i in range(ROWS):
         if types[i].numbers[<int>framework] == number:
@@ -38,7 +38,7 @@ cdef const ElementType* by_number(Framework framework, int number) noexcept nogi
 
 
 cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
-    """Return the element type of an array, or NULL if it is not supported."""
+    """Return the element type of an array, or NULL if this type is not supported."""
     cdef int number = cnp.PyArray_TYPE(array)
     cdef const ElementType* known = by_number(NUMPY, number)
     cdef int i
@@ -52,7 +52,7 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
 
 
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
-    """Return the element type of a DLPack tensor, which may be bool, or NULL if it is not supported."""
+    """Return the element type, which may be bool, for DLPack's type code and number of bits, or NULL if there is none."""
     cdef int i
     for i in range(ROWS):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:

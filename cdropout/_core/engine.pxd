@@ -1,4 +1,4 @@
-"""The engine applies a mask, packed bits or bools to views. The arrays of every framework pass through it."""
+"""The engine applies a mask, packed bits or bools to views. The functions for all frameworks use the engine."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cdropout cimport cdropout_dtype, cdropout_mask
@@ -14,25 +14,25 @@ cdef struct Operation:
     View view                         # x, y, start, and the axes in C order
     cdropout_dtype dtype              # CDROPOUT_BOOL if y receives the mask; in this case, x is equal to y
     # use_mask, use_stored_mask and use_shift set these fields; exactly one of mask, bits and bools is not NULL:
-    const cdropout_mask* mask         # must outlive the operation
+    const cdropout_mask* mask         # the mask, which must stay valid until the operation ends
     const uint8_t* bits               # packed bits; kept elements are multiplied by scale
     const uint8_t* bools              # one byte per element; kept elements are multiplied by scale
     double scale
     bint packs                        # y receives the mask as packed bits; the view has one axis
     bint shifts                       # shift and constant are used (float32 and float64 only)
-    double shift                      # added to kept elements after the scale
+    double shift                      # added to kept elements after they are multiplied by the scale
     double constant                   # written in place of dropped elements, instead of +0.0
     # prepare sets these fields:
     size_t size                       # number of elements
     const Executor* executor
     size_t max_threads
-    bint contiguous                   # there is one axis without gaps in x, y and the mask, and a kernel for it
+    bint contiguous                   # the view has one axis, without gaps in x, y and the mask, and has_row_kernel is true
     uint32_t flags
     size_t lengths[MAX_DIMS]          # lengths of a work chunk along the axes of the view
 
 
 cdef inline int64_t stride_along(int axis, tuple strides, int64_t step) except? -1:
-    """Return the mask's stride along an axis. If `strides` is None, this is `step`, the stride of C order."""
+    """Return the stride of the mask along an axis. If `strides` is None, return `step`, the stride of C order."""
     return step if strides is None else <int64_t><uint64_t>(strides[axis] & 0xFFFFFFFFFFFFFFFF)
 
 
@@ -46,7 +46,7 @@ cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexc
 cdef inline void use_stored_mask(
     Operation* operation, const uint8_t* bits, const uint8_t* bools, double scale
 ) noexcept nogil:
-    """Use packed bits or bools to determine which elements are kept; the other pointer is NULL."""
+    """Use packed bits or bools to determine which elements are kept. One of the two pointers must be NULL."""
     use_mask(operation, NULL)
     operation.bits = bits
     operation.bools = bools
@@ -54,7 +54,7 @@ cdef inline void use_stored_mask(
 
 
 cdef inline void use_shift(Operation* operation, double shift, double constant) noexcept nogil:
-    """Add `shift` to kept elements, and write `constant` in place of dropped elements."""
+    """Make the operation add `shift` to kept elements and replace dropped elements by `constant`."""
     operation.shifts = True
     operation.shift = shift
     operation.constant = constant

@@ -14,15 +14,18 @@ from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_fo
 from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
-    MIN_TILE = 1 << 15                # elements; smaller tiles would cost more time than better balance saves
-    INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements; smaller operations delay Ctrl-C too little to notice
+    MIN_TILE = 1 << 15                # minimum number of elements; smaller tiles would cost more time than they save
+    INTERRUPTIBLE_MIN = 1 << 22       # number of contiguous elements; smaller operations do not delay Ctrl-C noticeably
 
 cdef cdropout_mask drop_all           # the mask for p = 1; its scale is 0
 cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
-    """Replace the axes by one if they are in C order without gaps, and return whether they are. `arrange` is slower."""
+    """Join all axes and return True if the axes are in C order without gaps; otherwise return False.
+
+    `arrange` would join these axes too, but takes more time.
+    """
     cdef int64_t step = 1
     cdef cdropout_axis* axis
     cdef int i
@@ -37,7 +40,7 @@ cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept
 
 
 cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
-    """Return whether the arranged view has one axis without gaps in x, y and the mask, and a kernel for it exists."""
+    """Return whether the arranged view has one axis, without gaps in x, y and the mask, and there is a kernel for it."""
     cdef const cdropout_axis* axis = &operation.view.axes[0]
     cdef ptrdiff_t itemsize = types[<int>operation.dtype].itemsize
     if operation.view.ndim > 1 or operation.bools != NULL or operation.shifts:
@@ -46,7 +49,7 @@ cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
 
 
 cdef void choose_lengths(Operation* operation) noexcept nogil:
-    """Choose the lengths of work chunks. They are small enough that all threads get about the same amount of work."""
+    """Choose the lengths of work chunks, so that all threads get about the same amount of work."""
     cdef View* view = &operation.view
     cdef size_t largest = MAX_TILE
     cdef size_t threads
@@ -63,12 +66,12 @@ cdef void choose_lengths(Operation* operation) noexcept nogil:
 
 
 cdef void prepare(Operation* operation, const Executor* executor, size_t max_threads) noexcept nogil:
-    """Decide how to execute the operation. The caller may change the seed and the call number of its mask afterwards."""
+    """Decide how to execute the operation. Afterwards, the caller may change the seed and the call number of the mask."""
     cdef View* view = &operation.view
     operation.size = count_elements(view)
     if operation.size == 0:
         return
-    if operation.mask == NULL and operation.scale == 0:    # p is 1; the bits and bools are not needed
+    if operation.mask == NULL and operation.scale == 0:    # p is 1, so all elements are dropped
         use_mask(operation, &drop_all)
     if not merge_contiguous(view, operation.size, types[<int>operation.dtype].itemsize):
         arrange(view, view.ndim, view.axes)
@@ -85,7 +88,7 @@ cdef void prepare(Operation* operation, const Executor* executor, size_t max_thr
 
 
 cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
-    """Execute the work chunk of a contiguous operation that begins at element `first`."""
+    """Execute the work chunk that begins at element `first` of a contiguous operation."""
     cdef size_t n = min(operation.view.axes[0].length - first, <size_t>CHUNK)
     cdef size_t offset = first * types[<int>operation.dtype].itemsize
     cdef const char* x = operation.view.x + offset
@@ -102,7 +105,7 @@ cdef void run_row(const Operation* operation, size_t first) noexcept nogil:
 
 
 cdef void run_tile(const Operation* operation, size_t number) noexcept nogil:
-    """Process tile `number` of the view of a strided operation, which is one work chunk."""
+    """Execute work chunk `number` of a strided operation, that is, tile `number` of the view."""
     cdef View tile
     get_tile(&tile, &operation.view, operation.lengths, number)
     if operation.bits != NULL:
@@ -140,7 +143,7 @@ cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
 
 
 cdef int run(const Operation* operation) except -1 nogil:
-    """Execute a prepared operation. Return -1 if a signal handler raised an exception."""
+    """Execute a prepared operation. Return 0, or -1 if a signal handler raised an exception."""
     if operation.size == 0:
         return 0
     if operation.contiguous and operation.size <= CHUNK:
@@ -177,8 +180,8 @@ cdef struct Batch:
 
 
 cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
-    """Apply the masks with indices first, ..., last - 1, each to its part of x."""
-    cdef Operation operation = batch.operation[0]    # one copy per range, because copying takes longer than a small mask
+    """Apply each mask with an index in [first, last) to the part of x with the same index."""
+    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy takes longer than a small mask
     cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
     cdef cdropout_mask mask
     cdef size_t i
@@ -201,9 +204,10 @@ cdef void apply_chunk(const void* context, size_t number) noexcept nogil:
 cdef void apply_masks(
     Operation* operation, const Executor* executor, size_t masks, InitMask init_mask, const void* context
 ) noexcept nogil:
-    """Apply one mask to each of the adjacent parts of x. Small parts are executed in parallel, large ones one by one.
+    """Apply a different mask to each of `masks` adjacent parts of x.
 
-    The operation describes the first part, without its mask; `init_mask(&mask, context, i)` writes the mask with index i.
+    Small parts are processed in parallel. Large parts are processed one after the other, each on several threads.
+    `operation` describes the first part, without a mask; `init_mask(&mask, context, i)` writes the mask with index i.
     The executor must not check for signals.
     """
     cdef Batch batch

@@ -8,17 +8,17 @@ ctypedef int (*Run)(
 ) except -1 nogil
 
 cdef struct Executor:
-    Run run                           # calls work(context, i) for all i < chunks; returns -1 if a signal handler raises
+    Run run                           # calls work(context, i) for i < chunks; returns -1 if a signal handler raised an error
     size_t parallel_min               # number of elements from which a second thread saves time
     bint checks_signals               # whether signal handlers may run between two chunks
 
-cdef Executor* pool                   # the threads of this package
-cdef Executor* uninterruptible_pool   # the same threads, for callers that cannot propagate Python exceptions
-cdef bint forked                      # whether this process was forked after the import, and lacks its parent's threads
+cdef Executor* pool                   # runs chunks on the threads of this package
+cdef Executor* uninterruptible_pool   # uses the same threads, for callers that cannot propagate Python exceptions
+cdef bint forked                      # whether this process was forked after the import, and lacks the parent's threads
 
 
 cdef inline size_t threads_for(const Executor* executor, size_t n, size_t max_threads) noexcept nogil:
-    """Return how many threads may execute an operation on n elements."""
+    """Return the maximum number of threads for an operation on n elements."""
     return max_threads if n >= executor.parallel_min else 1
 
 

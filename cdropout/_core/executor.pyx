@@ -1,7 +1,7 @@
 """Executors: the calling thread alone, and a pool of threads.
 
-The threads of the pool never call Python. They wait until a gate opens, execute chunks of the current job until all have
-begun, and wait again. The pool uses CPython's locks, because these exist on every platform.
+The threads of the pool never call Python. They wait until a gate opens, execute chunks of the current job until all
+chunks have begun, and wait again. The pool uses CPython's locks, which exist on every platform.
 """
 import os
 import sys
@@ -31,19 +31,19 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     WAIT = 1
-    PARALLEL_MIN = 1 << 19            # number of elements from which a second thread saves more time than waking it costs
-    SPINS = 2000                      # attempts to get a lock before sleeping; threads usually finish within a short time
+    PARALLEL_MIN = 1 << 19            # number of elements from which a second thread saves more time than its start takes
+    SPINS = 2000                      # attempts to acquire a lock before sleeping; the other threads usually finish soon
     SIGNAL_INTERVAL = 20_000_000      # ns between two checks for signals; a check may wait 5 ms for the GIL
 
 cdef struct Pool:
     Lock lock                         # protects all fields below
-    Lock gate                         # a thread that acquires it joins the job; it is held while no thread is needed
+    Lock gate                         # threads that acquire the gate join the job; the gate is held while none is needed
     Lock done                         # released when the last busy thread finishes while the caller waits
     size_t threads                    # number of started threads
     bint open                         # whether the gate was released and no thread has acquired it yet
     bint occupied                     # whether the pool has a job
     bint waiting                      # whether the caller waits until no thread is busy
-    size_t wanted                     # number of threads that may still join
+    size_t wanted                     # number of threads that may still join the job
     size_t busy                       # number of threads that are executing a chunk
     size_t next, chunks               # the next chunk, and the number of chunks
     Work work
@@ -51,7 +51,7 @@ cdef struct Pool:
 
 cdef Pool* current = NULL
 cdef size_t thread_limit = 1          # threads per job, including the caller; protected by the pool's lock
-cdef unsigned long main_thread = 0    # the thread in which Python runs signal handlers
+cdef unsigned long main_thread = 0    # identifier of the thread in which Python runs signal handlers
 
 
 # ---- the number of threads ----------------------------------------------------------------------
@@ -68,7 +68,7 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        The number of threads, at least 1. The result of a call never depends on it.
+        The number of threads, at least 1. The result of a call never depends on this number.
 
     Raises
     ------
@@ -106,8 +106,9 @@ def get_num_threads():
     Returns
     -------
     int
-        The number that was given to `set_num_threads`. If this function was not called, it is the value of the
-        environment variable CDROPOUT_NUM_THREADS or, if that is not set, the number of CPUs that this process may use.
+        The number that was given to `set_num_threads`. Before the first call of `set_num_threads`, the value of the
+        environment variable CDROPOUT_NUM_THREADS or, if this variable is not set, the number of CPUs that this process
+        may use.
 
     See Also
     --------
@@ -117,7 +118,7 @@ def get_num_threads():
 
 
 cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
-    """Return the thread limit, and set it to `new` unless that is 0."""
+    """Return the present thread limit. If `new` is not 0, set the limit to `new` afterwards."""
     global thread_limit
     cdef size_t old
     if current != NULL:
@@ -131,7 +132,7 @@ cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
 
 
 def threads_from_environment(text):
-    """Return the thread limit for `text`, which is the value of CDROPOUT_NUM_THREADS, or None if it is not set."""
+    """Return the thread limit for `text`, the value of CDROPOUT_NUM_THREADS; by default, the number of CPUs."""
     if not text:
         return available_cpus()
     if not text.isdecimal() or int(text) < 1:
@@ -156,7 +157,11 @@ cdef Pool* new_pool() noexcept:
 
 
 def reset_pool():
-    """Create a new pool. This runs at import and in each forked child, which lacks the threads of its parent."""
+    """Create a new pool.
+
+    This function is called at import, and in each forked child process, because the threads of the parent process do not
+    exist there.
+    """
     global current, main_thread, forked
     forked = current != NULL
     current = new_pool()
@@ -164,14 +169,14 @@ def reset_pool():
 
 
 cdef void open_gate(Pool* pool) noexcept nogil:
-    """Let one more thread join the job; it lets the next one join. The caller must hold the lock."""
+    """Let one more thread join the job if more threads are wanted and a chunk is left. The caller must hold the lock."""
     if pool.wanted and pool.next < pool.chunks and not pool.open:
         pool.open = True
         PyThread_release_lock(pool.gate)
 
 
 cdef bint run_next_chunk(Pool* pool) noexcept nogil:
-    """Execute the next chunk and return True, or return False if all have begun.
+    """Execute the next chunk and return True, or return False if all chunks have begun.
 
     The caller must hold the lock. The lock is released while the chunk is executed.
     """
@@ -194,7 +199,7 @@ cdef void run_thread(void* argument) noexcept nogil:
         PyThread_acquire_lock(pool.gate, WAIT)
         PyThread_acquire_lock(pool.lock, WAIT)
         pool.open = False
-        if pool.wanted:               # otherwise the job has ended
+        if pool.wanted:               # if no thread is wanted, the job has ended
             pool.wanted -= 1
             open_gate(pool)
             while run_next_chunk(pool):
@@ -209,7 +214,7 @@ cdef void run_thread(void* argument) noexcept nogil:
 
 
 cdef bint submit(Pool* pool, Work work, const void* context, size_t chunks, size_t max_threads) noexcept nogil:
-    """Give a job to the pool. Return False if the pool has another job, or if the job needs one thread only."""
+    """Give a job to the pool and return True. Return False if the pool is NULL or occupied, or one thread is enough."""
     cdef size_t helpers
     if pool == NULL or min(chunks, max_threads) < 2:
         return False
@@ -247,7 +252,7 @@ cdef void finish(Pool* pool) noexcept nogil:
 
 
 cdef int run_chunks(Pool* pool, bint checks_signals) except -1 nogil:
-    """Execute chunks of the job that the caller submitted, until all have begun."""
+    """Execute chunks of the submitted job until all chunks have begun."""
     cdef int64_t last = 0
     cdef bint more = True
     while more:
@@ -295,9 +300,10 @@ cdef int run_in_pool(
 
 
 cdef int check_signals(int64_t* last) except -1 nogil:
-    """Run pending signal handlers if SIGNAL_INTERVAL has passed since `last`, which is 0 before the first call.
+    """On the main thread, run pending signal handlers if SIGNAL_INTERVAL has passed since the time `last`.
 
-    Return -1 if a handler raised an exception.
+    The time of this check replaces `last`, which must be 0 before the first call; the first call runs no handlers. Return
+    0, or -1 if a handler raised an exception.
     """
     cdef timespec time
     cdef int64_t now

@@ -21,13 +21,13 @@ cdef uint64_t random_seed():
 
 # ---- Generator ----------------------------------------------------------------------------------
 
-cdef int forks = 0                    # number of forks from the import to this process
+cdef int forks = 0                    # number of forks between the import and this process
 cdef enum:
     SEEDED = -1                       # used in place of a number of forks if a seed was given
 
 
 def count_fork():
-    """Count a fork. After a fork, each unseeded generator needs a new seed in the child process."""
+    """Count a fork, so that unseeded generators get new seeds in the child process."""
     global forks
     forks += 1
 
@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 cdef class Generator:
     """Generator(seed=None)\n--\n
-    A source of masks. The seed and a call number, which counts the masks, determine each mask.
+    A source of masks. Each mask is determined by the seed and by a call number, which counts the masks.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ cdef class Generator:
         self.reseed(seed)
 
     cdef reseed(self, seed):
-        """Restart with a seed. If it is None, a seed is drawn from the system's entropy."""
+        """Restart with a seed. If `seed` is None, a seed is drawn from the system's entropy."""
         cdef uint64_t value = random_seed() if seed is None else as_seed(seed)
         with cython.critical_section(self):
             self.seed_ = value
@@ -106,7 +106,7 @@ cdef class Generator:
             self.forks_at_seeding = forks if seed is None else SEEDED
 
     cdef reseed_after_fork(self):
-        """Restart an unseeded generator after a fork, so that it does not repeat the masks of the parent process."""
+        """After a fork, restart an unseeded generator, so that its masks differ from those of the parent process."""
         if self.forks_at_seeding != forks and self.forks_at_seeding != SEEDED:
             self.reseed(None)
 
@@ -121,7 +121,7 @@ cdef class Generator:
             self.calls_ += 1
 
     cdef undo_next_id(self, const cdropout_mask* mask):
-        """Undo `next_id` after a call was interrupted, unless another call number was used since."""
+        """Undo `next_id` if the call number of `mask` is the last one that was used; otherwise do nothing."""
         with cython.critical_section(self):
             if self.seed_ == mask.seed and self.calls_ == mask.call + 1:
                 self.calls_ = mask.call
@@ -143,8 +143,8 @@ cdef class Generator:
         Returns
         -------
         Mask
-            The mask. If it does not depend on random numbers, because p is 0 or 1 or the mask has no elements, no call
-            number is used, and the seed and the call of the mask are 0.
+            The mask. If p is 0 or 1 or the mask has no elements, the mask does not depend on random numbers. Then no call
+            number is used, and the seed and the call number of the mask are 0.
 
         Raises
         ------
@@ -152,7 +152,11 @@ cdef class Generator:
             For the same reasons as in `Mask`; ValueError also if broadcast_dims contains an axis that does not exist, or
             contains an axis twice.
         OverflowError
-            If all 2**64 - 1 call numbers have been used. If an error is raised, the generator does not change.
+            If all 2**64 - 1 call numbers have been used.
+
+        Notes
+        -----
+        If an error is raised, the generator does not change.
 
         Examples
         --------
@@ -195,7 +199,7 @@ cdef class Generator:
         self.restore_state(state, SEEDED)
 
     cdef restore_state(self, state, int forks_at_seeding):
-        """Set the state. `forks_at_seeding` is SEEDED, or the present value of the field if the generator stays unseeded."""
+        """Set the state. `forks_at_seeding` is SEEDED, or the field's present value if the generator remains unseeded."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -245,7 +249,7 @@ cdef class Generator:
             seed = self.seed_
             if count > LAST_CALL - first:
                 raise OverflowError("a generator can spawn at most 2**64 - 1 generators")
-            self.spawned += count     # counted before the list is built, so that other threads use other seeds
+            self.spawned += count     # set before the list is built, so that other threads use other seeds
         try:
             return [Generator(mix(mix(seed + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
         except BaseException:         # for example, a MemoryError
@@ -269,7 +273,7 @@ default_generator = default
 
 
 def manual_seed(seed):
-    """Seed the default generator, which calls without `rng` use.
+    """Seed the default generator, which is used by calls without `rng`.
 
     Parameters
     ----------
@@ -298,7 +302,7 @@ def manual_seed(seed):
 
 cpdef as_rng(rng):
     """Return rng, or a new Generator if rng is a seed. Raise TypeError if rng is of an unsupported type."""
-    if rng is None or isinstance(rng, Generator):    # tested first, because the first use of np.random imports it
+    if rng is None or isinstance(rng, Generator):    # tested first, so that np.random is imported only if needed
         return rng
     if isinstance(rng, (np.random.Generator, np.random.SeedSequence)):
         return rng
@@ -312,7 +316,10 @@ cpdef as_rng(rng):
 
 
 cdef Generator as_generator(rng):
-    """Return the Generator for a result of `as_rng`. From a NumPy generator, the seed of a new Generator is drawn."""
+    """Return rng, which must be a result of `as_rng`, as a Generator. None stands for the default generator.
+
+    For a NumPy generator or a SeedSequence, return a new Generator with a seed that rng returns.
+    """
     if rng is None:
         return default
     if isinstance(rng, Generator):
@@ -323,7 +330,7 @@ cdef Generator as_generator(rng):
 
 
 cpdef Generator generator_for(rng, list arrays):
-    """Return `as_generator(rng)`. Raise ValueError if drawing a seed from a NumPy generator changed one of the arrays."""
+    """Return `as_generator(rng)`. Raise ValueError if the methods of rng changed the memory layout of an array."""
     if rng is None or isinstance(rng, Generator):
         return as_generator(rng)
     before = [layout_of(array) for array in arrays]
@@ -344,12 +351,12 @@ def next_mask(rng, shape, p, broadcast_dims=()):
 
 
 cdef tuple layout_of(array):
-    """Return the memory layout of an array and of its base."""
+    """Return the memory layouts of an array and of its base; the latter is None if the base is not an ndarray."""
     base = array.base
     return array.__array_interface__, base.__array_interface__ if isinstance(base, np.ndarray) else None
 
 
 def own_generator(rng):
-    """Return the Generator of a module. None means that each call uses the default generator."""
+    """Return the Generator of a module, or None if rng is None. With None, the module uses the default generator."""
     rng = as_rng(rng)
     return None if rng is None else as_generator(rng)

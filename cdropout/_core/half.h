@@ -1,7 +1,7 @@
 /* Steps for float16 and bfloat16: multiply 32 elements by the scale and set dropped elements to 0.
  *
- * A 32-bit lane holds two elements. Each is converted to float in its lane, without a shuffle, multiplied, and rounded to
- * nearest even.
+ * A 32-bit lane holds two elements. Each element is converted to float in its lane, without a shuffle, then multiplied,
+ * and rounded to nearest even.
  */
 #pragma once
 #include "simd.h"
@@ -58,14 +58,14 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 4; i++) {
     cd_f32 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)) * scale;
-    cd_bit_masks rounded = (cd_bit_masks)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* a conversion to memory takes 2 cycles, not 1 */
+    cd_bit_masks rounded = (cd_bit_masks)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* a conversion to memory would take 2 cycles */
     _mm_storeu_si128((__m128i *)y + i, (__m128i)(rounded & cd_bit_masks_16[keep[i]]));
   }
 }
 #endif
 #elif defined(__AARCH64EL__) && CD_HAS_VECTORS
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
-  for (int i = 0; i < 8; i++) { /* these conversions also keep the payload of a NaN and make it quiet */
+  for (int i = 0; i < 8; i++) { /* these conversions keep the payload of a NaN and make the NaN quiet */
     cd_f32 v = (cd_f32)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8((const uint8_t *)x + 8 * i))) * scale;
     vst1_u8((uint8_t *)y + 8 * i, vreinterpret_u8_f16(vcvt_f16_f32((float32x4_t)cd_kept_f32(v, keep, i))));
   }
@@ -80,12 +80,12 @@ static inline cd_f32 cd_max_f32(cd_f32 v, float bound) { return _mm_max_ps(v, cd
 static inline cd_f32 cd_min_f32(cd_f32 v, float bound) { return cd_select_f32(CD_LANES(v < bound), v, bound); }
 static inline cd_f32 cd_max_f32(cd_f32 v, float bound) { return cd_select_f32(CD_LANES(v > bound), v, bound); }
 #endif
-static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* in: finite, bits 13 to 27; out: bits 0 to 15 */
+static inline cd_u32 cd_scale_magnitude_f16(cd_u32 magnitude, cd_f32 scale) {      /* input: bits 13 to 27, finite; output: bits 0 to 15 */
   cd_f32 v = cd_float_of(magnitude) * 0x1p112f * scale;                            /* the first product is exact */
   cd_u32 u = cd_bits_of(cd_min_f32(v, 0x1p16f));                                   /* 2^16 becomes infinity below */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(u & 0x7F800000), 0x1p-14f)); /* at least 2^-14, the exponent of subnormals */
-  cd_u32 rounder = exponent + (13 << 23);                                          /* adding it rounds to the precision of the result */
-  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(rounder)) - rounder;     /* the sum rounds */
+  cd_u32 rounder = exponent + (13 << 23);                                          /* adding this rounds to the precision of the result */
+  cd_u32 digits = cd_bits_of(cd_float_of(u) + cd_float_of(rounder)) - rounder;     /* this addition rounds */
   return digits + ((exponent - (113u << 23)) >> 13);
 }
 static inline cd_u32 cd_scale_f16(cd_u32 v, cd_f32 scale, uint32_t invalid) {
@@ -108,15 +108,16 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #if CD_HAS_FAST_F16
-/* This takes half the instructions. It requires magnitudes below 2^16 / scale: no product is NaN or, before rounding, infinite. */
+/* This function takes half as many instructions as cd_scale_f16, but requires magnitudes below 2^16 / scale, so that no product is NaN or,
+ * before rounding, infinite. */
 static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32 scale) {
   cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(multiplier)) * scale;  /* one element per lane, times 4 */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as in cd_scale_magnitude_f16 */
-  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* the sum rounds; the lower 16 bits are the digits */
+  cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* this addition rounds; the lower 16 bits are the digits */
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* the exponent, modulo 64, is added above the digits */
 }
-static inline int16_t cd_fast_limit_f16(float scale) {                 /* cd_step_any_f16 is used from this magnitude on; <= 2^16 / scale */
-  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; large if scale is negative or NaN */
+static inline int16_t cd_fast_limit_f16(float scale) {                 /* use cd_step_any_f16 from this magnitude on; <= 2^16 / scale */
+  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; > 13 if scale is negative or NaN */
   return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
 }
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {

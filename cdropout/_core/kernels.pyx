@@ -32,7 +32,7 @@ cdef enum:
 cdef extern from "simd.h" nogil:
     void fill_bit_masks "cd_fill_bit_masks"()
 
-cdef size_t streaming_threshold = SIZE_MAX        # size in bytes from which streaming stores are used
+cdef size_t streaming_threshold = SIZE_MAX        # size of y in bytes from which streaming stores are used
 
 
 def set_streaming_threshold(size_t bytes):
@@ -44,10 +44,10 @@ def set_streaming_threshold(size_t bytes):
 cdef inline void apply_and_draw(
     const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
 ) noexcept nogil:
-    """Mask and scale a GROUP of elements and draw the next group, alternating between steps and rounds.
+    """Mask and scale a GROUP of elements and draw the bits of the next group, alternating between steps and rounds.
 
     The alternating steps and rounds take 1.07 times as long as memcpy. If all rounds came before all steps, they would
-    take 1.40 times as long, because the CPU's reorder buffer is too small to overlap them.
+    take 1.40 times as long, because the CPU's reorder buffer is too small to overlap steps and rounds.
     """
     cdef PartState state
     cdef int done = 0
@@ -115,12 +115,12 @@ cdef int mask_init(cdropout_mask* mask, uint64_t seed, uint64_t call, double p) 
     mask.seed = seed
     mask.call = call
     mask.threshold = <uint64_t>(p * 18446744073709551616.0) if p < 1 else 0
-    mask.scale = 1 / (1 - p) if p < 1 else 0      # the scale 0 means p = 1; kernels test it before the threshold
+    mask.scale = 1 / (1 - p) if p < 1 else 0      # the scale 0 means p = 1; kernels test the scale before the threshold
     return 0
 
 
 cdef size_t itemsize_of(cdropout_dtype dtype) noexcept nogil:
-    """Return the bytes per element, or 0 if the code is unknown."""
+    """Return the number of bytes per element, or 0 if dtype is CDROPOUT_BOOL or unknown."""
     if dtype in (CDROPOUT_FLOAT16, CDROPOUT_BFLOAT16):
         return 2
     return 4 if dtype == CDROPOUT_FLOAT32 else 8 if dtype == CDROPOUT_FLOAT64 else 0
@@ -212,7 +212,7 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
 # ---- views ------------------------------------------------------------------------------------------
 
 cdef enum:
-    LONG_ROW = 4096                               # elements per row from which opening a stream per row costs little
+    LONG_ROW = 4096                               # elements per row from which opening one stream per row costs little time
 
 
 cdef inline void apply_long_rows(
@@ -321,7 +321,7 @@ cdef int apply_bools_strided(
 
 
 cdef inline void draw_or_clear_group(Stream* stream, const cdropout_mask* mask, uint8_t* keep) noexcept nogil:
-    """Draw the bits of the next group. For p = 1, they are 0, because the threshold 2^64 would not fit in 64 bits."""
+    """Draw the bits of the next group, or set the bits to 0 for p = 1, whose threshold 2^64 does not fit in 64 bits."""
     if mask.scale == 0:
         memset(keep, 0, GROUP_BYTES)
     else:
@@ -405,7 +405,7 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
-fill_bit_masks()                                  # must run before the first call of a kernel
+fill_bit_masks()                                  # this must run before the first call of a kernel
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

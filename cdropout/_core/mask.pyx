@@ -49,7 +49,10 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
-    """Return the strides of a mask for which the axes in broadcast_dims count as axes of length 1, or None for C order."""
+    """Return the strides of a mask with one draw along the axes in broadcast_dims, or None for C order.
+
+    These axes get the stride 0. The other axes get the strides that C order has without the axes in broadcast_dims.
+    """
     return axes_to_strides(shape, as_axes(broadcast_dims))
 
 
@@ -86,7 +89,7 @@ cdef class Mask:
     A value that determines which elements of an array are kept.
 
     A mask stores a few numbers, and nothing per element. Masks are immutable and hashable. Two masks are equal if all
-    their numbers are equal. A pickled mask has about a hundred bytes.
+    their numbers are equal. A pickled mask takes about a hundred bytes.
 
     Parameters
     ----------
@@ -97,7 +100,7 @@ cdef class Mask:
     seed : int, default 0
         The seed, in [-2**63, 2**64). A negative seed is equivalent to its two's complement.
     call : int, default 0
-        The call number, in [0, 2**64). It distinguishes the masks of one seed.
+        The call number, in [0, 2**64), which distinguishes the masks of one seed.
     start : int, default 0
         The position in the mask stream of the element with index 0, ..., 0.
     strides : tuple of int, optional
@@ -187,7 +190,7 @@ cdef class Mask:
         self.p = probability
 
     cdef set_positions(self, tuple shape, start, strides):
-        """Set the fields that determine the positions of the elements."""
+        """Set the fields that determine the positions of the elements. Raise ValueError if a position is out of range."""
         full = c_strides(shape) if strides is None else strides
         if 0 not in shape:
             low = start + sum([min(0, (length - 1) * step) for length, step in zip(shape, full)])
@@ -295,7 +298,7 @@ cdef class Mask:
         return window
 
     def __array__(self, dtype=None, copy=None):
-        """Return the mask as bools, in C order."""
+        """Return the mask as an array in C order, of bools unless another dtype is given."""
         if copy is False:
             raise ValueError("a mask stores no array that could be shared: copy=False is not possible")
         out = np.empty(self.shape, np.bool_)
@@ -303,7 +306,7 @@ cdef class Mask:
         return out if dtype is None else out.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
-        """Raise TypeError. NumPy would convert the mask to bools, and a product with these would not be scaled."""
+        """Raise TypeError, because NumPy would convert the mask to bools, and a product with bools would not be scaled."""
         raise TypeError(f"a Mask does not support {ufunc.__name__}: {NO_ARITHMETIC}")
 
     def __mul__(left, right):
@@ -396,7 +399,7 @@ cdef class Mask:
 
 
 def draw_into(cnp.ndarray out, Mask mask):
-    """Fill `out`, an array of bools with the mask's shape, with True for kept elements."""
+    """Fill `out`, an array of bools with the shape of the mask, with True for kept elements, otherwise False."""
     draw_bools(out, &mask.id, mask.start_, mask.strides_)
 
 
@@ -420,7 +423,7 @@ def alpha_terms(p):
 
 
 cdef set_scale(cdropout_mask* mask, double p, scale):
-    """Set the scale of a mask unless `scale` is None. Raise ValueError if `scale` is not positive and finite."""
+    """Set the scale of a mask unless `scale` is None. Raise TypeError or ValueError if `scale` is not valid for p."""
     cdef double value
     if scale is None:
         return
@@ -433,7 +436,7 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
 
 
 cdef list expand_index(index, int ndim):
-    """Return an index as a list with one item per axis, and None for each new axis."""
+    """Return an index as a list that contains one item per axis of the mask, and None for each new axis."""
     items = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, item in enumerate(items) if item is ...]
     named = len([item for item in items if item is not None and item is not ...])
@@ -447,7 +450,7 @@ cdef list expand_index(index, int ndim):
 
 
 cdef object as_position(item, length):
-    """Return an index along an axis as an int in [0, length)."""
+    """Return an index along an axis of this length as an int in [0, length), or raise IndexError."""
     try:
         i = as_index(item, "index")
     except TypeError:
@@ -515,6 +518,6 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 
 
 cpdef check_not_given(name, value):
-    """Raise ValueError unless the value of an argument that mask= excludes is None, () or []."""
+    """Raise ValueError if an argument that mask= excludes was given: if its value is not None, () or []."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
         raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

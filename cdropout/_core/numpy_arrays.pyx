@@ -16,7 +16,8 @@ cdef extern from "numpy/arrayobject.h":
 
 cnp.import_array()
 
-# Advice on how to convert objects that are not supported. The keys are the packages that define their types.
+# Advice on how to convert objects that are not supported. The keys are the packages that define
+# the types of these objects.
 cdef dict ADVICE = {
     "astropy": "pass {}.value",
     "autograd": "multiply {} by mask.to_scale()",
@@ -44,7 +45,7 @@ cdef bint is_plain_array(object x):
 
 
 cdef advice(x, name, default=""):
-    """Return the last part of an error message, which explains how to convert x."""
+    """Return the end of an error message, which explains how to convert x, or an empty string if there is no advice."""
     packages = [str(kind.__module__).partition(".")[0] for kind in type(x).__mro__]
     found = [ADVICE[package] for package in packages if package in ADVICE]
     text = found[0] if found else default
@@ -53,14 +54,14 @@ cdef advice(x, name, default=""):
 
 cdef refuse_subclass(x, name):
     """Raise a TypeError, because x is an instance of an unsupported subclass of ndarray."""
-    if isinstance(x, np.ma.MaskedArray):  # tested only here, because the first use of np.ma imports it
+    if isinstance(x, np.ma.MaskedArray):  # tested only here, so that np.ma is imported only if needed
         raise TypeError(f"{name} is a masked array, and its mask would be lost; pass {name}.data or {name}.filled()")
     problem = f"{name} is of type {type(x).__name__}, a subclass of ndarray whose meaning the result would lose"
     raise TypeError(problem + advice(x, name, "pass np.asarray({})"))
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray, without a copy. If x is not supported, raise a TypeError that contains the argument's name."""
+    """Return x as an ndarray, copying only NumPy scalars. Raise a TypeError that contains `name` if x is not supported."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -82,12 +83,12 @@ cdef cnp.ndarray as_array(object x, name="x"):
 
 def from_exporter(x, name):
     """Return a NumPy array that shares the memory of an object with DLPack or the buffer protocol."""
-    if hasattr(type(x), "__dlpack__"):  # on the type, because some wrappers forward attributes
+    if hasattr(type(x), "__dlpack__"):  # tested on the type, because some wrappers forward attributes
         try:
             return np.from_dlpack(x)
         except Exception as error:
             suggestion = advice(x, name)
-            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises these
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises both
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
             problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"
@@ -102,7 +103,7 @@ def from_exporter(x, name):
 
 
 def as_any_array(x):
-    """Return x if it is an array, otherwise an array that shares its memory. Raise TypeError if x is not supported."""
+    """Return x if x is an ndarray, otherwise the array that `as_array` returns. Raise TypeError if x is not supported."""
     array = as_array(x)
     return x if isinstance(x, cnp.ndarray) else array
 
@@ -200,8 +201,8 @@ cdef apply_mask(
 ):
     """Apply a mask to x: ``y = x * scale`` where the mask keeps an element, otherwise +0.0.
 
-    `strides` are those of the mask, or None for C order. With `shift`, kept elements are ``x * scale + shift[0]``, and
-    dropped elements are shift[1].
+    `strides` contains the strides of the mask, or is None for C order. With `shift`, kept elements become
+    ``x * scale + shift[0]``, and dropped elements become ``shift[1]``.
     """
     cdef Operation operation
     fill_view(&operation.view, x, y, start, strides)
@@ -240,7 +241,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
-    """Fill `out`, a contiguous array of uint8, with n packed bits, least significant bit first."""
+    """Fill `out`, a contiguous array of uint8, with n bits of the mask, packed with the least significant bit first."""
     cdef Operation operation
     operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
     operation.view.start = start

@@ -10,17 +10,17 @@ cdef extern from "simd.h" nogil:
     void prefetch "cd_prefetch"(const void*)
 
 cdef struct Rows:
-    const View* view                  # a row extends along its last axis
+    const View* view                  # a row extends along the last axis of the view
     size_t index[MAX_DIMS]
     size_t x, y                       # offsets in bytes; unsigned, because the last addition may overflow
     uint64_t mask                     # offset in the mask, in elements
 
 cdef struct Prefetcher:
-    View memory                       # the view, with axes joined where x and y allow it
+    View memory                       # a copy of the view, in which axes are joined where x and y allow it
     Rows rows
-    size_t element                    # the next element of the row
+    size_t element                    # index of the next element in the row
     size_t elements_per_line
-    size_t left                       # number of lines that may still be prefetched
+    size_t left                       # number of cache lines that may still be prefetched
 
 
 cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:
@@ -33,7 +33,7 @@ cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:
 
 
 cdef inline bint next_row(Rows* rows) noexcept nogil:
-    """Advance to the next row; return False after the last one."""
+    """Advance to the next row and return True, or return False after the last row."""
     cdef const cdropout_axis* axis
     cdef int i
     for i in range(rows.view.ndim - 2, -1, -1):
@@ -52,7 +52,7 @@ cdef inline bint next_row(Rows* rows) noexcept nogil:
 
 
 cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t lines) noexcept nogil:
-    """Prepare to prefetch at most `lines` lines, from the first row of the view on."""
+    """Prepare to prefetch at most `lines` cache lines of x, and as many of y, from the first row of the view on."""
     cdef const cdropout_axis* row
     cdef uint64_t stride
     cdef int axis
@@ -69,7 +69,7 @@ cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t
 
 
 cdef inline void prefetch_lines(Prefetcher* prefetcher, size_t lines) noexcept nogil:
-    """Prefetch up to `lines` of the next lines of x, and as many of y, into the L2 cache."""
+    """Prefetch the next cache lines of x and of y, at most `lines` of each, into the L2 cache."""
     cdef const View* view = &prefetcher.memory
     cdef const cdropout_axis* row = &view.axes[view.ndim - 1]
     cdef const char* x

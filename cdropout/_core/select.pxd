@@ -50,11 +50,14 @@ ctypedef fused element:
 cdef enum:
     STEP = 32                                     # elements per step
     LINE_BYTES = 64                               # bytes per cache line, and per vector of the widest instruction set
-    GROUP_BUFFER_BYTES = 4160                     # bytes for a GROUP of doubles, aligned to a cache line
+    GROUP_BUFFER_BYTES = 4160                     # bytes of a buffer for a GROUP of doubles that begins at a cache line
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
-    """Set STEP elements of y to x * scale where their bit of keep (4 bytes) is set, otherwise to +0.0. y may be x."""
+    """Set STEP elements of y to x * scale where the bit in keep (4 bytes) is set, otherwise to +0.0. y may be x.
+
+    If y is of type boolean, set the elements to 1 or 0 instead; then x is not read.
+    """
     cdef size_t i
     cdef f32 scale_f32 = fill_f32(<float>scale)
     cdef f64 scale_f64 = fill_f64(scale)
@@ -100,9 +103,9 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
 
 
 cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
-    """Return the number of elements before the next cache line, or 0 if alignment would not save time.
+    """Return the number of elements of y before the next cache line, or 0 if alignment would not save time.
 
-    A store across two lines takes twice as long.
+    A store to two cache lines takes twice as long as a store to one.
     """
     cdef size_t head = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
     return head if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
@@ -111,7 +114,7 @@ cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
 cdef inline void mask_and_scale(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale
 ) noexcept nogil:
-    """Set n elements of y to x * scale where the bit in keep is set, else to +0.0. The bits begin at `first`. y may be x."""
+    """Apply `step` to n elements. The bits of these elements in keep begin at bit `first`. y may be x."""
     cdef size_t head = elements_to_line(y, n)
     cdef uint8_t bits[4]
     cdef size_t i
@@ -136,19 +139,19 @@ cdef inline void mask_and_scale(
 
 
 cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
-    """Return whether streaming stores save time. They avoid reading y, which matters if memory is the bottleneck."""
+    """Return whether streaming stores save time: they avoid reading y, which matters if memory is the bottleneck."""
     return large and VECTORS <= 2 and sizeof(element) >= 4 and x != y
 
 
 cdef inline element* aligned_buffer(uint8_t* buffer, const element* typed) noexcept nogil:
-    """Return the first aligned address in the buffer. Only the type of `typed` is used."""
+    """Return the first address in the buffer that is aligned to a cache line. Only the type of `typed` is used."""
     return <element*>(buffer + <size_t>(-<uintptr_t>buffer) % LINE_BYTES)
 
 
 cdef inline void mask_and_scale_large(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
-    """Apply `mask_and_scale`, with streaming stores if y is part of a large array and they save time."""
+    """Apply `mask_and_scale`. If y is part of a large array and streaming stores save time, use streaming stores."""
     cdef uint8_t buffer[GROUP_BUFFER_BYTES]
     cdef element* lines = aligned_buffer(buffer, x)
     cdef size_t done = elements_to_line(y, n)
@@ -174,7 +177,7 @@ ctypedef fused real:
 cdef inline void step_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, double scale
 ) noexcept nogil:
-    """Set STEP elements of y to residual + (x + bias) * scale where their bit of keep is set, otherwise to residual + 0."""
+    """Set STEP elements of y to residual + (x + bias) * scale where the bit in keep is set, otherwise to residual + 0."""
     cdef size_t i
     cdef f32 scale_f32
     cdef f64 scale_f64
@@ -194,7 +197,7 @@ cdef inline void apply_bias_dropout_add(
     const real* x, const real* bias, const real* residual, real* y,
     const uint8_t* keep, uint64_t first, size_t n, double scale,
 ) noexcept nogil:
-    """Apply `step_bias_dropout_add` to n elements. Their keep bits begin at bit `first`."""
+    """Apply `step_bias_dropout_add` to n elements. The bits of these elements in keep begin at bit `first`."""
     cdef real buffer[4][STEP]
     cdef uint8_t bits[4]
     cdef size_t _step
@@ -218,7 +221,7 @@ cdef inline void apply_bias_dropout_add(
 
 
 cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
-    """Add n elements of x to the sums. memcpy copies each element, because the pointers may be unaligned."""
+    """Add n elements of x to n sums. Each number is copied with memcpy, because the pointers may be unaligned."""
     cdef double total
     cdef real value
     cdef size_t i

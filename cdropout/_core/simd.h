@@ -18,7 +18,7 @@
 #elif CD_HAS_VECTORS && defined(__AARCH64EL__)
 #include <arm_neon.h>
 #endif
-#if defined(__AVX512VL__) /* float32 with p = 0.1 takes 1.11 times as long as memcpy with 64 bytes, 1.28 times with 32 */
+#if defined(__AVX512VL__) /* float32 with p = 0.1 takes 1.11 times as long as memcpy with vectors of 64 bytes, 1.28 times with 32 */
 #define CD_BYTES 64
 #elif defined(__AVX2__)
 #define CD_BYTES 32
@@ -26,7 +26,8 @@
 #define CD_BYTES 16
 #endif
 
-/* Packed bits are stored least significant bit first on every machine. Only these functions depend on the byte order. */
+/* Packed bits are stored least significant bit first on every machine. Only cd_order32, cd_order64 and cd_store_bits depend
+ * on the byte order. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 static inline uint32_t cd_order32(uint32_t v) { return __builtin_bswap32(v); }
 static inline uint64_t cd_order64(uint64_t v) { return __builtin_bswap64(v); }
@@ -110,17 +111,17 @@ static inline int cd_any(cd_u64 v) {
 #endif
 }
 
-/* cd_kept_*(v, keep, i): return v in the lanes whose keep bit is set, and zero in the others. v is vector i of a step; the
- * 4 bytes at `keep` are the keep bits of the step. A multiplication by 0 would not remove a NaN. */
+/* cd_kept_*(v, keep, i): return v in the lanes whose keep bit is set, and 0 in the other lanes. v is vector i of a step; the
+ * 4 bytes at `keep` are the keep bits of the step. Lanes are not multiplied by 0, because this would not remove a NaN. */
 #if defined(__AVX512VL__)
-/* Intrinsics, because GCC 12 does not use mask registers for the code below. */
+/* These functions use intrinsics, because GCC 12 does not use mask registers for the code below. */
 static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
   return _mm512_maskz_mov_ps((__mmask16)(cd_load_bits32(keep) >> 16 * i), v);
 }
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
 static inline void cd_fill_bit_masks(void) {}
 #else
-/* Each lane tests its own bit of the same keep bits. */
+/* All lanes contain the same keep bits, and each lane tests its own bit. */
 #if CD_BYTES == 32
 #define CD_LANE_BITS_32 {1, 2, 4, 8, 16, 32, 64, 128}
 #define CD_LANE_BITS_64 {1, 1, 2, 2, 4, 4, 8, 8}
@@ -136,8 +137,8 @@ static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) {
   cd_u32 lane_bit = (cd_u32)CD_LANE_BITS_64 << (uint32_t)(i * (CD_BYTES / 8));
   return (cd_f64)((cd_u32)v & CD_LANES((CD_FILL(cd_u32, cd_load_bits32(keep)) & lane_bit) == lane_bit));
 }
-/* For lanes of 16 bits, a table contains the mask of 8 lanes for each byte of keep bits. The code above would take 3
- * instructions instead of 1, and 7 with SSE2. */
+/* For lanes of 16 bits, a table contains the mask of 8 lanes for each byte of keep bits. Code like that above
+ * would take 3 instructions instead of 1, and 7 with SSE2. */
 typedef uint16_t cd_bit_masks __attribute__((vector_size(16)));
 static cd_bit_masks cd_bit_masks_16[256];
 static inline void cd_fill_bit_masks(void) {
@@ -209,7 +210,8 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 #endif
 
 /* Copy n elements of 2, 4 or 8 bytes from every second position of x, or to every second position of y; the positions in
- * between are not written. Return the number of copied elements, which is 0 if there are no instructions for it. */
+ * between are not written. Return the number of copied elements, from the first one on: it may be less than n, and is 0 if the
+ * instruction set has no instructions for this copy. */
 #if defined(__AVX512VL__)
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i, lanes = 32 / itemsize;
@@ -243,7 +245,7 @@ static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i = 0;
 #if CD_HAS_VECTORS && defined(__SSE2__)
-  for (; itemsize == 4 && i + 4 < n; i += 4) { /* the last element is excluded, since the one after it would be read */
+  for (; itemsize == 4 && i + 4 < n; i += 4) { /* not the last element, because the one after it would be read */
     const float *source = (const float *)x + 2 * i;
     _mm_storeu_ps((float *)y + i, _mm_shuffle_ps(_mm_loadu_ps(source), _mm_loadu_ps(source + 4), 0x88));
   }
@@ -304,15 +306,15 @@ static inline void cd_store_streaming(void *to, const void *from, size_t bytes) 
   memcpy(to, from, bytes);
 #endif
 }
-static inline void cd_end_streaming(void) { /* order streaming stores before later stores, so that other threads see them */
+static inline void cd_end_streaming(void) { /* make other threads see streaming stores before later stores */
 #if CD_STREAMS
   _mm_sfence();
 #endif
 }
 
 /* The features of an x86 CPU and the registers that the system saves (see NEEDED in dispatch.pyx): ECX of CPUID leaf 1, EBX
- * of leaf 7, and XCR0. On other CPUs, all are 0. __builtin_cpu_supports is not used: it does not link with clang-cl, and
- * returns 0 with Zig. */
+ * of leaf 7, and XCR0. On other CPUs, all three are 0. __builtin_cpu_supports is not used, because it does not
+ * link with clang-cl and returns 0 with Zig. */
 typedef struct {
   uint32_t leaf1, leaf7;
   uint64_t xcr0;
@@ -334,7 +336,7 @@ static inline cd_cpu cd_probe_cpu(void) {
     cpu.xcr0 = (uint64_t)high << 32 | low;
   }
 #if defined(__APPLE__)
-  cpu.xcr0 |= 0xE0; /* macOS enables the AVX-512 registers of a thread at their first use */
+  cpu.xcr0 |= 0xE0; /* on macOS, XCR0 lacks the AVX-512 registers until a thread uses them */
 #endif
   return cpu;
 }

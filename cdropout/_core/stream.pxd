@@ -1,7 +1,8 @@
-"""The mask stream, version 1: xoroshiro128++ in 8 lanes, its seeding by a mask, and the keep bits that are drawn.
+"""The mask stream, version 1: xoroshiro128++ in 8 lanes, seeded by the numbers of a mask, and the drawing of keep bits.
 
 The stream is frozen: changing any constant here would change the masks of released versions. tests/reference.py
-implements the same specification in plain Python, and cdropout/stream_v1.json records hashes that both must reproduce.
+implements the same specification in plain Python, and cdropout/stream_v1.json records hashes that both implementations
+must reproduce.
 """
 from libc.stdint cimport uint8_t, uint64_t
 
@@ -47,7 +48,7 @@ cdef enum:
     GROUP = 512                                   # elements per group, 64 per lane
     GROUP_BYTES = 64                              # bytes of packed keep bits per group
     BLOCK = 8192                                  # elements per block of 16 groups, which is seeded once
-    ROUNDS = 12                                   # bits of p that are compared with drawn bits; a hash decides ties
+    ROUNDS = 12                                   # number of bits of p that are compared with drawn bits; a hash breaks ties
 
 cdef struct Stream:
     uint64_t K, c, tie, T, rest                   # constants of the mask, named as in the specification
@@ -116,7 +117,7 @@ cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t
 
 
 cdef inline uint64_t ties_dropped(const Stream* stream, uint64_t undecided, uint64_t first) noexcept nogil:
-    """Return the undecided elements that the hash drops, as bits. `first` is the position of the element of bit 0."""
+    """Return the bits of the undecided elements that the hash drops. Bit 0 is for the element at position `first`."""
     cdef uint64_t dropped = 0
     cdef uint64_t i
     while undecided:
@@ -132,11 +133,11 @@ cdef struct PartState:                            # the state while the keep bit
     vector s1[2]
     vector dropped[2]
     vector undecided[2]
-    uint64_t T                                    # the highest bit is compared next
+    uint64_t T                                    # the highest bit of T is compared next
 
 
 cdef inline void drop_ties(const Stream* stream, const PartState* state, int first, uint8_t* keep) noexcept nogil:
-    """Clear the keep bits of undecided elements that the hash drops. The part begins at vector `first`."""
+    """Clear the keep bits of undecided elements that the hash drops. The part begins at vector `first` of the group."""
     cdef uint64_t ties[LANES]
     cdef int v, lane
     for v in range(PART_VECTORS):
@@ -148,7 +149,7 @@ cdef inline void drop_ties(const Stream* stream, const PartState* state, int fir
 
 
 cdef inline void begin_part(PartState* state, const Stream* stream, int part) noexcept nogil:
-    """Load the lanes of one part of the next group."""
+    """Load the states of the generators for one part of the next group, in which all elements are still undecided."""
     cdef int first = part * PART_VECTORS
     cdef int v
     state.T = stream.T
@@ -174,7 +175,7 @@ cdef inline void draw_round(PartState* state) noexcept nogil:
 
 
 cdef inline void end_part(const PartState* state, Stream* stream, int part, uint8_t* keep) noexcept nogil:
-    """Store the lanes of one part, and write its keep bits to their position in the 64 bytes of the group."""
+    """Store the states of the generators for one part, and write the keep bits of this part to the bytes of the group."""
     cdef vector undecided = zero()
     cdef int first = part * PART_VECTORS
     cdef int v

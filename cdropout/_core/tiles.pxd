@@ -31,13 +31,13 @@ cdef enum:
     LONG_RUN = 512                    # bits per row from which joining rows does not save time
     PREFETCH_ELEMENTS = 1 << 17       # elements per tile from which prefetching saves time; smaller tiles fit in the cache
     PREFETCH_LINES = 4096             # maximum number of lines that are prefetched while the bits of a tile are drawn
-    PREFETCH_PER_GROUP = 8            # lines that are prefetched per group of bits
-    SHORT_ROW_BYTES = 2048            # longest row, in bytes, after which the CPU does not prefetch the next row
-    PREFETCH_DISTANCE = 64            # distance in lines between the line in use and the prefetched line, for short rows
-    BUFFER_ELEMENTS = 128             # elements that are gathered or scattered at once
+    PREFETCH_PER_GROUP = 8            # number of lines that are prefetched per group of bits
+    SHORT_ROW_BYTES = 2048            # length of a row in bytes up to which the CPU does not prefetch the next row
+    PREFETCH_DISTANCE = 64            # number of lines between the line in use and the prefetched line, for short rows
+    BUFFER_ELEMENTS = 128             # number of elements that are gathered or scattered at once
     STREAMED_ROW = 4 * GROUP          # elements per row from which streaming stores save time
 
-cdef struct Source:                   # the source of the keep bits: one of these pointers is not NULL
+cdef struct Source:                   # the source of the keep bits: exactly one of these pointers is not NULL
     const cdropout_mask* mask
     const uint8_t* bits               # packed bits
     const uint8_t* bools              # one byte per element
@@ -54,7 +54,7 @@ cdef inline void append_stream(
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP  # the first bit of the group that is appended
     cdef uint64_t count
-    if mask.scale == 0:               # p is 1, and the threshold 2^64 would not fit in 64 bits
+    if mask.scale == 0:               # p is 1, whose threshold 2^64 does not fit in 64 bits
         while n:
             count = min(n, <size_t>64)
             write_bits(writer, 0, count)
@@ -156,7 +156,7 @@ cdef inline void draw_tile(uint8_t* buffer, const BitLayout* layout, const Sourc
 
 
 cdef inline uint64_t first_bit(const BitLayout* layout, const View* tile) noexcept nogil:
-    """Return the position in the buffer of the bit for the tile's first element."""
+    """Return the position in the buffer of the bit that belongs to the first element of the tile."""
     cdef uint64_t first = 0
     cdef int axis
     for axis in range(tile.ndim):
@@ -184,8 +184,8 @@ cdef inline void scatter(char* y, ptrdiff_t stride, const element* elements, siz
         memcpy(y + <ptrdiff_t>i * stride, elements + i, sizeof(element))
 
 
-# A kept element becomes x * scale, a dropped one 0. With a shift, a kept element becomes x * scale + shift, a dropped one
-# the constant.
+# A kept element becomes x * scale, and a dropped element becomes 0. With a shift, a kept element becomes x * scale + shift,
+# and a dropped element becomes the constant.
 cdef struct Transform:
     double scale
     bint large                        # y is part of an array that does not fit in the cache: use streaming stores
@@ -205,7 +205,10 @@ cdef inline void select_shifted(real* values, const uint8_t* keep, size_t n, rea
 cdef inline void shift_elements(
     element* y, const uint8_t* bits, uint64_t first, size_t n, const Transform* transform
 ) noexcept nogil:
-    """Add the shift to kept elements and set dropped ones to the constant, for n <= BUFFER_ELEMENTS. y may be unaligned."""
+    """Add the shift to kept elements and replace dropped elements by the constant.
+
+    n must be at most BUFFER_ELEMENTS. y may be unaligned.
+    """
     cdef element values[BUFFER_ELEMENTS]
     cdef uint8_t keep[BUFFER_ELEMENTS]
     cdef uint8_t packed[8]
@@ -279,7 +282,7 @@ cdef inline void apply_rows(
 
 
 cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
-    """Choose the lengths of strips, the parts of a tile in the order of y. They hold whole 64 x 64 blocks if possible."""
+    """Choose the lengths of the strips of a tile, so that a strip consists of whole 64 x 64 blocks if possible."""
     cdef size_t size = STRIP
     cdef size_t kept = 1
     cdef int unit = tile.ndim
@@ -299,7 +302,7 @@ cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
 
 
 cdef inline bint rows_are_runs(const View* strip) noexcept nogil:
-    """Return whether each row of a strip is a run of bits, and reordering would not lengthen the rows much."""
+    """Return whether each row of a strip is a run of bits, and the rows are long or could not be joined."""
     cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
     if row.mask != 1:
         return False
@@ -307,7 +310,7 @@ cdef inline bint rows_are_runs(const View* strip) noexcept nogil:
 
 
 cdef inline void apply_strip(View* strip, const uint8_t* bits, const Transform* transform, element* typed) noexcept nogil:
-    """Reorder the bits of a strip to the order of y, unless its rows are runs of bits, and apply them."""
+    """Apply bits to a strip. The bits are first reordered to the order of y unless `rows_are_runs`."""
     cdef uint8_t ordered[STRIP_BYTES + PADDING]
     cdef BitAxis axes[MAX_DIMS]
     cdef int64_t step = 1

@@ -6,9 +6,9 @@ from cdropout cimport cdropout_axis
 
 cdef enum:
     MAX_DIMS = 64                     # NumPy's limit
-    MAX_TILE = 1 << 21                # maximum number of elements per tile, and of bits drawn for it (256 KiB)
-    SMALL_TILE = 1 << 18              # maximum for tiles that have long rows and long runs of the mask
-    MIN_ROW = 64                      # minimum number of elements per row of a tile, if its bits fit in the buffer
+    MAX_TILE = 1 << 21                # maximum number of elements per tile, and of bits that are drawn for a tile (256 KiB)
+    SMALL_TILE = 1 << 18              # the same maximum for tiles that have long rows and long runs of the mask
+    MIN_ROW = 64                      # minimum number of elements per row of a tile, if the tile's bits fit in the buffer
     TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
     TARGET_RUN = 8192                 # bits drawn at once; equal to a block, because entering a block in the middle is slow
     MAX_GAP = 4096                    # longest gap whose unused bits are drawn, because entering the stream again is slower
@@ -26,7 +26,7 @@ cdef inline uint64_t distance(int64_t stride) noexcept nogil:
 
 
 cdef inline bint comes_before(const cdropout_axis* a, const cdropout_axis* b) noexcept nogil:
-    """Return whether axis a comes before axis b in the memory order of y, or in that of x if the strides of y are equal."""
+    """Return whether axis a comes before axis b in the memory order of y, or of x if the strides in y are equal."""
     if a.y != b.y:
         return a.y > b.y
     return distance(a.x) > distance(b.x)
@@ -43,11 +43,11 @@ cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inne
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
     if not continues_in_memory(outer, inner):
         return False
-    return outer.mask % n == 0 and outer.mask // n == inner.mask    # no product, because it may wrap around
+    return outer.mask % n == 0 and outer.mask // n == inner.mask    # no product, because a product may wrap around
 
 
 cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
-    """Insert an axis in memory order, with a positive stride in y."""
+    """Insert an axis in memory order, with a positive stride in y. An axis of length 1 is omitted."""
     cdef int i = view.ndim
     cdef ptrdiff_t last = <ptrdiff_t>axis.length - 1
     if axis.length == 1:
@@ -103,7 +103,10 @@ cdef inline size_t count_elements(const View* view) noexcept nogil:
 
 
 cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexcept nogil:
-    """Set the axes of a view in memory order. x, y and start must be set, and no length may be 0. NULL as x stands for y."""
+    """Set the axes of a view in memory order.
+
+    x, y and start must be set before the call, and no length may be 0. If x is NULL, y replaces x.
+    """
     cdef bint without_x = view.x == NULL
     cdef cdropout_axis axis
     cdef int i
@@ -119,7 +122,7 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
 
 
 cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
-    """Return whether elements of y may share memory, as with a stride of 0. For interleaved axes, return True as well."""
+    """Return whether elements of y may share memory, as with a stride of 0. The result is True for all interleaved axes."""
     cdef size_t extent = itemsize
     cdef int i
     for i in range(view.ndim - 1, -1, -1):
@@ -135,14 +138,14 @@ cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nog
 
 # The bits of a tile are drawn into a buffer as runs: ranges of consecutive positions of the mask.
 cdef struct BitLayout:
-    int order[MAX_DIMS]               # axes with a stride in the mask, by increasing stride
+    int order[MAX_DIMS]               # axes whose stride in the mask is not 0, by increasing stride
     int ndim                          # number of these axes
     int run_ndim                      # number of axes within a run, which are the first ones in `order`
     uint64_t run_bits                 # bits per run
-    uint64_t pitch                    # bits from one run to the next in the buffer
+    uint64_t pitch                    # distance in bits from one run to the next in the buffer
     uint64_t size                     # number of used bits of the buffer
     uint64_t capacity                 # maximum number of bits in the buffer and of elements per tile
-    int64_t stride[MAX_DIMS]          # bits of the buffer per index of each axis of the view
+    int64_t stride[MAX_DIMS]          # strides of the axes of the view in the buffer, in bits
 
 
 cdef inline void sort_by_mask(BitLayout* layout, const View* view) noexcept nogil:
@@ -211,14 +214,14 @@ cdef inline size_t product(const size_t* lengths, int ndim) noexcept nogil:
 
 
 cdef inline bint fits_buffer(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
-    """Return whether the buffer can hold the bits of a tile of these lengths."""
+    """Compute the layout for tiles of these lengths. Return whether the bits of a tile fit in the buffer."""
     choose_runs(layout, view, lengths)
     compute_layout(layout, view, lengths)
     return layout.size <= layout.capacity
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout, const View* view) noexcept nogil:
-    """Lengthen a tile along one axis, up to `limit` and while its bits fit. Tiles along the axis get similar lengths."""
+    """Lengthen a tile along one axis, to at most `limit`, while its bits fit. Tiles along this axis get similar lengths."""
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
@@ -250,7 +253,7 @@ cdef inline void grow_row(size_t* lengths, BitLayout* layout, const View* view, 
 cdef inline void grow_along_mask(size_t* lengths, BitLayout* layout, const View* view, size_t limit) noexcept nogil:
     """Lengthen a tile to at most `limit` bits, along the axes in the order of increasing stride in the mask.
 
-    Before an axis, the tile is lengthened along the broadcast axes inside this axis.
+    Before the tile is lengthened along an axis, it is lengthened along all broadcast axes inside this axis.
     """
     cdef size_t run = 1               # number of bits without a gap
     cdef size_t bits

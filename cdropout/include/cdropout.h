@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-/* A mask determines which elements are dropped, and the scale of the others. The caller owns it.
+/* A mask determines which elements are dropped, and the scale of the other elements. The caller owns the struct.
  * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all elements are
  * dropped. If threshold is 0 and scale is not, all elements are kept. */
 typedef struct {
@@ -36,7 +36,7 @@ typedef enum {
 } cdropout_flags;
 
 /* One axis of x, y and a mask: the length, the strides of x and y in bytes, and the stride of the mask in elements. If packed bits
- * or bools take the place of a mask, their stride is in bits or bytes. A stride may be negative. If the stride of the mask is 0, all
+ * or bools replace the mask, `mask` is the stride in bits or in bytes. A stride may be negative. If the stride of the mask is 0, all
  * elements along the axis share one draw. */
 typedef struct {
   size_t length;
@@ -45,7 +45,7 @@ typedef struct {
 } cdropout_axis;
 
 /* Later versions of the table only add functions at its end. A program works with the version that it was compiled for and with
- * all later ones. */
+ * all later versions. */
 #define CDROPOUT_TABLE_VERSION 1
 
 /* All kernels follow these rules:
@@ -53,8 +53,8 @@ typedef struct {
  * - A kernel does not call Python, does not lock and has no state. Any thread may call any kernel at any time, with or without the
  *   GIL, if no two calls write the same memory. `start` is the position in the mask of the first element, so several threads can
  *   apply one mask to different ranges.
- * - Most kernels allocate no memory. A strided kernel may allocate up to 257 KiB during a call on more than 2^18 elements; if this
- *   fails, the call is slower.
+ * - Most kernels allocate no memory. A strided kernel may allocate up to 257 KiB during a call on more than 2^18 elements; if the
+ *   allocation fails, the call takes longer.
  * - n, rows, columns, start and bit_start are numbers of elements; the strides of x and y are numbers of bytes. Positions in a mask
  *   are 64-bit numbers, which wrap around after 2^64 - 1. Packed bits are bytes, least significant bit first.
  * - Input and output must be identical or must not overlap, and the elements of y must not overlap each other. Elements, bits and
@@ -66,7 +66,7 @@ typedef struct {
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
   uint32_t size;    /* size of the table in bytes */
-  /* Initialize a mask from a seed, a call number and p. Return -1 also if p is not in [0, 1]. */
+  /* Initialize a mask from a seed, a call number and p. The result is -1 also if p is not in [0, 1]. */
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
@@ -116,7 +116,7 @@ typedef struct {
 #define CDROPOUT_IMPORT
 #undef cdropout_import
 /* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is older
- * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this once, when your module is imported. */
+ * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this function once, at the import of a module. */
 static inline const cdropout_table *cdropout_import(void) {
   const char *name = "cdropout._core.table";
   PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");
