@@ -18,7 +18,9 @@ from ..helpers.randomness import (
     SEED,
     draw,
 )
-from ..helpers.requirements import slow
+from ..helpers.requirements import needs_numpy_2, slow
+
+pytestmark = needs_numpy_2
 
 FEW = 1 << 20  # elements in the tests of the arithmetic
 

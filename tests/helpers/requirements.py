@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 from cdropout._core import dispatch
@@ -72,6 +73,9 @@ def slow(*values):
 
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+needs_numpy_2 = pytest.mark.skipif(
+    not hasattr(np, "bitwise_count"), reason="needs numpy.bitwise_count: pip install 'numpy>=2'"
+)
 unix_only = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks and SIGALRM")
 needs_memory_limit = pytest.mark.skipif(
     not can_limit_memory(), reason="needs a limit of memory: Linux without AddressSanitizer"

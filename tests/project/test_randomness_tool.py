@@ -6,7 +6,10 @@ import pytest
 
 from ..helpers import randomness
 from ..helpers.randomness import CHUNK, FAMILIES, ORDERS
+from ..helpers.requirements import needs_numpy_2
 from ..helpers.tools import load_tool
+
+pytestmark = needs_numpy_2
 
 
 @pytest.fixture
