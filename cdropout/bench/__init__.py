@@ -9,7 +9,7 @@ from cdropout.bench import check, peers, table, timing
 
 
 def load(name, dtype, options):
-    """Return (implementation, None); if it cannot be loaded or is wrong, return (None, error)."""
+    """Return (implementation, None), or (None, error) if the implementation fails or is wrong."""
     timing.show_progress(f"checking {name} with {dtype}")
     factory = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
@@ -21,7 +21,7 @@ def load(name, dtype, options):
 
 
 def load_all(dtype, results, options):
-    """Return the implementations that pass for one element type, and record all in `results`."""
+    """Return the implementations that pass their checks; record all of them in `results`."""
     loaded = []
     for name in [*peers.OURS, *peers.adapters_of(options.peers), *options.peers]:
         implementation, error = load(name, dtype, options)
@@ -59,7 +59,7 @@ def measure(options):
 
 @contextlib.contextmanager
 def path_in_errors(path):
-    """Add the path to an OSError that has no path, such as the error for a full disk."""
+    """Add the path to each OSError without a path, such as the error for a full disk."""
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def run(options: Any) -> int:
     Returns
     -------
     int
-        The exit code: 1 if cdropout itself failed its check.
+        The exit code: 1 if cdropout itself failed its check, otherwise 0.
     """
     results = measure(options)
     measurements = [timing.Measurement(**each) for each in results["measurements"]]

@@ -1,7 +1,7 @@
 """The implementations of dropout that `cdropout bench` times, and copies of as many bytes.
 
 A factory takes the number of threads and the name of an element type, and returns an
-Implementation. It imports its library when it is called.
+Implementation. Each factory imports its library only when it is called.
 """
 
 import os
@@ -23,7 +23,7 @@ MIN_COPY = 1 << 18  # bytes per thread; with fewer, another thread does not save
 
 
 class Arrays(NamedTuple):
-    """The arrays of a measurement: input x, its gradient gx, output y and its gradient gy."""
+    """The arrays of a measurement: the input x, the output y, and the gradients gx and gy."""
 
     x: np.ndarray
     gy: np.ndarray
@@ -45,7 +45,7 @@ class Implementation(NamedTuple):
 
 
 def example_arrays(n, dtype):
-    """Return arrays of n elements. x and gy have no zeros: a 0 in y or gx is a dropped element."""
+    """Return Arrays of n elements. As x and gy have no zeros, a 0 in y or gx means a drop."""
     i, kind = np.arange(n), element_type(dtype)
     x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
     return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))
@@ -229,7 +229,7 @@ def torch_adapter(threads, _):
 
 
 def torch_compiled(threads, _):
-    """`torch.nn.functional.dropout` under `torch.compile`, once per size, which makes it faster."""
+    """`torch.nn.functional.dropout`, compiled for each size, which is faster than for any size."""
     torch = import_torch(threads)
 
     def wrap(function):
@@ -275,10 +275,10 @@ def discard_stderr():
 
 def import_tensorflow(threads):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with discard_stderr():  # the import prints messages before it reads this variable
+    with discard_stderr():  # the import prints messages before it reads TF_CPP_MIN_LOG_LEVEL
         import tensorflow
 
-    # TensorFlow accepts these settings only before its first operation; after it, they are set.
+    # TensorFlow accepts these settings only before its first operation, so they are made only once.
     if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
@@ -358,7 +358,7 @@ def import_jax(threads, dtype):
 
 
 def jitted_calls(jax, key, arrays, p):
-    """Return forward and both: `bernoulli` and `where` under `jit`; the key is also split there."""
+    """Return `forward` and `both`, which are compiled by `jit` and include the split of the key."""
 
     def drop(key, x):
         return jax.numpy.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)
@@ -414,21 +414,21 @@ PEERS = {
 
 
 def adapters_of(names):
-    """Return the names of the adapters for those of the named peers that have one."""
+    """Return the names of the adapters whose peers are in `names`."""
     return [name for name in ADAPTERS if name.removeprefix("cdropout-") in names]
 
 
 def is_variant(name: str) -> bool:
-    """Return whether an earlier peer calls the same library in another way."""
+    """Return whether the peer is another way to call the library of an earlier peer."""
     return "-" in name
 
 
 def missing(name: str) -> str | None:
-    """Return the name of a package that this peer needs and that is missing; import no package."""
+    """Return a missing package that the peer needs, or None, without importing packages."""
     backend = ["tensorflow"] if name == "keras" else []
     return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers whose packages are installed; import no package."""
+    """Return the names of the peers whose packages are installed; without importing packages."""
     return [name for name in PEERS if missing(name) is None]

@@ -103,9 +103,9 @@ cdef struct Call:                     # the checked inputs of one call
     const int64_t* mask_ids           # two numbers per mask
     size_t rate_count                 # 1, or one rate per mask
     const double* rates
-    int64_t shape[MAX_DIMS]           # of x and y
+    int64_t shape[MAX_DIMS]           # shape of x and y
     int x_ndim
-    char error[200]                   # message, or an empty string
+    char error[200]                   # error message, or an empty string
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
@@ -202,7 +202,7 @@ cdef void check_and_apply(void* context, void** inputs, void* status) noexcept n
     if call.error[0]:
         tf.set_status(status, INVALID_ARGUMENT, call.error)
         return
-    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory of x, and uses it for y if there is no other reference
+    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory of x, and uses it for y if nothing else refers to x
     inputs[X] = NULL
     y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
     if tf.get_code(status) == 0:

@@ -121,7 +121,7 @@ def elements_overlap(shape, strides):
 
 
 cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dtype):
-    """Read y into view. Return whether y is a CPU tensor of this type and of the shape of x, with its own dense memory."""
+    """Read y into view. Return whether y is a CPU tensor of this type with the shape of x, new memory and no overlaps."""
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
