@@ -6,14 +6,14 @@
 #     tools/cross.sh linux-aarch64     one of the platforms listed at the end of this file
 #
 # All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are those
-# of the running Python; for Windows, the sizes of C types are written below. Downloads are kept in build/cross.
+# of the running Python; for Windows, this script writes the sizes of C types. Downloads are kept in build/cross.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 work=$PWD/build/cross
 python=$work/env/bin/python
-headers=$work/include # of CPython
+headers=$work/include # headers of CPython
 
 install_tools() {
   [ -e "$python" ] || python3 -m venv "$work/env"
@@ -69,7 +69,7 @@ build() {
   echo "$platform: ${#modules[@]} modules"
 }
 
-# Run the modules. All instruction sets must be built, and the detected ones must be those that /proc/cpuinfo lists.
+# Run the modules. All instruction sets must be built, and the detected sets must be those that /proc/cpuinfo lists.
 check() {
   local lib=$work/$1/build/lib expected=baseline
   PYTHONPATH=$lib "$python" -P -m cdropout selftest
