@@ -24,7 +24,7 @@ SIZES = [1 << bits for bits in range(6, 31, 2)]
 P = 0.1
 LARGE = 1 << 16  # elements; from this size on, the cost of the call itself hardly matters
 MAX_GROWTH = 2.0  # limit of the time per element, divided by that at LARGE or by memcpy's
-EXTRA_BYTES = 1 << 20  # allowed for the stacks of threads and for pages that Linux counts late
+EXTRA_BYTES = 1 << 20  # besides input and output, for thread stacks and for pages counted late
 FREE_MEMORY = 1.2  # required free memory, as a multiple of the bytes of input and output
 
 
@@ -41,7 +41,10 @@ def memory(name, path="/proc/self/status"):
 
 
 def measure_memory(x):
-    """Return (y, peak memory with x) of y = dropout(x, P); the peak is None without /proc."""
+    """Return y = dropout(x, P), and the peak memory of x and the call in bytes.
+
+    On systems other than Linux, the peak memory is None.
+    """
     before = memory("VmRSS")
     if before is None:
         return cd.dropout(x, P), None

@@ -223,5 +223,5 @@ def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
 
 
 def _window(mask: Mask, block_info: Any) -> Mask:
-    """Return the window of mask for one chunk; `map_blocks` passes its position as block_info."""
+    """Return the window of mask for one chunk; block_info contains the position of the chunk."""
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

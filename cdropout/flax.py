@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from cdropout._core.arguments import check_flag
-from cdropout.jax import dropout  # first, since its ImportError names what to install
+from cdropout.jax import dropout  # first: the ImportError of cdropout.jax names what to install
 
 try:
     import jax

@@ -28,7 +28,7 @@ __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"
 
 
 def _make_mask(state: Any, shape: tuple[int, ...], p: float, axes: tuple[int, ...]) -> Mask:
-    seed, call = (int(number) & 0xFFFFFFFF for number in state)  # int32 with PyTorch
+    seed, call = (int(number) & 0xFFFFFFFF for number in state)  # numbers are int32 with PyTorch
     return Mask(shape, p, seed, call, strides=broadcast_strides(shape, axes))
 
 

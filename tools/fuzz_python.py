@@ -17,7 +17,7 @@ import numpy as np
 
 import cdropout as cd
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, as its cdropout is not built
+sys.path.append(str(Path(__file__).parents[1]))  # last, since cdropout is not built there
 
 from tests import reference  # noqa: E402
 

@@ -8,8 +8,8 @@
 #     tools/wine.sh -- -m cdropout bench      run Python with these arguments and the modules that were built before
 #
 # setup.py compiles as on Windows, with the MSVC class of setuptools. Only three parts are replaced: LLVM replaces cl.exe and
-# link.exe, MinGW's headers those of the C runtime, and import libraries are made from the exports of the DLLs. The script needs
-# Debian, and installs Wine, Clang and MinGW. Downloads are kept in build/wine.
+# link.exe, MinGW's headers replace those of the C runtime, and import libraries are made from the exports of the DLLs. The
+# script needs Debian, and installs Wine, Clang and MinGW. Downloads are kept in build/wine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -94,7 +94,7 @@ def copies(threads):
 
 
 def cdropout_out(threads, _):
-    """cdropout with `out=`; the backward pass needs nothing but the mask."""
+    """Return an Implementation with `out=`, whose backward pass needs nothing but the mask."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -110,7 +110,7 @@ def cdropout_out(threads, _):
 
 
 def cdropout_new(threads, _):
-    """cdropout with newly allocated results, like those of the frameworks."""
+    """Return an Implementation that allocates its results, like the frameworks."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -124,7 +124,7 @@ def cdropout_new(threads, _):
 
 
 def numpy_out(*_):
-    """Comparison of p with uniform numbers of a `numpy.random.Generator`, in reused arrays."""
+    """Return an Implementation that compares uniform numbers with p, in reused arrays."""
     random = np.random.default_rng()
 
     def prepare(arrays, p):
@@ -161,12 +161,12 @@ def multiply_by(name, scaled_mask):
 
 
 def numpy_rand(*_):
-    """`np.random.rand`, a legacy function that returns float64, as in many courses."""
+    """Return an Implementation with `np.random.rand`, a legacy function taught in many courses."""
     return multiply_by("numpy-rand", lambda shape, p: (np.random.rand(*shape) >= p) / (1 - p))
 
 
 def numpy_binomial(*_):
-    """A binomial distribution with one trial per element."""
+    """Return an Implementation that draws a binomial number with one trial per element."""
     binomial = np.random.default_rng().binomial
     return multiply_by("numpy-binomial", lambda shape, p: binomial(1, 1 - p, shape) / (1 - p))
 
@@ -215,13 +215,13 @@ def torch_autograd(torch, name, dropout, wrap=lambda function: function):
 
 
 def torch_eager(threads, _):
-    """`torch.nn.functional.dropout` in eager mode."""
+    """Return an Implementation with `torch.nn.functional.dropout` in eager mode."""
     torch = import_torch(threads)
     return torch_autograd(torch, "torch", torch.nn.functional.dropout)
 
 
 def torch_adapter(threads, _):
-    """`cdropout.torch.dropout`."""
+    """Return an Implementation with `cdropout.torch.dropout`."""
     torch = import_torch(threads)
     from cdropout.torch import dropout
 
@@ -229,7 +229,7 @@ def torch_adapter(threads, _):
 
 
 def torch_compiled(threads, _):
-    """`torch.nn.functional.dropout`, compiled for each size, which is faster than for any size."""
+    """Return an Implementation that `torch.compile` compiles anew for each size, to be faster."""
     torch = import_torch(threads)
 
     def wrap(function):
@@ -240,7 +240,7 @@ def torch_compiled(threads, _):
 
 
 def torch_native(threads, _):
-    """`torch.native_dropout` and its backward function, which F.dropout uses on GPUs."""
+    """Return an Implementation with `torch.native_dropout`, which F.dropout uses on GPUs."""
     torch = import_torch(threads)
 
     def prepare(arrays, p):
@@ -278,7 +278,7 @@ def import_tensorflow(threads):
     with discard_stderr():  # the import prints messages before it reads TF_CPP_MIN_LOG_LEVEL
         import tensorflow
 
-    # TensorFlow accepts these settings only before its first operation, so they are made only once.
+    # TensorFlow accepts these settings only before its first operation, so later calls skip them.
     if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
@@ -308,7 +308,7 @@ def tensorflow_graph(tensorflow, name, library, make_dropout):
 
 
 def tensorflow_nn(threads, _):
-    """`tf.nn.dropout`."""
+    """Return an Implementation with `tf.nn.dropout`."""
     tensorflow = import_tensorflow(threads)
     dropout = tensorflow.nn.dropout
     return tensorflow_graph(
@@ -317,7 +317,7 @@ def tensorflow_nn(threads, _):
 
 
 def tensorflow_adapter(threads, _):
-    """`cdropout.tensorflow.dropout`."""
+    """Return an Implementation with `cdropout.tensorflow.dropout`."""
     tensorflow = import_tensorflow(threads)
     from cdropout.tensorflow import dropout
 
@@ -328,7 +328,7 @@ def tensorflow_adapter(threads, _):
 
 
 def keras_layer(threads, dtype):
-    """`keras.layers.Dropout` with the TensorFlow backend, in a `tf.function` as in `fit`."""
+    """Return an Implementation with `keras.layers.Dropout` in a `tf.function`, as in `fit`."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise RuntimeError(f"KERAS_BACKEND has to be tensorflow, but got {backend}")
@@ -385,7 +385,7 @@ def jitted_calls(jax, key, arrays, p):
 
 
 def jax_jit(threads, dtype, *, name, generator):
-    """`jax.random.bernoulli` with one of the generators of JAX."""
+    """Return an Implementation with `jax.random.bernoulli` and one of JAX's generators."""
     jax = import_jax(threads, dtype)
 
     def prepare(arrays, p):

@@ -82,7 +82,7 @@ def environment(options):
 
 
 def start_cpu_usage():
-    """Return a function that returns the average number of CPUs used since this call."""
+    """Return a function that returns how many CPUs this process has used on average from now on."""
     start, cpu_start = time.perf_counter(), time.process_time()
     return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
 

@@ -142,7 +142,7 @@ cdef struct Call:                     # the checked arguments of one custom call
     const Buffer* y
     size_t mask_count                 # number of keys
     size_t p_count                    # number of values of p: 1, or one per key
-    Operation operation               # the operation for the first mask; its member for the mask is not set
+    Operation operation               # the operation for the first mask, without the mask itself
 
 cdef size_t LARGEST = <size_t>-1 >> 1  # largest size in bytes, and largest size of a mask
 cdef bytes x_text = (

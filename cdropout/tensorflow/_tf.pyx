@@ -98,7 +98,7 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # the checked inputs of one call
-    Operation operation               # the operation for the first mask; its member for the mask is not set
+    Operation operation               # the operation for the first mask, without the mask itself
     size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
     size_t rate_count                 # 1, or one rate per mask

@@ -394,9 +394,9 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
 def _call_fallback(
     fallback: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
 ) -> Tensor:
-    """Call PyTorch's function; if it rejects the layout or type of x, clarify its error.
+    """Call PyTorch's function; if it rejects the layout or type of x, raise a clearer error.
 
-    The clarified error has the type of PyTorch's error and names the supported tensors.
+    The clearer error has the type of PyTorch's error and names the supported tensors.
     """
     try:
         return fallback(x, p, training, inplace)

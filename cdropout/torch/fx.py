@@ -42,8 +42,8 @@ def record_call(
 def is_traced_leaf(module: Module, x: Any) -> bool:
     """Return whether torch.fx traces this call of `module` and can record the call as one node.
 
-    This requires a module of this package that is not the root of the traced model. torch.fx does
-    not record a root as one node either if it is a module of torch.nn.
+    This requires a module of this package that is a part of the traced model, but not its root.
+    Likewise, torch.fx does not record a root from torch.nn as one node.
     """
     if not (isinstance(x, Proxy) and isinstance(x.tracer, Tracer)):
         return False

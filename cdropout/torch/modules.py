@@ -176,7 +176,7 @@ class Swap(NamedTuple):
     """The result of `convert` or `revert`. Names of modules are those of `named_modules`."""
 
     swapped: list[str]  # names of the modules whose class was changed
-    kept: dict[str, str]  # reasons why other modules with dropout were not changed, by name
+    kept: dict[str, str]  # names of unchanged modules with dropout, and the reasons
 
 
 def convert(model: nn.Module) -> Swap:

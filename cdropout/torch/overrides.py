@@ -44,7 +44,7 @@ OPERATORS = (  # name of the operator, form of the mask, first broadcast axis or
     ("alpha_dropout", "alpha", None),
     ("feature_alpha_dropout", "alpha", 2),
 )
-DISPATCH_KEYS = "AutogradCPU", "CPU"  # tensors created in inference mode have only CPU
+DISPATCH_KEYS = "AutogradCPU", "CPU"  # tensors created in inference mode have only the key CPU
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -85,8 +85,8 @@ def enable() -> None:
     Notes
     -----
     The first call registers kernels for these operators. The kernels of this package remain
-    registered after `disable`, since other threads may use them. They then pass each call to
-    PyTorch's kernels, which takes a few additional microseconds.
+    registered after `disable`, since other threads may use them, but pass each call to PyTorch's
+    kernels. This takes a few additional microseconds per call.
     """
     _switch.change(enabled=True)
 
