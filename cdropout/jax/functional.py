@@ -140,7 +140,7 @@ def _to_uint32(numbers: Any) -> Any:
 
 
 def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Apply a given mask: by a key if a key determines this mask, otherwise by an array of bools."""
+    """Apply a given mask: by a key if one determines this mask, otherwise by an array of bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
