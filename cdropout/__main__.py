@@ -123,7 +123,7 @@ def new_file(text: str) -> Path:
         raise invalid("a file in a folder that exists", text)
     exists = path.exists()
     try:
-        path.open("ab").close()  # fails if the file cannot be written; keeps its contents
+        path.open("ab").close()  # fails if the file cannot be written; its contents are kept
         if not exists:
             path.unlink()
     except OSError as problem:
@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(options.run(options, options.error, arguments))
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # at exit, an error could not be handled
+                sys.stdout.flush()  # an error of the flush at exit could not be handled
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 work=$PWD/build/compilers
 python=$work/env/bin/python
-version=3.13 # of Python in the other releases of Debian
+version=3.13 # version of Python in the other releases of Debian
 
 install_compiler() {
   command -v "$1" >/dev/null && return

@@ -51,7 +51,7 @@ print(*sorted(f'{symbol.name} DATA' for symbol in abi3info.DATAS), sep='\n')" >"
   "$python" -m ziglang dlltool -m i386:x86-64 -d "$work/windows/python3.def" -l "$work/windows/libpython3.a"
 }
 
-# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is the name in Python
+# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is Python's name of the platform
 build() {
   local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module modules
   shift 3
@@ -61,7 +61,7 @@ build() {
     CFLAGS="-Werror=implicit-function-declaration -I$headers -I$folder/numpy/_core/include" \
     "$python" -W ignore setup.py -q egg_info --egg-base "$folder/build" build --build-base "$folder/build" --build-lib "$folder/build/lib" \
     install_egg_info --install-dir "$folder/build/lib" >/dev/null
-  if [[ $platform = win* ]]; then # setuptools uses the suffix of the system it runs on
+  if [[ $platform = win* ]]; then # setuptools uses the suffix of the system on which it runs
     for module in "$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
   fi
   modules=("$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.{so,pyd})

@@ -46,7 +46,7 @@ unpack_root() {
 }
 
 # The script makes sys.executable its own path, so that processes started by tests are emulated too. PYTHONPATH contains the
-# checkout, for the package tests, as the last folder, because the cdropout in the checkout is not built.
+# checkout, in which tests is a package. The checkout is last in PYTHONPATH, because its cdropout is not built.
 write_foreign_python() {
   local libraries=/usr/lib/$target
   cat >"$foreign" <<END
@@ -70,7 +70,7 @@ cross_build() {
     "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
       install_egg_info --install-dir "$modules"
   )
-  for library in "$modules"/*/*.cpython-*.so; do # .so is accepted by every Python
+  for library in "$modules"/*/*.cpython-*.so; do # every Python accepts the suffix .so
     [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"
   done
 }

@@ -20,7 +20,7 @@ mode=${1:?"expected address, thread, fuzz-table, fuzz-python or fuzz"}
 seconds=${2:-180}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PIP_DISABLE_PIP_VERSION_CHECK=1 OPENBLAS_NUM_THREADS=1 # OpenBLAS is not instrumented
+export PIP_DISABLE_PIP_VERSION_CHECK=1 OPENBLAS_NUM_THREADS=1 # no threads in OpenBLAS, which is not instrumented
 
 print_step() { printf '\n-- %s\n' "$*"; }
 runtime_library() { "${CC:-gcc}" -print-file-name="$1"; }

@@ -123,13 +123,13 @@ import_library() {
   "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
 }
 
-# Write import libraries, and a replacement of msvcrt.lib with the DLL entry point, the stack check, snprintf and imports.
+# Write import libraries, and a replacement of msvcrt.lib with the DLL entry point, the stack check, snprintf and both runtimes.
 write_libraries() {
   mkdir -p "$work/lib"
   import_library "$python/python3.dll" python3.lib
   import_library "$python/vcruntime140.dll" vcruntime.lib
   import_library "$dlls/ucrtbase.dll" ucrt.lib
-  import_library "$dlls/ntdll.dll" oldnames.lib # __chkstk
+  import_library "$dlls/ntdll.dll" oldnames.lib # for __chkstk
   cat >"$work/lib/start.c" <<'END'
 #pragma comment(lib, "vcruntime.lib")
 #pragma comment(lib, "ucrt.lib")

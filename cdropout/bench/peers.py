@@ -345,7 +345,7 @@ def keras_layer(threads, dtype):
 
 
 def import_jax(threads, dtype):
-    # JAX reads these variables when it creates the CPU client; older releases read only the first.
+    # JAX reads these variables when it creates the CPU client; older releases read only NPROC.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if threads == 1:

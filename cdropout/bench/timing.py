@@ -18,7 +18,7 @@ import cdropout as cd
 from cdropout._core import dispatch
 from cdropout.bench import peers
 
-BATCH_SECONDS = 1e-3  # duration of a batch: calls that are timed together
+BATCH_SECONDS = 1e-3  # duration of a batch, which is a number of calls that are timed together
 MIN_ROUNDS, MAX_ROUNDS = 7, 300
 LONG_CALL = 0.005  # seconds; the time of a longer call hardly depends on the contents of the cache
 UNKNOWN_CACHE = 64 << 20  # bytes; larger than the last-level cache of most CPUs

@@ -37,7 +37,7 @@ from cdropout._core.executor cimport uninterruptible_pool
 from cdropout._core.view cimport MAX_DIMS, View
 
 C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # names of types in definitions of ops
-NAME = "CdropoutApplyV1"              # change the name if the inputs change
+NAME = "CdropoutApplyV1"              # the name has to change if the inputs change
 AXIS_LENGTH = INT64_MIN
 
 cdef enum:
@@ -101,7 +101,7 @@ cdef struct Call:                     # the checked inputs of one call
     Operation operation               # the operation for the first mask, without the mask itself
     size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
-    size_t rate_count                 # 1, or one rate per mask
+    size_t rate_count                 # number of rates: 1, or one per mask
     const double* rates
     int64_t shape[MAX_DIMS]           # shape of x and y
     int x_ndim
@@ -156,7 +156,7 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
     cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
-    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # negative if entries are missing
+    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # surplus entries; negative if entries are missing
     cdef int64_t mask_length, length, i
     cdef int64_t stride = <int64_t>types[<int>call.operation.dtype].itemsize
     cdef int64_t mask_stride = 1

@@ -12,7 +12,7 @@ import tensorflow as tf
 from cdropout.tensorflow._tf import AXIS_LENGTH, NAME, register
 
 import_error: ImportError | None = None
-try:  # these modules are not part of TensorFlow's public API
+try:  # the modules below are not part of TensorFlow's public API
     from tensorflow.core.framework import op_def_pb2
     from tensorflow.python import _pywrap_tensorflow_internal
     from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
@@ -32,7 +32,7 @@ def is_traced_for_xla() -> bool:
 def _library_path() -> str:
     """Return the path of a library in which TensorFlow's C functions can be found by name."""
     module = Path(_pywrap_tensorflow_internal.__file__)
-    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search linked DLLs
+    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search in linked DLLs
     return str(dll if dll.exists() else module)
 
 

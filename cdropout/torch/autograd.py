@@ -400,7 +400,7 @@ def _call_fallback(
     """
     try:
         return fallback(x, p, training, inplace)
-    except RuntimeError as error:  # NotImplementedError is a subclass
+    except RuntimeError as error:  # or NotImplementedError, a subclass
         if x.is_floating_point() and x.layout is torch.strided:
             raise
         raise type(error)(

@@ -19,7 +19,7 @@ class _DropoutModule(nn.Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
-        if not 0 <= p <= 1:  # true for NaN, which PyTorch's constructor accepts
+        if not 0 <= p <= 1:  # also true for NaN, which PyTorch's constructor accepts
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         check_generator(generator)
         if generator is not None:
