@@ -189,7 +189,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the build and the settings, or with --include only the folder of cdropout.h."""
+    """Print the build and the settings, or with --include the folder of cdropout.h; return 0."""
     if options.include:
         print(cd.get_include())
         return 0

@@ -77,7 +77,7 @@ class Dropout(nnx.Dropout):
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
     ) -> jax.Array:
-        """Apply dropout to the inputs. The arguments override the attributes of the module."""
+        """Return the inputs after dropout. The arguments override the attributes of the module."""
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic is None:
@@ -109,7 +109,7 @@ class LinenDropout(linen.Dropout):
     def __call__(
         self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None
     ) -> jax.Array:
-        """Apply dropout to the inputs. A key `rng`, if given, is used instead of the stream."""
+        """Return the inputs after dropout. A key `rng`, if given, is used instead of the stream."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):

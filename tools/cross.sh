@@ -5,8 +5,8 @@
 #     tools/cross.sh                   all platforms
 #     tools/cross.sh linux-aarch64     one of the platforms listed at the end of this file
 #
-# All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are those
-# of the running Python; for Windows, this script writes the sizes of C types. Downloads are kept in build/cross.
+# All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are
+# those of the running Python; for Windows, this script writes the sizes of C types. Downloads are kept in build/cross.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."

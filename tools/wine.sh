@@ -153,8 +153,8 @@ END
   "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
 }
 
-# write_programs FLAGS: write the programs that setuptools runs. Without FLAGS, cl.exe fails, so that setup.py has to find clang-cl.
-# With FLAGS, which undefine the macro of Clang, cl.exe is Clang and setup.py builds the portable form.
+# write_programs FLAGS: write the programs that setuptools runs. Without FLAGS, cl.exe fails, so that setup.py must find
+# clang-cl. With FLAGS, which undefine the macro of Clang, cl.exe is Clang and setup.py builds the portable form.
 write_programs() {
   rm -rf "$work/bin" && mkdir "$work/bin"
   printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"

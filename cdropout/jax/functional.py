@@ -140,7 +140,7 @@ def _to_uint32(numbers: Any) -> Any:
 
 
 def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Apply a given mask: by a key if one determines this mask, otherwise by an array of bools."""
+    """Return x with a given mask applied: by a key that determines the mask, or else by bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
@@ -241,7 +241,7 @@ _compiled_dropout = jax.jit(_dropout.bind, static_argnames=("broadcast_axes", "i
 def _apply_key(
     key: Any, x: jax.Array, p: Any, broadcast_axes: tuple[int, ...], inplace: bool
 ) -> jax.Array:
-    """Bind the primitive for one key.
+    """Bind the primitive for one key, and return the result.
 
     The operands of the primitive are key data, x and p. The shape of x begins with that of the
     keys; the other dimensions are those of a mask. broadcast_axes are the indices of axes of this

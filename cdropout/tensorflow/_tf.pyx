@@ -156,7 +156,7 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
     cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
-    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # surplus entries; negative if entries are missing
+    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # surplus entries; < 0 if entries are missing
     cdef int64_t mask_length, length, i
     cdef int64_t stride = <int64_t>types[<int>call.operation.dtype].itemsize
     cdef int64_t mask_stride = 1

@@ -149,7 +149,7 @@ def _dropout(
     make_mask_id: Callable[[], Any],
     fallback: Callable[[], tf.Tensor],
 ) -> tf.Tensor:
-    """Apply the op if it supports the arguments; otherwise call `fallback`."""
+    """Return the result of the op, or of `fallback` if the op does not support the arguments."""
     if isinstance(rate, Real):
         rate = float(rate)
         if rate != rate:  # NaN, which TensorFlow does not reject
@@ -183,7 +183,7 @@ def is_supported(x: tf.Tensor) -> bool:
 def apply_mask(
     x: tf.Tensor, mask_id: Any, rate: Any, noise_shape: Any = None, name: str | None = None
 ) -> tf.Tensor:
-    """Apply the mask with this id to a supported tensor; `rate` is a float or a tensor."""
+    """Return the supported tensor x with a mask applied; `rate` is a float or a tensor."""
     if not isinstance(rate, float):
         rate = _as_float64(rate)
     noise_shape = NO_NOISE_SHAPE if noise_shape is None else _as_noise_shape(noise_shape)

@@ -32,7 +32,7 @@ def is_traced_for_xla() -> bool:
 def _library_path() -> str:
     """Return the path of a library in which TensorFlow's C functions can be found by name."""
     module = Path(_pywrap_tensorflow_internal.__file__)
-    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search in linked DLLs
+    dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search linked DLLs
     return str(dll if dll.exists() else module)
 
 

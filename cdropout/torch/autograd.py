@@ -215,7 +215,10 @@ def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
 
 
 def apply_under_transforms(x: Tensor, mask: LazyMask) -> Tensor:
-    """Apply a mask under torch.func; vmap's option `randomness` determines how seeds are drawn."""
+    """Return x with a mask applied under torch.func.
+
+    The option `randomness` of vmap determines how seeds are drawn.
+    """
 
     def apply(seed: Tensor | None, out_of_place: LazyMask) -> Tensor:
         y = TransformableDropout.apply(x, seed, out_of_place)
@@ -240,7 +243,7 @@ def dropout_eagerly(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask in eager mode."""
+    """Return x with a new mask applied in eager mode."""
     return apply_eagerly(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
@@ -252,7 +255,7 @@ def dropout_under_transforms(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask under torch.func."""
+    """Return x with a new mask applied under torch.func."""
     return apply_under_transforms(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
@@ -264,7 +267,7 @@ def dropout_by_operators(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask by operators, which compilers and dispatch modes can record."""
+    """Return x with a new mask applied by operators, which can be recorded in graphs."""
 
     def apply(drawn: tuple[Tensor, int]) -> Tensor:
         seed, call = drawn
@@ -279,7 +282,7 @@ def dropout_by_operators(
 def apply_given_mask(
     implementation: Implementation, x: Tensor, mask: Mask, inplace: bool, form: str
 ) -> Tensor:
-    """Apply a given Mask to x, for which `implementation_for` returned `implementation`."""
+    """Return x with a given Mask applied; `implementation` is `implementation_for(x)`."""
     if mask.p == 0 and (mask.scale == 1 or form == "alpha"):
         return x
     lazy = given_mask(mask, form, inplace)
@@ -338,7 +341,10 @@ def apply_dropout(
     broadcast_axes: tuple[int, ...] = (),
     form: str = "scale",
 ) -> Tensor:
-    """Apply a new or given mask to x; if x is not supported, call PyTorch's own `fallback`."""
+    """Return x with a new or given mask applied; if x is not supported, call `fallback`.
+
+    `fallback` is PyTorch's function, or a function that calls it.
+    """
     if (
         training is True
         and 0 < p < 1
@@ -394,7 +400,7 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
 def _call_fallback(
     fallback: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
 ) -> Tensor:
-    """Call PyTorch's function; if it rejects the layout or type of x, raise a clearer error.
+    """Return `fallback(...)`; if PyTorch rejects the layout or type of x, raise a clearer error.
 
     The clearer error has the type of PyTorch's error and names the supported tensors.
     """

@@ -174,7 +174,7 @@ def _call_deprecated(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
-    """Call PyTorch's function, which warns that this number of dimensions is deprecated."""
+    """Return the result of `fallback`, which warns that the number of dimensions is deprecated."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is not None:
             raise NotImplementedError(

@@ -189,7 +189,7 @@ def _dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Apply one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
+    """Return the result of one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
     implementation = _implementation_for(x, p, train)
     if implementation is None or x.dim() < (first_axis or 0):
         return native(keys, x, p, train)
