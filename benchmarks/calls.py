@@ -4,9 +4,9 @@
     python benchmarks/calls.py -o after.json           # after the change
     python -m pyperf compare_to before.json after.json --min-speed 10 --table
 
-Each call is timed in turn with a memcpy of the same bytes. The time that is reported is the ratio
-of both, times the duration of a memcpy on a machine that needs 0.2 us per call and copies 10 GB/s,
-so that a slower or busier machine hardly changes it.
+Each call is timed in turn with a memcpy of the same bytes. The reported time is the ratio of both
+times, multiplied by the duration of a memcpy on a machine that needs 0.2 us per call and copies
+10 GB/s. Therefore, a slower or busier machine hardly changes the reported time.
 
 The options are those of pyperf: `--fast` takes fewer values, and `--inherit-environ CDROPOUT_ISA`
 passes an instruction set on to the processes.
@@ -21,11 +21,11 @@ import cdropout as cd
 from cdropout.bench.timing import median_ratio, seconds_for
 
 SIZES = {"64": 64, "16Ki": 1 << 14, "1Mi": 1 << 20}
-BATCHES = 64  # per value; short ones, since other processes disturb few of them
+BATCHES = 64  # per value; other processes disturb only a few of many short batches
 
 
 def calls(x, y):
-    """Yield (name, function without arguments); new arrays would add the noise of the allocator."""
+    """Yield (name, function without arguments). All use `out=`, since allocations add noise."""
     rng = cd.Generator(0)
     mask = rng.next_mask(x.shape, 0.1)
     yield "forward", partial(cd.dropout, x, 0.1, rng=rng, out=y)
@@ -34,7 +34,7 @@ def calls(x, y):
 
 
 def scaled_time(loops, function, copy, nbytes):
-    """Return the seconds of `loops` calls, scaled to the speed of the machine described above."""
+    """Return the seconds of `loops` calls on the machine that the module's docstring describes."""
     count = -(-loops // BATCHES)
     pairs = [(seconds_for(function, count), seconds_for(copy, count)) for _ in range(BATCHES)]
     return loops * median_ratio(*zip(*pairs, strict=True)) * (2e-7 + nbytes / 10e9)

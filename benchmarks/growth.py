@@ -22,17 +22,17 @@ from cdropout.bench.timing import size_name, time_calls
 
 SIZES = [1 << bits for bits in range(6, 31, 2)]
 P = 0.1
-LARGE = 1 << 16  # elements; from here on the cost of the call itself hardly matters
-MAX_GROWTH = 2.0  # of the time per element at LARGE, or of that of memcpy at the same size
-EXTRA_BYTES = 1 << 20  # besides input and output: stacks of threads, pages that Linux counts late
-FREE_MEMORY = 1.2  # required, as a multiple of input and output
+LARGE = 1 << 16  # elements; from this size on, the cost of the call itself hardly matters
+MAX_GROWTH = 2.0  # limit of the time per element, divided by that at LARGE or by memcpy's
+EXTRA_BYTES = 1 << 20  # besides input and output, for thread stacks and for pages counted late
+FREE_MEMORY = 1.2  # required free memory, as a multiple of the bytes of input and output
 
 
 # ---- one size, in this process ----------------------------------------------------------------
 
 
 def memory(name, path="/proc/self/status"):
-    """Return the bytes that a file of /proc gives for this name, or None on other systems."""
+    """Return the bytes that a file of /proc gives for this name, or None without such a file."""
     try:
         text = Path(path).read_text()
     except OSError:
@@ -41,19 +41,22 @@ def memory(name, path="/proc/self/status"):
 
 
 def measure_memory(x):
-    """Return y = dropout(x, P) and the peak memory of the call, or None on other systems."""
+    """Return y = dropout(x, P), and the peak memory of x and the call in bytes.
+
+    On systems other than Linux, the peak memory is None.
+    """
     before = memory("VmRSS")
     if before is None:
         return cd.dropout(x, P), None
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is in memory
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present memory
     y = cd.dropout(x, P)
     return y, memory("VmHWM") - before + x.nbytes
 
 
 def measure(size, threads, dtype, seconds):
-    """Return the cost at one size, as a dict."""
+    """Return the times and the memory at one size, as a dict."""
     cd.set_num_threads(threads)
-    cd.dropout(np.ones(64, element_type(dtype)), P)  # first imports and allocations
+    cd.dropout(np.ones(64, element_type(dtype)), P)  # for first imports and allocations
     x = np.ones(size, element_type(dtype))
     y, peak = measure_memory(x)
     copy = y.view(np.uint8), x.view(np.uint8)
@@ -74,7 +77,7 @@ def measure_in_process(*arguments):
 
 
 def growth_errors(rows):
-    """Yield what grows too fast in the rows of one number of threads."""
+    """Yield a message for each row with too much time or memory; all rows have the same threads."""
     large = [row for row in rows if row["size"] >= LARGE]
     for row in large:
         name = f"{size_name(row['size'])}, {row['threads']} threads"

@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--size N] [--seconds S]
     CDROPOUT_ISA=avx2 python benchmarks/kernels.py
 
-Each call runs on one thread and draws a new mask; medians of paired rounds are printed.
+Each call runs on one thread and uses another mask. Medians of paired rounds are printed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from cdropout._core import dispatch
 from cdropout.bench.peers import example_arrays
 from cdropout.bench.timing import median_ratio, size_name, time_calls
 
-MASKS = 4  # packed masks used in turn; a branch predictor could learn one
+MASKS = 4  # number of packed masks used in turn, since a branch predictor could learn one mask
 
 
 def kernels(dtype, size):

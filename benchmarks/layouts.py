@@ -3,8 +3,8 @@
     python benchmarks/layouts.py [--isa ISA ...] [--pairs N] [--tensors]
 
 Dropout and a copy of the same bytes are timed in turn, on one thread and with `out=`, with p = 0.1
-and a new seed per pair. The copy is contiguous; for slices it is `np.copyto` between slices. The
-medians of the ratios are printed, with quartiles.
+and a new seed per pair. The copied arrays are contiguous, except for slices, which are copied to
+slices. The medians of the ratios of times are printed, with quartiles.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def print_ratio(name, dropout, other, pairs):
 
 
 def arrays():
-    """Yield (name, x, y, source and target of the copy)."""
+    """Yield (name, x, y, source of the copy, target of the copy)."""
     for name, (shape, axes) in TRANSPOSED.items():
         for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
             if dtype is np.float32 or name == IN_HALF_TYPES:
@@ -75,7 +75,7 @@ def print_arrays(pairs):
 
 
 def print_tensors(pairs):
-    """Print the times of tensors in channels-last format divided by those in C order."""
+    """Print the times of dropout for channels-last tensors, divided by those for C order."""
     import torch
 
     import cdropout.torch as ct

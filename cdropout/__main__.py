@@ -49,7 +49,7 @@ def invalid(expected: str, text: str) -> argparse.ArgumentTypeError:
 def number(
     text: str, kind: Callable[[str], Number], is_valid: Callable[[Number], bool], expected: str
 ) -> Number:
-    """Convert text to a number by `kind`; raise an error if it is not valid."""
+    """Convert text to a number by `kind` and return the number; raise an error if it is invalid."""
     try:
         value: Number | None = kind(text)
     except ValueError:
@@ -60,38 +60,41 @@ def number(
 
 
 def probability(text: str) -> float:
-    """Return p for `cdropout bench`. It excludes 0 and 1, for which no mask is drawn."""
+    """Parse p for `cdropout bench`. Reject 0 and 1, for which no mask is drawn."""
     return number(text, float, lambda p: 0 < p < 1, "a probability between 0 and 1, both excluded")
 
 
 def stream_probability(text: str) -> float:
-    """Return p for `cdropout stream`; near 0 and 1, the extractor would find too few bits."""
+    """Parse p for `cdropout stream`.
+
+    Values close to 0 or 1 are rejected, because the extractor would find too few bits.
+    """
     low, high = stream_command.MIN_P, 1 - stream_command.MIN_P
     return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
 
 
 def count(text: str) -> int:
-    """Return a number of threads or bytes."""
+    """Parse a number of threads or bytes."""
     return number(text, int, lambda n: n >= 1, "an int of at least 1")
 
 
 def duration(text: str) -> float:
-    """Return a time in seconds."""
+    """Parse a time in seconds."""
     return number(text, float, lambda s: 0 <= s < math.inf, "a number of seconds of at least 0")
 
 
 def seed_number(text: str) -> int:
-    """Return a seed."""
+    """Parse a seed."""
     return number(text, int, lambda n: -(2**63) <= n < 2**64, "an int in [-2**63, 2**64)")
 
 
 def call_number(text: str) -> int:
-    """Return a call number."""
+    """Parse a call number."""
     return number(text, int, lambda n: 0 <= n < 2**64, "an int in [0, 2**64)")
 
 
 def size(text: str) -> int:
-    """Return a number of elements, which is written like 1000, 16Ki or 1Mi."""
+    """Parse a number of elements written as, for example, 1000, 16Ki or 1Mi."""
     match = re.fullmatch(r"([0-9]+)(|Ki|Mi|Gi)", text.strip())
     value = int(match[1]) * UNITS[match[2]] if match else 0
     if not 1 <= value <= MAX_SIZE:
@@ -100,12 +103,12 @@ def size(text: str) -> int:
 
 
 def sizes(text: str) -> list[int]:
-    """Return numbers of elements, sorted in ascending order."""
+    """Parse numbers of elements. Return them in ascending order, without duplicates."""
     return sorted({size(part) for part in text.split(",")})
 
 
 def dtypes(text: str) -> list[str]:
-    """Return the names of element types, sorted in the order of FLOATS."""
+    """Parse names of element types. Return them in the order of FLOATS, without duplicates."""
     names = [part.strip() for part in text.split(",")]
     for name in names:
         if name not in FLOATS:
@@ -114,13 +117,13 @@ def dtypes(text: str) -> list[str]:
 
 
 def new_file(text: str) -> Path:
-    """Return the path of a file; raise an error before the measurements if it cannot be written."""
+    """Return the path of a file; raise an error if the file cannot be written."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise invalid("a file in a folder that exists", text)
     exists = path.exists()
     try:
-        path.open("ab").close()  # fails if the file cannot be written; keeps its contents
+        path.open("ab").close()  # fails if the file cannot be written; its contents are kept
         if not exists:
             path.unlink()
     except OSError as problem:
@@ -129,7 +132,7 @@ def new_file(text: str) -> Path:
 
 
 def image_file(text: str) -> Path:
-    """Return the path of a file, whose suffix has to be that of an image format."""
+    """Return the path of an image file; raise an error if its suffix is not in IMAGE_SUFFIXES."""
     path = new_file(text)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise invalid(f"a name that ends in {', '.join(IMAGE_SUFFIXES)}", text)
@@ -140,7 +143,7 @@ def image_file(text: str) -> Path:
 
 
 def chosen_peers(named: list[str], error: Error) -> list[str]:
-    """Return the names of the peers to time; if none are named, one per installed library."""
+    """Return the names of the peers to time: by default, one for each installed library."""
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
@@ -156,7 +159,7 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
 
 
 def check_bench(options: argparse.Namespace, error: Error) -> None:
-    """Choose the peers, and reject options that cannot work, before anything is measured."""
+    """Set options.peers, and exit with an error message if the options cannot work."""
     options.peers = chosen_peers(options.peer, error)
     if options.plot and find_spec("matplotlib") is None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
@@ -166,7 +169,11 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
 
 
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
-    """Run the benchmark, in a new process if another instruction set is to be chosen at import."""
+    """Run the benchmark and return the exit code.
+
+    Another instruction set than the current one requires a new process, which chooses it at
+    import.
+    """
     check_bench(options, error)
     try:
         isa = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())
@@ -182,7 +189,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the build and the settings; with --include, print only the folder of cdropout.h."""
+    """Print the build and the settings, or with --include the folder of cdropout.h; return 0."""
     if options.include:
         print(cd.get_include())
         return 0
@@ -206,12 +213,12 @@ def run_info(options: argparse.Namespace, *_: object) -> int:
 
 
 def run_selftest(*_: object) -> int:
-    """Check every instruction set on this machine."""
+    """Check every instruction set on this machine, and return the exit code."""
     return selftest.run()
 
 
 def add_bench(commands: Any) -> None:
-    """Add the command bench with its options."""
+    """Add the command `bench` and its options to the parser of commands."""
     parser = commands.add_parser(
         "bench",
         help="compare the speed with NumPy's dropout and that of installed frameworks",
@@ -242,12 +249,12 @@ def add_bench(commands: Any) -> None:
 
 
 def run_stream(options: argparse.Namespace, error: Error, _: object) -> int:
-    """Write mask bits to standard output."""
+    """Write mask bits to standard output, and return the exit code."""
     return stream_command.run(options, error)
 
 
 def add_stream(commands: Any) -> None:
-    """Add the command stream with its options."""
+    """Add the command `stream` and its options to the parser of commands."""
     parser = commands.add_parser(
         "stream",
         help="write mask bits to standard output, for statistical test suites",
@@ -313,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(options.run(options, options.error, arguments))
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # at exit, an error could not be handled
+                sys.stdout.flush()  # an error of the flush at exit could not be handled
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Dropout for Dask arrays. The task of each chunk draws the part of the mask for this chunk."""
+"""Dropout for Dask arrays. The task of a chunk draws only the part of the mask for this chunk."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def dropout(
     seed, call : int, optional
         The seed and the call number of the mask: ``Mask(x.shape, p, seed, call)``.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of the mask if no seed is given, as in `cdropout.dropout`. It is used when
-        this function is called, not when the result is computed.
+        The source of the mask if no seed is given, as in `cdropout.dropout`. The source is used
+        when this function is called, not when the result is computed.
     broadcast_dims : int or tuple of int
         Axes along which all elements share one draw, also those of different chunks.
     mask : Mask, optional
@@ -107,8 +107,9 @@ def dropout(
 
     Returns
     -------
-    dask.array.Array
-        An array of the shape, type and chunks of `x`; if p is 0 or training is false, `x` itself.
+    dask.array.Array, or (dask.array.Array, Mask) if return_mask is True
+        An array of the shape, type and chunks of `x`. It is `x` itself if p is 0 or `training` is
+        false.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def dropout(
             for name, value in {**others, "call": None if call == 0 else call}.items():
                 check_not_given(name, value)
             check_mask(mask, x.shape, (), p)
-        else:  # the mask, and the arguments that it excludes, have no effect
+        else:  # the mask and the arguments that it excludes have no effect
             mask, seed, call, rng, broadcast_dims = None, None, 0, None, ()
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} determines the mask: it excludes rng")
@@ -212,15 +213,15 @@ def _checked_meta(x: Any) -> Any:
 
 
 def dropout_chunk(chunk: Any, mask: Mask, block_info: Any) -> NDArray[Any]:
-    """Run the task of one chunk of x. Dask's task names contain the name of this function."""
+    """Return the result for one chunk of x. Dask's task names contain the name of this function."""
     return _window(mask, block_info).apply(chunk)
 
 
 def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
-    """Run the task of one chunk of a mask."""
+    """Return one chunk of a mask as an array of bools."""
     return np.asarray(_window(mask, block_info))
 
 
 def _window(mask: Mask, block_info: Any) -> Mask:
-    """Return the window of mask for one chunk, whose position map_blocks passes as block_info."""
+    """Return the window of mask for one chunk; block_info contains the position of the chunk."""
     return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]

@@ -16,10 +16,10 @@ def is_command() -> bool:
 
 
 def module_to_run(arguments: list[str]) -> str | None:
-    """Return the module that the option -m names among the arguments of Python."""
+    """Return the value of the option -m among the arguments of Python, or None if it is missing."""
     remaining = iter(arguments)
     for argument in remaining:
-        option = re.match("-[^-cmWX]*([mWX])(.*)", argument)  # its value may be the next argument
+        option = re.match("-[^-cmWX]*([mWX])(.*)", argument)  # the value may be the next argument
         if option or argument == "--check-hash-based-pycs":
             value = option[2] if option and option[2] else next(remaining, None)
             if option and option[1] == "m":
@@ -35,7 +35,7 @@ def exit_command(error: ValueError) -> None:
 
 
 def unbuilt_checkout() -> str:
-    """Return the error message for a checkout that is not built; it explains what to do."""
+    """Return an error message that explains what to do about a checkout that is not built."""
     here, remedy = Path(__file__).parents[1], "run `pip install -e .` in it"
     others = [str(Path(entry, "cdropout", "_core")) for entry in sys.path]
     if PathFinder.find_spec("mask", others):

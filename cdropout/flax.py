@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from cdropout._core.arguments import check_flag
-from cdropout.jax import dropout  # before jax: its ImportError names what to install
+from cdropout.jax import dropout  # first: the ImportError of cdropout.jax names what to install
 
 try:
     import jax
@@ -18,7 +18,7 @@ __all__ = ["Dropout", "LinenDropout"]
 
 
 def _is_identity(rate: Any, deterministic: bool) -> bool:
-    """Return whether a module returns its inputs; a traced rate is not compared with 0."""
+    """Return whether a module returns its inputs; a traced rate counts as not 0."""
     return deterministic or (not isinstance(rate, jax.core.Tracer) and bool(rate == 0))
 
 
@@ -34,7 +34,10 @@ def _next_key(rngs: Any, collection: str) -> Any:
 
 
 class _ConstructorSignature:
-    """The signature of a class whose metaclass hides it; for instances, that of `__call__`."""
+    """The signature of the constructor, which the metaclass of nnx hides.
+
+    For an instance, AttributeError is raised, so that `inspect.signature` uses `__call__`.
+    """
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         if instance is not None:
@@ -49,7 +52,7 @@ class Dropout(nnx.Dropout):
     Parameters
     ----------
     rate : float or scalar array
-        The probability that an element is dropped, in [0, 1]. It may be traced; see
+        The probability that an element is dropped, in [0, 1]. The rate may be traced; see
         `cdropout.jax.dropout`.
     broadcast_dims : sequence of int
         Axes along which all elements share one draw.
@@ -58,7 +61,7 @@ class Dropout(nnx.Dropout):
     rng_collection : str
         The name of the stream of `rngs` that provides keys.
     rngs : flax.nnx.Rngs or RngStream, optional
-        The source of keys. A call also has an argument `rngs`, which is a source or a key.
+        The source of keys. The argument `rngs` of a call may be another source, or a key.
 
     Raises
     ------
@@ -74,7 +77,7 @@ class Dropout(nnx.Dropout):
     def __call__(
         self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
     ) -> jax.Array:
-        """Apply dropout to the inputs. The arguments override the attributes of the module."""
+        """Return the inputs after dropout. The arguments override the attributes of the module."""
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic is None:
@@ -106,7 +109,7 @@ class LinenDropout(linen.Dropout):
     def __call__(
         self, inputs: jax.Array, deterministic: bool | None = None, rng: Any = None
     ) -> jax.Array:
-        """Apply dropout to the inputs. A key `rng`, if given, is used instead of the stream."""
+        """Return the inputs after dropout. A key `rng`, if given, is used instead of the stream."""
         deterministic = linen.merge_param("deterministic", self.deterministic, deterministic)
         check_flag(deterministic, "deterministic")
         if _is_identity(self.rate, deterministic):

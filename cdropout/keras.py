@@ -113,7 +113,7 @@ class _Layer:
 
 
 class _SpatialLayer(_Layer):
-    """Base class of the layers that draw once per sample and channel."""
+    """Base class of the layers that drop whole channels of each sample."""
 
     def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         channels_first = getattr(self, "data_format", None) == "channels_first"
@@ -134,9 +134,9 @@ class Dropout(_Layer, keras.layers.Dropout):
     rate : float
         The probability that an element is dropped, in [0, 1].
     noise_shape : tuple of int or None, optional
-        The shape of the mask. Each entry is 1, the length of the axis, or None for that length. All
-        elements along an axis with entry 1 share one draw. With TensorFlow, any entry is accepted
-        for an axis of unknown length.
+        The shape of the mask. Each entry is 1 or the length of the axis; None stands for that
+        length. All elements along an axis with entry 1 share one draw. With TensorFlow, any entry
+        is accepted for an axis of unknown length.
     seed : int, optional
         The seed of the masks, in [0, 2**32).
 

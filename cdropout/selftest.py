@@ -20,20 +20,20 @@ import cdropout as cd
 from cdropout._core import dispatch
 
 RECORDS = Path(__file__).with_name("stream_v1.json")
-APPLY_SIZE = 100_003  # elements; these are several blocks of the stream and an incomplete one
+APPLY_SIZE = 100_003  # elements: several complete blocks of the stream and an incomplete one
 APPLY_STARTS = (0, 1, 8191, 2**40 + 77)
 RATE_SIZE = 10**8  # number of elements whose keep rate is checked
 RATE_PART = 10**7  # number of elements drawn per call
 RATES = (0.001, 0.1, 0.5, 0.9)
-FALSE_ALARM = 1e-6  # probability that the check fails although the masks are correct
+FALSE_ALARM = 1e-6  # probability that a check of a keep rate fails for correct masks
 
 POPCOUNT = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 def keep_bound(n: int, p: float, risk: float = FALSE_ALARM) -> float:
-    """Return by how much the number of kept elements may differ from n * (1 - p).
+    """Return the largest allowed difference of the number of kept elements from n * (1 - p).
 
-    For every p, the difference exceeds the bound with probability at most `risk`.
+    For each p, the difference exceeds this bound with a probability of at most `risk`.
 
     Notes
     -----
@@ -81,7 +81,7 @@ def apply_error(dtype: type[np.generic], p: float, start: int) -> str | None:
 
 
 def keep_rate_error(p: float, seed: int) -> str | None:
-    """Return a message if the number of kept elements is not within its bounds, otherwise None."""
+    """Return a message if too few or too many elements are kept, otherwise None."""
     parts = [cd.Mask(RATE_PART, p, seed, start=start) for start in range(0, RATE_SIZE, RATE_PART)]
     kept = sum(int(POPCOUNT[part.bits()].sum(dtype=np.int64)) for part in parts)
     expected, bound = RATE_SIZE * (1 - p), keep_bound(RATE_SIZE, p)
@@ -124,10 +124,10 @@ def check_this_process(path: str | Path = RECORDS) -> int:
 
 
 def run_with_isa(isa: str, statement: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """Run a Python statement in a new process with this instruction set.
+    """Run a Python statement in a new process with this instruction set; return the result.
 
-    A new process is required, since the set is chosen at import. It has the same `sys.path`.
-    The options are those of `subprocess.run`.
+    A new process is required, since the instruction set is chosen at import. The new process has
+    the same `sys.path` as this one. The options and the result are those of `subprocess.run`.
     """
     program = f"import sys; sys.path[:] = {sys.path!r}; {statement}"
     environment = {**os.environ, "CDROPOUT_ISA": isa}
@@ -140,7 +140,7 @@ def check_isa(isa: str, path: str | Path) -> bool:
         f"from cdropout import selftest; sys.exit(selftest.check_this_process({str(path)!r}))"
     )
     done = run_with_isa(isa, statement, capture_output=True, text=True)
-    if done.returncode not in (0, 1) or not done.stdout:  # for example, if a signal ended it
+    if done.returncode not in (0, 1) or not done.stdout:  # for example, after a signal
         last = (done.stderr.strip() or "nothing on stderr").splitlines()[-1]
         print(f"{isa}: FAILED: the process ended with code {done.returncode}: {last}")
         return False
@@ -154,8 +154,8 @@ def run(path: str | Path = RECORDS) -> int:
     Parameters
     ----------
     path : str or Path
-        A JSON file with a list of the recorded masks. Each is an object with seed, call, p (in the
-        format of `float.hex`), start, n and sha256 (of the packed bits).
+        A JSON file with a list of the recorded masks. Each record is an object with the keys seed,
+        call, p (in the format of `float.hex`), start, n and sha256 (of the packed bits).
     """
     built, runnable = dispatch.built(), dispatch.runnable()
     passed = [check_isa(isa, path) for isa in built if isa in runnable]

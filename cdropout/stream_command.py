@@ -17,9 +17,9 @@ import cdropout as cd
 BLOCK = 8192  # elements per block of the stream, as in _core/stream.pxd
 INTERLEAVED = 16  # number of masks or blocks that are interleaved
 PART = 32 * BLOCK  # elements drawn per call; INTERLEAVED * PART bits take half a MiB
-PIPE_SIZE = 1 << 20  # bytes; with the default of 64 KiB, the speed is half as high
-DEPTH = 6  # levels of the extractor; at p = 0.1 it finds 0.36 of 0.47 possible bits per element
-MIN_P = 1e-6  # lower limit of p and of 1 - p; below it, the extractor yields hardly any bytes
+PIPE_SIZE = 1 << 20  # bytes; a pipe of the default size, 64 KiB, halves the speed
+DEPTH = 6  # levels of the extractor; at p = 0.1, six levels find 0.36 of 0.47 bits per element
+MIN_P = 1e-6  # lower limit of p and of 1 - p, below which the extractor yields hardly any bytes
 ORDERS = ("natural", "seeds", "calls", "blocks")
 WRAP = 2**64  # positions, seeds and call numbers are in [0, WRAP)
 HELP = f"""
@@ -81,9 +81,9 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
 
     Notes
     -----
-    Peres (1992), Iterating von Neumann's procedure for extracting random bits: if two bits differ,
-    the first one is fair. Which pairs differ, and the values of equal pairs, are again independent
-    bits.
+    Peres (1992), Iterating von Neumann's procedure for extracting random bits: the bits are split
+    into pairs. If the two bits of a pair differ, the first one is fair. The bits that tell which
+    pairs differ are again independent, and so are the bits of the equal pairs, one per pair.
     """
     first, second = bits[: len(bits) // 2 * 2].reshape(-1, 2).T
     differ = first != second
@@ -95,10 +95,13 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
 
 
 def extract_bytes(arrays: Iterable[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the fair bits of packed bits, packed; keep an incomplete byte for the next array."""
+    """Extract fair bits from arrays of packed bits, and yield the fair bits as packed bytes.
+
+    Fair bits that do not fill a byte are kept until the next bits are extracted.
+    """
     rest = np.empty(0, bool)
     for words in arrays:
-        for part in np.split(words.reshape(-1), INTERLEAVED):  # the bits of a part fit the cache
+        for part in np.split(words.reshape(-1), INTERLEAVED):  # the bits of a part fit in the cache
             bits = np.unpackbits(part.view(np.uint8), bitorder="little").view(bool)
             bits = np.concatenate([rest, extract(bits)])
             whole = len(bits) // 8 * 8
@@ -118,7 +121,7 @@ def enlarge_pipe(descriptor: int) -> None:
 
 
 def write(arrays: Iterable[NDArray[Any]], descriptor: int, limit: int | None = None) -> None:
-    """Write arrays to a file descriptor, up to `limit` bytes if it is given."""
+    """Write arrays to a file descriptor, but at most `limit` bytes unless `limit` is None."""
     for array in arrays:
         data = array.data.cast("B")[:limit]
         limit = None if limit is None else limit - len(data)
@@ -129,7 +132,10 @@ def write(arrays: Iterable[NDArray[Any]], descriptor: int, limit: int | None = N
 
 
 def run(options: Namespace, error: Callable[[str], NoReturn]) -> int:
-    """Write bits until options.bytes bytes are written or the reader closes the pipe."""
+    """Write mask bits, and return the exit code.
+
+    The output ends after options.bytes bytes, or when the reader closes the pipe.
+    """
     if sys.stdout is None:
         error("standard output is closed")
     descriptor = sys.stdout.fileno()

@@ -25,8 +25,8 @@ class CdropoutOps(NumpyOps):
     """thinc's `NumpyOps` with the dropout masks of cdropout.
 
     An entry point registers the class with thinc. To use it, call ``use_ops("cdropout")`` in Python
-    or write ``@ops = "CdropoutOps"`` in a config. It affects all layers that get masks from their
-    ops: `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
+    or write ``@ops = "CdropoutOps"`` in a config. The class affects all layers that get masks from
+    their ops: `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
 
     Notes
     -----
@@ -44,7 +44,8 @@ class CdropoutOps(NumpyOps):
         shape : tuple of int
         drop : float or None
             The probability that an element is dropped. As in thinc, the result is all ones if
-            `drop` is None or at most 0, and all zeros if it is at least 1. No mask is drawn then.
+            `drop` is None or at most 0, and all zeros if `drop` is at least 1. In these cases, no
+            mask is drawn.
 
         Returns
         -------
@@ -73,7 +74,8 @@ def use_cdropout() -> Callable[[Any], Any]:
     """Return a callback for spaCy that makes `CdropoutOps` the current ops.
 
     To use it, write ``@callbacks = "cdropout.use_cdropout.v1"`` in ``[nlp.before_creation]`` of a
-    config. The trained pipeline contains this line, so cdropout is also required to load it.
+    config. A trained pipeline contains this line, so that loading the pipeline also requires
+    cdropout.
     """
 
     def before_creation(language: Any) -> Any:

@@ -3,7 +3,7 @@
 #
 #     tools/compilers.sh                    the compilers listed at the end of this file
 #     tools/compilers.sh gcc-12 clang-22    these compilers; missing ones are installed
-#     tools/compilers.sh sid:gcc-16         a compiler of another release of Debian, in a separate root directory (as root)
+#     tools/compilers.sh sid:gcc-16         a compiler of another release of Debian, in its own root directory (as root)
 #
 # The script needs Debian. Downloads are kept in build/compilers.
 set -euo pipefail
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 work=$PWD/build/compilers
 python=$work/env/bin/python
-version=3.13 # of Python in other releases
+version=3.13 # version of Python in the other releases of Debian
 
 install_compiler() {
   command -v "$1" >/dev/null && return
@@ -28,7 +28,7 @@ build() {
   PYTHONPATH=$3/lib${PYTHONPATH:+:$PYTHONPATH} "$1" -P -m cdropout selftest
 }
 
-# unpack_root RELEASE COMPILER: unpack COMPILER and what a build needs into a root directory for chroot.
+# unpack_root RELEASE COMPILER: unpack COMPILER and the other requirements of a build into a root directory for chroot.
 unpack_root() {
   local root=$work/$1-$2 package
   local apt=$root.apt

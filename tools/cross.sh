@@ -5,15 +5,15 @@
 #     tools/cross.sh                   all platforms
 #     tools/cross.sh linux-aarch64     one of the platforms listed at the end of this file
 #
-# All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are those
-# of the running Python; for Windows, the sizes of C types are written below. Downloads are kept in build/cross.
+# All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are
+# those of the running Python; for Windows, this script writes the sizes of C types. Downloads are kept in build/cross.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 work=$PWD/build/cross
 python=$work/env/bin/python
-headers=$work/include # of CPython
+headers=$work/include # headers of CPython
 
 install_tools() {
   [ -e "$python" ] || python3 -m venv "$work/env"
@@ -51,7 +51,7 @@ print(*sorted(f'{symbol.name} DATA' for symbol in abi3info.DATAS), sep='\n')" >"
   "$python" -m ziglang dlltool -m i386:x86-64 -d "$work/windows/python3.def" -l "$work/windows/libpython3.a"
 }
 
-# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is the name in Python
+# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is Python's name of the platform
 build() {
   local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module modules
   shift 3
@@ -61,7 +61,7 @@ build() {
     CFLAGS="-Werror=implicit-function-declaration -I$headers -I$folder/numpy/_core/include" \
     "$python" -W ignore setup.py -q egg_info --egg-base "$folder/build" build --build-base "$folder/build" --build-lib "$folder/build/lib" \
     install_egg_info --install-dir "$folder/build/lib" >/dev/null
-  if [[ $platform = win* ]]; then # setuptools uses the suffix of the system it runs on
+  if [[ $platform = win* ]]; then # setuptools uses the suffix of the system on which it runs
     for module in "$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
   fi
   modules=("$folder"/build/lib/cdropout/{_core,jax,tensorflow,torch}/*.{so,pyd})
@@ -69,7 +69,7 @@ build() {
   echo "$platform: ${#modules[@]} modules"
 }
 
-# Run the modules. All instruction sets must be built, and the detected ones must be those that /proc/cpuinfo lists.
+# Run the modules. All instruction sets must be built, and the detected sets must be those that /proc/cpuinfo lists.
 check() {
   local lib=$work/$1/build/lib expected=baseline
   PYTHONPATH=$lib "$python" -P -m cdropout selftest

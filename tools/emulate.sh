@@ -5,9 +5,9 @@
 #     tools/emulate.sh s390x            a big-endian architecture
 #     tools/emulate.sh aarch64 TEST...  run these tests
 #
-# It checks the recorded hashes and runs the tests of the kernels, memory layouts and 16-bit types. It needs Debian or a
-# derivative, and installs QEMU and a cross compiler. Python and NumPy of the architecture are unpacked to build/emulate and
-# kept there.
+# The script checks the recorded hashes and runs the tests of the kernels, memory layouts and 16-bit types. It needs Debian or
+# a derivative, and installs QEMU and a cross compiler. Python and NumPy of the other architecture are unpacked to build/emulate
+# and kept there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ esac
 target=$machine-linux-gnu
 work=$PWD/build/emulate/$machine
 root=$work/root
-foreign=$root/usr/bin/python # a script that runs the Python of that architecture under QEMU
+foreign=$root/usr/bin/python # a script that runs the Python of the other architecture under QEMU
 native=$work/env/bin/python
 modules=$work/modules
 
@@ -30,7 +30,7 @@ install_tools() {
   apt-get -qq install -y qemu-user "g++-$target"
 }
 
-# Unpack Debian's packages for that architecture. The package database of this system is not changed.
+# Unpack Debian's packages for the other architecture. The package database of this system is not changed.
 unpack_root() {
   mkdir -p "$work"/{lists,cache/archives}/partial "$root"
   : >"$work/status" # an empty database of installed packages
@@ -42,11 +42,11 @@ unpack_root() {
   "${apt[@]}" install -y --no-install-recommends --download-only python3 libpython3-dev \
     python3-numpy python3-pytest libstdc++6
   for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-  rm -f "$root"/usr/include/python3.*/numpy # old headers; those of the native NumPy are used
+  rm -f "$root"/usr/include/python3.*/numpy # old headers; the headers of the native NumPy are used instead
 }
 
-# sys.executable is the path of the script, so that the processes that tests start are emulated too.
-# PYTHONPATH ends with this folder, in which tests is a package; its cdropout is not built.
+# The script makes sys.executable its own path, so that processes started by tests are emulated too. PYTHONPATH contains the
+# checkout, in which tests is a package. The checkout is last in PYTHONPATH, because its cdropout is not built.
 write_foreign_python() {
   local libraries=/usr/lib/$target
   cat >"$foreign" <<END
@@ -57,7 +57,7 @@ END
   chmod +x "$foreign"
 }
 
-# cross_build FOLDER: run setup.py with the cross compiler. The headers of that Python are found before those of the native one.
+# cross_build FOLDER: run setup.py with the cross compiler. The headers of the foreign Python are found first.
 cross_build() {
   local headers=$root/usr/include
   local flags="-I$(echo "$headers"/python3.*) -idirafter $headers"
@@ -70,12 +70,12 @@ cross_build() {
     "$native" -W ignore setup.py -q build --build-base "$work/build" --build-lib "$modules" \
       install_egg_info --install-dir "$modules"
   )
-  for library in "$modules"/*/*.cpython-*.so; do # .so is accepted by every Python
+  for library in "$modules"/*/*.cpython-*.so; do # every Python accepts the suffix .so
     [ ! -e "$library" ] || mv "$library" "${library%%.*}.so"
   done
 }
 
-# There is no wheel of ml_dtypes for s390x. This is its last release that is built with setuptools.
+# There is no wheel of ml_dtypes for s390x. Release 0.5.1 is the last one that is built with setuptools.
 build_ml_dtypes() {
   "$native" -m pip download -q --no-deps --no-binary :all: --no-build-isolation -d "$work" ml_dtypes==0.5.1
   tar -xzf "$work"/ml_dtypes-0.5.1.tar.gz -C "$work"

@@ -17,7 +17,7 @@ import numpy as np
 
 import cdropout as cd
 
-sys.path.append(str(Path(__file__).parents[1]))  # last: the cdropout in it is not built
+sys.path.append(str(Path(__file__).parents[1]))  # last, since cdropout is not built there
 
 from tests import reference  # noqa: E402
 
@@ -30,7 +30,7 @@ ERRORS = (TypeError, ValueError, RuntimeError, IndexError, OverflowError, Buffer
 
 
 class Choices:
-    """A decoder of the bytes from the fuzzer. Each method returns a value for an argument."""
+    """A decoder of the fuzzer's bytes. Each method decodes and returns one value."""
 
     def __init__(self, data):
         self.data = atheris.FuzzedDataProvider(data)
@@ -94,7 +94,10 @@ def content(array):
 
 
 def attempt(generator, arrays, function, *arguments, **options):
-    """Return the result of a call, or None if it raised an error, which must change nothing."""
+    """Return the result of a call, or None if the call raised a documented error.
+
+    Assert that a failed call changes neither the arrays nor the generator.
+    """
     before = [content(array) for array in arrays], generator.state
     try:
         return function(*arguments, **options)

@@ -1,8 +1,8 @@
 /* Fuzz the kernels of every instruction set with libFuzzer; see tools/sanitize.sh fuzz-table.
  *
  * All calls are allowed by cdropout.h. Each buffer is a separate allocation of the exact size with any alignment, so that
- * AddressSanitizer detects every access outside. All instruction sets must write the same bytes, and so must the kernels that
- * draw a mask and those that read bits or bools. */
+ * AddressSanitizer detects every access outside of a buffer. All instruction sets must write the same bytes. The kernels that
+ * draw a mask must write the same bytes as those that read this mask as bits or bools. */
 #include <Python.h>
 
 #include <cdropout.h>
@@ -35,7 +35,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t read_number(int bytes) { /* from the fuzzer's input; bytes after its end are 0 */
+static uint64_t read_number(int bytes) { /* from the fuzzer's input, which is continued by zeros */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);
@@ -136,7 +136,7 @@ static size_t extent_of(const View *view, const ptrdiff_t *strides, size_t *firs
 
 static View read_view(void) {
   View view = {(int)read_number(1) % (AXES + 1), 1, {{0, 0, 0, 0}}};
-  size_t max_size = read_number(1) % 16 ? MAX_SIZE : 20 * MAX_SIZE; /* sometimes larger than a tile */
+  size_t max_size = read_number(1) % 16 ? MAX_SIZE : 20 * MAX_SIZE; /* some views are larger than a tile */
   for (int i = 0; i < view.ndim; i++) {
     size_t length = 1 + (read_number(2) >> read_number(1) % 16);
     if (length * view.size > max_size) length = max_size / view.size;
@@ -145,7 +145,7 @@ static View read_view(void) {
   return view;
 }
 
-static void fuzz_strided(int dtype) { /* test the strided kernels with all types, also CDROPOUT_BOOL */
+static void fuzz_strided(int dtype) { /* test the strided kernels with all types, including CDROPOUT_BOOL */
   ptrdiff_t itemsize = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], mask_strides[AXES];
   View view = read_view();
   cdropout_mask mask = read_mask();
@@ -179,7 +179,7 @@ static void fuzz_strided(int dtype) { /* test the strided kernels with all types
     uint8_t *bool_ = (uint8_t *)bools[i].first + keep_first;
     tables[i]->apply_bools_strided(dtype, flags, from, other, view.ndim, view.axes, bool_, mask.scale);
     require(!memcmp(y[i].first, z[i].first, y_size), "apply_bools_strided differs from apply_strided");
-    if (in_place && dtype != CDROPOUT_BOOL) { /* y and z begin as copies of x, since gaps must not change */
+    if (in_place && dtype != CDROPOUT_BOOL) { /* y and z begin as copies of x; the gaps between elements must not change */
       memcpy(z[i].first, x.first, y_size);
       memcpy(y[i].first, x.first, y_size);
       tables[i]->apply_strided(dtype, flags, from, to, view.ndim, view.axes, &mask, start);
@@ -190,7 +190,7 @@ static void fuzz_strided(int dtype) { /* test the strided kernels with all types
   }
 }
 
-/* Test bias_dropout_add and its backward pass, without NaN, because it is not specified which of two NaNs is returned. */
+/* Test bias_dropout_add and its backward pass, without NaN, because the sum of two NaNs may be either of them. */
 static void fuzz_bias(int dtype) {
   size_t columns = 1 + (read_number(2) % 3000 >> read_number(1) % 8), rows = read_number(2) % (MAX_SIZE / columns + 2),
          itemsize = ITEMSIZES[dtype], bytes = rows * columns * itemsize;

@@ -2,7 +2,7 @@
 
     python tools/randomness.py [--p P ...]
 
-The program prints one line per test, and exits with status 1 if a sum exceeds its limit.
+The program prints one line per test, and exits with status 1 if a test exceeds its limit.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parents[1]))  # last: prefer an installed cdropout
+sys.path.append(str(Path(__file__).parents[1]))  # last, to prefer an installed cdropout
 
 from tests.helpers import randomness  # noqa: E402
 
@@ -22,7 +22,7 @@ EFFORT = randomness.Effort(
 
 
 def table_row(scores, seconds):
-    """Return the line of the table for one test and one p."""
+    """Return the table row of one test for one p."""
     sigmas, limit = scores.worst()
     mean_square = np.square(scores.sigmas).mean()
     return (

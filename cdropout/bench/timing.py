@@ -18,9 +18,9 @@ import cdropout as cd
 from cdropout._core import dispatch
 from cdropout.bench import peers
 
-BATCH_SECONDS = 1e-3  # duration of a batch: calls that are timed together
+BATCH_SECONDS = 1e-3  # duration of a batch, which is a number of calls that are timed together
 MIN_ROUNDS, MAX_ROUNDS = 7, 300
-LONG_CALL = 0.005  # seconds; a longer call hardly depends on the contents of the cache
+LONG_CALL = 0.005  # seconds; the time of a longer call hardly depends on the contents of the cache
 UNKNOWN_CACHE = 64 << 20  # bytes; larger than the last-level cache of most CPUs
 MODES = ("forward", "forward+backward")
 
@@ -82,13 +82,13 @@ def environment(options):
 
 
 def start_cpu_usage():
-    """Return a function that returns how many CPUs this process has used on average since then."""
+    """Return a function that returns how many CPUs this process has used on average from now on."""
     start, cpu_start = time.perf_counter(), time.process_time()
     return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
 
 def cache_size():
-    """Return the size in bytes of the largest cache of the first CPU."""
+    """Return the size in bytes of the first CPU's largest cache, or UNKNOWN_CACHE."""
     paths = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     sizes = [read_system_file(path).strip() for path in paths]
     kibibytes = (int(size[:-1]) for size in sizes if size.endswith("K"))
@@ -97,12 +97,12 @@ def cache_size():
 
 @cache
 def cache_filler():
-    """Return an array of twice the size of the cache, since CPUs do not evict in order of use."""
+    """Return an array twice as large as the cache, since caches do not evict strictly by age."""
     return np.ones(2 * cache_size(), np.uint8)
 
 
 def empty_cache():
-    """Fill the cache with other data by reading it, so that it need not be written back later."""
+    """Fill the cache by reading other data, which need not be written back later."""
     cache_filler().max()
 
 
@@ -129,8 +129,8 @@ def calls_per_batch(call):
 def time_batch(call, count, cold, previous):
     """Return the seconds per call of a batch.
 
-    If `cold` is false, a first call, which is not timed, brings the arrays into the cache. It is
-    omitted if the `previous` time per call was long.
+    If `cold` is true, the cache is emptied first. Otherwise, a call that is not timed brings the
+    arrays into the cache; this call is omitted if the `previous` time per call was long.
     """
     if cold:
         empty_cache()
@@ -174,7 +174,7 @@ def time_calls(calls, seconds, cold=False):
 
 
 def median_ratio(times, others):
-    """Return the median over rounds of the ratio of times, in which changes of CPU speed cancel."""
+    """Return the median of the ratios per round, in which changes of the CPU speed cancel out."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
@@ -188,7 +188,7 @@ class Measurement(NamedTuple):
     size: int
     mode: str  # one of MODES
     implementation: str
-    ns_per_element: float  # this and the numbers below are medians over the rounds
+    ns_per_element: float  # median over the rounds, like gb_per_s, to_memcpy and to_best_peer
     ns_quartiles: tuple[float, float]
     gb_per_s: float
     to_memcpy: float  # time divided by that of memcpy in the same round

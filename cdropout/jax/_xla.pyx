@@ -15,15 +15,16 @@ x, y
 p
     float32, float64, or uint32[2] with the bits of a float64. There is one p for all keys, or one p per key.
 window
-    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. x begins at `offset` along an axis
-    of a mask of this length. A length of 0 stands for the length of x. An axis of length 1 is a broadcast axis.
+    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. Along each axis, the mask has this length
+    and x begins at this offset of the mask. A length of 0 stands for the length of x. If the length is 1, the axis is a
+    broadcast axis.
 
 Each 64-bit number is stored as two uint32, with the higher half first.
 
 The call has no attributes, because jaxlib 0.5 to 0.7 ends the process when it reads them as JSON in some programs, for
 example after jax.random.fold_in. Moreover, a program can compute operands, such as p and the offset of a shard. The window
-contains offsets and lengths, because a start and strides would be 64-bit products that the program has to compute, and
-because lengths can be 0 for shapes that are known only at run time.
+contains offsets and lengths instead of a start and strides, because the program would have to compute these as 64-bit
+products, and because lengths can be 0 for shapes that are known only at run time.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -140,10 +141,10 @@ cdef struct Call:                     # the checked arguments of one custom call
     const Buffer* window
     const Buffer* y
     size_t mask_count                 # number of keys
-    size_t p_count                    # 1, or one p per key
-    Operation operation               # the operation for the first mask; its member for the mask is not set
+    size_t p_count                    # number of values of p: 1, or one per key
+    Operation operation               # the operation for the first mask, without the mask itself
 
-cdef size_t LARGEST = <size_t>-1 >> 1  # largest size or stride in bytes
+cdef size_t LARGEST = <size_t>-1 >> 1  # largest size in bytes, and largest size of a mask
 cdef bytes x_text = (
     f"x has to be {FLOATS_TEXT}, with the shape of the keys and at most {MAX_DIMS} dimensions of a mask"
 ).encode()
@@ -151,7 +152,7 @@ cdef const char* x_message = x_text
 
 
 cdef void* write_version(const CallFrame* frame) noexcept nogil:
-    """Write the version of the structs, or that of XLA if it is older; XLA accepts only versions up to its own."""
+    """Write the version of the structs, or XLA's version if that is older, since XLA rejects newer versions. Return NULL."""
     cdef Metadata* metadata = (<MetadataExtension*>frame.extensions).metadata
     if frame.extensions.struct_size < sizeof(MetadataExtension) or metadata == NULL:
         return NULL
@@ -250,7 +251,7 @@ cdef bint has_dtype_of_p(const Buffer* p) noexcept nogil:
 
 
 cdef const char* check_types(Call* call) noexcept nogil:
-    """Set the members mask_count and p_count and return NULL, or return an error message."""
+    """Check the types and shapes. Set the members mask_count and p_count and return NULL, or return an error message."""
     cdef int64_t key_ndim = call.key.rank - 1           # number of dimensions of the keys
     cdef int64_t p_ndim = call.p.dtype == XLA_U32       # number of dimensions of one p
     cdef int64_t i
@@ -283,8 +284,8 @@ cdef const char* check_window(Call* call) noexcept nogil:
     cdef const uint32_t* window = <const uint32_t*>call.window.data
     cdef View* view = &call.operation.view
     cdef size_t itemsize = itemsize_of(call.x)
-    cdef size_t size = 1              # number of elements in the axes so far
-    cdef size_t stride = 1            # of the axis in the mask
+    cdef size_t size = 1              # number of elements of x in the axes that were visited
+    cdef size_t stride = 1            # stride of the mask along the current axis
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis
     cdef int64_t i
@@ -362,7 +363,7 @@ cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept
 
 
 cdef void* execute(const CallFrame* frame) noexcept nogil:
-    """Execute one custom call."""
+    """Execute one custom call. Return NULL, or an XLA error."""
     cdef Call call
     cdef Operation* operation = &call.operation
     cdef void* error

@@ -46,13 +46,13 @@ def dropout(
     Parameters
     ----------
     key : JAX key or None
-        A typed (``jax.random.key``) or raw (``jax.random.PRNGKey``) key. It determines the mask:
-        ``Mask(x.shape, p, *seed_and_call(key))``. It has to be None if mask is given.
+        A typed (``jax.random.key``) or raw (``jax.random.PRNGKey``) key, which determines the mask:
+        ``Mask(x.shape, p, *seed_and_call(key))``. The key has to be None if mask is given.
     x : array of float16, bfloat16, float32 or float64, of any shape
     p : float or scalar array
-        The probability that an element is dropped, in [0, 1]. It may be traced; the program is then
-        not compiled again for another p. It is required if mask is not given. If mask is given, p
-        has to be left out or equal to ``mask.p``.
+        The probability that an element is dropped, in [0, 1]. If p is traced, the program is not
+        compiled again for another p. If mask is given, p has to be left out or equal to ``mask.p``;
+        otherwise p is required.
     broadcast_dims : int or tuple of int
         Axes along which all elements share one draw.
     inplace : bool, default False
@@ -60,14 +60,15 @@ def dropout(
         because `x` was donated. Otherwise XLA copies `x` first, which is slower than
         ``inplace=False``.
     mask : cdropout.Mask, optional
-        A mask of the shape of `x` to apply instead of a new one. It excludes key and
-        broadcast_dims. It is a constant of a compiled program: close over it, or name the
-        argument in ``static_argnames``. Under ``vmap`` each example gets this mask.
+        A mask of the shape of `x` to apply instead of a new one. It cannot be combined with key or
+        broadcast_dims. A compiled program contains the mask as a constant: use a variable from
+        outside of the function, or list the argument in ``static_argnames``. Under ``vmap`` the
+        same mask is applied to each example.
 
     Returns
     -------
     array of the shape and type of `x`
-        If p is known to be 0, `x` itself.
+        The result. It is `x` itself if p is known to be 0.
 
     Raises
     ------
@@ -129,17 +130,17 @@ def dropout(
 
 
 def _broadcast_axes(strides: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the axes along which a mask with these strides shares one draw."""
+    """Return the axes with stride 0, along which all elements of a mask share one draw."""
     return tuple(axis for axis, stride in enumerate(strides or ()) if stride == 0)
 
 
 def _to_uint32(numbers: Any) -> Any:
-    """Split each number of a 64-bit array into two uint32, with the higher half first."""
+    """Return a 64-bit array as uint32, two for each number, with the higher half first."""
     return numbers.astype(numbers.dtype.newbyteorder(">")).view(">u4").astype(np.uint32)
 
 
 def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Apply a given mask by a key if its seed and call determine it, else by an array of bools."""
+    """Return x with a given mask applied: by a key that determines the mask, or else by bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
@@ -193,6 +194,7 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
     Returns
     -------
     tuple of two ints
+        The seed and the call number.
 
     Raises
     ------
@@ -239,12 +241,12 @@ _compiled_dropout = jax.jit(_dropout.bind, static_argnames=("broadcast_axes", "i
 def _apply_key(
     key: Any, x: jax.Array, p: Any, broadcast_axes: tuple[int, ...], inplace: bool
 ) -> jax.Array:
-    """Bind the primitive for one key.
+    """Bind the primitive for one key, and return the result.
 
     The operands of the primitive are key data, x and p. The shape of x begins with that of the
-    keys; the other dimensions are those of a mask, and broadcast_axes are indices into these. A
-    traced p is a float32 or float64. A known p is passed as the bits of a float64, in two uint32
-    with the higher half first. Under `vmap` there may be one p per key.
+    keys; the other dimensions are those of a mask. broadcast_axes are the indices of axes of this
+    mask. A traced p is a float32 or float64. A known p is passed as the bits of a float64, in two
+    uint32 with the higher half first. Under `vmap` there may be one p per key.
     """
     return _dropout.bind(_key_data(key), x, p, broadcast_axes=broadcast_axes, inplace=inplace)
 
@@ -256,7 +258,7 @@ def _execute(*operands: Any, **parameters: Any) -> Any:
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    """Return the mesh axes along which a value differs: `mat`, or `vma` in older JAX."""
+    """Return the mesh axes along which a value differs, from its `mat`, or `vma` in older JAX."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
@@ -294,7 +296,11 @@ ad.primitive_transposes[_dropout] = _transpose
 def _batch(
     operands: Any, axes: Any, *, broadcast_axes: tuple[int, ...], **parameters: Any
 ) -> tuple[Any, int]:
-    """Draw a mask per key and p of a batch. If only x has a batch axis, it is a broadcast axis."""
+    """Return the result for a batch, and the batch axis of the result.
+
+    Each pair of a key and a p in the batch determines a mask. If only x has a batch axis, one mask
+    is applied to all examples.
+    """
     key, x, p = operands
     key_axis, x_axis, p_axis = axes
     if key_axis is None and p_axis is None:
@@ -314,7 +320,7 @@ def _batch(
 
 
 def _to_front(operand: Any, axis: int | None, size: int) -> Any:
-    """Move the batch axis to the front, or add one of length `size`."""
+    """Return the operand with the batch axis first; if there is none, add one of length `size`."""
     if axis is None:
         return jnp.broadcast_to(operand, (size, *operand.shape))
     return jnp.moveaxis(operand, axis, 0)
@@ -343,7 +349,7 @@ def _register_handler() -> bool:
 
 
 def _window(ndim: int, broadcast_axes: tuple[int, ...]) -> Any:
-    """Return the operand `window` of jax/_xla.pyx for a mask that is not a part of another one."""
+    """Return the operand `window` of jax/_xla.pyx for a mask that is no part of another mask."""
     window = np.zeros((ndim, 4), np.uint32)
     window[:, 3] = [axis in broadcast_axes for axis in range(ndim)]
     return window

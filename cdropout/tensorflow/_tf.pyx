@@ -37,7 +37,7 @@ from cdropout._core.executor cimport uninterruptible_pool
 from cdropout._core.view cimport MAX_DIMS, View
 
 C_NAMES = {"float16": "half", "float32": "float", "float64": "double"}    # names of types in definitions of ops
-NAME = "CdropoutApplyV1"              # change the name if the inputs change
+NAME = "CdropoutApplyV1"              # the name has to change if the inputs change
 AXIS_LENGTH = INT64_MIN
 
 cdef enum:
@@ -98,14 +98,14 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # the checked inputs of one call
-    Operation operation               # the operation for the first mask; its member for the mask is not set
+    Operation operation               # the operation for the first mask, without the mask itself
     size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
-    size_t rate_count                 # 1, or one rate per mask
+    size_t rate_count                 # number of rates: 1, or one per mask
     const double* rates
-    int64_t shape[MAX_DIMS]           # of x and y
+    int64_t shape[MAX_DIMS]           # shape of x and y
     int x_ndim
-    char error[200]                   # message, or an empty string
+    char error[200]                   # error message, or an empty string
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
@@ -156,7 +156,7 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
     cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
     cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
-    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # negative if entries are missing
+    cdef int64_t extra = 0 if is_scalar else tf.get_size(noise_shape) - ndim    # surplus entries; < 0 if entries are missing
     cdef int64_t mask_length, length, i
     cdef int64_t stride = <int64_t>types[<int>call.operation.dtype].itemsize
     cdef int64_t mask_stride = 1
@@ -202,7 +202,7 @@ cdef void check_and_apply(void* context, void** inputs, void* status) noexcept n
     if call.error[0]:
         tf.set_status(status, INVALID_ARGUMENT, call.error)
         return
-    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory of x, and uses it for y if there is no other reference
+    tf.delete_tensor(inputs[X])       # TensorFlow keeps the memory of x, and uses it for y if nothing else refers to x
     inputs[X] = NULL
     y = tf.forward_or_allocate(context, &candidate, 1, 0, call.shape, call.x_ndim, NULL, status)
     if tf.get_code(status) == 0:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from cdropout.tensorflow._tf import AXIS_LENGTH, NAME, register
 
 import_error: ImportError | None = None
-try:  # these modules are not part of TensorFlow's public API
+try:  # the modules below are not part of TensorFlow's public API
     from tensorflow.core.framework import op_def_pb2
     from tensorflow.python import _pywrap_tensorflow_internal
     from tensorflow.python.framework import _pywrap_python_op_gen, op_def_registry
@@ -30,7 +30,7 @@ def is_traced_for_xla() -> bool:
 
 
 def _library_path() -> str:
-    """Return the path of a library that has TensorFlow's C functions or links one that has them."""
+    """Return the path of a library in which TensorFlow's C functions can be found by name."""
     module = Path(_pywrap_tensorflow_internal.__file__)
     dll = module.with_name("_pywrap_tensorflow_common.dll")  # Windows does not search linked DLLs
     return str(dll if dll.exists() else module)
@@ -49,13 +49,16 @@ def _make_wrapper() -> Any:
 
 
 def _gradient(op: Any, gy: Any) -> tuple[Any, ...]:
-    """Apply the mask to gy. The op is linear in x, so derivatives of any order are correct."""
+    """Return the gradients of the inputs: the mask applied to gy, and None for other inputs.
+
+    The op is linear in x, so that derivatives of any order are correct.
+    """
     _, mask_id, rate, noise_shape = op.inputs
     return apply(gy, mask_id, rate, noise_shape), None, None, None
 
 
 def _vectorize(inputs: Any) -> Any:
-    """Apply the op once to the stacked inputs of all iterations of a parallel loop."""
+    """Return the result of one op for the stacked inputs of all iterations of a parallel loop."""
     inputs.stack_inputs([0, 1])
     x, mask_id = inputs.stacked_input(0), inputs.stacked_input(1)
     noise_shape = inputs.unstacked_input(3)

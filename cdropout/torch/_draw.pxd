@@ -10,8 +10,8 @@ cdef raise_unexpected(y, name)
 @cython.final
 cdef class LazyMask:
     cdef cdropout_mask id
-    cdef uint64_t start               # position of the first element in a given mask; 0 for a new mask
-    cdef tuple strides                # strides of a given mask; None means C order, except for broadcast axes
+    cdef uint64_t start               # position of the first element of a given mask; 0 if the mask is new
+    cdef tuple strides                # strides of a given mask; None stands for C order, with 0 along broadcast_axes
     cdef readonly double p
     cdef double shift, constant
     cdef bint shifts
@@ -20,8 +20,8 @@ cdef class LazyMask:
     cdef tuple broadcast_axes
     cdef str form
     cdef readonly object generator
-    cdef object before                # state of PyTorch's generator before the draw, if a signal may interrupt the call
-    cdef public object keep           # a tensor of bools, or None; `apply_mask` fills it and then releases it
+    cdef object before                # state of a PyTorch generator before the draw, if a signal may interrupt the call
+    cdef public object keep           # None, or a tensor of bools to which `apply_mask` writes the mask
 
     cdef set_form(self, str form)
     cdef draw(self, bint interruptible)

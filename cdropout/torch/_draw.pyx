@@ -1,4 +1,4 @@
-"""Masks drawn from PyTorch's or this package's generators; compiled because overhead dominates small calls."""
+"""Masks that are drawn from generators of PyTorch or of this package; compiled to reduce the overhead of small calls."""
 from contextlib import contextmanager
 from threading import local
 
@@ -14,7 +14,7 @@ from cdropout._core.generator cimport Generator
 from cdropout._core.mask cimport Mask, broadcast_strides
 from cdropout._core.mask import alpha_terms
 
-# These functions of PyTorch are private; no public ones report what is active
+# PyTorch has no public functions that report whether a backward pass runs and which modes are active
 cdef object backward_pass = torch._C._current_graph_task_id      # -1 if no backward pass runs in this thread
 cdef object active_mode = torch._C._get_dispatch_mode
 cdef object is_compiling = torch.compiler.is_compiling
@@ -48,7 +48,7 @@ def without_modes():
 
 
 class SeedBuffer(local):
-    """A tensor for one seed, which each thread reuses, since creating a tensor takes longer than the draw."""
+    """A tensor for one seed. Each thread reuses its tensor, since creating a tensor takes longer than drawing a seed."""
 
     def __init__(self):
         with without_modes(), torch.inference_mode(False):
@@ -61,7 +61,10 @@ seed_buffer = SeedBuffer()
 
 
 cdef uint64_t draw_seed(generator) except? 0:
-    """Draw a seed from a PyTorch generator: the number that torch.randint(SEED_LIMIT, ()) returns."""
+    """Draw a seed from a PyTorch generator and return it; None stands for PyTorch's default generator.
+
+    The seed is the number that torch.randint(SEED_LIMIT, (), generator=generator) would return.
+    """
     if generator is not None:
         return torch.randint(SEED_LIMIT, (), generator=generator, device="cpu").item()
     address = seed_buffer.address
@@ -79,7 +82,7 @@ replayed = Replayed()
 
 
 cpdef check_generator(generator):
-    """Raise TypeError unless masks can be drawn from an object of this type."""
+    """Raise TypeError unless `generator` is None, a torch.Generator or a cdropout.Generator."""
     if not (generator is None or isinstance(generator, (torch.Generator, Generator))):
         raise TypeError(
             f"generator has to be None, a torch.Generator or a cdropout.Generator, but got {type(generator).__name__}"
@@ -87,15 +90,15 @@ cpdef check_generator(generator):
 
 
 cdef check_source(generator):
-    """Raise an error unless an explicit generator can be used now.
-
-    During a backward pass, a checkpoint must draw the same mask as in its first run. It restores PyTorch's default
-    generator, but other generators only with `checkpoint_context`. If a call were traced, the seed drawn from a
-    cdropout.Generator would become a constant of the graph.
+    """Raise an error if no mask can be drawn from an explicit generator at present.
 
     Raises
     ------
-    RuntimeError, NotImplementedError
+    RuntimeError
+        During a backward pass, unless `checkpoint_context` has restored the generator. A checkpoint must draw the same mask
+        as in its first run, but it restores only PyTorch's default generator.
+    NotImplementedError
+        If the generator is a cdropout.Generator and the call is traced. The seed would become a constant of the graph.
     """
     if backward_pass() != -1 and generator is not torch.default_generator:
         if not any([generator is other for other in replayed.generators]):
@@ -115,7 +118,7 @@ cdef check_source(generator):
 
 @cython.binding(True)                 # torch.compile warns about functions without binding
 def draw_from(generator):
-    """Draw the seed, as a tensor, and the call number of the next mask from an explicit generator.
+    """Draw the next mask from an explicit generator. Return its seed, as a tensor, and its call number.
 
     Raises
     ------
@@ -132,14 +135,14 @@ def draw_from(generator):
 
 
 def state_of(generator):
-    """Return the state of a generator, as `restore` takes it. None stands for PyTorch's default generator."""
+    """Return the state of a generator, for `set_state` and `restore`. None stands for PyTorch's default generator."""
     if isinstance(generator, Generator):
         return generator.state
     return (torch.default_generator if generator is None else generator).get_state()
 
 
 def set_state(generator, state):
-    """Set a generator to a state from `state_of`. A generator that was never seeded remains unseeded."""
+    """Set a generator to a state from `state_of`. A cdropout.Generator without a seed from the user remains without one."""
     if isinstance(generator, Generator):
         (<Generator>generator).restore_state(state, (<Generator>generator).forks_at_seeding)
     else:
@@ -147,7 +150,7 @@ def set_state(generator, state):
 
 
 def restore(generator, before, after):
-    """Set a generator from the state `after` back to the state `before`, unless its state has changed since."""
+    """Set the state of a generator to `before` if its current state is `after`; otherwise do nothing."""
     with without_modes():
         now = state_of(generator)
         if now == after if isinstance(generator, Generator) else torch.equal(now, after):
@@ -155,7 +158,7 @@ def restore(generator, before, after):
 
 
 cdef state_after(before):
-    """Return the state of a PyTorch generator after the draw of one seed in the state `before`."""
+    """Return the state that a PyTorch generator in the state `before` has after one seed was drawn from it."""
     with without_modes():
         copy = torch.Generator()
         copy.set_state(before)
@@ -167,10 +170,10 @@ cdef state_after(before):
 
 
 cdef class LazyMask:
-    """A mask that is drawn when it is applied, and the options of the call that applies it.
+    """A mask that may be drawn only when it is applied, and the options of the call that applies it.
 
-    `apply_mask` draws the seed and the call number after it has allocated memory, so that an error leaves the generator
-    unchanged.
+    `apply_mask` draws the seed and the call number after it has allocated memory, so that a failed allocation leaves the
+    generator unchanged.
 
     Parameters
     ----------
@@ -179,7 +182,7 @@ cdef class LazyMask:
     form : str
         The result for an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
         a * x + b if kept, else c, where `alpha_terms` returns (a, b, c). "alpha_gradient": a * x if kept, else +0.0. If
-        p is 1, the result is +0.0 for each form.
+        p is 1, the result is +0.0 in each form.
     inplace : bool
         If true, `apply_mask` writes to its input.
     generator : None, torch.Generator or Generator
@@ -203,7 +206,7 @@ cdef class LazyMask:
             self.shifts = form == "alpha"
 
     cdef draw(self, bint interruptible):
-        """Draw the seed and the call number, unless they are drawn or p = 1. If `interruptible`, allow `undo_draw`."""
+        """Draw the seed and call number unless p is 1 or they are already drawn. `undo_draw` requires `interruptible`."""
         if self.drawn:
             return
         if self.p != 1:
@@ -218,14 +221,14 @@ cdef class LazyMask:
         self.drawn = True
 
     cdef undo_draw(self):
-        """Undo `draw`, unless the generator was used since."""
+        """Undo `draw` if the generator was not used after `draw`."""
         if self.p != 1 and isinstance(self.generator, Generator):
             (<Generator>self.generator).undo_next_id(&self.id)
         elif self.before is not None:
             restore(self.generator, self.before, state_after(self.before))
 
     cdef release(self):
-        """Delete the references that are not needed after the mask is applied for the first time."""
+        """Delete the references that are not needed after the mask was applied for the first time."""
         self.before = self.keep = self.generator = None
 
     cdef LazyMask copy(self):
@@ -243,7 +246,7 @@ cdef class LazyMask:
         return mask
 
     cpdef LazyMask derivative(self):
-        """Return the same mask in the form of its derivative, which is linear, to be applied out of place."""
+        """Return this mask in the form of the derivative, which is linear. The returned mask is applied out of place."""
         cdef LazyMask mask
         if not self.shifts and not self.inplace:
             return self
@@ -253,13 +256,13 @@ cdef class LazyMask:
         return mask
 
     def with_call(self, uint64_t call):
-        """Return a copy with this call number, to be used with a tensor as its seed."""
+        """Return a copy with this call number, for an operator that takes the seed as a tensor."""
         cdef LazyMask mask = self.copy()
         mask.id.call = call
         return mask
 
     def with_batch_axis(self, bint shared):
-        """Return a copy with a new first axis; if `shared`, one mask applies to all indices along it."""
+        """Return a copy with a new first axis: a broadcast axis if `shared`, which is required for given masks."""
         cdef LazyMask mask = self.copy()
         if self.strides is not None:
             mask.strides = (0, *self.strides)
@@ -268,11 +271,11 @@ cdef class LazyMask:
         return mask
 
     def dropout_arguments(self):
-        """Return the arguments of cdropout::dropout after the seed, which is a tensor."""
+        """Return the arguments of cdropout::dropout that follow x and the seed."""
         return self.id.call, self.p, list(self.broadcast_axes), self.form
 
     def apply_mask_arguments(self, tuple shape):
-        """Return the arguments of cdropout::apply_mask after an input of this shape; 64-bit numbers are signed."""
+        """Return the arguments of cdropout::apply_mask that follow x, which has this shape. 64-bit numbers are signed."""
         strides = self.strides if self.strides is not None else broadcast_strides(shape, self.broadcast_axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
@@ -286,7 +289,7 @@ def derivative_of(form):
 
 
 def given_mask(Mask given, str form, bint inplace=False):
-    """Return a LazyMask for a Mask. With the form "scale", its scale is that of the Mask; other forms replace it."""
+    """Return a LazyMask for a Mask. The form "scale" uses the scale of the Mask; other forms replace that scale."""
     cdef LazyMask mask = LazyMask.__new__(LazyMask)
     mask.id, mask.start, mask.strides, mask.p = given.id, given.start_, given.strides_, given.p
     mask.broadcast_axes, mask.inplace, mask.drawn = (), inplace, True
@@ -295,7 +298,7 @@ def given_mask(Mask given, str form, bint inplace=False):
 
 
 def seeded_mask(uint64_t seed, uint64_t call, double p, tuple broadcast_axes, str form):
-    """Return a LazyMask with this seed and call number."""
+    """Return a LazyMask that is drawn already, with this seed and call number."""
     cdef LazyMask mask = LazyMask(p, broadcast_axes, form)
     mask.id.seed, mask.id.call, mask.drawn = seed, call, True
     return mask

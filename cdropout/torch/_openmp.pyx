@@ -1,8 +1,8 @@
 """The executor that uses PyTorch's own OpenMP threads.
 
 PyTorch's threads remain active for a while after each operation. The threads of this package would have to be woken, and
-would compete with them for the CPUs. The pool of this package is used if PyTorch's OpenMP library does not have the
-interface of GNU's.
+would compete with PyTorch's threads for the CPUs. If PyTorch's OpenMP library does not have the interface of GNU OpenMP, the
+pool of this package is used.
 """
 import ctypes
 import os
@@ -53,7 +53,7 @@ cdef Count num_threads = <Count><uintptr_t>function_addresses[2]
 
 
 cdef void run_thread(void* range_) noexcept nogil:
-    """Execute the work chunks of one thread, which are adjacent as in PyTorch's own operations."""
+    """Execute the work chunks of this thread. The chunks are adjacent, as in PyTorch's own operations."""
     cdef ChunkRange chunks = (<ChunkRange*>range_)[0]
     cdef size_t team_size = min(<size_t>num_threads(), chunks.team_size)
     cdef size_t thread = thread_num()
@@ -67,7 +67,7 @@ cdef void run_thread(void* range_) noexcept nogil:
 cdef int run_in_openmp(
     Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
-    """Execute all work chunks on PyTorch's threads, at most max_threads and at most the limit of `set_num_threads`."""
+    """Execute all work chunks on PyTorch's threads. Use at most max_threads, and at most the limit of `set_num_threads`."""
     cdef size_t team_size = min(exchange_thread_limit(0), max_threads, chunks)
     cdef ChunkRange range_ = ChunkRange(work, call, 0, 0, team_size)
     cdef int64_t last = 0
@@ -79,7 +79,7 @@ cdef int run_in_openmp(
         if forked:                    # a signal's handler forked this process during the call
             run_thread(&range_)       # executes all chunks: outside of a parallel region, OpenMP reports one thread
         else:
-            # 0 requests all threads: for a smaller team, GNU's OpenMP would end the others
+            # 0 requests all threads. If a smaller team were requested, GNU OpenMP would end the other threads.
             parallel(run_thread, &range_, 0, 0)
         if checks_signals:
             check_signals(&last)
@@ -90,5 +90,5 @@ cdef Executor OPENMP = Executor(run_in_openmp, MIN_PARALLEL_SIZE, True)
 
 
 cdef const Executor* executor_of_pytorch() noexcept nogil:
-    """Return the executor of PyTorch's threads; if OpenMP is not found, or would hang in a forked child, the pool."""
+    """Return the executor of PyTorch's threads, or the pool if OpenMP is not found or would hang in a forked child."""
     return pool if parallel == NULL or forked else &OPENMP

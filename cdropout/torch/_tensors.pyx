@@ -1,4 +1,4 @@
-"""Application of masks to CPU tensors, read by DLPack's C interface; compiled because overhead dominates small calls."""
+"""Application of masks to CPU tensors, which DLPack's C interface reads; compiled to reduce the overhead of small calls."""
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
@@ -40,7 +40,7 @@ cdef object Parameter = torch.nn.Parameter
 cdef object empty_like = torch.empty_like
 cdef object is_grad_enabled = torch.is_grad_enabled
 cdef object forward_ad = torch.autograd.forward_ad
-# These functions of PyTorch are private; no public ones report what is active
+# PyTorch has no public functions that report whether transforms, dispatch modes or tracers are active
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
@@ -64,12 +64,16 @@ cdef size_t size_of(const TensorView* view) noexcept nogil:
 
 
 cdef bint read_tensor(x, TensorView* view):
-    """Read x into view. Return whether x is supported: no subclass or wrapper, and its values are those in its memory."""
+    """Read x into view. Return whether `apply_mask` supports x.
+
+    A supported x is a Tensor or Parameter, but not of another subclass, on the CPU and of a supported float type. Its values
+    are those in its memory, unlike those of a lazily negated tensor.
+    """
     cdef const ElementType* dtype
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     if exchange.read(<void*>x, view):
-        PyErr_Clear()                 # x has no memory, or DLPack lacks its type
+        PyErr_Clear()                 # x has no memory, or DLPack has no code for the type of x
         return False
     view.data += view.offset
     dtype = type_of(view)
@@ -98,10 +102,11 @@ def runs_eagerly(x):
 
 
 def elements_overlap(shape, strides):
-    """Return whether elements may share memory; strides are in elements."""
+    """Return whether elements of a tensor with this shape and these strides, in elements, may share memory."""
     cdef View view
     lengths = [(length, stride) for length, stride in zip(shape, strides) if length != 1]
-    if 0 in shape or len(lengths) > MAX_DIMS:      # at least 2**MAX_DIMS elements: more than any memory, so some overlap
+    # A tensor with more than MAX_DIMS of these axes has over 2**MAX_DIMS elements, which no memory can hold without overlaps
+    if 0 in shape or len(lengths) > MAX_DIMS:
         return 0 not in shape
     for i, (length, stride) in enumerate(lengths):
         view.axes[i] = cdropout_axis(length, 0, stride, 0)
@@ -116,7 +121,7 @@ def elements_overlap(shape, strides):
 
 
 cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dtype):
-    """Read y into view. Return whether y has the shape of x and this type, and its elements do not share memory."""
+    """Read y into view. Return whether y is a CPU tensor of this type with the shape of x, new memory and no overlaps."""
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
@@ -148,9 +153,9 @@ cdef check_new(y, TensorView* view, const TensorView* x, const ElementType* dtyp
 
 
 cdef fill_view(View* view, const TensorView* x, const TensorView* y, uint64_t start, tuple strides):
-    """Fill a View from x, y and the strides of the mask, where None means C order.
+    """Fill a View from x, y, and the start and strides of the mask. If `strides` is None, the mask is in C order.
 
-    Axes of length 1 are omitted. A tensor that is not empty has at most MAX_DIMS other axes.
+    Axes of length 1 are omitted. A tensor that is not empty has at most MAX_DIMS axes of other lengths.
     """
     cdef ptrdiff_t itemsize = x.bits // 8
     cdef int64_t step = 1
@@ -182,7 +187,8 @@ cdef tuple mask_strides(const TensorView* x, LazyMask mask):
 cpdef apply_mask(x, LazyMask mask):
     """Apply a mask to x. Return the result in the memory order of x, or None if x is not supported.
 
-    Memory is allocated before the mask is drawn. If a signal's handler raises an exception, the draw is undone.
+    The result is x itself if `mask.inplace`. Memory is allocated before the mask is drawn. If a signal's handler raises an
+    exception, a draw by this call is undone.
     """
     cdef Operation operation, keep_operation
     cdef TensorView source, target, keep
@@ -231,7 +237,10 @@ cpdef apply_mask(x, LazyMask mask):
 
 
 cdef float32_copy(x, TensorView* source, LazyMask mask):
-    """If alpha dropout needs a float32 copy of x to round once, return it and read it into source; else return None."""
+    """Return a float32 copy of x and read the copy into source, or return None if no copy is needed.
+
+    Alpha dropout of a 16-bit type needs the copy, so that each result is rounded only once.
+    """
     if not mask.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None
     cdef TensorView wide
@@ -242,9 +251,9 @@ cdef float32_copy(x, TensorView* source, LazyMask mask):
 
 
 def apply_mask_to_gradient(gy, LazyMask mask):
-    """Apply the derivative of a mask, never in place.
+    """Apply the derivative of a mask to gy, out of place, and return the result.
 
-    Return None if gy is not supported, or if the operation has to be recorded for reverse or forward mode.
+    Return None if gy is not supported, or if this operation has to be recorded for a derivative in reverse or forward mode.
     """
     if forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled()):
         return None

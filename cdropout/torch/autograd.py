@@ -1,4 +1,4 @@
-"""Application of masks to tensors, with derivatives, in eager mode, under torch.func, in graphs."""
+"""Application of masks to tensors: in eager mode, under torch.func and in graphs."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -50,7 +50,7 @@ Implementation: TypeAlias = Callable[[Tensor, float, bool, Source, tuple[int, ..
 
 DTYPES = tuple(getattr(torch, name) for name in FLOATS)
 
-# The dispatch mode that must be active for each type of a tracer's tensors
+# The types of the tensors that tracers use, each with the dispatch mode that has to be active
 TRACED = {
     FakeTensor: torch._C._TorchDispatchModeKey.FAKE,
     FunctionalTensor: torch._C._TorchDispatchModeKey.FUNCTIONAL,
@@ -61,7 +61,10 @@ TRACED = {
 
 
 def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
-    """Return the seed, as a tensor, and the call number of a new mask; with p = 1, draw nothing."""
+    """Return the seed, as a tensor, and the call number of a new mask.
+
+    If p is 1, both are 0 and nothing is drawn.
+    """
     if p == 1:
         return torch.zeros((), dtype=torch.int64, device="cpu"), 0
     if generator is not None:
@@ -78,7 +81,7 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
 def restore_on_error(
     generator: Source, draw: Callable[[], Any], use: Callable[[Any], Tensor]
 ) -> Tensor:
-    """Return use(draw()); if `use` raises an error, undo the change of the generator by `draw`."""
+    """Return use(draw()). If `use` raises an error in code that is not compiled, undo the draw."""
     if is_compiling():
         return use(draw())
     check_generator(generator)
@@ -96,7 +99,7 @@ def restore_on_error(
 
 
 class EagerDropout(torch.autograd.Function):
-    """Dropout in eager mode; forward has an argument ctx, since setup_context has more overhead."""
+    """Dropout in eager mode. `forward` takes ctx, since a separate setup_context is slower."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: LazyMask) -> Tensor:
@@ -114,15 +117,16 @@ class EagerDropout(torch.autograd.Function):
 
 
 # In each call, Function.apply inspects the signature of forward, and the apply method of the node
-# inspects which methods exist. For small tensors, each takes longer than dropout. Neither is used.
+# inspects which methods exist. For small tensors, each inspection takes longer than dropout, so
+# both functions are bypassed.
 apply_eager_dropout = super(torch.autograd.Function, EagerDropout).apply
 EagerDropout._backward_cls.apply = EagerDropout.backward  # type: ignore[attr-defined]
 
 
 class TransformableDropout(torch.autograd.Function):
-    """Dropout under torch.func, in forward mode and in second derivatives: an affine function of x.
+    """Dropout under torch.func, in forward mode and in second derivatives; it is affine in x.
 
-    The seed is a tensor if the mask is not drawn yet; otherwise it is None.
+    The argument `seed` is a tensor, or None if the seed of `mask` is already drawn.
     """
 
     @staticmethod
@@ -133,7 +137,7 @@ class TransformableDropout(torch.autograd.Function):
             return mask_operator(x, *mask.apply_mask_arguments(tuple(x.shape)))
         if is_supported(x):
             return apply_mask(x, mask)
-        # x is a gradient without plain memory, such as a lazy zero tensor or that of a legacy vmap
+        # x is a gradient without plain memory, such as a lazy zero tensor or one of a legacy vmap
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         scales = apply_mask(torch.ones(x.shape, dtype=wide, device="cpu"), mask.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
@@ -190,7 +194,7 @@ def _check_overlap(x: Tensor) -> None:
 
 
 def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
-    """Apply a mask in eager mode; use autograd only if a derivative is needed."""
+    """Return x with a mask applied in eager mode; use autograd only if a derivative is needed."""
     forward_mode = forward_ad._current_level >= 0
     needs_grad = x.requires_grad and is_grad_enabled()
     if mask.inplace:
@@ -211,7 +215,10 @@ def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
 
 
 def apply_under_transforms(x: Tensor, mask: LazyMask) -> Tensor:
-    """Apply a mask under torch.func; vmap's option `randomness` determines how seeds are drawn."""
+    """Return x with a mask applied under torch.func.
+
+    The option `randomness` of vmap determines how seeds are drawn.
+    """
 
     def apply(seed: Tensor | None, out_of_place: LazyMask) -> Tensor:
         y = TransformableDropout.apply(x, seed, out_of_place)
@@ -236,7 +243,7 @@ def dropout_eagerly(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask in eager mode."""
+    """Return x with a new mask applied in eager mode."""
     return apply_eagerly(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
@@ -248,7 +255,7 @@ def dropout_under_transforms(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask under torch.func."""
+    """Return x with a new mask applied under torch.func."""
     return apply_under_transforms(x, LazyMask(p, broadcast_axes, form, inplace, generator))
 
 
@@ -260,7 +267,7 @@ def dropout_by_operators(
     broadcast_axes: tuple[int, ...],
     form: str,
 ) -> Tensor:
-    """Apply a new mask by operators, which compilers and dispatch modes can record."""
+    """Return x with a new mask applied by operators, which can be recorded in graphs."""
 
     def apply(drawn: tuple[Tensor, int]) -> Tensor:
         seed, call = drawn
@@ -275,7 +282,7 @@ def dropout_by_operators(
 def apply_given_mask(
     implementation: Implementation, x: Tensor, mask: Mask, inplace: bool, form: str
 ) -> Tensor:
-    """Apply a Mask by the implementation that `implementation_for` returned."""
+    """Return x with a given Mask applied; `implementation` is `implementation_for(x)`."""
     if mask.p == 0 and (mask.scale == 1 or form == "alpha"):
         return x
     lazy = given_mask(mask, form, inplace)
@@ -313,7 +320,7 @@ def _has_supported_type(x: Tensor) -> bool:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Return whether x represents a tensor in a graph that make_fx or aot_function records."""
+    """Return whether x is a supported tensor in a graph that make_fx or aot_function records."""
     key = TRACED.get(type(x))
     return (
         key is not None and torch._C._get_dispatch_mode(key) is not None and _has_supported_type(x)
@@ -334,7 +341,10 @@ def apply_dropout(
     broadcast_axes: tuple[int, ...] = (),
     form: str = "scale",
 ) -> Tensor:
-    """Apply a mask to x; if x is not supported, call PyTorch's function, which is `fallback`."""
+    """Return x with a new or given mask applied; if x is not supported, call `fallback`.
+
+    `fallback` is PyTorch's function, or a function that calls it.
+    """
     if (
         training is True
         and 0 < p < 1
@@ -372,7 +382,7 @@ apply_dropout_uncompiled = torch.compiler.disable(
 
 
 def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
-    """Raise NotImplementedError for arguments that PyTorch's functions do not have."""
+    """Raise NotImplementedError if `generator` or `mask` is given, which PyTorch lacks."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is None:
             continue
@@ -390,10 +400,13 @@ def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
 def _call_fallback(
     fallback: Callable[..., Tensor], x: Tensor, p: float, training: bool, inplace: bool
 ) -> Tensor:
-    """Call PyTorch's function; if it does not support the tensor, raise an error that says so."""
+    """Return `fallback(...)`; if PyTorch rejects the layout or type of x, raise a clearer error.
+
+    The clearer error has the type of PyTorch's error and names the supported tensors.
+    """
     try:
         return fallback(x, p, training, inplace)
-    except RuntimeError as error:  # NotImplementedError is a subclass
+    except RuntimeError as error:  # or NotImplementedError, a subclass
         if x.is_floating_point() and x.layout is torch.strided:
             raise
         raise type(error)(

@@ -50,8 +50,8 @@ def checkpoint_context(
     Notes
     -----
     Before the second run, the generators are set to the states that they had at the start of the
-    first run. After the second run, they are set to the states that they had before it. Other
-    threads must not draw from the generators during the second run.
+    first run. After the second run, they are set to the states that they had before the second
+    run. Other threads must not draw from the generators during the second run.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def _restore(generators: _Generators, states: list[Any]) -> None:
 
 
 class _FirstRun:
-    """Record the states of generators at the start of the first run."""
+    """Record the states that generators have at the start of the first run."""
 
     def __init__(self, generators: _Generators, inner: AbstractContextManager[Any]) -> None:
         self.generators, self.inner = generators, inner
@@ -107,7 +107,7 @@ class _FirstRun:
 
 
 class _SecondRun:
-    """Restore the states that a first run recorded. Each backward pass enters this context."""
+    """Set the generators to the states of the first run, and set them back after the second run."""
 
     def __init__(self, first: _FirstRun, inner: AbstractContextManager[Any]) -> None:
         self.first, self.inner = first, inner

@@ -49,41 +49,41 @@ def dropout(
     inplace : bool, default False
         Write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
-        The source of the mask; by default PyTorch's generator for the CPU. Each call draws one seed
-        from it, for any shape. Under vmap, a mask from a cdropout.Generator applies to all samples.
+        The source of the mask; by default PyTorch's generator for the CPU. Each call draws one
+        seed, for any shape. Under vmap, a mask from a cdropout.Generator applies to all samples.
         A checkpoint must restore an explicit generator: use `checkpoint_context`.
     mask : cdropout.Mask, optional
-        A mask to apply instead of a new one, for example from `cdropout.Generator.next_mask`. It
-        must have the shape of `input`; under vmap, that of one sample. It cannot be combined with
-        `generator`. `p` must be equal to ``mask.p`` or be left at its default, 0.5. A checkpoint of
-        a function with a given mask does not need `checkpoint_context`.
+        A mask to apply instead of a new one, for example from `cdropout.Generator.next_mask`. Its
+        shape must be that of `input`, or under vmap that of one sample. A mask cannot be combined
+        with `generator`. `p` must be equal to ``mask.p`` or be left at its default, 0.5. A
+        checkpoint of a function with a given mask does not need `checkpoint_context`.
 
     Returns
     -------
     Tensor
-        The result, in the memory order of `input`. If p is 0 or `training` is false, `input`
-        itself.
+        The result, in the memory order of `input`. It is `input` itself if p is 0 or `training` is
+        false.
 
     Raises
     ------
     ValueError
-        If p is not in [0, 1], the shape of `mask` does not fit `input`, or arguments cannot be
-        combined.
+        If p is not in [0, 1], the shape of `mask` does not fit `input`, or `mask` is combined with
+        `generator` or with another p.
     RuntimeError
         If p is NaN, if `input` cannot be written to in place, or if `generator` is given during a
         backward pass outside of `checkpoint_context`.
     TypeError
         If `training` is not a bool, or `generator` or `mask` has a type other than those above.
     NotImplementedError
-        If `generator` or `mask` is given, but `input` is passed to PyTorch, or the call is recorded
-        in a graph that cannot contain the argument.
+        If `generator` or `mask` is given, and either `input` is passed to PyTorch, or the call is
+        recorded in a graph that cannot contain that argument.
 
     Notes
     -----
     The function differs from PyTorch's as follows. Dropped elements are +0.0 even if `input` is NaN
     or infinite; this also holds for p = 1 and for gradients. The backward pass draws the mask again
     instead of storing it. An in-place call raises an error for every tensor whose elements overlap
-    in memory; compiled code raises it only where PyTorch's in-place operators do.
+    in memory; compiled code raises this error only where PyTorch's operators do.
 
     If a call raises an error, `input` and the generator remain unchanged. If a signal's handler
     raises an exception during a call, the generator is restored unless it was used in the meantime;
@@ -91,10 +91,10 @@ def dropout(
 
     `torch.compile`, `torch.export`, `make_fx` and `aot_function` record an operator that draws a
     new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
-    ``fullgraph=True`` it raises an error. The others record a torch.Generator or the numbers of a
-    mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of this function,
-    but raises an error for `generator` and `mask`. `torch.jit.trace` records PyTorch's function,
-    and `torch.jit.script` compiles it.
+    ``fullgraph=True`` it raises an error. The other three record a torch.Generator or the numbers
+    of a mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of this
+    function, but raises an error for `generator` and `mask`. `torch.jit.trace` records PyTorch's
+    function, and `torch.jit.script` compiles PyTorch's function.
     """
     return apply_dropout(F.dropout, input, p, training, inplace, generator, mask)
 
@@ -174,7 +174,7 @@ def _call_deprecated(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
-    """Call PyTorch's function, which warns, for a number of dimensions that is deprecated."""
+    """Return the result of `fallback`, which warns that the number of dimensions is deprecated."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is not None:
             raise NotImplementedError(
@@ -243,7 +243,9 @@ def drop_path(
     generator: Source = None,
     mask: Mask | None = None,
 ) -> Tensor:
-    """Drop whole samples of an input of shape (N, ...): stochastic depth.
+    """Drop whole samples of an input of shape (N, ...), which is called stochastic depth.
+
+    See `dropout` for results and errors.
 
     Parameters
     ----------
@@ -316,7 +318,7 @@ def bias_dropout_add(
     bias, residual : Tensor
         Tensors that are broadcast to the shape of the sum.
     p, training, generator, mask
-        As in `dropout`, which also describes the errors.
+        As in `dropout`. See `dropout` also for errors.
     """
     if has_proxy(input, bias, residual):
         return record_call(

@@ -15,7 +15,7 @@ REPLACEMENTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
 
 def has_proxy(*args: Any) -> bool:
-    """Return whether torch.fx traces the call that has these arguments."""
+    """Return whether an argument is a Proxy, which means that torch.fx traces the call."""
     return any(isinstance(x, Proxy) for x in args)
 
 
@@ -26,7 +26,7 @@ def record_call(
     mask: object,
     **options: Any,
 ) -> Any:
-    """Record a call of `function` with torch.fx.Proxy arguments as one node."""
+    """Record a call of `function` as one node, and return the Proxy of the result."""
     tracer = next(x for x in args if isinstance(x, Proxy)).tracer
     if generator is not None:
         default = "draw from PyTorch's default generator"
@@ -40,10 +40,10 @@ def record_call(
 
 
 def is_traced_leaf(module: Module, x: Any) -> bool:
-    """Return whether torch.fx traces a call of one of our modules and can record it as one node.
+    """Return whether torch.fx traces this call of `module` and can record the call as one node.
 
-    The root of the traced model is not recorded as one node. torch.fx treats a root from torch.nn
-    likewise.
+    This requires a module of this package that is a part of the traced model, but not its root.
+    Likewise, torch.fx does not record a root from torch.nn as one node.
     """
     if not (isinstance(x, Proxy) and isinstance(x.tracer, Tracer)):
         return False
@@ -54,7 +54,7 @@ def is_traced_leaf(module: Module, x: Any) -> bool:
 
 
 def record_module(module: Module, x: Any) -> Any:
-    """Record a call of one of our modules as one node.
+    """Record a call of `module` as one node, and return the Proxy of the result.
 
     By default, torch.fx records the operations within modules that are not from torch.nn. The graph
     would then contain the mode, training or evaluation, that was set during tracing.

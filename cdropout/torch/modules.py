@@ -19,7 +19,7 @@ class _DropoutModule(nn.Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
-        if not 0 <= p <= 1:  # true for NaN, which PyTorch's constructor accepts
+        if not 0 <= p <= 1:  # also true for NaN, which PyTorch's constructor accepts
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
         check_generator(generator)
         if generator is not None:
@@ -56,14 +56,14 @@ class Dropout(_DropoutModule, nn.Dropout):
     Notes
     -----
     This is a subclass of PyTorch's module, with the same repr, empty state_dict, errors and
-    warnings. It differs as follows. If p is NaN, the constructor raises ValueError. Dropped
-    elements are +0.0 even if the input is NaN or infinite. Errors for integer, complex, sparse and
-    quantized tensors have the same type as in PyTorch, but their messages name the supported
-    tensors.
+    warnings. The module differs from PyTorch's as follows. If p is NaN, the constructor raises
+    ValueError. Dropped elements are +0.0 even if the input is NaN or infinite. Errors for integer,
+    complex, sparse and quantized tensors have the same type as in PyTorch, but their messages name
+    the supported tensors.
 
-    `torch.fx` records the module as one node, like that of PyTorch. `torch.jit.script` and
-    `torch.jit.trace` use PyTorch's module; they raise NotImplementedError if the module has a
-    generator.
+    `torch.fx` records the module as one node, like PyTorch's module. `torch.jit.script` and
+    `torch.jit.trace` use PyTorch's implementation; both raise NotImplementedError if the module
+    has a generator.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -173,10 +173,10 @@ LEAF_MODULES |= set(TORCH_CLASSES)
 
 
 class Swap(NamedTuple):
-    """Result of `convert` and `revert`. The names of modules are those of `named_modules`."""
+    """The result of `convert` or `revert`. Names of modules are those of `named_modules`."""
 
     swapped: list[str]  # names of the modules whose class was changed
-    kept: dict[str, str]  # names of the modules that were not changed, and the reasons
+    kept: dict[str, str]  # names of unchanged modules with dropout, and the reasons
 
 
 def convert(model: nn.Module) -> Swap:
@@ -191,10 +191,11 @@ def convert(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        ``(swapped, kept)``: a list of the names of changed modules, and a dict from the names of
-        unchanged modules to the reasons. Subclasses of PyTorch's dropout modules are kept, since
-        they may change the computation. Modules that call dropout internally, such as attention and
-        recurrent networks, are kept too; use `accelerate` for them.
+        ``(swapped, kept)``: a list of the names of the changed modules, and a dict from the names
+        of other modules with dropout to the reasons why these are kept. Subclasses of PyTorch's
+        dropout modules are kept, since they may change the computation. Modules that call dropout
+        internally, such as attention and recurrent networks, are kept too; use `accelerate` for
+        such modules.
 
     Raises
     ------

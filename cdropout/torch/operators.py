@@ -22,7 +22,7 @@ UINT64_MAX = 2**64 - 1
 def move_batch_axis_first(
     info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return an input of vmap with the batch axis first, and a single seed for its mask."""
+    """Return the input x of a batch with the batch axis first, and one seed for the whole batch."""
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     if seed is not None and in_dims[1] is not None:
         seed = seed.select(in_dims[1], 0)  # the seed of the first sample determines the whole mask
@@ -156,7 +156,7 @@ for _operator in dropout_operator, mask_operator:
 
 @torch.library.custom_op("cdropout::saved_seed", mutates_args=(), device_types="cpu")
 def saved_seed(seed: Tensor) -> Tensor:
-    """Return a copy of `seed`, which a compiled forward pass saves for its backward pass."""
+    """Return a copy of `seed`. A compiled forward pass saves the copy for its backward pass."""
     return seed.clone()
 
 
@@ -175,7 +175,8 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     """Record the operator so that the partitioner cannot repeat it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
-    With a budget of 0, nothing would be saved, so it is replaced by the smallest positive number.
+    With a budget of 0, the partitioner would save nothing, so that the budget of this operator is
+    replaced by the smallest positive number.
     """
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)

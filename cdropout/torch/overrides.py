@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-# Checks for functions whose calls return before the body has run, and the types of the results
+# Checks for functions whose calls return before their bodies run, and types that such calls return
 SUSPENDABLE_CHECKS = (
     inspect.isgeneratorfunction,
     inspect.iscoroutinefunction,
@@ -44,12 +44,12 @@ OPERATORS = (  # name of the operator, form of the mask, first broadcast axis or
     ("alpha_dropout", "alpha", None),
     ("feature_alpha_dropout", "alpha", 2),
 )
-DISPATCH_KEYS = "AutogradCPU", "CPU"  # tensors created in inference mode have only the second
+DISPATCH_KEYS = "AutogradCPU", "CPU"  # tensors created in inference mode have only the key CPU
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
-    """State of the replacement. All threads share it, since kernels are registered per process."""
+    """The state of the replacement, shared by all threads, like the registered kernels."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -74,19 +74,19 @@ _switch = _Switch()
 def enable() -> None:
     """Replace PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
-    This affects all callers of the operators aten::dropout, feature_dropout, alpha_dropout and
-    feature_alpha_dropout, in place or not, and aten::native_dropout: functions and modules of
-    torch.nn, attention, recurrent networks, scripted and third-party models. Each call draws one
-    seed from PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but
-    they differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
-    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses,
-    under transforms of torch.func and in compiled graphs.
+    The replacement affects all callers of the operators aten::dropout, feature_dropout,
+    alpha_dropout and feature_alpha_dropout, in place or not, and aten::native_dropout: functions
+    and modules of torch.nn, attention, recurrent networks, scripted and third-party models. Each
+    call draws one seed from PyTorch's generator. `torch.manual_seed` therefore makes the masks
+    reproducible, but the masks differ from those of PyTorch. A dispatch mode, such as
+    FlopCounterMode, does not change the masks. PyTorch's kernels are still used for other devices,
+    types and layouts, for subclasses, under transforms of torch.func and in compiled graphs.
 
     Notes
     -----
-    The first call registers kernels for these operators. They remain registered, since other
-    threads may use them. When disabled, they pass each call to PyTorch's kernels, which takes a few
-    additional microseconds.
+    The first call registers kernels for these operators. The kernels of this package remain
+    registered after `disable`, since other threads may use them, but pass each call to PyTorch's
+    kernels. This takes a few additional microseconds per call.
     """
     _switch.change(enabled=True)
 
@@ -124,9 +124,9 @@ class _Acceleration(contextlib.ContextDecorator):
 def accelerate() -> _Acceleration:
     """Replace PyTorch's dropout on the CPU, as `enable` does, within a context.
 
-    The result is a context manager and a decorator of functions. It can be nested. The replacement
-    affects all threads of the process. It ends when the last context is left, also if an exception
-    is raised.
+    The result can be used as a context manager or as a decorator of functions. Contexts can be
+    nested. The replacement affects all threads of the process, and ends when the last context is
+    left, also if an exception is raised.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementati
         return dropout_eagerly
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return None
-    # Otherwise x is not supported or empty, or a dispatch mode is active
+    # Here, x is empty, x is not supported, or a dispatch mode is active
     return dropout_by_operators if is_supported(x) and x.numel() != 0 else None
 
 
@@ -189,7 +189,7 @@ def _dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Apply one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
+    """Return the result of one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
     implementation = _implementation_for(x, p, train)
     if implementation is None or x.dim() < (first_axis or 0):
         return native(keys, x, p, train)
@@ -204,7 +204,7 @@ def _native_dropout_kernel(
     p: float,
     train: bool | None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply native_dropout, which also returns the mask as bools; backward does not use them."""
+    """Return y and the mask as bools, like native_dropout; backward does not use the bools."""
     if _implementation_for(x, p, train) is not dropout_eagerly:
         return native(keys, x, p, train)
     keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")

@@ -40,7 +40,7 @@ KERNELS = (
     "half.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
-NEAREST = {  # for each file, the tests that are most likely to fail, in the order in which they run
+NEAREST = {  # for each file, the tests that are most likely to fail, in the order of execution
     **dict.fromkeys(
         KERNELS,
         "project/build core/kernels core/edge_cases core/view core/select core/bias_dropout_add "
@@ -179,7 +179,7 @@ def mutants():
 
 
 def run(command, folder, limit=None, **variables):
-    """Return (exit status, output) of a command. The status is None if it exceeds the limit."""
+    """Return (exit status, output) of a command. The status is None if the command times out."""
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **variables}, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
@@ -200,7 +200,7 @@ def build(tree, modules, *options):
 
 
 def synchronize(base):
-    """Update `base`, which is a copy of the checkout, and build the modules that changed."""
+    """Update `base`, a copy of the checkout, and build its changed modules; exit on failure."""
     list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True, text=True)
     names = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
@@ -273,7 +273,7 @@ class Tree:
 
 
 def read_log():
-    """Return {id: [digest, outcome, failed test, seconds]}."""
+    """Return {id of a mutant: [digest, outcome, first failure, seconds]}."""
     lines = LOG.read_text().splitlines() if LOG.exists() else []
     return {line.split("\t")[0]: line.split("\t")[1:] for line in lines[1:]}
 
@@ -335,7 +335,7 @@ class Runner:
         return self.limits[isa, *tests]
 
     def outcome(self, mutant):
-        """Run the tests on a mutant. Return (outcome, failed test, seconds)."""
+        """Run the tests on a mutant. Return (outcome, first failure, seconds)."""
         tree, started = self.trees.get(), time.monotonic()
         try:
             rounds = [mutant.nearest()] if self.nearest_only else [mutant.nearest(), ["tests"]]

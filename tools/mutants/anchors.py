@@ -1,4 +1,4 @@
-"""Search for the expressions that mutants change, given by a function and a pattern.
+"""Search for the expressions that mutants change. A function and a pattern define each one.
 
 A pattern is source text in which `$name` matches a variable, with or without attributes, and
 `$*name` matches any tokens of one statement with balanced brackets. Spaces, line breaks and
@@ -35,7 +35,7 @@ class Token(NamedTuple):
     text: str
     start: int
     end: int
-    first: bool  # whether it is the first token of its line
+    first: bool  # whether the token is the first one of its line
 
 
 def tokens(text, syntax, start=0, end=None):
@@ -99,7 +99,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 
 
 def ends_of_names(source, at):
-    """Yield the end of each name with attributes that begins at a token, from long to short."""
+    """Yield the ends of all names with attributes that begin at a token, from long to short."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
         ends.append(at + 1)
@@ -113,7 +113,7 @@ def ends_of_names(source, at):
 
 
 def ends_of_balanced(source, at):
-    """Yield the end of each balanced sequence that begins at a token, from short to long."""
+    """Yield the ends of the balanced sequences that begin at a token, shortest first."""
     depth = 0
     for end in range(at, len(source)):
         token = source[end]
@@ -167,7 +167,10 @@ def matches(text, function, pattern, syntax=PYTHON):
 
 
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
-    """Return the text with its only match replaced; of several, replace match `number` (from 1)."""
+    """Return the text with one match replaced: the only one, or match `number` (from 1).
+
+    Raise LookupError if there is not exactly one match, or if there are fewer than `number`.
+    """
     found = matches(text, function, pattern, syntax)
     if len(found) != 1 if number is None else len(found) < number:
         raise LookupError(f"{function}: {len(found)} matches of {pattern}")
@@ -179,7 +182,7 @@ def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
 
 
 def digest(text, function, change, syntax=PYTHON):
-    """Return a hash of a function's tokens and of a change; it does not depend on formatting."""
+    """Return a hash of a function's tokens and a change; formatting does not affect the hash."""
     words = [
         token.text
         for start, end in blocks_of(text, function, syntax)

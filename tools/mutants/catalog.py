@@ -749,7 +749,7 @@ MUTANTS = {
     },
 }
 
-# for each mutant that no test can kill, the reason
+# the mutants that no test can kill, and the reasons
 EXPLAINED = {
     "torch/checkpoint.py:_SecondRun.__enter__:outer":
         "an inner replay draws from its own generators only; the first run raises an error for all others",
