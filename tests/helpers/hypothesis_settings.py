@@ -7,9 +7,10 @@ from .requirements import slow
 
 
 def given_examples(count, *strategies):
-    """Return a decorator that tests a property with `count` examples, or a fifth in quick tests.
+    """Return a decorator that tests a property with `count` examples, or `count` // 5 if quick.
 
-    The examples are the same in every run, and no deadline ends a test.
+    Slow tests run both numbers of examples. The examples are the same in every run, and no
+    example has a deadline.
     """
 
     def decorate(check):

@@ -12,6 +12,6 @@ def set_memory_limit(extra):
 
 
 def remove_memory_limit():
-    """Remove the limit of `set_memory_limit`."""
+    """Remove the limit that `set_memory_limit` has set."""
     hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (hard_limit, hard_limit))

@@ -1,6 +1,7 @@
-"""Requirements of tests: packages, systems, instruction sets. Without them, tests are skipped.
+"""Requirements of tests: packages, systems and instruction sets.
 
-The reason of a skip says what is missing, and how to install it.
+If a requirement is missing, the test is skipped. The reason says what is missing and, if this is a
+package, how to install it.
 """
 
 import os
@@ -52,14 +53,17 @@ def find_or_skip(*modules):
 
 
 def why_not_runnable(isa):
-    """Return why kernels of this instruction set cannot run here, or an empty string."""
+    """Return why kernels of this instruction set cannot run here, or "" if the kernels can run."""
     if isa not in dispatch.built():
         return f"needs kernels of {isa}: cdropout was built without them"
     return "" if isa in dispatch.runnable() else f"needs {isa}: this CPU cannot run it"
 
 
 def can_limit_memory():
-    """Return whether memory can be limited: on Linux, unless AddressSanitizer maps terabytes."""
+    """Return whether memory can be limited: on Linux without AddressSanitizer.
+
+    AddressSanitizer maps terabytes, which a limit would prevent.
+    """
     if not sys.platform.startswith("linux"):
         return False
     with open("/proc/self/maps") as maps:
@@ -67,7 +71,7 @@ def can_limit_memory():
 
 
 def slow(*values):
-    """Return these values of a parameter for `parametrize`, marked as slow."""
+    """Return the values as `pytest.param` objects that are marked as slow."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
