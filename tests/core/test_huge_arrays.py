@@ -1,4 +1,4 @@
-"""Tests of arrays and masks of more than 2**32 elements."""
+"""Tests of arrays and masks with more than 2**32 elements."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ..helpers.requirements import linux_only
 
 SEED = 31
 SIZE = (1 << 32) + (1 << 20)
-# Starts of the windows of 1000 elements that are compared, on both sides of 2**31 and of 2**32.
+# The tests compare 1000 elements from each of these indices; 2**31 and 2**32 are among them.
 STARTS = [0, (1 << 31) - 500, (1 << 31) + (1 << 17), (1 << 32) - 500, SIZE - 1008]
 
 
@@ -21,7 +21,7 @@ def windows(array):
 
 
 def filled(dtype):
-    """Return an array with the same values in each window, and these values."""
+    """Return a huge array with the same 1000 values in each window, and these values."""
     x, values = aliased_array(dtype, SIZE, STARTS), normal(1000, dtype)
     for window in windows(x):
         window[:] = values
@@ -29,18 +29,18 @@ def filled(dtype):
 
 
 @linux_only
-def test_arrays_whose_elements_are_spread_over_gigabytes():
+def test_functions_with_elements_that_are_spread_over_gigabytes():
     x = aliased_array(np.float16, SIZE)[:: SIZE >> 12]
     values = np.resize(normal(1000, np.float16), x.size)
     mask, bias = cd.Mask(x.size, 0.5, SEED), np.zeros(x.size, np.float16)
-    for call in [
+    for function in [
         lambda: cd.dropout(x, 0.5, rng=SEED, inplace=True),
         lambda: cd.dropout_backward(x, mask.bits(), True, p=0.5),
         lambda: cd.dropout_backward(x, np.asarray(mask), True, p=0.5),
         lambda: cd.bias_dropout_add(x, bias, bias, 0.5, rng=SEED, out=x),
     ]:
         x[:] = values
-        call()
+        function()
         np.testing.assert_array_equal(x, mask.apply(values))
     rows = x.reshape(64, 64)
     rows[:] = 1
@@ -49,7 +49,7 @@ def test_arrays_whose_elements_are_spread_over_gigabytes():
     np.testing.assert_array_equal(rows, 2 * kept)
 
 
-def test_bits_of_a_huge_mask():
+def test_bits_of_a_huge_mask_equal_the_reference():
     bits = cd.Mask(SIZE, 0.5, SEED).bits()
     for start in STARTS:
         expected = reference.bits(SEED, 0, 0.5, start // 8 * 8, 1000)

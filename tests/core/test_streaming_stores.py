@@ -1,4 +1,4 @@
-"""Tests that kernels with streaming stores write the same bytes, and only to the output."""
+"""Tests that streaming stores do not change the output, and that only the output is written."""
 
 import random
 

@@ -105,7 +105,7 @@ def tables():
 
 
 def set_streaming_threshold(isa, size):
-    """Let kernels of an instruction set use streaming stores for outputs of at least `size` bytes."""
+    """Let kernels of an instruction set use streaming stores from this output size in bytes on."""
     importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 
