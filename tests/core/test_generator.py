@@ -234,13 +234,13 @@ def test_next_mask_returns_the_mask_that_dropout_draws(shape):
 
 
 @pytest.mark.parametrize("dims", [(), 1, -1, (0, 2), (0, 1, 2)], ids=str)
-def test_next_mask_with_broadcast_dims(dims):
+def test_next_mask_with_broadcast_dims_equals_the_mask_of_dropout(dims):
     mask = cd.Generator(4).next_mask((3, 4, 5), 0.5, broadcast_dims=dims)
     x = np.ones(mask.shape, np.float32)
     assert mask == cd.dropout(x, 0.5, rng=4, broadcast_dims=dims, return_mask=True)[1]
 
 
-def test_next_mask_with_scale():
+def test_next_mask_returns_a_mask_with_the_given_scale():
     mask = cd.Generator(4).next_mask(5, 0.5, scale=3)
     assert mask == cd.Mask(5, 0.5, 4, scale=3.0) and mask.scale == 3
     assert cd.Generator(4).next_mask(5, 0.5, scale=None).scale == 2

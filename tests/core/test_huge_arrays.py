@@ -29,7 +29,7 @@ def filled(dtype):
 
 
 @linux_only
-def test_functions_with_elements_that_are_spread_over_gigabytes():
+def test_in_place_calls_change_arrays_that_are_spread_over_gigabytes():
     x = aliased_array(np.float16, SIZE)[:: SIZE >> 12]
     values = np.resize(normal(1000, np.float16), x.size)
     mask, bias = cd.Mask(x.size, 0.5, SEED), np.zeros(x.size, np.float16)
@@ -59,7 +59,7 @@ def test_bits_of_a_huge_mask_equal_the_reference():
 @pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("dtype, first", [(np.float16, 2**63 - 2**31), (np.float32, 2**64 - SIZE)])
-def test_apply_to_a_huge_array(dtype, first):
+def test_apply_equals_the_reference_for_a_huge_array(dtype, first):
     x, values = filled(dtype)
     y = aliased_array(dtype, SIZE, STARTS) if dtype is np.float16 else x
     assert cd.Mask(SIZE, 0.3, SEED, start=first).apply(x, y) is y
@@ -70,7 +70,7 @@ def test_apply_to_a_huge_array(dtype, first):
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_of_every_second_element_of_a_huge_array():
+def test_dropout_changes_only_every_second_element_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x[::2], 0.5, rng=SEED, inplace=True)
     for start, window in zip(STARTS, windows(x), strict=True):
@@ -81,7 +81,7 @@ def test_dropout_of_every_second_element_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_of_whole_rows_of_a_huge_array():
+def test_dropout_drops_whole_rows_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x.reshape(1 << 12, -1), 0.5, rng=SEED, broadcast_dims=1, inplace=True)
     rows_kept = reference.keep(SEED, 0, 0.5, 0, 1 << 12)
@@ -92,7 +92,7 @@ def test_dropout_of_whole_rows_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_backward_of_a_huge_array_with_packed_bits():
+def test_dropout_backward_applies_packed_bits_to_a_huge_array():
     x, values = filled(np.float16)
     bits = aliased_array(np.uint8, SIZE // 8, [start // 8 for start in STARTS])
     keeps = [reference.keep(SEED, 0, 0.5, start // 8 * 8, 1008) for start in STARTS]
@@ -106,7 +106,7 @@ def test_dropout_backward_of_a_huge_array_with_packed_bits():
 
 @pytest.mark.slow
 @linux_only
-def test_bias_dropout_add_of_a_huge_array():
+def test_bias_dropout_add_equals_the_reference_for_a_huge_array():
     x, values = filled(np.float32)
     table = x.reshape(-1, 1 << 20)
     cd.bias_dropout_add(table, np.zeros(1 << 20, np.float32), table, 0.5, rng=SEED, out=table)

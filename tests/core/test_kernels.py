@@ -202,7 +202,7 @@ def test_apply_bits_equals_the_reference(table, dtype, p, lengths):
             check(kernel, x[:n], want[:n], rng)
 
 
-def test_apply_bits_at_a_large_bit_offset(table, dtype):
+def test_apply_bits_equals_the_reference_at_a_large_bit_offset(table, dtype):
     x, first = numbers(dtype, 999), 2**32 + 5
     bits = np.zeros(2**29 + 200, np.uint8)  # only pages that are used take memory
     bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
@@ -279,7 +279,7 @@ def product(value, scale, dtype):
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
-def test_kernels_with_special_values(table, dtype, p, kernel):
+def test_kernels_round_products_of_special_values_correctly(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
     limits = info.smallest_subnormal, info.smallest_normal, info.max
     tiny, normal, largest = map(float, limits)

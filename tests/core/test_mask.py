@@ -215,7 +215,7 @@ def test_masks_can_be_converted_to_arrays():
 
 @pytest.mark.parametrize("start", [2**63 - 3, 2**63 + 5, 2**64 - 40])
 @pytest.mark.parametrize("seed, call", [(0, 0), (2**64 - 1, 2**64 - 1), (-1, 2**63)])
-def test_masks_at_the_largest_positions(start, seed, call):
+def test_masks_at_the_largest_positions_equal_the_reference(start, seed, call):
     mask = cd.Mask(40, 0.3, seed, call, start)
     expected = [reference.keep_one(seed, call, 0.3, start + i) for i in range(40)]
     assert list(np.asarray(mask)) == expected

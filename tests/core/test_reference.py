@@ -24,7 +24,7 @@ def all_values(dtype):
 # ---- the stream -------------------------------------------------------------------------------
 
 
-def test_recorded_hashes_equal_those_of_the_reference(tmp_path):
+def test_reference_reproduces_the_recorded_hashes(tmp_path):
     assert len(RECORDS) == 220
     reference.record(tmp_path / "records.json")
     assert json.loads((tmp_path / "records.json").read_text()) == RECORDS
@@ -154,7 +154,7 @@ def test_bits_are_packed_least_significant_first_and_padded_with_zeros():
         assert number == sum(1 << i for i in range(n) if kept[i])
 
 
-def test_keep_with_extreme_probabilities():
+def test_extreme_probabilities_keep_all_or_no_elements():
     assert reference.keep(1, 2, 0.0, 3, 1000).all()
     assert not reference.keep(1, 2, 1.0, 3, 1000).any()
     assert reference.keep(1, 2, 5e-324, 3, 100_000).all()
@@ -285,7 +285,7 @@ def test_apply_equals_numpy_for_all_values_of_half_types(dtype, p):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_apply_to_special_values(dtype):
+def test_apply_multiplies_or_drops_special_values(dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     x = np.array([np.nan, np.inf, -np.inf, -0.0, 3 * tiny, -1.5, np.finfo(dtype).max], dtype)
     twice = np.array([np.nan, np.inf, -np.inf, -0.0, 6 * tiny, -3, np.inf], dtype)
@@ -310,7 +310,7 @@ def test_dropout_draws_elements_in_c_order_for_any_layout(dtype):
         assert reference.dropout(empty, 0.5, 1, 2).dtype == dtype
 
 
-def test_dropout_with_p_0_and_p_1():
+def test_dropout_returns_a_copy_for_p_0_and_zeros_for_p_1():
     x = np.array([np.nan, -np.inf, -0.0, 5.0], np.float32)
     y = reference.dropout(x, 0.0, 1, 2)
     assert y.tobytes() == x.tobytes() and y is not x

@@ -36,7 +36,7 @@ def test_every_number_returns_65536_patterns():
 
 @every_half
 @pytest.mark.parametrize("p", [*PROBABILITIES, 1])
-def test_dropout_of_every_number(p, dtype):
+def test_dropout_equals_the_reference_for_every_number(p, dtype):
     x = every_number(dtype)
     want = reference.dropout(x, p, SEED, 0)
     out = np.empty_like(x)
@@ -59,7 +59,7 @@ def test_dropout_in_evaluation_copies_every_number(dtype):
 
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_dropout_of_every_number_with_a_given_mask(p, dtype):
+def test_dropout_with_a_given_mask_equals_the_reference_for_every_number(p, dtype):
     """Each number is kept by the first or by the second mask, and by the third one."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
@@ -75,7 +75,7 @@ def test_dropout_of_every_number_with_a_given_mask(p, dtype):
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
-def test_apply_bits_with_a_scale_of_0(isa, dtype):
+def test_apply_bits_multiplies_by_a_scale_of_0(isa, dtype):
     """Infinity times 0 is NaN; a finite number becomes 0 with the same sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
@@ -132,7 +132,7 @@ def layouts(x):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_dropout_of_every_number_with_any_strides(p, dtype):
+def test_dropout_with_any_strides_equals_the_reference_for_every_number(p, dtype):
     square, views = layouts(every_number(dtype))
     want = reference.dropout(square, p, SEED, 0)
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
@@ -150,7 +150,7 @@ def test_dropout_of_every_number_with_any_strides(p, dtype):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_dropout_of_every_number_with_broadcast_dims(p, dtype):
+def test_dropout_with_broadcast_dims_equals_the_reference_for_every_number(p, dtype):
     square, views = layouts(every_number(dtype))
     for dims in ((0,), (1,), (0, 1)):
         want = reference.dropout(square, p, SEED, 0, dims)
@@ -201,7 +201,7 @@ def test_dropout_with_a_scale_array_overflows_without_a_warning():
 
 
 @every_half
-def test_alpha_dropout_with_p_close_to_1(dtype):
+def test_alpha_dropout_returns_small_numbers_for_p_close_to_1(dtype):
     """All elements are dropped, and float16 cannot represent the constants a and b."""
     for p in (1 - 2.0**-40, 1 - 2.0**-53):
         y = cd.alpha_dropout(np.full(100, np.nan, dtype), p, True, rng=1)

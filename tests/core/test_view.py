@@ -129,7 +129,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a buffer of `first` bits and the bits of the case, and the index of element 0 in it."""
+    """Return a buffer of `first` bits and the bits of the case, and the bit index of element 0."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
@@ -278,12 +278,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("cases", LAYOUTS.values(), ids=LAYOUTS)
-def test_strided_kernels_with_each_layout(table, dtype, cases):
+def test_strided_kernels_equal_the_reference_for_each_layout(table, dtype, cases):
     check_all(table, cases, dtype)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_strided_kernels_with_several_probabilities(table, dtype, p):
+def test_strided_kernels_equal_the_reference_for_several_probabilities(table, dtype, p):
     for name in ("C order", "channels last", "broadcast axes"):
         check_all(table, LAYOUTS[name][-2:], dtype, [p])
 
@@ -291,7 +291,7 @@ def test_strided_kernels_with_several_probabilities(table, dtype, p):
 @pytest.mark.parametrize(
     "shape", [(7, 13, 21), (3, 5, 7, 11), *slow((17, 33, 65), (9, 10, 67, 12))], ids=str
 )
-def test_strided_kernels_with_permuted_axes(table, dtype, shape):
+def test_strided_kernels_equal_the_reference_for_permuted_axes(table, dtype, shape):
     every = list(itertools.permutations(range(len(shape))))
     for order in random.Random(1).sample(every, 6 if math.prod(shape) < 2000 else len(every)):
         check_all(table, [case(shape, order), case(shape, order, every[-1])], dtype)
@@ -311,7 +311,7 @@ LARGE = [  # arrays larger than a tile; the last tile along each axis is shorter
 
 
 @pytest.mark.parametrize("large", [*LARGE[:1], *slow(*LARGE[1:])], ids=lambda each: f"{each.shape}")
-def test_strided_kernels_on_arrays_larger_than_a_tile(table, dtype, large):
+def test_strided_kernels_equal_the_reference_for_arrays_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
@@ -320,7 +320,7 @@ def test_strided_kernels_on_arrays_larger_than_a_tile(table, dtype, large):
     [*LARGE[1:3], case((300, 20), within=(300, 4000))],
     ids=lambda each: f"{each.shape}",
 )
-def test_strided_kernels_on_bools_larger_than_a_tile(table, large):
+def test_strided_kernels_equal_the_reference_for_bools_larger_than_a_tile(table, large):
     """The last case has few elements, whose positions are spread over a long range of the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
@@ -332,7 +332,7 @@ def test_strided_kernels_on_bools_larger_than_a_tile(table, large):
         ((2, 2, 3, 4, 3, 1457, 9), (13590, 44865, 4097, 0, 44865, 5395, 13590)),
     ],
 )
-def test_strided_kernels_with_elements_at_the_same_mask_position(table, shape, mask):
+def test_strided_kernels_equal_the_reference_for_equal_mask_positions(table, shape, mask):
     """The last tile is shorter than the other tiles and must not need more bits than these."""
     c_order = layout(len(shape))
     check(table, Case(shape, c_order, c_order, mask), bool, 0.1, random.Random(9))
@@ -349,7 +349,7 @@ def test_strided_kernels_with_elements_at_the_same_mask_position(table, shape, m
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)
-def test_strided_kernels_with_streaming_stores(isa, contiguous):
+def test_strided_kernels_with_streaming_stores_equal_the_reference(isa, contiguous):
     """Rows are long enough for streaming stores; y is contiguous or has gaps between rows."""
     table, rng = tables.tables()[isa], random.Random(3)
     ndim = len(contiguous.shape)
@@ -408,13 +408,13 @@ def random_case(rng):
 
 
 @pytest.mark.parametrize("count", [12, *slow(400)])
-def test_strided_kernels_with_random_layouts(table, dtype, count):
+def test_strided_kernels_equal_the_reference_for_random_layouts(table, dtype, count):
     rng = random.Random(count)
     cases = [random_case(rng) for _ in range(count)]
     check_all(table, [each for each in cases if extent(each)[1] < 10**6], dtype)
 
 
-def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
+def test_apply_strided_supports_64_axes_and_returns_minus_1_for_65(table, dtype):
     """16 axes have length 2. The other axes have length 1 and strides that must be ignored."""
     itemsize = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
@@ -443,7 +443,7 @@ def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
-def test_apply_strided_with_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
+def test_apply_strided_equals_the_reference_for_any_64_bit_mask_stride(table, dtype, order, stride):
     """Positions wrap around modulo 2**64."""
     shape = 5, 70
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
@@ -459,7 +459,7 @@ def test_apply_strided_with_any_64_bit_stride_of_the_mask(table, dtype, order, s
     assert array.buffer.holds(result)
 
 
-def test_apply_bits_strided_at_a_large_bit_offset(table):
+def test_apply_bits_strided_equals_the_reference_at_a_large_bit_offset(table):
     first = 2**32 + 5
     memory = np.zeros(2**29 + 1000, np.uint8)  # only pages that are used take memory
     memory[2**29 :] = np.random.default_rng(3).integers(0, 256, 1000)
@@ -472,7 +472,7 @@ def test_apply_bits_strided_at_a_large_bit_offset(table):
     assert y.buffer.holds(result)
 
 
-def test_apply_strided_with_a_stride_of_0_in_x(table):
+def test_apply_strided_equals_the_reference_for_a_stride_of_0_in_x(table):
     x, y = values(np.float32, (50,)), GuardedArray(np.float32, (7, 50), (200, 4), 1)
     want = reference.apply(np.broadcast_to(x, (7, 50)), keep(0.1, 5, 350), 0.1)
     result = y.bytes_after(want)
