@@ -164,9 +164,9 @@ def unpack_bits(packed):
 
 
 def draw(seed, call, p, start, n, step=xoroshiro128pp):
-    """Return which of n > 0 elements from `start` on the lanes drop or leave undecided.
+    """Return which elements the lanes drop, and which elements the lanes leave undecided.
 
-    This function requires 0 < p < 1.
+    The n > 0 elements from `start` on are drawn, for 0 < p < 1.
 
     Returns
     -------

@@ -26,7 +26,7 @@ TESTS = len(PROBABILITIES) * (math.comb(BITS, 2) + 63 + math.comb(BITS, 3))
 
 
 def xorshift128plus(s0, s1):
-    """Advance xorshift128+ with the shifts 23, 17, 26 (Vigna 2014), for ints and arrays."""
+    """Return an output of xorshift128+ (Vigna 2014, shifts 23, 17 and 26) and the next state."""
     word = (s0 + s1) & reference.MASK64
     mixed = s0 ^ ((s0 << 23) & reference.MASK64)
     return word, s1, mixed ^ s1 ^ (mixed >> 17) ^ (s1 >> 26)

@@ -51,7 +51,7 @@ def window_positions(shape, index):
 
 
 def keep_at(positions, p, seed, call):
-    """Return which elements at these positions are kept; draw only blocks that contain one."""
+    """Return which elements at these positions are kept; draw only blocks with such elements."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
@@ -372,7 +372,7 @@ def test_bool_of_a_mask_is_true_for_any_shape():
 
 
 def test_masks_that_differ_only_in_p_are_nested():
-    """A mask drops all elements that a mask with a lower p drops, if both draw 12 bits for each."""
+    """A mask drops all elements that one with a lower p drops if both draw 12 bits per element."""
     n = 50_000
     probabilities = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
     dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]

@@ -304,7 +304,7 @@ for functions, failures in (good, 0), (bad, len(bad) * ROUNDS):
 @pytest.mark.slow
 @linux_only
 def test_memory_is_constant_over_many_calls():
-    """The limits detect a leak of one object in one of 400 calls, or of 1 KiB in one of 50."""
+    """The limits detect a leak of one object in 1 of 400 calls, or of 1 KiB in 1 of 50 calls."""
     status, output, errors = run(f"{FIND_TESTS}from {__name__} import run_all\n{MANY_CALLS}")
     assert status == 0, errors
     for line in output.splitlines():

@@ -1,4 +1,4 @@
-"""Tests that signal handlers run during a call, and that their exceptions end the call."""
+"""Tests that signal handlers run during a call and that exceptions of handlers end the call."""
 
 import signal
 

@@ -29,7 +29,7 @@ STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory, with the fastest axis last, and the step along each axis."""
+    """The order of the axes in memory, fastest axis last, and the steps along the axes in items."""
 
     order: tuple
     steps: tuple
@@ -91,7 +91,7 @@ def keep(p, first, n):
 
 
 def extent(case):
-    """Return the lowest position that the case uses, and the number of positions to the highest."""
+    """Return the lowest position of the case in the mask, and how many positions the case spans."""
     reach = [(n - 1) * stride for n, stride in zip(case.shape, case.mask, strict=True)]
     first = case.start + sum(offset for offset in reach if offset < 0)
     return first, sum(map(abs, reach)) + 1

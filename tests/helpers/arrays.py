@@ -41,8 +41,8 @@ def to_bytes(array, equal_nan=False):
 def assert_same_bits(actual, expected, equal_nan=False):
     """Assert that two arrays have the same dtype, shape and bits.
 
-    Objects of other types are converted with `np.asarray`. With `equal_nan`, all
-    NaN are considered equal.
+    Objects of other types are converted with `np.asarray`. With `equal_nan`, all NaN count as
+    equal.
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)

@@ -73,7 +73,7 @@ class ValidCall:
         return self.name
 
     def has(self, *names):
-        """Return whether the function is called with arguments of all these names."""
+        """Return whether the call has an argument of each of these names."""
         return self.arguments.keys() >= set(names)
 
 

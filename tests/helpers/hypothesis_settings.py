@@ -7,10 +7,9 @@ from .requirements import slow
 
 
 def given_examples(count, *strategies):
-    """Return a decorator that tests a property with `count` examples, or `count` // 5 if quick.
+    """Return a decorator that tests a property with `count` // 5 examples.
 
-    Slow tests run both numbers of examples. The examples are the same in every run, and no
-    example has a deadline.
+    A slow test uses `count` examples. The examples are the same in every run and have no deadline.
     """
 
     def decorate(check):

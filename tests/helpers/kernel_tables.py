@@ -105,7 +105,7 @@ def tables():
 
 
 def set_streaming_threshold(isa, size):
-    """Let kernels of an instruction set use streaming stores from this output size in bytes on."""
+    """Set the output size in bytes from which kernels of this set use streaming stores."""
     importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 

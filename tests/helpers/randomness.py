@@ -1,7 +1,7 @@
 """Statistical tests of masks: keep rate, order, independence, avalanche.
 
-Each test computes sums that are near 0 if the elements are independent. The tests draw bits with a
-function `draw(seed, call, p, start, n)`, which can be replaced by one of a faulty generator.
+Each test computes sums that are near 0 if the elements are independent. The bits come from a
+function `draw(seed, call, p, start, n)`, so that faulty generators can be tested too.
 """
 
 import math
@@ -22,7 +22,7 @@ FALSE_ALARM = 1e-6  # the probability that a perfect generator fails any of TEST
 TESTS = 250
 GRAM = 16  # number of consecutive elements, all subsets of which are tested
 LAGS = [*range(1, 65), *(2**k + d for k in range(7, 17) for d in (-1, 0, 1))]
-ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # axis of each order
+ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # the axis of each order
 
 
 class Scores(NamedTuple):
@@ -161,7 +161,7 @@ def tally_lengths(lengths, stop):
 
 
 def score_lengths(tally, stop):
-    """Return the number of lengths in each class, in sigmas from its expected value."""
+    """Return how far the number of lengths in each class is from its mean, in sigmas."""
     chance = -np.diff((1 - stop) ** (length_classes(stop) - 1), append=0)
     n = tally.sum()
     largest = np.sqrt(np.maximum(chance / (1 - chance), (1 - chance) / chance))
@@ -169,7 +169,7 @@ def score_lengths(tally, stop):
 
 
 def tally_gaps(bits, p):
-    """Return the `tally_lengths` of the distances between dropped elements that follow each other.
+    """Return the `tally_lengths` of the distances between successive dropped elements.
 
     The elements form a ring.
     """

@@ -1,7 +1,7 @@
 """Requirements of tests: packages, systems and instruction sets.
 
-If a requirement is missing, the test is skipped. The reason says what is missing and, if this is a
-package, how to install it.
+If a requirement is missing, the test is skipped. The reason says what is missing and how
+to install a missing package.
 """
 
 import os
