@@ -248,7 +248,7 @@ def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
 
 
 def widen(bits16, name):
-    """Convert the bits of float16 or bfloat16 (uint16) to those of float32 (uint32), exactly."""
+    """Convert float16 or bfloat16 (bits as uint16) exactly to float32 (bits as uint32)."""
     b = np.asarray(bits16).astype(np.uint32)
     if name == "bfloat16":
         return b << 16

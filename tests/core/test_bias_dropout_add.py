@@ -15,7 +15,7 @@ SEED = 2**64 - 5
 N, T, C = 5, 9, 70
 BIASES = [(C,), (T, C), (1, C), (), (1,), (T, 1), (N, 1, C), (N, T, C), (N, 1, 1), (1, T, C),
           (1, 1, 1)]  # fmt: skip
-# Shapes of x and bias; rows are shorter than, as long as, and longer than a group of the stream.
+# Shapes of x and bias. The rows are shorter than, as long as or longer than a group of the stream.
 ROWS = [((3000,), (3000,)), ((40, 511), (511,)), ((40, 512), (512,)), ((33, 513), (513,)),
         ((9001, 1), (1,)), ((2, 8192), (8192,)), ((2, 65_539), (65_539,)),
         ((700, 13), (700, 1)), ((1, 6), (6,)), ((1, 1), (1, 1)), ((), ()),
@@ -250,7 +250,7 @@ def test_backward_raises_for_wrong_arguments(args, error, pattern):
 
 
 def sum_to_shape(gradient, bias_shape):
-    """Sum a gradient in float64 over the axes along which bias is broadcast."""
+    """Return the sum of a gradient, in float64, over the axes along which bias is broadcast."""
     gradient = gradient.astype(np.float64)
     lead = gradient.ndim - len(bias_shape)
     total = gradient.sum(axis=tuple(range(lead)))

@@ -195,7 +195,7 @@ def test_a_call_runs_without_threads_that_cannot_be_started():
 @pytest.mark.parametrize("times", [1, *slow(40)])
 def test_nothing_is_written_after_an_interrupted_call(times, alarm):
     class Stop(Exception):
-        """Raised by the signal handler."""
+        """The exception that the signal handler raises."""
 
     def stop(*_):
         raise Stop

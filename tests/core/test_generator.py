@@ -27,7 +27,7 @@ SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
 
 
 def draw(generator):
-    """Call dropout and return the mask that it draws."""
+    """Return the mask that a call of dropout draws with this generator."""
     return cd.dropout(X, 0.5, rng=generator, return_mask=True)[1]
 
 

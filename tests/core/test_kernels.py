@@ -20,7 +20,7 @@ from ..helpers import kernel_tables as tables
 from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, as_bytes, guarded_copy, new_mask
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # the defaults of new_mask
 PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
 LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
            16383, 16384, 16385, 20000]  # fmt: skip
@@ -222,7 +222,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 def test_bias_dropout_add_equals_the_reference(table, dtype, p):
-    # The inputs contain no NaN, because the sum of two NaNs can be either of them.
+    # The inputs contain no NaN, because the sum of two NaNs can be either NaN.
     values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
     values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
     start, rng = 2**33 - 77, random.Random(7)
@@ -344,7 +344,7 @@ def test_kernels_return_minus_1_for_an_unknown_dtype(table, code, p):
     y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
     assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
-    for real in (code, DTYPES[np.float16]):  # bias_dropout_add takes only float32 and float64
+    for real in (code, DTYPES[np.float16]):  # bias_dropout_add supports only float32 and float64
         where = x.address, x.address, x.address, y.address, 10, 10
         assert table.bias_dropout_add(real, *where, mask, 0) == -1
         assert table.bias_dropout_add_backward(real, *where[1:], mask, 0) == -1

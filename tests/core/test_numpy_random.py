@@ -41,7 +41,7 @@ BIT_GENERATORS = [
 
 
 def generator_and_next_seed(bit_generator):
-    """Return a generator, the seed that it draws next, and its state after that draw."""
+    """Return a generator, the seed that the generator draws next, and the state after this draw."""
     other = np.random.Generator(bit_generator(7))
     seed = int(other.integers(2**64, dtype=np.uint64))
     return np.random.Generator(bit_generator(7)), seed, other.bit_generator.state

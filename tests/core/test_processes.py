@@ -85,7 +85,7 @@ import cdropout as cd
 cd.set_num_threads(3)
 x, parent = np.ones(1 << 21, np.float32), os.getpid()
 mask = cd.Mask(x.shape, 0.3, strides=(5000,))  # slow, because each element is drawn separately
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python >= 3.12 warns
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # in Python >= 3.12
 
 def fork(*_):
     global child

@@ -35,7 +35,7 @@ def test_masks_pass_all_statistical_tests(p):
 def test_number_of_statistical_tests_does_not_exceed_the_assumed_number():
     """The limits of the scores are computed for at most TESTS tests."""
     effort = randomness.Effort(CHUNK, CHUNK, 1, 1)
-    each = len(list(randomness.all_tests(draw, 0.5, effort))) + 2  # 2 omitted tests of lanes
+    each = len(list(randomness.all_tests(draw, 0.5, effort))) + 2  # 2 tests of lanes are omitted
     assert len(randomness.PROBABILITIES) * each <= randomness.TESTS
 
 

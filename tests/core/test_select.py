@@ -117,7 +117,7 @@ def test_apply_bits_with_a_special_number_at_each_index_of_a_step(isa, dtype, sc
 
 
 def layouts(x):
-    """Return x with shape (256, 256), and copies with other strides and alignments."""
+    """Return x with shape (256, 256), and a list of copies with other strides and alignments."""
     square = x.reshape(256, 256)
     wide, unaligned = np.zeros((256, 3, 256), x.dtype), np.zeros(2 * x.size + 1, np.uint8)
     views = [

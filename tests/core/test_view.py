@@ -23,7 +23,7 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # the defaults of new_mask
 TYPES = [*DTYPES, bool]  # bool stands for CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
@@ -444,7 +444,7 @@ def test_apply_strided_supports_64_axes_and_returns_minus_1_for_65(table, dtype)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
 def test_apply_strided_equals_the_reference_for_any_64_bit_mask_stride(table, dtype, order, stride):
-    """Positions wrap around modulo 2**64."""
+    """Positions in the mask wrap around modulo 2**64."""
     shape = 5, 70
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])

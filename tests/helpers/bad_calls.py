@@ -162,7 +162,7 @@ def module_calls(objects, kind, shape):
 
 
 def assert_raises(error, pattern, call, /, *args, **kwargs):
-    """Assert that the call raises exactly this type, with a message that matches the pattern."""
+    """Assert that the call raises exactly `error`, with a message that matches the pattern."""
     with pytest.raises(error, match=pattern) as raised:
         call(*args, **kwargs)
     assert raised.type is error

@@ -17,7 +17,7 @@ BENCH = ["bench", "--sizes", "64", "--seconds", "0", "--peer", "none"]
 
 
 def find_command(name):
-    """Return the arguments that start this command; skip the test if it is not installed."""
+    """Return the arguments that start this command; skip the test if the command is missing."""
     if name == "script" and not SCRIPT.exists():
         pytest.skip("the script cdropout was not installed")
     return COMMANDS[name]

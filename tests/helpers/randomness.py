@@ -77,8 +77,8 @@ class Effort(NamedTuple):
 
     rate: int  # elements
     order: int  # elements, a multiple of CHUNK
-    repetitions: int  # blocks of each mask of a family
-    bases: int  # pairs of seed and call; each of their bits is flipped
+    repetitions: int  # blocks of each mask in a family
+    bases: int  # pairs of a seed and a call number, each bit of which is flipped
     pairs: int = 0  # samples for two-point correlations within a lane; 0 omits the test
     triples: int = 0  # samples for three-point correlations within a lane; 0 omits the test
 

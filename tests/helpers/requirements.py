@@ -34,7 +34,7 @@ NAMES = {
 
 
 def skip_reason(module):
-    """Return why a test that needs this module is skipped, and the command to install it."""
+    """Return why a test that needs this module is skipped, and how to install the module."""
     module = module.partition(".")[0]
     package = f"'cdropout[{module}]'" if module in EXTRAS else PACKAGES.get(module, module)
     return f"needs {NAMES.get(module, module)}: pip install {package}"

@@ -74,7 +74,7 @@ def next_seed():
 
 
 def with_seed(function, *args):
-    """Call a function after setting the seed of PyTorch's default generator to 3."""
+    """Set the seed of PyTorch's default generator to 3 and return the result of the function."""
     torch.manual_seed(3)
     return function(*args)
 
