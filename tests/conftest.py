@@ -1,12 +1,12 @@
-"""A check of the build, the selection of slow tests by name, and shared fixtures."""
+"""Check that cdropout can be imported, select slow tests by name, and define shared fixtures."""
 
 import os
 import signal
 
 import pytest
 
-# OpenBLAS would otherwise start threads in each test process when NumPy is imported, which takes
-# as long as the import itself. The tests multiply only small matrices.
+# When NumPy is imported, OpenBLAS would start threads in each test process, and starting threads
+# takes as long as the import itself. The tests multiply only small matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -28,7 +28,7 @@ def check_package():
 
 
 def select_named_tests(config):
-    """Include slow tests if all arguments on the command line select one test (`file::test`)."""
+    """Include slow tests if each argument selects a test (`file::test`) and `-m` is not used."""
     named = config.args and all("::" in argument for argument in config.args)
     if named and config.option.markexpr == "not slow":  # the default in pyproject.toml
         config.option.markexpr = ""
@@ -46,7 +46,7 @@ def restore_num_threads():
 
 @pytest.fixture
 def unchanged():
-    """Provide arrays, generators, a mask and a module; fail the test if it changes one of them."""
+    """Provide arrays, generators, a mask and a module; assert after the test that none changed."""
     from .helpers.bad_calls import unchanged_objects
 
     with unchanged_objects() as objects:
@@ -55,7 +55,7 @@ def unchanged():
 
 @pytest.fixture
 def alarm():
-    """Return a function that installs a handler of SIGALRM and sends the signal after a delay."""
+    """Return a function that installs a handler of SIGALRM and schedules one such signal."""
     before = signal.getsignal(signal.SIGALRM)
 
     def set_alarm(handler, seconds):

@@ -5,7 +5,8 @@ element, in Python integers; `keep` runs the loop of the specification for many 
 NumPy. Functions "for ints and arrays" take Python integers in [0, 2**64) or arrays of uint64, and
 return values of the same type.
 
-Only a new version of the stream requires new recorded hashes. This command writes them:
+The recorded hashes change only with a new version of the stream. The following command writes the
+file of recorded hashes:
 
     python tests/reference.py --record cdropout/stream_v1.json
 """
@@ -21,7 +22,7 @@ import numpy as np
 
 MASK64 = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
-BLOCK = 8192  # elements between seedings of the lanes
+BLOCK = 8192  # elements for which the lanes are seeded once
 GROUP = 512  # elements that the lanes draw together, 64 per lane
 LANES = 8
 ROUNDS = 12  # maximum number of outputs per lane and group
@@ -87,21 +88,21 @@ def threshold(p):
 def rounds(T):
     """Return R, the number of outputs that each lane draws per group.
 
-    The bits of T below its lowest set bit do not affect the result. If T is 0, R is 12, and no
-    element is dropped.
+    The bits of T below its lowest set bit do not affect which elements are dropped. If T is 0, R is
+    12, and no element is dropped.
     """
     lowest = (T & -T).bit_length() - 1
     return min(ROUNDS, 64 - lowest)
 
 
 def lane_state(K, c, block, lane):
-    """Return the state (s0, s1) of this lane at the start of this block, for ints and arrays."""
+    """Return the state (s0, s1) of a lane at the start of a block, for ints and arrays."""
     s0 = mix(K + GAMMA * (LANES * block + lane + 1))
     return s0, mix(s0 + c)
 
 
 def spawn_seed(seed, i):
-    """Return the seed of a generator's child number i, counted from 0."""
+    """Return the seed of child number i, counted from 0, of a generator with this seed."""
     return mix(mix(seed + 2 * GAMMA) + GAMMA * (i + 1))
 
 
@@ -109,10 +110,10 @@ def spawn_seed(seed, i):
 
 
 def keep_one(seed, call, p, element, step=xoroshiro128pp):
-    """Return whether the mask keeps this element, in Python integers.
+    """Return whether the mask keeps this element, computed with Python integers.
 
-    The element's bit in each of R outputs of its lane gives the upper R bits of a random 64-bit
-    number, and a hash gives the others. The element is dropped if this number is less than T.
+    The upper R bits of a random 64-bit number are the bits of the element in R outputs of its lane,
+    and a hash gives the other bits. The element is dropped if this number is less than T.
     """
     if p in (0, 1):
         return p == 0
@@ -141,7 +142,8 @@ def draw_group(s0, s1, T, step):
 
     Returns
     -------
-    drop, undecided, s0, s1 : bits of dropped and of undecided elements, and the new state.
+    drop, undecided, s0, s1 : the bits that are set for dropped elements, the bits that are set for
+        undecided elements, and the new state of the lane.
     """
     drop = s0 & 0  # 0, or an array of zeros if s0 is an array
     undecided = drop | MASK64
@@ -162,7 +164,9 @@ def unpack_bits(packed):
 
 
 def draw(seed, call, p, start, n, step=xoroshiro128pp):
-    """Return the decisions of the lanes for n > 0 elements from `start` on, for 0 < p < 1.
+    """Return which elements the lanes drop, and which elements the lanes leave undecided.
+
+    The n > 0 elements from `start` on are drawn, for 0 < p < 1.
 
     Returns
     -------
@@ -191,12 +195,13 @@ def keep(seed, call, p, start, n, step=xoroshiro128pp):
 
     Parameters
     ----------
-    seed : int in [-2**63, 2**64), two's complement
+    seed : int in [-2**63, 2**64); a negative seed gives the same mask as seed + 2**64
     call : int in [0, 2**64)
     p : float in [0, 1], the probability of dropping an element
     start, n : int, 0 <= start < 2**63
     step : callable
-        The generator of the lanes, (s0, s1) -> (output, s0, s1); tests of randomness replace it.
+        The function that advances a lane, (s0, s1) -> (output, s0, s1). Tests of randomness
+        replace the default.
 
     Returns
     -------
@@ -214,23 +219,24 @@ def keep(seed, call, p, start, n, step=xoroshiro128pp):
 
 
 def bits(seed, call, p, start, n):
-    """Pack the result of `keep` into uint8 [ceil(n / 8)], lowest bit first, padded with zeros."""
+    """Return the result of `keep` as uint8 [ceil(n / 8)], lowest bit first, padded with zeros."""
     return np.packbits(keep(seed, call, p, start, n), bitorder="little")
 
 
 def window(shape, index, start=0):
     """Return the positions (uint64) of the elements that a basic index selects from a mask.
 
-    The mask has this shape, and its first element has the position `start`.
+    `shape` is the shape of the mask, and `start` is the position of its first element.
     """
     positions = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(start)
     return np.asarray(positions.reshape(shape)[index])
 
 
 def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
-    """Return which elements (bool [shape]) are kept by a mask with broadcast axes.
+    """Return which elements a mask with broadcast axes keeps: bool [shape].
 
-    All elements along `broadcast_dims` share one draw: the drawn mask has length 1 along them.
+    All elements along `broadcast_dims` share one draw: the drawn mask has length 1 along these
+    axes.
     """
     axes = {range(len(shape))[axis] for axis in broadcast_dims}
     drawn_shape = [1 if axis in axes else length for axis, length in enumerate(shape)]
@@ -242,7 +248,7 @@ def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
 
 
 def widen(bits16, name):
-    """Convert the bits of float16 or bfloat16 (uint16) to those of float32 (uint32), exactly."""
+    """Convert float16 or bfloat16 (bits as uint16) exactly to float32 (bits as uint32)."""
     b = np.asarray(bits16).astype(np.uint32)
     if name == "bfloat16":
         return b << 16
@@ -254,7 +260,7 @@ def widen(bits16, name):
 
 
 def round_to_half(bits32, name):
-    """Round the bits of float32 (uint32) to those of float16 or bfloat16 (uint16).
+    """Round float32 (bits as uint32) to float16 or bfloat16 (bits as uint16).
 
     Numbers are rounded to nearest, ties to even, and to infinity if they are too large. Subnormal
     results are kept. A NaN becomes quiet, and keeps its sign and the upper bits of its payload.
@@ -266,12 +272,12 @@ def round_to_half(bits32, name):
     # value = significand * 2**(exponent - 150); subnormals have the exponent 1
     exponent = np.maximum(magnitude >> 23, 1)
     significand = np.where(magnitude >> 23 == 0, magnitude, (magnitude & 0x7FFFFF) + (1 << 23))
-    target = exponent - 128 + (1 << (exponent_bits - 1))  # with the bias of the half type
-    shift = dropped + np.clip(1 - target, 0, 24)  # a shift by 25 gives 0
+    target = exponent - 128 + (1 << (exponent_bits - 1))  # exponent with the bias of the half type
+    shift = dropped + np.clip(1 - target, 0, 24)  # any shift by 25 or more gives 0
     quotient, remainder = significand >> shift, significand & ((1 << shift) - 1)
     half = 1 << (shift - 1)
     quotient += (remainder > half) | ((remainder == half) & (quotient & 1 == 1))
-    # The leading bit of a normal quotient, or a carry into it, adds one to the exponent.
+    # The leading bit of a normal quotient, or a carry into this bit, adds one to the exponent.
     infinity = ((1 << exponent_bits) - 1) << mantissa_bits
     number = np.minimum(quotient + ((np.maximum(target, 1) - 1) << mantissa_bits), infinity)
     payload = (magnitude >> dropped) & ((1 << mantissa_bits) - 1)
@@ -291,7 +297,7 @@ def computation_dtype(dtype):
 
 
 def scale(p, dtype):
-    """Return 1 / (1 - p), in double and then rounded to the computation dtype; 0 for p = 1."""
+    """Return 1 / (1 - p), computed in double and rounded to the computation dtype; 0 for p = 1."""
     return computation_dtype(dtype)(0.0 if p == 1 else 1.0 / (1.0 - float(p)))
 
 
@@ -319,7 +325,7 @@ def apply(x, keep, p):
 
 
 def dropout(x, p, seed, call, broadcast_dims=()):
-    """Return the dropout of x in training, or a copy of x if p = 0."""
+    """Return the result of dropout of x in training; for p = 0, return a copy of x."""
     x = np.array(x, order="C")
     if p == 0:
         return x
@@ -343,7 +349,7 @@ RECORDED = {
               2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1],
     "n": [1, 8, 63, 64, 65, 511, 512, 513, 1000, 8192, 8193, 20000],
 }  # fmt: skip
-# For these p, the hash decides some elements of each long case: it drops some and keeps others.
+# For these values of p, the hash drops some elements of each long case and keeps others.
 P_OF_LONG_CASES = [
     0.1, 0.3, 1 / 3, 0.999, 2.0**-13, 1 - 2.0**-13,
     0.5 - 2.0**-13, 0.5 + 2.0**-13, 0.25 + 2.0**-14, 0.75 - 2.0**-14,
@@ -351,7 +357,7 @@ P_OF_LONG_CASES = [
 
 
 def recorded_cases():
-    """Return 220 cases: 200 that contain each value of RECORDED, and 20 long ones."""
+    """Return 200 cases in which each value of RECORDED occurs, and 20 long cases."""
     columns = []
     for i, values in enumerate(RECORDED.values()):
         order = sorted(range(200), key=lambda row, i=i: mix(1000 * i + row))  # a fixed shuffle

@@ -133,7 +133,7 @@ threads = [threading.Thread(target=draw) for _ in range(2)]
   # -k omits the tests that count threads
   run_tests "WARNING: ThreadSanitizer" -m '' tests/core/test_executor.py tests/core/test_generator.py \
     tests/core/test_processes.py --deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter} \
-    tests/core/test_kernels.py::test_threads_write_adjacent_ranges tests/core/test_stress.py \
+    tests/core/test_kernels.py::test_threads_can_write_adjacent_ranges tests/core/test_stress.py \
     -k "not start_threads_once and not cannot_be_started"
 }
 

@@ -1,9 +1,9 @@
-/* Loops for test_guard_pages.py, which call the kernels on buffers of many sizes and alignments next to inaccessible pages.
+/* Loops for test_guard_pages.py that call the kernels on buffers of many sizes and alignments next to inaccessible pages.
  *
  * Sanitizers do not check masked vector loads and streaming stores; memory protection does. In the first pass, each buffer
- * begins where an inaccessible page ends; in the second pass, it ends where one begins. An access to such a page causes a
- * segmentation fault. Only the output is `offset` bytes away from the page. The bytes on both sides of the output have a
- * known value, so that a wrong store is detected there too. */
+ * begins where an inaccessible page ends; in the second pass, each buffer ends where an inaccessible page begins. An access
+ * to such a page causes a segmentation fault. The output, unlike other buffers, is `offset` bytes away from the page. The
+ * bytes on both sides of the output have a known value, so that a wrong store to these bytes is detected too. */
 #define _DEFAULT_SOURCE
 #include <cdropout.h>
 #include <signal.h>
@@ -18,7 +18,7 @@ static const size_t ITEMSIZES[] = {4, 8, 2, 2, 1}; /* bytes per element of each 
 
 static const cdropout_table *table;
 static char *low[BUFFERS], *high[BUFFERS];
-static struct { /* the current call; the signal handler reads it */
+static struct { /* the current call, which the signal handler reports */
   const char *kernel;
   int dtype, at_end;
   size_t n, rows, columns, offset;
@@ -86,7 +86,7 @@ static void draw(const cdropout_mask *mask) {
   CALL(bools, (uint8_t *)output(current.n), current.n, mask, current.start);
 }
 
-/* Return how many items a view with these steps spans. *before is the distance of its first item from the lowest one. */
+/* Return how many items a view with these steps spans. Set *before to the distance of the first item from the lowest one. */
 static size_t extent(const ptrdiff_t steps[2], size_t *before) {
   size_t lengths[] = {current.rows, current.columns}, total = 1;
   *before = 0;
@@ -144,7 +144,8 @@ static void views(const cdropout_mask *mask) {
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }
 
-/* Make all calls for one length and offset. Strided kernels, which take longer, are called only for some of these. */
+/* Call the kernels for the current length and offset. Strided kernels and those with a bias take longer, so that they are
+ * called only for one in `every` combinations of length, offset and dtype. */
 static void all_kernels(const cdropout_mask *masks, int every) {
   current.rows = current.columns = 0;
   draw(&masks[0]);
@@ -160,7 +161,8 @@ static void all_kernels(const cdropout_mask *masks, int every) {
   }
 }
 
-/* Write one byte outside the output: to the page above it (-1), to the page below it (-2), or to the byte above it (-3). */
+/* Write one byte outside the output: to the page above the output if `where` is -1, to the page below the output if it
+ * is -2, or to the byte above the output if it is -3. */
 static void write_outside(const cdropout_mask *mask, int where) {
   current.at_end = where != -2;
   current.n = 17, current.offset = where == -3 ? 5 : 0;
@@ -168,9 +170,10 @@ static void write_outside(const cdropout_mask *mask, int where) {
   CALL(bools, (uint8_t *)y - (where == -2), current.n + 1, mask, 0);
 }
 
-/* Make the calls for one in `sparse` positions of the buffers. Return the number of calls, or -1 if mmap or mprotect fails.
+/* Make the calls for one in `sparse` combinations of length and offset. Return the number of calls, or -1 if mmap or
+ * mprotect fails.
  *
- * If every = 0, make only calls that may use streaming stores. If every < 0, make one wrong call, to be detected. */
+ * If every = 0, call only kernels that may use streaming stores. If every < 0, first write one byte outside the output. */
 long long run(const cdropout_table *kernels, int every, int sparse) {
   static const double PROBABILITIES[] = {0.3, 0.5, 1.0};
   size_t page = sysconf(_SC_PAGESIZE), size = (3 * 8 * MAX_LENGTH + OFFSETS + EDGE + page - 1) / page * page;
@@ -183,7 +186,7 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
   }
   table = kernels;
   signal(SIGSEGV, on_fault);
-  signal(SIGBUS, on_fault); /* macOS raises this signal instead */
+  signal(SIGBUS, on_fault); /* macOS raises SIGBUS instead of SIGSEGV */
   for (current.at_end = 0; current.at_end < 2; current.at_end++) {
     current.offset = 0;
     cdropout_mask *masks = (cdropout_mask *)place(MASKS, sizeof *masks * 3);

@@ -15,7 +15,7 @@ SEED = 2**64 - 5
 N, T, C = 5, 9, 70
 BIASES = [(C,), (T, C), (1, C), (), (1,), (T, 1), (N, 1, C), (N, T, C), (N, 1, 1), (1, T, C),
           (1, 1, 1)]  # fmt: skip
-# Shapes of x and bias; rows are shorter than, as long as, and longer than a group of the stream.
+# Shapes of x and bias. The rows are shorter than, as long as or longer than a group of the stream.
 ROWS = [((3000,), (3000,)), ((40, 511), (511,)), ((40, 512), (512,)), ((33, 513), (513,)),
         ((9001, 1), (1,)), ((2, 8192), (8192,)), ((2, 65_539), (65_539,)),
         ((700, 13), (700, 1)), ((1, 6), (6,)), ((1, 1), (1, 1)), ((), ()),
@@ -36,7 +36,7 @@ def assert_same(actual, expected):
 
 
 def round_to(dtype, y):
-    """Round float32 or float64 numbers to dtype."""
+    """Return y, which has the computation dtype of `dtype`, rounded to `dtype`."""
     if np.dtype(dtype).name in reference.HALVES:
         bits = reference.round_to_half(y.view(np.uint32), np.dtype(dtype).name)
         return bits.view(dtype).reshape(y.shape)
@@ -44,7 +44,7 @@ def round_to(dtype, y):
 
 
 def separate_operations(x, bias, residual, keep, p):
-    """Return residual + dropout(x + bias), with all operations in the computation dtype."""
+    """Return residual + dropout(x + bias), computed in the computation dtype and then rounded."""
     real = reference.computation_dtype(x.dtype)
     x, bias, residual, dtype = x.astype(real), bias.astype(real), residual.astype(real), x.dtype
     with np.errstate(all="ignore"):
@@ -130,7 +130,7 @@ def test_an_undefined_gradient_of_bias_is_nan_without_a_warning():
 
 
 def strided(array):
-    """Return a copy with negative strides, in memory with a gap after each item."""
+    """Return a copy with negative strides and with gaps between the items."""
     view = np.zeros((*array.shape, 2), array.dtype)[..., 1]
     view = view[(..., *[slice(None, None, -1)] * array.ndim)]
     view[...] = array
@@ -250,7 +250,7 @@ def test_backward_raises_for_wrong_arguments(args, error, pattern):
 
 
 def sum_to_shape(gradient, bias_shape):
-    """Sum a gradient in float64 over the axes along which bias is broadcast."""
+    """Return the sum of a gradient, in float64, over the axes along which bias is broadcast."""
     gradient = gradient.astype(np.float64)
     lead = gradient.ndim - len(bias_shape)
     total = gradient.sum(axis=tuple(range(lead)))
@@ -271,8 +271,8 @@ def test_backward_equals_the_reference(shape, bias_shape, p, dtype):
     assert (gbias.dtype, gbias.shape) == (gy.dtype, bias_shape)
     exact = sum_to_shape(reference.apply(gy, reference_keep(shape, p), p), bias_shape)
     magnitude = sum_to_shape(abs(gx.astype(np.float64)), bias_shape)
-    # gbias is summed in double in any order and then rounded. For half types, the products may be
-    # rounded first.
+    # gbias is summed in double, in any order, and then rounded. For half types, the terms of the
+    # sum may be rounded too.
     eps = float(ml_dtypes.finfo(dtype).eps)
     sum_error = gy.size * 2.0**-53 + (eps if gy.itemsize == 2 else 0)
     assert (abs(gbias.astype(np.float64) - exact) <= eps * abs(exact) + sum_error * magnitude).all()
@@ -310,7 +310,7 @@ def test_the_gradient_of_a_zero_dimensional_bias_is_an_array():
         assert isinstance(cd.bias_dropout_add_backward(gy, cd.Mask(shape, 0.3), ())[1], np.ndarray)
 
 
-def test_backward_with_windows_and_broadcast_axes():
+def test_backward_accepts_windows_and_masks_with_broadcast_axes():
     whole, gy = cd.Mask((50, 40), 0.3, SEED), normal((20, 40), np.float64, 4)
     broadcast = cd.drop_path(gy, 0.3, rng=SEED, return_mask=True)[1]
     for mask in (whole[17:37], whole[40:20:-1], whole[20:40, ::-1], broadcast):
@@ -321,7 +321,7 @@ def test_backward_with_windows_and_broadcast_axes():
 
 @pytest.mark.parametrize("bias_shape", [(C,), (T, 1), (T, C)], ids=str)
 def test_gradients_equal_finite_differences(bias_shape):
-    """For one mask, compare derivatives of sum(w * y**2) in random directions with differences."""
+    """Compare derivatives of sum(w * y**2) in random directions with differences, for one mask."""
     operand = operands((T, C), bias_shape, np.float64)
     weight = normal((T, C), np.float64, 6)
 
@@ -334,6 +334,6 @@ def test_gradients_equal_finite_differences(bias_shape):
         direction = normal(operand[i].shape, np.float64, 7 + i)
         plus, minus = list(operand), list(operand)
         plus[i], minus[i] = operand[i] + direction, operand[i] - direction
-        # For a quadratic function, the central difference is exact for any step.
+        # The loss is a quadratic function, for which the central difference is exact for any step.
         slope = (loss(plus) - loss(minus)) / 2
         assert slope == pytest.approx((gradient * direction).sum(), rel=1e-9, abs=1e-9)

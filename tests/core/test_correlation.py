@@ -1,4 +1,4 @@
-"""Tests of two- and three-point correlations of mask bits; xorshift128+ fails them."""
+"""Tests of two- and three-point correlations of mask bits, which a xorshift128+ stream fails."""
 
 import math
 from functools import cache, partial
@@ -26,19 +26,19 @@ TESTS = len(PROBABILITIES) * (math.comb(BITS, 2) + 63 + math.comb(BITS, 3))
 
 
 def xorshift128plus(s0, s1):
-    """Step xorshift128+ with the shifts 23, 17, 26 (Vigna 2014) once, for ints and arrays."""
+    """Return an output of xorshift128+ (Vigna 2014, shifts 23, 17 and 26) and the next state."""
     word = (s0 + s1) & reference.MASK64
     mixed = s0 ^ ((s0 << 23) & reference.MASK64)
     return word, s1, mixed ^ s1 ^ (mixed >> 17) ^ (s1 >> 26)
 
 
 def draw_by_xorshift(*arguments):
-    """Draw packed bits of a mask stream with xorshift128+ as its generator."""
+    """Draw packed bits of a mask stream whose lanes use xorshift128+."""
     return np.packbits(reference.keep(*arguments, step=xorshift128plus), bitorder="little")
 
 
 def bound(p, points, samples, pooled=1):
-    """Return the limit, in sigmas, that the absolute value of each sum must not exceed.
+    """Return the limit, in sigmas, for the absolute values of sums over `samples` samples.
 
     Each term of a sum can itself be the sum of `pooled` products divided by sqrt(pooled).
     """
@@ -54,7 +54,7 @@ def triple_sigmas(draw, p):
 
 
 def distance_sigmas(draw, p, distance):
-    """Return the sum, in sigmas, over all pairs of bits of one word at this distance."""
+    """Return the sum over all pairs of bits at this distance in the same word, in sigmas."""
     sigmas = pair_sigmas(draw, p)
     words = sigmas[:64, :64], sigmas[64:, 64:]
     pooled = sum(np.diagonal(word, distance).sum() for word in words)

@@ -1,4 +1,4 @@
-"""Tests of rare masks: their constant c would be 0, or their strides wrap around."""
+"""Tests of rare masks, whose constant c would be 0 or whose strides wrap around."""
 
 import numpy as np
 import pytest
@@ -27,8 +27,8 @@ def test_constant_c_of_a_mask_is_never_0(isa, c):
 
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("seed", range(10))
-def test_apply_of_a_mask_with_strides_that_wrap_around(seed, order):
-    """The negative stride of the columns equals twice the stride of the rows modulo 2**64."""
+def test_apply_with_mask_strides_that_wrap_around(seed, order):
+    """The stride between columns, which is negative, is twice the row stride modulo 2**64."""
     columns = (2**64 + 2) // 3
     mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]
     elements = [row * columns + column for row in (0, 1) for column in (columns - 1, 1)]

@@ -61,7 +61,7 @@ cd.set_num_threads(3)
 """
 COUNT_FOR_ALL_CALLS = f"""
 for name, call in {CALLS!r}.items():
-    if os.fork():  # the child has no threads yet
+    if os.fork():  # the parent waits; the child has no threads yet
         os.wait()
         continue
     counts = []
@@ -113,7 +113,7 @@ POSITIVE = "the number of threads has to be at least 1, but got "
      ("2", TypeError, INT + "str"), (None, TypeError, INT + "NoneType"),
      (0, ValueError, POSITIVE + "0"), (-2, ValueError, POSITIVE + "-2")],
 )  # fmt: skip
-def test_set_num_threads_rejects_other_values(number, error, message):
+def test_set_num_threads_raises_for_other_types_and_for_less_than_1(number, error, message):
     cd.set_num_threads(3)
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         cd.set_num_threads(number)
@@ -155,7 +155,7 @@ def test_concurrent_calls_draw_different_masks():
         np.testing.assert_array_equal(y, reference.dropout(x, 0.3, SEED, mask.call))
 
 
-def test_set_num_threads_during_calls_in_other_threads():
+def test_set_num_threads_can_be_called_during_calls_in_other_threads():
     x, ended = normal(PARALLEL), []
     expected = reference.dropout(x, 0.3, SEED, 0)
 
@@ -195,7 +195,7 @@ def test_a_call_runs_without_threads_that_cannot_be_started():
 @pytest.mark.parametrize("times", [1, *slow(40)])
 def test_nothing_is_written_after_an_interrupted_call(times, alarm):
     class Stop(Exception):
-        """Raised by the signal handler."""
+        """The exception that the signal handler raises."""
 
     def stop(*_):
         raise Stop

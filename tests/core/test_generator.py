@@ -1,4 +1,4 @@
-"""Tests of Generator: seeds, call numbers, state, children, threads, next_mask and forks."""
+"""Tests of Generator: seeds, call numbers, state, spawn, threads, next_mask and forks."""
 
 import copy
 import doctest
@@ -27,7 +27,7 @@ SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]
 
 
 def draw(generator):
-    """Call dropout and return the mask that it draws."""
+    """Return the mask that a call of dropout draws with this generator."""
     return cd.dropout(X, 0.5, rng=generator, return_mask=True)[1]
 
 
@@ -65,7 +65,7 @@ def test_manual_seed_resets_the_default_generator():
         assert draw(cd.default_generator) == cd.Mask(300, 0.5, -1, 1)
 
 
-def test_masks_of_calls_and_of_children_are_uncorrelated():
+def test_masks_of_calls_and_of_spawned_generators_are_uncorrelated():
     n, generator = 1_000_000, cd.Generator(2024)
     sources = [generator] * 5 + generator.spawn(4)
     x = np.ones(n, np.float32)
@@ -77,7 +77,7 @@ def test_masks_of_calls_and_of_children_are_uncorrelated():
 # ---- calls and state --------------------------------------------------------------------------
 
 
-def test_setting_the_state_restores_masks_and_children():
+def test_setting_the_state_restores_masks_and_spawned_seeds():
     generator = cd.Generator(8)
     draw(generator)
     generator.spawn(2)
@@ -135,7 +135,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize("value, error, message", COUNTS, ids=lambda value: repr(value)[:30])
-def test_integer_arguments_reject_other_values(value, error, message):
+def test_integer_parameters_raise_for_wrong_types_and_ranges(value, error, message):
     generator = cd.Generator(3)
     before = generator.state
     state = {name: {**before, name: value} for name in ("calls", "spawned")}
@@ -151,23 +151,23 @@ def test_integer_arguments_reject_other_values(value, error, message):
         assert generator.state == before
 
 
-# ---- children ---------------------------------------------------------------------------------
+# ---- spawn ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 42, -1, 2**63])
 def test_spawned_seeds_equal_the_reference(seed):
     generator = cd.Generator(seed)
-    children = generator.spawn(3) + generator.spawn(0) + generator.spawn(np.int64(2))
+    spawned = generator.spawn(3) + generator.spawn(0) + generator.spawn(np.int64(2))
     unsigned = seed % 2**64
-    seeds = [child.seed for child in children]
+    seeds = [each.seed for each in spawned]
     assert seeds == [reference.spawn_seed(unsigned, i) for i in range(5)]
     assert len({unsigned, *seeds}) == 6
-    assert all(type(child) is cd.Generator and child.calls == 0 for child in children)
+    assert all(type(each) is cd.Generator and each.calls == 0 for each in spawned)
     assert generator.state == {"seed": unsigned, "calls": 0, "spawned": 5}
     assert generator.spawn(0) == []
 
 
-def test_spawn_raises_after_the_last_child():
+def test_spawn_raises_after_2_to_the_64_minus_1_generators():
     generator = cd.Generator(3)
     generator.state = {"seed": 3, "calls": 0, "spawned": LAST - 1}
     with pytest.raises(OverflowError, match=r"^a generator can spawn at most 2\*\*64 - 1 "):
@@ -196,25 +196,25 @@ def test_a_failing_spawn_does_not_change_the_state(monkeypatch):
 
 def test_concurrent_calls_use_each_call_number_once():
     generator = cd.Generator(1)
-    calls = run_in_threads(8, lambda _: [draw(generator).call for _ in range(1000)])
-    assert sorted(itertools.chain(*calls)) == list(range(8000))
+    numbers = run_in_threads(8, lambda _: [draw(generator).call for _ in range(1000)])
+    assert sorted(itertools.chain(*numbers)) == list(range(8000))
     assert generator.calls == 8000
-    assert all(numbers == sorted(numbers) for numbers in calls)
+    assert all(of_thread == sorted(of_thread) for of_thread in numbers)
 
 
-def test_concurrent_spawn_returns_each_child_once():
+def test_concurrent_calls_of_spawn_return_each_seed_once():
     generator = cd.Generator(1)
     seeds = run_in_threads(8, lambda _: [generator.spawn(1)[0].seed for _ in range(200)])
     expected = sorted(reference.spawn_seed(1, i) for i in range(1600))
     assert sorted(itertools.chain(*seeds)) == expected
 
 
-def test_concurrent_spawn_that_runs_python_code_returns_each_child_once(monkeypatch):
-    """Another thread can run during Python code, despite the GIL or a critical section."""
+def test_concurrent_calls_of_spawn_that_run_python_code_return_each_seed_once(monkeypatch):
+    """During Python code in spawn, other threads can run despite the GIL or a critical section."""
     generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
-    children = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))
-    seeds = sorted(child.seed for child in children)
+    spawned = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))
+    seeds = sorted(each.seed for each in spawned)
     assert seeds == sorted(reference.spawn_seed(1, i) for i in range(20))
 
 
@@ -234,13 +234,13 @@ def test_next_mask_returns_the_mask_that_dropout_draws(shape):
 
 
 @pytest.mark.parametrize("dims", [(), 1, -1, (0, 2), (0, 1, 2)], ids=str)
-def test_next_mask_with_broadcast_dims(dims):
+def test_next_mask_with_broadcast_dims_equals_the_mask_of_dropout(dims):
     mask = cd.Generator(4).next_mask((3, 4, 5), 0.5, broadcast_dims=dims)
     x = np.ones(mask.shape, np.float32)
     assert mask == cd.dropout(x, 0.5, rng=4, broadcast_dims=dims, return_mask=True)[1]
 
 
-def test_next_mask_with_scale():
+def test_next_mask_returns_a_mask_with_the_given_scale():
     mask = cd.Generator(4).next_mask(5, 0.5, scale=3)
     assert mask == cd.Mask(5, 0.5, 4, scale=3.0) and mask.scale == 3
     assert cd.Generator(4).next_mask(5, 0.5, scale=None).scale == 2
@@ -294,7 +294,7 @@ def test_next_mask_raises_after_the_last_call_number():
     assert rng.next_mask(3, 0) == cd.Mask(3, 0) and rng.calls == LAST
 
 
-def test_example_in_the_docstring_of_next_mask():
+def test_example_in_the_docstring_of_next_mask_is_correct():
     (example,) = doctest.DocTestFinder().find(cd.Generator.next_mask, "next_mask")
     assert example.examples and not doctest.DocTestRunner().run(example).failed
 
@@ -302,7 +302,7 @@ def test_example_in_the_docstring_of_next_mask():
 # ---- the class --------------------------------------------------------------------------------
 
 
-def test_signatures_and_module_names_in_pickles():
+def test_classes_have_the_expected_signatures_and_public_module_names():
     assert str(inspect.signature(cd.Generator)) == "(seed=None)"
     parameters = "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
     assert str(inspect.signature(cd.Mask)) == parameters

@@ -1,7 +1,7 @@
 """Tests of kernels on buffers next to inaccessible pages; the loops are in guard_pages.c.
 
-An access outside a buffer causes a segmentation fault, so `main` runs in a subprocess for each
-instruction set. The subprocess prints the call that caused the fault.
+An access outside a buffer causes a segmentation fault, so that each test runs `main` in a
+subprocess, which prints the call that caused the fault.
 """
 
 import ctypes
@@ -39,14 +39,14 @@ def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("guard_pages") / "guard_pages.so"
     compiler = sysconfig.get_config_var("CC").split()
     command = [*compiler, "-O2", "-shared", "-fPIC", "-I", cdropout.get_include()]
-    # The compiler leaks memory, which a preloaded sanitizer would report as errors.
+    # A preloaded sanitizer would report errors, because the compiler leaks memory.
     clean = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run([*command, str(SOURCE), "-o", str(path)], check=True, env=clean)
     return path
 
 
 def run_in_subprocess(library, isa, every, sparse=1):
-    """Return the exit status, the number of calls, and the errors of a subprocess."""
+    """Run `main` in a subprocess; return its exit status, its number of calls and its errors."""
     arguments = str(library), isa, every, sparse
     status, out, err = run(f"{FIND_TESTS}from {__name__} import main\nmain{arguments}")
     return status, int(out or 0), err
@@ -65,11 +65,11 @@ def test_kernels_access_only_their_buffers(library, isa, sparse):
     assert (status, errors) == (0, "")
     expected = 0
     for n, offset in positions(sparse):
-        expected += 2 + 4 * 4  # bits, bools; apply and apply_bits of 4 types, also in place
+        expected += 2 + 4 * 4  # bits and bools; apply and apply_bits for 4 types, also in place
         expected += 4 * 4 * (offset == 0)  # apply and apply_bits with p = 1
         for dtype in range(5):
             views = 7 * 3
-            if dtype < 2:  # apply_alpha_strided, and bias_dropout_add and its backward
+            if dtype < 2:  # apply_alpha_strided, bias_dropout_add and bias_dropout_add_backward
                 views += 7 + 2
             expected += views * ((n + offset + dtype) % EVERY == 0)
     assert calls == 2 * expected
@@ -97,7 +97,7 @@ def test_an_access_outside_a_buffer_is_detected(library, every, message):
 
 
 def main(library, isa, every, sparse):
-    """Make the calls in this process and print their number."""
+    """Make the calls in this process and print the number of calls."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump of an expected crash

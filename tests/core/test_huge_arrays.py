@@ -1,4 +1,4 @@
-"""Tests of arrays and masks of more than 2**32 elements."""
+"""Tests of arrays and masks with more than 2**32 elements."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ..helpers.requirements import linux_only
 
 SEED = 31
 SIZE = (1 << 32) + (1 << 20)
-# Starts of the windows of 1000 elements that are compared, on both sides of 2**31 and of 2**32.
+# The tests compare 1000 elements from each of these indices; 2**31 and 2**32 are among them.
 STARTS = [0, (1 << 31) - 500, (1 << 31) + (1 << 17), (1 << 32) - 500, SIZE - 1008]
 
 
@@ -21,7 +21,7 @@ def windows(array):
 
 
 def filled(dtype):
-    """Return an array with the same values in each window, and these values."""
+    """Return a huge array with the same 1000 values in each window, and these values."""
     x, values = aliased_array(dtype, SIZE, STARTS), normal(1000, dtype)
     for window in windows(x):
         window[:] = values
@@ -29,18 +29,18 @@ def filled(dtype):
 
 
 @linux_only
-def test_arrays_whose_elements_are_spread_over_gigabytes():
+def test_in_place_calls_change_arrays_that_are_spread_over_gigabytes():
     x = aliased_array(np.float16, SIZE)[:: SIZE >> 12]
     values = np.resize(normal(1000, np.float16), x.size)
     mask, bias = cd.Mask(x.size, 0.5, SEED), np.zeros(x.size, np.float16)
-    for call in [
+    for function in [
         lambda: cd.dropout(x, 0.5, rng=SEED, inplace=True),
         lambda: cd.dropout_backward(x, mask.bits(), True, p=0.5),
         lambda: cd.dropout_backward(x, np.asarray(mask), True, p=0.5),
         lambda: cd.bias_dropout_add(x, bias, bias, 0.5, rng=SEED, out=x),
     ]:
         x[:] = values
-        call()
+        function()
         np.testing.assert_array_equal(x, mask.apply(values))
     rows = x.reshape(64, 64)
     rows[:] = 1
@@ -49,7 +49,7 @@ def test_arrays_whose_elements_are_spread_over_gigabytes():
     np.testing.assert_array_equal(rows, 2 * kept)
 
 
-def test_bits_of_a_huge_mask():
+def test_bits_of_a_huge_mask_equal_the_reference():
     bits = cd.Mask(SIZE, 0.5, SEED).bits()
     for start in STARTS:
         expected = reference.bits(SEED, 0, 0.5, start // 8 * 8, 1000)
@@ -59,7 +59,7 @@ def test_bits_of_a_huge_mask():
 @pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("dtype, first", [(np.float16, 2**63 - 2**31), (np.float32, 2**64 - SIZE)])
-def test_apply_to_a_huge_array(dtype, first):
+def test_apply_equals_the_reference_for_a_huge_array(dtype, first):
     x, values = filled(dtype)
     y = aliased_array(dtype, SIZE, STARTS) if dtype is np.float16 else x
     assert cd.Mask(SIZE, 0.3, SEED, start=first).apply(x, y) is y
@@ -70,7 +70,7 @@ def test_apply_to_a_huge_array(dtype, first):
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_of_every_second_element_of_a_huge_array():
+def test_dropout_changes_only_every_second_element_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x[::2], 0.5, rng=SEED, inplace=True)
     for start, window in zip(STARTS, windows(x), strict=True):
@@ -81,7 +81,7 @@ def test_dropout_of_every_second_element_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_of_whole_rows_of_a_huge_array():
+def test_dropout_drops_whole_rows_of_a_huge_array():
     x, values = filled(np.float16)
     cd.dropout(x.reshape(1 << 12, -1), 0.5, rng=SEED, broadcast_dims=1, inplace=True)
     rows_kept = reference.keep(SEED, 0, 0.5, 0, 1 << 12)
@@ -92,7 +92,7 @@ def test_dropout_of_whole_rows_of_a_huge_array():
 
 @pytest.mark.slow
 @linux_only
-def test_dropout_backward_of_a_huge_array_with_packed_bits():
+def test_dropout_backward_applies_packed_bits_to_a_huge_array():
     x, values = filled(np.float16)
     bits = aliased_array(np.uint8, SIZE // 8, [start // 8 for start in STARTS])
     keeps = [reference.keep(SEED, 0, 0.5, start // 8 * 8, 1008) for start in STARTS]
@@ -106,7 +106,7 @@ def test_dropout_backward_of_a_huge_array_with_packed_bits():
 
 @pytest.mark.slow
 @linux_only
-def test_bias_dropout_add_of_a_huge_array():
+def test_bias_dropout_add_equals_the_reference_for_a_huge_array():
     x, values = filled(np.float32)
     table = x.reshape(-1, 1 << 20)
     cd.bias_dropout_add(table, np.zeros(1 << 20, np.float32), table, 0.5, rng=SEED, out=table)

@@ -20,14 +20,14 @@ from ..helpers import kernel_tables as tables
 from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, as_bytes, guarded_copy, new_mask
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # the defaults of new_mask
 PROBABILITIES = [0, 5e-324, 0.0625, 0.1, 0.5, 1 - 2**-53, 1, *slow(0.001, 0.25, 0.3, 0.75, 0.9)]
 LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 8191, 8192, 8193,
            16383, 16384, 16385, 20000]  # fmt: skip
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
           2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
 MAX_LENGTH = max(LENGTHS)
-LONG = (1 << 21) + 4321  # elements; larger than the cache, so that streaming stores can be used
+LONG = (1 << 21) + 4321  # elements; enough for streaming stores
 
 
 @pytest.fixture(params=ISAS)
@@ -63,7 +63,7 @@ def unpack(bits):
 
 
 def check(kernel, x, want, rng):
-    """Call kernel(x, y) out of place and in place, at addresses with random alignments."""
+    """Assert that kernel(x, y) writes `want`, out of place and in place, at random alignments."""
     source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, rng.randrange(64))
     assert kernel(source.address, target.address) == 0
     assert target.holds(want) and source.holds(x), (source.address % 64, target.address % 64)
@@ -116,7 +116,7 @@ def test_apply_uses_the_scale_of_the_mask(table, dtype):
         pytest.param(0.1, 5, 3, marks=pytest.mark.slow),
     ],
 )
-def test_kernels_on_long_ranges(table, dtype, p, start, offset):
+def test_kernels_equal_the_reference_on_long_ranges(table, dtype, p, start, offset):
     mask, x, want = new_mask(table, p), numbers(dtype, LONG), expected(dtype, p, start, LONG)
     packed, code = pack(kept(p, start, LONG)), DTYPES[dtype]
     source, target = guarded_copy(x), GuardedBuffer(x.nbytes, offset)
@@ -133,7 +133,7 @@ def test_kernels_on_long_ranges(table, dtype, p, start, offset):
 
 
 @pytest.mark.parametrize("before_end", [0, 1, 8191, *slow(63, 511, 512, 8192, 20000)])
-def test_ranges_that_end_at_or_near_the_last_position(table, dtype, before_end):
+def test_kernels_equal_the_reference_at_the_last_positions(table, dtype, before_end):
     mask = new_mask(table, 0.3)
     for n in (1, 2, 63, 64, 65, 512, 513, 8192, 8193, 20000):
         start = 2**64 - before_end - n
@@ -162,8 +162,8 @@ def test_two_parts_of_a_range_equal_the_whole(table, dtype, p):
         assert parts.holds(whole.inside), (start, n, cut)
 
 
-def test_element_is_kept_if_its_hash_equals_the_rest_of_p(table):
-    """An element is dropped only if its random number is below p. One in 2**64 is equal to p."""
+def test_an_element_is_kept_if_its_random_number_equals_p(table):
+    """The random number of the element equals the first p and is less than the second one."""
     # This is the first element whose 12 drawn bits are 0 and whose hash is a multiple of 4096.
     seed, call, element = 1, 0, 23_804_840
     _, _, tie = reference.mask_constants(seed, call)
@@ -193,7 +193,7 @@ def test_apply_bits_equals_the_reference(table, dtype, p, lengths):
     for first in (*range(10), 31, 32, 33, 63, 64, 65, 511, 512, 8191, 8193):
         want = reference.apply(x, unpack(bits)[first : first + MAX_LENGTH], p)
         for n in rng.sample(LENGTHS, lengths):
-            # the packed bits end at the last byte that is needed
+            # the packed bits end with the last byte that is needed
             packed = guarded_copy(bits[: (first + n + 7) // 8], rng.randrange(8))
 
             def kernel(x, y, n=n, first=first, packed=packed):
@@ -202,7 +202,7 @@ def test_apply_bits_equals_the_reference(table, dtype, p, lengths):
             check(kernel, x[:n], want[:n], rng)
 
 
-def test_apply_bits_at_a_large_bit_offset(table, dtype):
+def test_apply_bits_equals_the_reference_at_a_large_bit_offset(table, dtype):
     x, first = numbers(dtype, 999), 2**32 + 5
     bits = np.zeros(2**29 + 200, np.uint8)  # only pages that are used take memory
     bits[2**29 :] = np.random.default_rng(7).integers(0, 256, 200)
@@ -222,7 +222,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 @REALS
 @pytest.mark.parametrize("p", [0, 0.1, 0.5, 1])
 def test_bias_dropout_add_equals_the_reference(table, dtype, p):
-    # The inputs contain no NaN, because the sum of two NaNs can be either of them.
+    # The inputs contain no NaN, because the sum of two NaNs can be either NaN.
     values = np.nan_to_num(numbers(dtype, MAX_LENGTH + 1000), posinf=np.inf, neginf=-np.inf)
     values[::5] = -0.0  # -0.0 plus the +0.0 of a dropped element is +0.0
     start, rng = 2**33 - 77, random.Random(7)
@@ -250,7 +250,7 @@ def test_bias_dropout_add_backward_equals_the_reference(table, dtype, p):
         gy = values[:n].astype(dtype)
         want = reference.apply(gy, kept(p, start)[:n], p)
         sums = np.zeros(columns)
-        for row in want.reshape(rows, columns):  # the order affects rounding
+        for row in want.reshape(rows, columns):  # row by row, because the order affects rounding
             sums += row
         source, total = guarded_copy(gy, rng.randrange(64)), guarded_copy(np.zeros(columns), 8)
         target = GuardedBuffer(gy.nbytes, rng.randrange(64)) if separate else source
@@ -265,10 +265,10 @@ def test_bias_dropout_add_backward_equals_the_reference(table, dtype, p):
 
 
 def product(value, scale, dtype):
-    """Return value * scale, for scale > 0, rounded to dtype; half types via float32."""
+    """Return value * scale, for scale > 0, rounded to dtype; for half types, first to float32."""
     if not np.isfinite(value):
         return value
-    try:  # a product of two float32 is exact in float64, so that it is rounded once
+    try:  # for two float32 numbers, the product is exact in float64
         rounded = float(Fraction(float(value)) * Fraction(float(scale)))
     except OverflowError:
         rounded = math.inf
@@ -279,7 +279,7 @@ def product(value, scale, dtype):
 
 @pytest.mark.parametrize("kernel", ["apply", "apply_bits", "apply_bools_strided"])
 @pytest.mark.parametrize("p", [0.3, 1 - 2**-53, *slow(0.1, 0.5, 0.9)])
-def test_kernels_with_special_values(table, dtype, p, kernel):
+def test_kernels_round_products_of_special_values_correctly(table, dtype, p, kernel):
     info, n = ml_dtypes.finfo(dtype), 3001
     limits = info.smallest_subnormal, info.smallest_normal, info.max
     tiny, normal, largest = map(float, limits)
@@ -298,7 +298,7 @@ def test_kernels_with_special_values(table, dtype, p, kernel):
     else:
         axis = Axis(n, x.itemsize, x.itemsize, 1)
         table.apply_bools_strided(code, 0, source, to, 1, axis, keep.ctypes.data, mask.scale)
-    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # +0.0, whose sign bit is 0 too
+    np.testing.assert_array_equal(as_bytes(out[~keep]), 0)  # dropped elements are +0.0, not -0.0
     np.testing.assert_array_equal(np.isnan(out[keep]), np.isnan(x[keep]))
     number = keep & ~np.isnan(x)
     np.testing.assert_array_equal(as_bytes(out[number]), as_bytes(y[number]))
@@ -306,8 +306,8 @@ def test_kernels_with_special_values(table, dtype, p, kernel):
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_apply_bits_of_every_half_precision_number(table, dtype, p):
-    """Kernels load elements in pairs; each number is tested as the first and as the second."""
+def test_apply_bits_with_every_half_precision_number(table, dtype, p):
+    """Kernels load elements in pairs; each number is tested as the first and second of a pair."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):
@@ -331,7 +331,7 @@ def test_mask_init_equals_the_reference(table):
 @pytest.mark.parametrize(
     "p", [math.nan, -math.nan, math.inf, -math.inf, -5e-324, math.nextafter(1, 2), -1, 2, 1e300]
 )
-def test_mask_init_returns_minus_1_for_a_bad_p(table, p):
+def test_mask_init_returns_minus_1_for_an_invalid_p(table, p):
     mask = tables.Mask(1, 2, 3, 4.0)
     assert table.mask_init(mask, 5, 6, p) == -1
     assert bytes(mask) == bytes(tables.Mask(1, 2, 3, 4.0))
@@ -344,7 +344,7 @@ def test_kernels_return_minus_1_for_an_unknown_dtype(table, code, p):
     y, keep = GuardedBuffer(800), GuardedBuffer(100)
     assert table.apply(code, 0, x.address, y.address, 100, mask, 0) == -1
     assert table.apply_bits(code, 0, x.address, y.address, 100, keep.address, 0, 2.0) == -1
-    for real in (code, DTYPES[np.float16]):  # bias_dropout_add takes only float32 and float64
+    for real in (code, DTYPES[np.float16]):  # bias_dropout_add supports only float32 and float64
         where = x.address, x.address, x.address, y.address, 10, 10
         assert table.bias_dropout_add(real, *where, mask, 0) == -1
         assert table.bias_dropout_add_backward(real, *where[1:], mask, 0) == -1
@@ -355,8 +355,8 @@ def test_kernels_return_minus_1_for_an_unknown_dtype(table, code, p):
 
 
 @pytest.mark.parametrize("rounds", [4, *slow(20)])
-def test_threads_write_adjacent_ranges(table, dtype, rounds):
-    """Ranges end within cache lines, so that two threads write to the same line."""
+def test_threads_can_write_adjacent_ranges(table, dtype, rounds):
+    """Ranges end within cache lines, so that two threads can write to the same cache line."""
     n, threads, start, p = 1_000_000, 8, 99, 0.3
     mask, code, x = new_mask(table, p), DTYPES[dtype], numbers(dtype, n)
     source, size, rng = x.ctypes.data, x.itemsize, random.Random(6)

@@ -36,7 +36,7 @@ MASKS = [
 def window_positions(shape, index):
     """Return the positions that an index selects; the index has one int or slice per axis.
 
-    Unlike `reference.window`, it works for masks of any size.
+    Unlike `reference.window`, this function works for masks of any size.
     """
     positions = np.array(0, np.uint64)
     for axis, (item, length) in enumerate(zip(index, shape, strict=True)):
@@ -51,7 +51,7 @@ def window_positions(shape, index):
 
 
 def keep_at(positions, p, seed, call):
-    """Return which elements at these positions are kept; draw only the blocks of the positions."""
+    """Return which elements at these positions are kept; draw only blocks with such elements."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
@@ -202,7 +202,7 @@ def test_bits_bools_and_scale_equal_the_reference(shape, start, p):
     np.testing.assert_array_equal(x, expected)
 
 
-def test_conversions_of_masks_to_arrays():
+def test_masks_can_be_converted_to_arrays():
     mask = cd.Mask((4, 50), 0.3, 9)
     keep = reference.keep(9, 0, 0.3, 0, 200).reshape(4, 50)
     for dtype in (bool, np.uint8, np.float32, object):
@@ -215,7 +215,7 @@ def test_conversions_of_masks_to_arrays():
 
 @pytest.mark.parametrize("start", [2**63 - 3, 2**63 + 5, 2**64 - 40])
 @pytest.mark.parametrize("seed, call", [(0, 0), (2**64 - 1, 2**64 - 1), (-1, 2**63)])
-def test_masks_at_the_largest_positions(start, seed, call):
+def test_masks_at_the_largest_positions_equal_the_reference(start, seed, call):
     mask = cd.Mask(40, 0.3, seed, call, start)
     expected = [reference.keep_one(seed, call, 0.3, start + i) for i in range(40)]
     assert list(np.asarray(mask)) == expected
@@ -237,7 +237,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES, ids=repr)
-def test_a_window_has_the_elements_of_the_mask(index):
+def test_a_window_has_the_indexed_elements_of_the_mask(index):
     shape, start = (5, 9, 11), 8000
     mask = cd.Mask(shape, 0.4, 3, 1, start)
     window = mask[index]
@@ -263,7 +263,7 @@ def random_index(rng, shape):
     for extra in (None, ...):
         if rng.random() < 0.3 and len(shape) < 6:
             items.insert(rng.randint(0, len(items)), extra)
-    # Items after '...' would be applied to other axes, for which they can be out of bounds.
+    # Items after '...' would index other axes and could be out of bounds for these axes.
     return tuple(items if ... not in items else items[: items.index(...) + 1])
 
 
@@ -316,7 +316,7 @@ def test_empty_windows_of_the_same_shape_are_equal_masks():
     ],
     ids=repr,
 )
-def test_windows_of_a_huge_mask(index):
+def test_windows_of_a_huge_mask_equal_the_reference(index):
     mask = cd.Mask(HUGE, 0.3, -9, 2)
     positions = window_positions(HUGE, index)
     expected = keep_at(positions, 0.3, -9, 2)
@@ -338,7 +338,7 @@ def test_windows_can_be_concatenated_to_the_whole_mask():
     np.testing.assert_array_equal(np.hstack([np.asarray(c) for c in columns]), np.asarray(mask))
 
 
-def test_length_and_iteration_of_masks():
+def test_masks_have_a_length_and_can_be_iterated():
     mask = cd.Mask((3, 4), 0.5)
     assert list(mask) == [mask[0], mask[1], mask[2]]
     assert [row.shape for row in reversed(mask)] == [(4,)] * 3
@@ -351,7 +351,7 @@ def test_a_zero_dimensional_mask_is_not_iterable():
         list(cd.Mask((), 0.5))
 
 
-def test_windows_with_a_stride_of_2_to_the_63():
+def test_windows_with_a_stride_of_2_to_the_63_equal_the_reference():
     mask = cd.Mask((2, 2**63), 0.5, 3)[:, 5]
     expected = [reference.keep_one(3, 0, 0.5, e) for e in (5, 2**63 + 5)]
     for window, kept in ((mask, expected), (mask[::-1], expected[::-1])):
@@ -367,12 +367,12 @@ def test_mask_strides_can_reach_position_2_to_the_64_minus_1():
         assert kept[index] == reference.keep(1, 0, 0.5, position, 1)[0]
 
 
-def test_masks_of_any_length_are_true():
+def test_bool_of_a_mask_is_true_for_any_shape():
     assert cd.Mask((0,), 0.5) and cd.Mask((), 0.5)
 
 
-def test_masks_of_one_seed_and_call_are_nested():
-    """A higher p drops all elements that a lower p drops, if both draw 12 bits per element."""
+def test_masks_that_differ_only_in_p_are_nested():
+    """A mask drops all elements that one with a lower p drops if both draw 12 bits per element."""
     n = 50_000
     probabilities = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
     dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]

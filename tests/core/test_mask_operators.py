@@ -1,4 +1,4 @@
-"""Tests that operators and ufuncs reject masks, because products would not be scaled."""
+"""Tests that operators and ufuncs raise for masks, because mask * x would not be scaled."""
 
 import operator
 

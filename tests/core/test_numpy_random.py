@@ -1,4 +1,4 @@
-"""Tests of NumPy generators and seed sequences as rng, from which one seed is drawn."""
+"""Tests of NumPy generators and seed sequences as rng, each of which gives one seed."""
 
 import inspect
 
@@ -41,7 +41,7 @@ BIT_GENERATORS = [
 
 
 def generator_and_next_seed(bit_generator):
-    """Return a generator, the seed that it draws next, and its state after that draw."""
+    """Return a generator, the seed that the generator draws next, and the state after this draw."""
     other = np.random.Generator(bit_generator(7))
     seed = int(other.integers(2**64, dtype=np.uint64))
     return np.random.Generator(bit_generator(7)), seed, other.bit_generator.state
@@ -49,7 +49,7 @@ def generator_and_next_seed(bit_generator):
 
 @pytest.mark.parametrize("bit_generator", BIT_GENERATORS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_draws_only_one_seed(name, bit_generator):
+def test_a_function_draws_only_one_seed_from_a_numpy_generator(name, bit_generator):
     rng, seed, state = generator_and_next_seed(bit_generator)
     before = cd.default_generator.state
     y, mask = FUNCTIONS[name](0.5, rng=rng, return_mask=True)
@@ -89,7 +89,7 @@ def test_a_seed_sequence_gives_the_same_seed_every_time(name, entropy):
 
 
 @pytest.mark.parametrize("module_type", MODULES, ids=lambda module_type: module_type.__name__)
-def test_a_module_draws_one_seed_when_created(module_type):
+def test_a_module_draws_one_seed_when_it_is_created(module_type):
     rng, seed, state = generator_and_next_seed(np.random.PCG64)
     m = module_type(0.5, rng=rng)
     for call in range(3):

@@ -1,4 +1,4 @@
-"""Test that importing and calling cdropout does not change the state of the process."""
+"""Test that imports and calls of cdropout do not change the state of the process."""
 
 import pytest
 
@@ -37,7 +37,7 @@ first = threading.Thread(target=int)  # makes the C library install a signal han
 first.start()
 first.join()
 before = state()
-lazy = {"numpy.ma"} - set(sys.modules)  # NumPy 1 imports it
+lazy = {"numpy.ma"} - set(sys.modules)  # NumPy 1 imports numpy.ma
 import cdropout as cd
 imported = state()
 assert all(before[name] == imported[name] for name in before), [

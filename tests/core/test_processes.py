@@ -16,7 +16,7 @@ SEED = 31
 
 
 def draw(generator, mask, module):
-    """Return the next mask, the results of all three arguments, and the process ID."""
+    """Return the mask that `generator` draws, the result of each argument, and the process ID."""
     x = np.ones(99, np.float32)
     y, next_mask = cd.dropout(x, 0.5, rng=generator, return_mask=True)
     return next_mask, y, mask.apply(x), module(x), os.getpid()
@@ -55,7 +55,7 @@ if BEFORE:
     import cdropout
 code = '''
 import warnings
-warnings.simplefilter("ignore")  # NumPy warns of subinterpreters
+warnings.simplefilter("ignore")  # NumPy warns that it does not support subinterpreters
 try:
     import cdropout
 except ImportError as error:
@@ -85,7 +85,7 @@ import cdropout as cd
 cd.set_num_threads(3)
 x, parent = np.ones(1 << 21, np.float32), os.getpid()
 mask = cd.Mask(x.shape, 0.3, strides=(5000,))  # slow, because each element is drawn separately
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python >= 3.12 warns
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # in Python >= 3.12
 
 def fork(*_):
     global child
@@ -93,7 +93,7 @@ def fork(*_):
 
 signal.signal(signal.SIGALRM, fork)
 status = 3
-while status == 3:  # repeat if the fork was before or after the call
+while status == 3:  # repeat if the process was forked before or after the call
     child = None
     signal.setitimer(signal.ITIMER_REAL, 0.03)
     try:
@@ -114,7 +114,7 @@ print(status, x.min(), x.max() > 1)
 
 @unix_only
 def test_a_fork_during_a_call_raises_an_error_in_the_child():
-    """The child lacks the threads that run the call. The call of the parent completes."""
+    """The child process lacks the threads that run the call. In the parent, the call completes."""
     assert run(FORK_DURING_CALL) == (0, "0 0.0 True", "")
 
 
@@ -151,7 +151,7 @@ print(statuses)
 
 
 @unix_only
-def test_forks_during_calls_in_other_threads():
+def test_dropout_works_after_a_fork_during_calls_in_other_threads():
     status, output, errors = run(FORK)
     assert (status, output) == (0, "[0, 0, 0, 0, 0]"), errors
 

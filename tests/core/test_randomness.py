@@ -1,4 +1,4 @@
-"""Statistical tests of masks, each of which is also shown to detect a faulty generator."""
+"""Statistical tests of masks, and tests that a faulty generator fails each statistical test."""
 
 import math
 from itertools import pairwise
@@ -22,7 +22,7 @@ from ..helpers.requirements import needs_numpy_2, slow
 
 pytestmark = needs_numpy_2
 
-FEW = 1 << 20  # elements in the tests of the arithmetic
+FEW = 1 << 20  # number of elements in the tests of score_lags and score_grams
 
 
 @pytest.mark.slow
@@ -34,10 +34,10 @@ def test_masks_pass_all_statistical_tests(p):
         assert scores.passes(), (scores.test, scores.worst())
 
 
-def test_number_of_statistical_tests_is_at_most_as_assumed():
-    """The limits are computed for at most TESTS tests."""
+def test_number_of_statistical_tests_does_not_exceed_the_assumed_number():
+    """The limits of the scores are computed for at most TESTS tests."""
     effort = randomness.Effort(CHUNK, CHUNK, 1, 1)
-    each = len(list(randomness.all_tests(draw, 0.5, effort))) + 2  # 2 omitted tests of lanes
+    each = len(list(randomness.all_tests(draw, 0.5, effort))) + 2  # 2 tests of lanes are omitted
     assert len(randomness.PROBABILITIES) * each <= randomness.TESTS
 
 
@@ -45,7 +45,7 @@ def test_number_of_statistical_tests_is_at_most_as_assumed():
 
 
 def failed(tests):
-    """Return the names of the tests that fail."""
+    """Return the names of the statistical tests that fail."""
     return {scores.test for scores in tests if not scores.passes()}
 
 
@@ -57,7 +57,7 @@ def draw_biased(*arguments):
 
 
 def damaged(order, damage):
-    """Return a function that draws bits, and calls `damage` with them arranged along `order`."""
+    """Return a draw function whose bits `damage` changes while they are arranged along `order`."""
 
     def draw_damaged(*arguments):
         bits = randomness.ordered(draw(*arguments), order)
@@ -71,12 +71,12 @@ def damaged(order, damage):
 
 
 def copy_neighbour(bits):
-    """Set one element in 64 to its predecessor."""
+    """Make one element in 64 equal to its predecessor."""
     bits[5::64] = bits[4::64]
 
 
 def add_neighbours(bits):
-    """Set one element in 64 to the XOR of its two predecessors. Pairs remain independent."""
+    """Set one element in 64 to the XOR of its two predecessors; pairs remain independent."""
     bits[5::64] = bits[4::64] ^ bits[3::64]
 
 
@@ -89,7 +89,8 @@ def shorten_runs(bits):
 def leaking(change, which=slice(None)):
     """Return a draw function that takes one element in 16 from another mask.
 
-    `change` returns the (seed, call, block) of the other mask. `which` selects the changed bytes.
+    `change` maps seed, call and block to those of the other mask. `which` selects the bytes that
+    are changed.
     """
     mixed = np.array([0, 32], np.uint8)  # element 5 of every second byte
 
@@ -105,7 +106,7 @@ def leaking(change, which=slice(None)):
 
 
 def fold(value, bits):
-    """Return the XOR of both halves of a number. It is equal for 2**k and 2**(k + bits)."""
+    """Return the XOR of both halves of a number; the result is equal for 2**k and 2**(k + bits)."""
     return (value ^ value >> bits) & ((1 << bits) - 1)
 
 
@@ -133,7 +134,7 @@ def test_generator_with_short_runs_fails():
     assert "runs along elements" in names
 
 
-# For each family, a function that maps (seed, call, block) of some of its masks to the same values.
+# For each family, a function that maps the (seed, call, block) of some masks to the same values.
 LEAKS = {
     "consecutive seeds": lambda seed, call, block: (seed & ~1, call, block),
     "consecutive calls": lambda seed, call, block: (seed, call & ~1, block),
@@ -159,7 +160,7 @@ def test_generator_with_common_elements_in_two_masks_fails(name):
 
 
 def test_generator_with_few_common_elements_in_all_masks_fails():
-    """One element in 512 is equal in all masks: too few to detect in a pair of masks."""
+    """One element in 512 is equal in all masks, which no test of a single pair of masks detects."""
 
     def draw_similar(seed, call, p, start, n):
         packed = draw(seed, call, p, start, n)
@@ -229,7 +230,7 @@ def test_score_lengths_returns_standardised_numbers(stop):
     tally = np.zeros(randomness.length_classes(stop).size)
     tally[0] = 100
     sums, n, _ = randomness.score_lengths(tally, stop)
-    edges = [*map(int, randomness.length_classes(stop)), 10**6]  # longer ones are negligible
+    edges = [*map(int, randomness.length_classes(stop)), 10**6]  # longer lengths are negligible
     chance = stop * (1 - stop) ** np.arange(10**6)
     chances = np.array([chance[a - 1 : b - 1].sum() for a, b in pairwise(edges)])
     expected = (tally - 100 * chances) / np.sqrt(100 * chances * (1 - chances))

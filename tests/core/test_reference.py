@@ -24,7 +24,7 @@ def all_values(dtype):
 # ---- the stream -------------------------------------------------------------------------------
 
 
-def test_recorded_hashes_equal_those_of_the_reference(tmp_path):
+def test_reference_reproduces_the_recorded_hashes(tmp_path):
     assert len(RECORDS) == 220
     reference.record(tmp_path / "records.json")
     assert json.loads((tmp_path / "records.json").read_text()) == RECORDS
@@ -56,7 +56,7 @@ def test_the_hash_drops_and_keeps_elements_in_the_long_cases():
 
 
 def test_mix_is_the_finalizer_of_splitmix64():
-    # The authors published these first outputs for the seed 1234567.
+    # The authors published these values as the first outputs for the seed 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423,
                  4593380528125082431, 16408922859458223821]  # fmt: skip
     outputs = [reference.mix(1234567 + reference.GAMMA * (i + 1)) for i in range(5)]
@@ -154,7 +154,7 @@ def test_bits_are_packed_least_significant_first_and_padded_with_zeros():
         assert number == sum(1 << i for i in range(n) if kept[i])
 
 
-def test_keep_with_extreme_probabilities():
+def test_extreme_probabilities_keep_all_or_no_elements():
     assert reference.keep(1, 2, 0.0, 3, 1000).all()
     assert not reference.keep(1, 2, 1.0, 3, 1000).any()
     assert reference.keep(1, 2, 5e-324, 3, 100_000).all()
@@ -176,7 +176,7 @@ def test_all_bits_of_seed_and_call_change_the_mask_and_seeds_are_twos_complement
 
 
 @pytest.mark.parametrize("p", [0.001, 2.0**-12, 0.0625, 0.1, 0.25, 0.3, 0.5, 0.75, 0.9, 0.999])
-def test_rates_of_dropped_and_undecided_elements(p):
+def test_rates_of_dropped_and_undecided_elements_are_as_expected(p):
     n = 2_000_000
     _, undecided = reference.draw(3, 4, p, 5, n)
     kept = reference.keep(3, 4, p, 5, n)
@@ -199,7 +199,7 @@ def test_spawned_seeds_are_distinct():
 # ---- windows and broadcast axes ---------------------------------------------------------------
 
 
-def test_a_window_has_the_positions_of_the_mask():
+def test_window_returns_positions_of_the_mask():
     shape, start = (5, 7, 11), 2**62
     index = np.s_[1:4, ::-2, 3]
     flat = reference.window(shape, index, start)
@@ -232,13 +232,13 @@ def test_widen_converts_all_values_exactly(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_round_to_half_near_all_values_and_ties(dtype):
+def test_round_to_half_equals_astype_near_all_values_and_ties(dtype):
     name, (_, mantissa) = np.dtype(dtype).name, reference.HALVES[np.dtype(dtype).name]
     wide = reference.widen(all_values(np.uint16), name)
     tie = 1 << (22 - mantissa)
     values = all_values(dtype).astype(np.float32)
     with np.errstate(all="ignore"):
-        middle = (values + np.roll(values, -1)) / np.float32(2)  # the ties
+        middle = (values + np.roll(values, -1)) / np.float32(2)  # ties
     near = np.concatenate([wide, middle.view(np.uint32)])
     for offset in (0, 1, 2, tie - 1, tie, tie + 1, 2 * tie - 1, -1, -2):
         exact = near + np.uint32(offset % 2**32)
@@ -248,7 +248,7 @@ def test_round_to_half_near_all_values_and_ties(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
-def test_round_to_half_of_all_upper_halves_and_of_random_numbers(dtype):
+def test_round_to_half_equals_astype_for_all_upper_halves_and_random_numbers(dtype):
     name, rng = np.dtype(dtype).name, np.random.default_rng(1)
     upper = np.arange(65536, dtype=np.uint32) << 16
     bits = [upper | low for low in (0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]
@@ -265,7 +265,7 @@ def test_round_to_half_returns_a_quiet_nan_with_its_payload(name, quiet):
     for sign in (0, 0x8000):
         wide = reference.widen(sign | infinity | payload, name)
         np.testing.assert_array_equal(reference.round_to_half(wide, name), sign | quiet | payload)
-    # All set bits of this payload are cut off; the result must not be infinity.
+    # All set bits of this payload are cut off, but the result must be NaN instead of infinity.
     assert reference.round_to_half(np.uint32(0x7F800001), name) == quiet
     assert reference.round_to_half(np.uint32(0xFFFFFFFF), name) == 0x8000 | infinity | fraction
 
@@ -275,7 +275,7 @@ def test_round_to_half_returns_a_quiet_nan_with_its_payload(name, quiet):
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9])
-def test_apply_to_all_values_of_half_types(dtype, p):
+def test_apply_equals_numpy_for_all_values_of_half_types(dtype, p):
     x, kept = all_values(dtype), reference.keep(1, 2, p, 0, 65536)
     y = reference.apply(x, kept, p)
     with np.errstate(all="ignore"):
@@ -285,7 +285,7 @@ def test_apply_to_all_values_of_half_types(dtype, p):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_apply_to_special_values(dtype):
+def test_apply_multiplies_or_drops_special_values(dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     x = np.array([np.nan, np.inf, -np.inf, -0.0, 3 * tiny, -1.5, np.finfo(dtype).max], dtype)
     twice = np.array([np.nan, np.inf, -np.inf, -0.0, 6 * tiny, -3, np.inf], dtype)
@@ -297,7 +297,7 @@ def test_apply_to_special_values(dtype):
 
 
 @every_dtype
-def test_dropout_draws_in_the_order_of_indices_for_any_layout(dtype):
+def test_dropout_draws_elements_in_c_order_for_any_layout(dtype):
     x = np.arange(1, 61).astype(dtype).reshape(5, 4, 3).transpose(2, 0, 1)[:, ::-1]
     y = reference.dropout(x, 0.25, 8, 9)
     kept = reference.keep(8, 9, 0.25, 0, 60).reshape(3, 5, 4)
@@ -310,7 +310,7 @@ def test_dropout_draws_in_the_order_of_indices_for_any_layout(dtype):
         assert reference.dropout(empty, 0.5, 1, 2).dtype == dtype
 
 
-def test_dropout_with_p_0_and_p_1():
+def test_dropout_returns_a_copy_for_p_0_and_zeros_for_p_1():
     x = np.array([np.nan, -np.inf, -0.0, 5.0], np.float32)
     y = reference.dropout(x, 0.0, 1, 2)
     assert y.tobytes() == x.tobytes() and y is not x

@@ -1,4 +1,4 @@
-"""Tests of all 65,536 float16 and bfloat16 values, and of equal masks for all data types."""
+"""Tests of all float16 and bfloat16 values, and tests that all data types have the same masks."""
 
 import ml_dtypes
 import numpy as np
@@ -14,18 +14,18 @@ HALVES = [np.float16, ml_dtypes.bfloat16]
 DTYPES = [*HALVES, np.float32, np.float64]
 SEED = 0x0123456789ABCDEF
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)
-# The scales are powers of 2, have few or many significant bits, or exceed the range of float16.
+# The scales for these p are powers of 2, have few or many significant bits, or exceed float16.
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
 
 def every_number(dtype):
-    """Return all bit patterns, in an order in which adjacent patterns differ greatly."""
-    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # 40503 is odd, so that all occur
+    """Return all bit patterns of a half type, in an order in which neighbours differ greatly."""
+    patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # 40503 is odd: all patterns occur
     return patterns.astype(np.uint16).view(dtype)
 
 
 def assert_same(y, want):
-    """Assert that dtype, shape and bits are equal."""
+    """Assert that two arrays of a half type have the same dtype, shape and bits."""
     assert (y.dtype, y.shape) == (want.dtype, want.shape)
     np.testing.assert_array_equal(y.view(np.uint16), want.view(np.uint16))
 
@@ -36,7 +36,7 @@ def test_every_number_returns_65536_patterns():
 
 @every_half
 @pytest.mark.parametrize("p", [*PROBABILITIES, 1])
-def test_dropout_of_every_number(p, dtype):
+def test_dropout_equals_the_reference_for_every_number(p, dtype):
     x = every_number(dtype)
     want = reference.dropout(x, p, SEED, 0)
     out = np.empty_like(x)
@@ -59,8 +59,8 @@ def test_dropout_in_evaluation_copies_every_number(dtype):
 
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_dropout_of_every_number_with_a_given_mask(p, dtype):
-    """Each number is kept by a mask or by its complement."""
+def test_dropout_with_a_given_mask_equals_the_reference_for_every_number(p, dtype):
+    """Each number is kept by the first or by the second mask, and by the third one."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
     for bools in (keep, ~keep, np.ones_like(keep)):
@@ -75,19 +75,20 @@ def test_dropout_of_every_number_with_a_given_mask(p, dtype):
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_half
-def test_apply_bits_with_a_scale_of_0(isa, dtype):
+def test_apply_bits_multiplies_by_a_scale_of_0(isa, dtype):
     """Infinity times 0 is NaN; a finite number becomes 0 with the same sign."""
     x, bits = every_number(dtype), np.full(1 << 13, 255, np.uint8)
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
     tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, 0.0)
-    with np.errstate(all="ignore"):  # functions of bfloat16 warn about NaN
+    with np.errstate(all="ignore"):  # NumPy functions warn about NaN of type bfloat16
         finite = np.isfinite(x)
         assert np.isnan(y[~finite]).all() and not y[finite].any()
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
-# These are 0 and the numbers next to the bounds of subnormals, 2**16 / scale, infinities and NaNs.
+# Bit patterns of 0 and of numbers next to a limit of float16 or bfloat16: the limits of subnormals,
+# of numbers whose product can overflow, of finite numbers, and of signalling NaNs.
 SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
            0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
 
@@ -98,7 +99,7 @@ SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77F
     "scale",
     [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
 )
-def test_apply_bits_of_a_special_number_at_each_index_of_a_step(isa, dtype, scale):
+def test_apply_bits_with_a_special_number_at_each_index_of_a_step(isa, dtype, scale):
     """Kernels may have a faster path for steps of 32 ordinary numbers."""
     x = np.random.default_rng(2).standard_normal((2 * len(SPECIAL), 32, 32)).astype(dtype)
     x[:, ::3, ::5] = 0
@@ -116,7 +117,7 @@ def test_apply_bits_of_a_special_number_at_each_index_of_a_step(isa, dtype, scal
 
 
 def layouts(x):
-    """Return x with shape (256, 256), and copies with other strides and alignments."""
+    """Return x with shape (256, 256), and a list of copies with other strides and alignments."""
     square = x.reshape(256, 256)
     wide, unaligned = np.zeros((256, 3, 256), x.dtype), np.zeros(2 * x.size + 1, np.uint8)
     views = [
@@ -131,7 +132,7 @@ def layouts(x):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_dropout_of_every_number_with_any_strides(p, dtype):
+def test_dropout_with_any_strides_equals_the_reference_for_every_number(p, dtype):
     square, views = layouts(every_number(dtype))
     want = reference.dropout(square, p, SEED, 0)
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
@@ -149,7 +150,7 @@ def test_dropout_of_every_number_with_any_strides(p, dtype):
 
 @every_half
 @pytest.mark.parametrize("p", [0.3, 0.5])
-def test_dropout_of_every_number_with_broadcast_dims(p, dtype):
+def test_dropout_with_broadcast_dims_equals_the_reference_for_every_number(p, dtype):
     square, views = layouts(every_number(dtype))
     for dims in ((0,), (1,), (0, 1)):
         want = reference.dropout(square, p, SEED, 0, dims)
@@ -160,7 +161,7 @@ def test_dropout_of_every_number_with_broadcast_dims(p, dtype):
 
 @pytest.mark.parametrize("p", [5e-324, 0.1, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("shape", [(100_003,), (70, 5, 99), (3, 0)], ids=str)
-def test_all_types_have_the_same_mask(shape, p):
+def test_dropout_draws_the_same_mask_for_all_types(shape, p):
     for call in (0, 1):
         kept = set()
         for dtype in DTYPES:
@@ -174,7 +175,7 @@ def test_all_types_have_the_same_mask(shape, p):
 
 
 @every_half
-def test_to_scale_in_half_precision(dtype):
+def test_to_scale_in_half_precision_equals_the_reference(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
     scale = mask.to_scale(dtype)
     assert_same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
@@ -187,21 +188,21 @@ SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", on a big-endian mach
 
 
 @pytest.mark.parametrize("name", ["int16", "uint16", SWAPPED, "float8_e5m2", "float8_e4m3fn"])
-def test_dropout_rejects_other_small_types(name):
+def test_dropout_raises_for_other_types_of_1_or_2_bytes(name):
     x = np.ones(4, getattr(ml_dtypes, name, name))
     with pytest.raises(TypeError, match=f"but got {name}"):
         cd.dropout(x, 0.5)
 
 
-def test_a_scale_array_overflows_without_warning():
+def test_dropout_with_a_scale_array_overflows_without_a_warning():
     x = np.full(4, 60000, np.float16)
     y = cd.dropout(x, mask=np.array([0, 2, 0, 2], np.float16))
     np.testing.assert_array_equal(y, [0, np.inf, 0, np.inf])
 
 
 @every_half
-def test_alpha_dropout_with_p_close_to_1(dtype):
-    """All elements are dropped. float16 cannot represent the constants a and b."""
+def test_alpha_dropout_returns_small_numbers_for_p_close_to_1(dtype):
+    """All elements are dropped, and float16 cannot represent the constants a and b."""
     for p in (1 - 2.0**-40, 1 - 2.0**-53):
         y = cd.alpha_dropout(np.full(100, np.nan, dtype), p, True, rng=1)
         assert (abs(y.astype(float)) < 1e-5).all()

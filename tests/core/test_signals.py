@@ -1,4 +1,4 @@
-"""Tests of signals during a call: handlers run, and their exceptions end the call."""
+"""Tests that signal handlers run during a call and that exceptions of handlers end the call."""
 
 import signal
 
@@ -16,25 +16,25 @@ SEED = 31
 SIZE = 1 << 36  # float32 elements: 256 GiB, for which a call takes at least ten seconds
 END = SIZE - (1 << 14)  # first element of the last 64 KiB
 ROW = 1 << 18
-DELAY = 0.1  # seconds until the signal, in the middle of the call
+DELAY = 0.1  # seconds until the signal, which arrives during the call
 
 
 @pytest.fixture(scope="module")
 def huge():
-    """Return an array of ones; the first and the last 64 KiB have their own memory."""
+    """Return an array of ones; only its first and its last 64 KiB have their own memory."""
     array = aliased_array(np.float32, SIZE, [0, END])
-    array[: 1 << 23] = array[END:] = 1  # the first 32 MiB include all memory except the end
+    array[: 1 << 23] = array[END:] = 1  # the first 32 MiB cover all memory but the end
     return array
 
 
 @pytest.fixture(scope="module")
 def huge_input():
-    """Return a second array of the same size."""
+    """Return an array of zeros of the same size as `huge`."""
     return aliased_array(np.float32, SIZE)
 
 
 class Stop(Exception):
-    """Raised by signal handlers."""
+    """The exception that signal handlers raise."""
 
 
 def stop(*_):
@@ -102,7 +102,7 @@ def test_keyboard_interrupt_ends_the_drawing_of_a_mask(alarm):
 def test_sigint_raises_keyboard_interrupt_during_a_call():
     script = (
         f"{FIND_TESTS}import numpy as np, cdropout as cd, os, signal, threading\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs may ignore SIGINT
         "from tests.helpers.aliased_array import aliased_array\n"
         f"x, g = aliased_array(np.float32, {SIZE}), cd.Generator(1)\n"
         f"threading.Timer({DELAY}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
@@ -114,7 +114,7 @@ def test_sigint_raises_keyboard_interrupt_during_a_call():
 
 @linux_only
 @pytest.mark.parametrize("threads", [1, 3])
-def test_each_element_is_old_or_new_after_an_interrupted_call(huge, alarm, threads):
+def test_each_element_has_the_old_or_new_value_after_an_interrupted_call(huge, alarm, threads):
     cd.set_num_threads(threads)
     ends = [huge[:1000], huge[-1000:]]
     for values in ends:
@@ -158,7 +158,7 @@ def test_a_call_number_is_not_used_twice_after_an_interrupt(huge, alarm):
     alarm(draw_and_stop, DELAY)
     with pytest.raises(Stop):
         cd.dropout(huge, 0.3, rng=generator, inplace=True)
-    assert generator.calls == 2  # number 0 is lost, because number 1 is used
+    assert generator.calls == 2  # call number 0 is lost, because number 1 is used
 
 
 @linux_only
@@ -192,4 +192,4 @@ def test_memory_cannot_be_freed_or_resized_during_a_call(alarm):
     alarm(free, DELAY)
     cd.bias_dropout_add(table, bias, table, 0.3, rng=SEED, out=table)
     assert len(messages) == 4 and len(memory) == 4 << 20 and x.size == 1 << 30
-    memory.clear()  # raises no error after the call
+    memory.clear()  # after the call, this raises no error

@@ -21,35 +21,35 @@ def expected(x, call):
 
 
 @pytest.fixture(params=[1000, *slow(10_000)])
-def calls(request):
-    """Return the number of calls per thread."""
+def calls_per_thread(request):
+    """Return the number of calls that each thread makes."""
     return request.param
 
 
 @pytest.mark.parametrize("n", [1, 64, 100])
-def test_threads_can_share_a_generator(n, calls):
+def test_threads_can_share_a_generator(n, calls_per_thread):
     """Each call number is used once, and each result has the mask of its call number."""
-    x, generator = normal(n), cd.Generator(SEED)
+    x, generator, total = normal(n), cd.Generator(SEED), THREADS * calls_per_thread
 
     def work(_):
-        pairs = (cd.dropout(x, P, rng=generator, return_mask=True) for _ in range(calls))
+        pairs = (cd.dropout(x, P, rng=generator, return_mask=True) for _ in range(calls_per_thread))
         return [(mask.call, y.tobytes()) for y, mask in pairs]
 
     drawn = dict(itertools.chain(*run_in_threads(THREADS, work)))
-    assert sorted(drawn) == list(range(THREADS * calls)) and generator.calls == THREADS * calls
-    for call in range(0, THREADS * calls, 97):
+    assert sorted(drawn) == list(range(total)) and generator.calls == total
+    for call in range(0, total, 97):
         assert drawn[call] == expected(x, call).tobytes()
     other = cd.Generator(SEED)
-    assert all(drawn[i] == cd.dropout(x, P, rng=other).tobytes() for i in range(len(drawn)))
+    assert all(drawn[i] == cd.dropout(x, P, rng=other).tobytes() for i in range(total))
 
 
-def test_threads_can_share_a_module(calls):
-    """Each call number is used once, and backward uses the given mask."""
+def test_threads_can_share_a_module(calls_per_thread):
+    """Each call number is used once, and backward uses the mask that it is given."""
     x, module = normal(256), cd.Dropout(P, rng=SEED)
 
     def work(_):
         results = []
-        for _ in range(calls):
+        for _ in range(calls_per_thread):
             results.append(module(x).tobytes())
             mask = module.mask
             assert (module.backward(x, mask=mask) == mask.apply(x)).all()
@@ -57,13 +57,14 @@ def test_threads_can_share_a_module(calls):
 
     results = sorted(itertools.chain(*run_in_threads(THREADS, work)))
     generator = cd.Generator(SEED)
-    serial = [cd.dropout(x, P, rng=generator).tobytes() for _ in range(THREADS * calls)]
+    total = THREADS * calls_per_thread
+    serial = [cd.dropout(x, P, rng=generator).tobytes() for _ in range(total)]
     assert serial[5] == expected(x, 5).tobytes()
     assert results == sorted(serial)
 
 
-def test_threads_can_share_inputs_and_masks(calls):
-    """All functions return the reference's result for the same input in all threads."""
+def test_threads_can_share_inputs_and_masks(calls_per_thread):
+    """In all threads, all functions return the result of the reference for the shared input."""
     x = normal((20, 30))
     before, mask = x.copy(), cd.Mask(x.shape, P, SEED)
     result = expected(x, 0)
@@ -81,7 +82,8 @@ def test_threads_can_share_inputs_and_masks(calls):
 
     def work(i):
         out = np.empty_like(x)
-        return sum(np.array_equal(functions[(i + j) % 8](out), result) for j in range(calls))
+        results = (functions[(i + j) % 8](out) for j in range(calls_per_thread))
+        return sum(np.array_equal(y, result) for y in results)
 
-    assert run_in_threads(THREADS, work) == [calls] * THREADS
+    assert run_in_threads(THREADS, work) == [calls_per_thread] * THREADS
     np.testing.assert_array_equal(x, before)

@@ -23,13 +23,13 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # as in new_mask
+SEED, CALL = 0xFEDCBA9876543210, 2**40 + 3  # the defaults of new_mask
 TYPES = [*DTYPES, bool]  # bool stands for CDROPOUT_BOOL
 STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory (the last varies fastest) and the step of each in items."""
+    """The order of the axes in memory, fastest axis last, and the steps along the axes in items."""
 
     order: tuple
     steps: tuple
@@ -56,7 +56,10 @@ def layout(ndim, order=None, steps=None):
 
 
 def mask_strides(shape, broadcast=(), flipped=(), within=None):
-    """Return the strides of a mask in C order, or of a window of a mask of shape `within`."""
+    """Return the strides of a mask in C order, or of a window into a mask of shape `within`.
+
+    Axes in `broadcast` have the stride 0, and axes in `flipped` have negative strides.
+    """
     strides, extent = [0] * len(shape), 1
     for axis in reversed(range(len(shape))):
         if axis not in broadcast:
@@ -66,7 +69,7 @@ def mask_strides(shape, broadcast=(), flipped=(), within=None):
 
 
 def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **mask):
-    """Return a Case. y has the layout of x unless another one is given."""
+    """Return a Case, in which y has the layout of x unless another layout is given for y."""
     ndim = len(shape)
     x = layout(ndim, order, steps)
     y = layout(ndim, y_order or order, y_steps or steps)
@@ -80,7 +83,7 @@ def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **
 
 @cache
 def keep(p, first, n):
-    """Return the keep bits of n elements; position 0 follows position 2**64 - 1."""
+    """Return the keep bits of n elements from `first` on; position 0 follows position 2**64 - 1."""
     first %= 2**64
     before = min(n, 2**64 - first)
     parts = [reference.keep(SEED, CALL, p, first, before)]
@@ -88,7 +91,7 @@ def keep(p, first, n):
 
 
 def extent(case):
-    """Return the first position of the mask that the case uses, and the number of positions."""
+    """Return the lowest position of the case in the mask, and how many positions the case spans."""
     reach = [(n - 1) * stride for n, stride in zip(case.shape, case.mask, strict=True)]
     first = case.start + sum(offset for offset in reach if offset < 0)
     return first, sum(map(abs, reach)) + 1
@@ -96,7 +99,7 @@ def extent(case):
 
 @cache
 def kept(case, p):
-    """Return the keep bits of the case as an array of bools with its shape."""
+    """Return the keep bits of the case as an array of bools with the shape of the case."""
     first, n = extent(case)
     positions = np.full(case.shape, case.start - first)
     for axis, stride in enumerate(case.mask):
@@ -126,7 +129,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a buffer of packed bits, `first` bits before those of the case, and the start bit."""
+    """Return a buffer of `first` bits and the bits of the case, and the bit index of element 0."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = np.packbits(bits, bitorder="little")
@@ -134,14 +137,17 @@ def given_bits(case, p, first):
 
 
 def given_bools(case, p):
-    """Return a buffer with the bools of the case, and the address of the first element's bool."""
+    """Return a buffer with the bools of the case, and the address of the bool of element 0."""
     position, n = extent(case)
     buffer = tables.guarded_copy(keep(p, position, n) * (1 + np.arange(n, dtype=np.uint8) % 255), 3)
     return buffer, buffer.address + case.start - position
 
 
 def check(table, case, dtype, p, rng, flags=0):
-    """Call all strided kernels out of place, and one in place; only y may change."""
+    """Assert that strided kernels write the expected values to y and change nothing else.
+
+    All kernels are called out of place, and one of them in place if x and y have equal strides.
+    """
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     want, mask = expected(case, dtype, p), new_mask(table, p)
     if case.shape and 0 not in case.shape:
@@ -272,12 +278,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("cases", LAYOUTS.values(), ids=LAYOUTS)
-def test_strided_kernels_with_each_layout(table, dtype, cases):
+def test_strided_kernels_equal_the_reference_for_each_layout(table, dtype, cases):
     check_all(table, cases, dtype)
 
 
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_strided_kernels_with_several_probabilities(table, dtype, p):
+def test_strided_kernels_equal_the_reference_for_several_probabilities(table, dtype, p):
     for name in ("C order", "channels last", "broadcast axes"):
         check_all(table, LAYOUTS[name][-2:], dtype, [p])
 
@@ -285,13 +291,13 @@ def test_strided_kernels_with_several_probabilities(table, dtype, p):
 @pytest.mark.parametrize(
     "shape", [(7, 13, 21), (3, 5, 7, 11), *slow((17, 33, 65), (9, 10, 67, 12))], ids=str
 )
-def test_strided_kernels_with_permuted_axes(table, dtype, shape):
+def test_strided_kernels_equal_the_reference_for_permuted_axes(table, dtype, shape):
     every = list(itertools.permutations(range(len(shape))))
     for order in random.Random(1).sample(every, 6 if math.prod(shape) < 2000 else len(every)):
         check_all(table, [case(shape, order), case(shape, order, every[-1])], dtype)
 
 
-LARGE = [  # larger than a tile; the last tile of each axis is shorter
+LARGE = [  # arrays larger than a tile; the last tile along each axis is shorter
     case((600, 701), F_ORDER),
     case((3, 67, 61, 59), NHWC),
     case((30, 9001), steps=(2, 1)),
@@ -305,7 +311,7 @@ LARGE = [  # larger than a tile; the last tile of each axis is shorter
 
 
 @pytest.mark.parametrize("large", [*LARGE[:1], *slow(*LARGE[1:])], ids=lambda each: f"{each.shape}")
-def test_strided_kernels_on_arrays_larger_than_a_tile(table, dtype, large):
+def test_strided_kernels_equal_the_reference_for_arrays_larger_than_a_tile(table, dtype, large):
     check(table, large, dtype, 0.1, random.Random(9))
 
 
@@ -314,8 +320,8 @@ def test_strided_kernels_on_arrays_larger_than_a_tile(table, dtype, large):
     [*LARGE[1:3], case((300, 20), within=(300, 4000))],
     ids=lambda each: f"{each.shape}",
 )
-def test_strided_kernels_on_bools_larger_than_a_tile(table, large):
-    """The last case has few elements, but they spread over a long range of the mask."""
+def test_strided_kernels_equal_the_reference_for_bools_larger_than_a_tile(table, large):
+    """The last case has few elements, whose positions are spread over a long range of the mask."""
     check(table, large, bool, 0.1, random.Random(9))
 
 
@@ -326,8 +332,8 @@ def test_strided_kernels_on_bools_larger_than_a_tile(table, large):
         ((2, 2, 3, 4, 3, 1457, 9), (13590, 44865, 4097, 0, 44865, 5395, 13590)),
     ],
 )
-def test_elements_with_the_same_position_in_the_mask(table, shape, mask):
-    """The last tile is shorter than the others and must not need more bits."""
+def test_strided_kernels_equal_the_reference_for_equal_mask_positions(table, shape, mask):
+    """The last tile is shorter than the other tiles and must not need more bits than these."""
     c_order = layout(len(shape))
     check(table, Case(shape, c_order, c_order, mask), bool, 0.1, random.Random(9))
 
@@ -343,7 +349,7 @@ def test_elements_with_the_same_position_in_the_mask(table, shape, mask):
     ids=lambda each: f"{each.shape}",
 )
 @pytest.mark.parametrize("isa", ISAS)
-def test_strided_kernels_with_streaming_stores(isa, contiguous):
+def test_strided_kernels_with_streaming_stores_equal_the_reference(isa, contiguous):
     """Rows are long enough for streaming stores; y is contiguous or has gaps between rows."""
     table, rng = tables.tables()[isa], random.Random(3)
     ndim = len(contiguous.shape)
@@ -357,7 +363,7 @@ REALS = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float32"
 
 @cache
 def expected_alpha(case, dtype, p, shift, constant):
-    """Return x * scale + shift for kept elements and the constant for others, or +0.0 if p = 1."""
+    """Return x * scale + shift for kept elements and the constant for others; all +0.0 if p = 1."""
     x, scale = values(dtype, case.shape), reference.scale(p, dtype)
     with np.errstate(all="ignore"):
         shifted = x * scale + dtype(shift)
@@ -366,7 +372,7 @@ def expected_alpha(case, dtype, p, shift, constant):
 
 @REALS
 @pytest.mark.parametrize("p", [0, 0.3, 1])
-def test_apply_alpha_strided(table, real, p):
+def test_apply_alpha_strided_equals_numpy(table, real, p):
     itemsize, rng, mask = np.dtype(real).itemsize, random.Random(8), new_mask(table, p)
     terms = 0.7, -1.75
     for name in ("C order", "Fortran order", "steps", "broadcast axes", "windows", "no element"):
@@ -383,7 +389,7 @@ def test_apply_alpha_strided(table, real, p):
 
 
 def random_case(rng):
-    """Return a random case with at most 5 axes and 20000 elements."""
+    """Return a random case with at most 5 axes and at most 20,000 elements."""
     shape = []
     for _ in range(rng.randrange(1, 6)):
         n = rng.choice([1, 2, 3, 5, 8, 9, 16, 31, 33, 64, 65, 100, 513])
@@ -393,7 +399,7 @@ def random_case(rng):
     axes = range(len(shape))
     orders = [tuple(rng.sample(axes, len(shape))) for _ in range(2)]
     steps = [tuple(rng.choice([1, 1, 1, 1, 2, -1, -2]) for _ in axes) for _ in range(2)]
-    if rng.random() < 0.4:  # the same layout, so that the call can be in place
+    if rng.random() < 0.4:  # y has the layout of x, so that the call can be in place
         orders[1], steps[1] = orders[0], steps[0]
     broadcast, flipped = ([axis for axis in axes if rng.random() < 0.2] for _ in range(2))
     within = tuple(n + rng.choice([0, 0, 1, 30]) for n in shape)
@@ -402,14 +408,14 @@ def random_case(rng):
 
 
 @pytest.mark.parametrize("count", [12, *slow(400)])
-def test_strided_kernels_with_random_layouts(table, dtype, count):
+def test_strided_kernels_equal_the_reference_for_random_layouts(table, dtype, count):
     rng = random.Random(count)
     cases = [random_case(rng) for _ in range(count)]
     check_all(table, [each for each in cases if extent(each)[1] < 10**6], dtype)
 
 
-def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
-    """16 axes have length 2; the others have length 1, so that their strides are ignored."""
+def test_apply_strided_supports_64_axes_and_returns_minus_1_for_65(table, dtype):
+    """16 axes have length 2. The other axes have length 1 and strides that must be ignored."""
     itemsize = 1 if dtype is bool else np.dtype(dtype).itemsize
     rng = random.Random(2)
     many = case((2,) * 16, rng.sample(range(16), 16), rng.sample(range(16), 16))
@@ -437,8 +443,8 @@ def test_64_axes_are_supported_and_65_are_rejected(table, dtype):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("stride", [2**40 + 3, -(2**62) - 1, 2**63 - 1, -(2**63)])
-def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
-    """Positions wrap around modulo 2**64."""
+def test_apply_strided_equals_the_reference_for_any_64_bit_mask_stride(table, dtype, order, stride):
+    """Positions in the mask wrap around modulo 2**64."""
     shape = 5, 70
     itemsize, code = (1, BOOL) if dtype is bool else (np.dtype(dtype).itemsize, DTYPES[dtype])
     rows = np.array([keep(0.1, 99 + i * stride, 70) for i in range(5)])
@@ -453,7 +459,7 @@ def test_any_64_bit_stride_of_the_mask(table, dtype, order, stride):
     assert array.buffer.holds(result)
 
 
-def test_apply_bits_strided_at_a_large_bit_offset(table):
+def test_apply_bits_strided_equals_the_reference_at_a_large_bit_offset(table):
     first = 2**32 + 5
     memory = np.zeros(2**29 + 1000, np.uint8)  # only pages that are used take memory
     memory[2**29 :] = np.random.default_rng(3).integers(0, 256, 1000)
@@ -466,7 +472,7 @@ def test_apply_bits_strided_at_a_large_bit_offset(table):
     assert y.buffer.holds(result)
 
 
-def test_apply_strided_with_a_stride_of_0_in_x(table):
+def test_apply_strided_equals_the_reference_for_a_stride_of_0_in_x(table):
     x, y = values(np.float32, (50,)), GuardedArray(np.float32, (7, 50), (200, 4), 1)
     want = reference.apply(np.broadcast_to(x, (7, 50)), keep(0.1, 5, 350), 0.1)
     result = y.bytes_after(want)
@@ -494,7 +500,7 @@ def test_strided_kernels_return_minus_1_for_bad_arguments(table, code, flags, nd
     assert table.apply_bits_strided(*where, given.address, 0, 2.0) == -1
     assert table.apply_bools_strided(*where, given.address, 2.0) == -1
     assert table.apply_alpha_strided(*where, mask, 0, 1.0, 1.0) == -1
-    for other in (2, 3, BOOL):  # types that apply_alpha_strided does not take
+    for other in (2, 3, BOOL):  # types that apply_alpha_strided does not support
         assert table.apply_alpha_strided(other, *where[1:4], 2, axes, mask, 0, 1.0, 1.0) == -1
     if ndim == 2:
         assert table.apply(*where[:4], 100, mask, 0) == -1

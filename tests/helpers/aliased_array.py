@@ -1,4 +1,4 @@
-"""Arrays larger than the machine's memory: one small file, mapped many times in a row."""
+"""Arrays larger than the machine's memory, made by mapping one small file many times."""
 
 import ctypes
 import mmap
@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-# The values on Linux; the module mmap defines only some of them.
+# These are the values on Linux; the module mmap defines only some of these constants.
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 READ_WRITE = 0x1 | 0x2
 
@@ -28,7 +28,8 @@ def aliased_array(dtype, n, private=()):
     Parameters
     ----------
     private : sequence of int
-        Indices of elements. The 64 KiB that begin near each of them are not shared.
+        Indices of elements. For each index, 64 KiB that begin with the page of the element are not
+        shared.
     """
     size = n * np.dtype(dtype).itemsize
     mapping = mmap.mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, READ_WRITE)

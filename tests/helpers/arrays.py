@@ -17,7 +17,10 @@ def normal(shape, dtype=np.float32, seed=1):
 
 
 def with_special_values(shape, dtype=np.float32, seed=1):
-    """Return normal random numbers, of which a fifth is NaN, infinite, zero or subnormal."""
+    """Return normal random numbers, a fifth of which are replaced by special values.
+
+    The special values are NaN, infinities, zeros and subnormal numbers.
+    """
     rng = np.random.default_rng(seed)
     subnormal = np.array([1, 3], f"u{np.dtype(dtype).itemsize}").view(dtype)
     special = [math.nan, math.inf, -math.inf, 0.0, -0.0, *subnormal, -subnormal[1]]
@@ -30,7 +33,7 @@ def to_bytes(array, equal_nan=False):
     """Return the bytes of the elements in C order; `equal_nan` makes all NaN identical."""
     elements = np.array(array, order="C").reshape(-1)
     if equal_nan:
-        with np.errstate(invalid="ignore"):  # a comparison of a signalling NaN warns
+        with np.errstate(invalid="ignore"):  # comparing a signalling NaN gives a warning
             elements[elements != elements] = np.nan
     return elements.tobytes()
 
@@ -38,7 +41,8 @@ def to_bytes(array, equal_nan=False):
 def assert_same_bits(actual, expected, equal_nan=False):
     """Assert that two arrays have the same dtype, shape and bits.
 
-    Objects of other types are converted with `np.asarray`. With `equal_nan`, all NaN are equal.
+    Objects of other types are converted with `np.asarray`. With `equal_nan`, all NaN count as
+    equal.
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)

@@ -1,4 +1,4 @@
-"""Calls of all functions, assertions about failing calls, and objects that call a function."""
+"""Calls of all functions, assertions about failing calls, and arguments that run a function."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 import cdropout as cd
 
 SHAPE = (2, 3, 4, 5)
-MODULES = {  # the shape of the input of each class
+MODULES = {  # the input shape for each class
     cd.Dropout: SHAPE,
     cd.Dropout1d: (6, 4, 5),
     cd.Dropout2d: SHAPE,
@@ -21,7 +21,7 @@ MODULES = {  # the shape of the input of each class
 
 
 def new_objects(shape=SHAPE):
-    """Return arrays, generators, a mask and a module."""
+    """Return a namespace of new arrays, generators, a mask and a module."""
     size = int(np.prod(shape))
     memory = np.arange(1000, dtype=np.float32)
     objects = SimpleNamespace(
@@ -41,7 +41,7 @@ def new_objects(shape=SHAPE):
 
 @contextmanager
 def unchanged_objects(shape=SHAPE):
-    """Provide new objects; assert at the end that none has changed."""
+    """Provide the result of `new_objects`; assert at the end that no object has changed."""
     objects = new_objects(shape)
     before = snapshot(objects)
     yield objects
@@ -49,7 +49,7 @@ def unchanged_objects(shape=SHAPE):
 
 
 def snapshot(objects):
-    """Return the state of all objects as a tuple, for comparison."""
+    """Return the states of all objects, the default generator and the number of threads."""
     memory, x, out = objects.memory, objects.x, objects.out
     arrays = [(a.tobytes(), a.flags.writeable) for a in (memory, objects.bias)]
     layouts = [(a.shape, a.strides, a.flags.writeable) for a in (x, out)]
@@ -61,7 +61,7 @@ def snapshot(objects):
 
 
 class ValidCall:
-    """A function with valid arguments; a call can replace some of them."""
+    """A function with valid arguments; a call can replace some of these arguments."""
 
     def __init__(self, name, function, arguments):
         self.name, self.function, self.arguments = name, function, arguments
@@ -73,12 +73,12 @@ class ValidCall:
         return self.name
 
     def has(self, *names):
-        """Return whether the call has all of these arguments."""
+        """Return whether the call has an argument of each of these names."""
         return self.arguments.keys() >= set(names)
 
 
 def valid_calls(objects):
-    """Return a ValidCall of each function, with the arrays and generators of `objects`."""
+    """Return a list of ValidCall, at least one per function, with arguments from `objects`."""
     calls = {**function_calls(objects), **mask_calls(objects)}
     for kind, shape in MODULES.items():
         calls.update(module_calls(objects, kind, shape))
@@ -86,7 +86,7 @@ def valid_calls(objects):
 
 
 def function_calls(objects):
-    """Return {name: (function, arguments)} of the functions that draw masks."""
+    """Return {name: (function, arguments)} for the functions that draw masks."""
     flags = {"training": True, "inplace": False, "return_mask": False}
     new = {"x": objects.x, "p": 0.5, "rng": objects.generator, **flags}
     usual = {**new, "out": objects.out}
@@ -116,13 +116,13 @@ def function_calls(objects):
 
 
 def forms_of(mask):
-    """Return {name: the mask in a form that `mask=` accepts}."""
+    """Return the mask in each form that the parameter `mask` accepts: {name: form}."""
     bools, bits, scale = np.asarray(mask), mask.bits(), mask.to_scale()
     return {"Mask": mask, "bools": bools, "bits": bits, "scale": scale}
 
 
 def mask_calls(objects):
-    """Return {name: (function, arguments)} of masks and the functions that apply them."""
+    """Return {name: (function, arguments)} for Mask and for functions that apply a given mask."""
 
     def backward(x, mask, **arguments):
         return cd.dropout_backward(x, mask, **arguments)
@@ -140,7 +140,7 @@ def mask_calls(objects):
 
 
 def module_calls(objects, kind, shape):
-    """Return {name: (function, arguments)} of a class of modules."""
+    """Return {name: (function, arguments)} for the constructor and methods of a module class."""
     name, x, out = kind.__name__, objects.x.reshape(shape), objects.out.reshape(shape)
     module = kind(0.5, rng=objects.generator)
     module.mask = cd.Mask(shape, 0.5)
@@ -162,7 +162,7 @@ def module_calls(objects, kind, shape):
 
 
 def assert_raises(error, pattern, call, /, *args, **kwargs):
-    """Assert that the call raises exactly this type, with a message that matches the pattern."""
+    """Assert that the call raises exactly `error`, with a message that matches the pattern."""
     with pytest.raises(error, match=pattern) as raised:
         call(*args, **kwargs)
     assert raised.type is error
@@ -186,7 +186,7 @@ def fail(*_, **__):
 
 
 class Rng(np.random.Generator):
-    """A NumPy generator whose `integers`, which gives the seed, calls a function."""
+    """A NumPy generator whose method `integers`, which draws the seed, calls a function."""
 
     def __init__(self, function):
         super().__init__(np.random.PCG64(1))
@@ -197,7 +197,7 @@ class Rng(np.random.Generator):
 
 
 class Seeds(np.random.SeedSequence):
-    """A NumPy seed sequence whose `generate_state` calls a function."""
+    """A NumPy seed sequence whose method `generate_state` calls a function."""
 
     def __init__(self, function):
         super().__init__(1)

@@ -1,4 +1,4 @@
-"""Calls of the command line in new processes."""
+"""Functions that run the commands of cdropout in new processes."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ BENCH = ["bench", "--sizes", "64", "--seconds", "0", "--peer", "none"]
 
 
 def find_command(name):
-    """Return the arguments that start this command; skip the test if it is not installed."""
+    """Return the arguments that start this command; skip the test if the command is missing."""
     if name == "script" and not SCRIPT.exists():
         pytest.skip("the script cdropout was not installed")
     return COMMANDS[name]
@@ -28,12 +28,15 @@ def run(command, *arguments, stdout=subprocess.PIPE, **variables):
     done = subprocess.run(
         [*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300,
         env={**os.environ, "PYTHONUNBUFFERED": "", **variables},
-        cwd=tempfile.gettempdir(),  # outside of a checkout that is not built
+        cwd=tempfile.gettempdir(),  # not in the checkout, which may not be built
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 
 def assert_error(result, code, text):
-    """Assert that a command had this exit code and printed one line, to standard error only."""
+    """Assert that a command had this exit code and printed only one line, to standard error.
+
+    The line begins with "cdropout" and contains `text`.
+    """
     assert result[0] == code and not result[1]
     assert result[2].count("\n") == 1 and result[2].startswith("cdropout") and text in result[2]

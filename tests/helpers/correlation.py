@@ -1,9 +1,9 @@
 """Two- and three-point correlations of the mask bits that a lane draws.
 
-The comparison with the threshold combines the same bit of successive words. This reveals
-correlations that common test suites for generators do not detect. A sample has 128 bits: the 64
-elements of a lane in an even group, and its 64 elements in the next group. All pairs and triples
-of these bits are tested.
+The comparison with the threshold combines bits at the same position in successive words. Its
+results can be correlated even if common test suites find no fault in the generator. A sample has
+128 bits: the 64 elements of a lane in an even group, and the 64 elements of the same lane in the
+next group. All pairs and triples of these bits are tested.
 """
 
 import math
@@ -28,8 +28,8 @@ def bernstein(max_term, terms, odds):
 
     Notes
     -----
-    Bernstein's inequality, P(|sum| > t sqrt(n)) <= 2 exp(-t**2 / (2 + 2 t max_term / (3 sqrt(n)))),
-    solved for t.
+    The limit is the t for which the right side of Bernstein's inequality,
+    P(|sum| > t sqrt(n)) <= 2 exp(-t**2 / (2 + 2 t max_term / (3 sqrt(n)))), is 1 / `odds`.
     """
     nats = math.log(2 * odds)
     skew = nats * max_term / (3 * np.sqrt(terms))
@@ -50,13 +50,13 @@ def samples(draw, p, n):
 
 
 def count_pairs(bits):
-    """Return the exact number of samples with bits i and j set: float64 [128, 128]."""
+    """Return the exact number of samples with set bits i and j: float64 [128, 128]."""
     x = bits.astype(np.float32)
     return (x.T @ x).astype(np.float64)
 
 
 def count_triples(bits):
-    """Return the exact number of samples with bits i < j < k set: float64 [128, 128, 128]."""
+    """Return the exact number of samples with set bits i < j < k: float64 [128, 128, 128]."""
     x = bits.astype(np.float32)
     triples = np.zeros((BITS, BITS, BITS))
     for k in range(2, BITS):
@@ -66,16 +66,19 @@ def count_triples(bits):
 
 
 def centre_pairs(pairs, n, q):
-    """Return sums over n samples of products of two centred bits, in sigmas; 0 unless i < j."""
+    """Return the sum of (bit i - q) (bit j - q) over n samples, in sigmas; 0 unless i < j.
+
+    `pairs` is the sum of `count_pairs` over all samples.
+    """
     ones = np.diagonal(pairs)
     products = pairs - q * (ones[:, None] + ones) + n * q**2
     return np.triu(products, 1) / (q * (1 - q)) / math.sqrt(n)
 
 
 def centre_triples(triples, pairs, n, q):
-    """Return sums over n samples of products of three centred bits, in sigmas; 0 unless i < j < k.
+    """Return sums of products of three centred bits over n samples, in sigmas; 0 unless i < j < k.
 
-    q is the exact probability of a set bit, not an estimate.
+    A centred bit is the bit minus q, the exact probability of a set bit, not an estimate.
     """
     ones = np.diagonal(pairs)
     two = pairs[:, :, None] + pairs[:, None, :] + pairs
@@ -86,13 +89,13 @@ def centre_triples(triples, pairs, n, q):
 
 
 def pair_sigmas(draw, p, n):
-    """Draw n samples with `draw` and return their `centre_pairs`."""
+    """Draw n samples with `draw`; return the result of `centre_pairs` for these samples."""
     pairs = sum(map(count_pairs, samples(draw, p, n)))
     return centre_pairs(pairs, n, rarer_probability(p))
 
 
 def triple_sigmas(draw, p, n):
-    """Draw n samples with `draw` and return their `centre_triples`."""
+    """Draw n samples with `draw`; return the result of `centre_triples` for these samples."""
     pairs, triples = np.zeros((BITS, BITS)), np.zeros((BITS, BITS, BITS))
     for bits in samples(draw, p, n):
         pairs += count_pairs(bits)

@@ -7,9 +7,9 @@ from .requirements import slow
 
 
 def given_examples(count, *strategies):
-    """Return a decorator that tests a property with `count` examples, or a fifth in quick tests.
+    """Return a decorator that tests a property with `count` // 5 examples.
 
-    The examples are the same in every run, and no deadline ends a test.
+    A slow test uses `count` examples. The examples are the same in every run and have no deadline.
     """
 
     def decorate(check):

@@ -1,7 +1,7 @@
 """The kernel table of each instruction set as ctypes structures, and buffers for tests of kernels.
 
-The structures mirror cdropout.h. Buffers are passed as addresses. The tables are those of the
-instruction sets that were built and that this CPU runs.
+The structures mirror cdropout.h. Buffers are passed as addresses. There is one table for each
+instruction set for which cdropout was built and that this CPU can run.
 """
 
 import ctypes
@@ -99,13 +99,13 @@ def load(isa):
 
 @cache
 def tables():
-    """Return the tables by instruction set, the widest last."""
+    """Return {instruction set: table}, with the widest instruction set last."""
     runnable = dispatch.runnable()
     return {isa: load(isa) for isa in dispatch.built() if isa in runnable}
 
 
 def set_streaming_threshold(isa, size):
-    """Let the kernels of this instruction set use streaming stores for outputs of `size` bytes."""
+    """Set the output size in bytes from which kernels of this set use streaming stores."""
     importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 
@@ -165,7 +165,7 @@ def guarded_copy(array, offset=0):
 
 @cache
 def numbers(dtype, n):
-    """Return ordinary numbers alternating with random bit patterns (also NaN and subnormal)."""
+    """Return normal random numbers alternating with random bit patterns, some of which are NaN."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal(n).astype(dtype)
     x[1::2] = rng.integers(0, 256, (n // 2, x.itemsize), np.uint8).view(dtype)[:, 0]
@@ -175,20 +175,20 @@ def numbers(dtype, n):
 
 @cache
 def random_bools(size):
-    """Return bytes of which half are 0 and the others are 1 or larger."""
+    """Return random bytes, about half of which are 0 and the others 1, 2, 128 or 255."""
     values = np.array([0, 0, 0, 0, 1, 2, 128, 255], np.uint8)
     return values[np.random.default_rng(size).integers(0, 8, size)]
 
 
 class GuardedArray:
-    """An array with positive or negative strides in a GuardedBuffer; its items do not overlap.
+    """An array in a GuardedBuffer; strides can be negative, but items must not overlap.
 
     Parameters
     ----------
     dtype, shape, strides
         As in numpy.ndarray.
     offset : int
-        Distance in bytes of the buffer from a 64-byte boundary.
+        Distance in bytes of the first byte of the buffer from a 64-byte boundary.
     """
 
     def __init__(self, dtype, shape, strides, offset=0):
@@ -204,7 +204,7 @@ class GuardedArray:
         return np.ndarray(self.shape, self.dtype, memory, self.first, self.strides)
 
     def bytes_after(self, values):
-        """Return the bytes that the buffer should have after `values` are written to the array."""
+        """Return the expected bytes of the buffer after `values` have been written to the array."""
         memory = self.buffer.inside.copy()
         self.within(memory)[...] = values
         return memory

@@ -4,7 +4,7 @@ import resource
 
 
 def set_memory_limit(extra):
-    """Let this process map at most `extra` more bytes than it does now; needs Linux."""
+    """Let this process map at most `extra` bytes more than are mapped now; needs Linux."""
     with open("/proc/self/statm") as status:
         mapped = int(status.read().split()[0]) * resource.getpagesize()
     hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -12,6 +12,6 @@ def set_memory_limit(extra):
 
 
 def remove_memory_limit():
-    """Remove the limit of `set_memory_limit`."""
+    """Remove the limit that `set_memory_limit` has set."""
     hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (hard_limit, hard_limit))

@@ -1,7 +1,7 @@
 """Statistical tests of masks: keep rate, order, independence, avalanche.
 
-Each test computes sums that are near 0 for independent elements. It draws bits with a function
-`draw(seed, call, p, start, n)`, so that the tests can also be applied to a faulty generator.
+Each test computes sums that are near 0 if the elements are independent. The bits come from a
+function `draw(seed, call, p, start, n)`, so that faulty generators can be tested too.
 """
 
 import math
@@ -20,9 +20,9 @@ CHUNK = 1 << 22  # elements drawn at once: 512 blocks
 BLOCK = reference.BLOCK
 FALSE_ALARM = 1e-6  # the probability that a perfect generator fails any of TESTS tests
 TESTS = 250
-GRAM = 16  # consecutive elements whose subsets are all tested
+GRAM = 16  # number of consecutive elements, all subsets of which are tested
 LAGS = [*range(1, 65), *(2**k + d for k in range(7, 17) for d in (-1, 0, 1))]
-ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # axis of neighbouring elements
+ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # the axis of each order
 
 
 class Scores(NamedTuple):
@@ -40,7 +40,7 @@ class Scores(NamedTuple):
         return correlation.bernstein(self.max_term, self.terms, sums / FALSE_ALARM)
 
     def worst(self):
-        """Return the sum that is closest to its limit, and that limit."""
+        """Return the sum that is largest in relation to its limit, and the limit of this sum."""
         limits = np.broadcast_to(self.limits(), self.sigmas.shape)
         where = np.argmax(np.abs(self.sigmas) / limits)
         return float(self.sigmas.flat[where]), float(limits.flat[where])
@@ -68,7 +68,7 @@ def chunks(draw, p, n, seed=SEED, call=0):
 
 
 def count_bits(packed):
-    """Return the number of set bits in packed bytes. There must be a multiple of 8 bytes."""
+    """Return the number of set bits in packed bytes, whose number must be a multiple of 8."""
     return int(np.bitwise_count(packed.view(np.uint64)).sum(dtype=np.uint64))
 
 
@@ -77,8 +77,8 @@ class Effort(NamedTuple):
 
     rate: int  # elements
     order: int  # elements, a multiple of CHUNK
-    repetitions: int  # blocks of each mask of a family
-    bases: int  # pairs of seed and call; each of their bits is flipped
+    repetitions: int  # blocks of each mask in a family
+    bases: int  # pairs of a seed and a call number, each bit of which is flipped
     pairs: int = 0  # samples for two-point correlations within a lane; 0 omits the test
     triples: int = 0  # samples for three-point correlations within a lane; 0 omits the test
 
@@ -108,7 +108,7 @@ def ordered(packed, order):
 def tally_lags(bits):
     """Return the number of pairs of kept elements at each lag, and the number of kept elements.
 
-    The bits form a ring.
+    The elements form a ring: the last element is followed by the first.
     """
     words = np.packbits(bits, bitorder="little").view("<u8")
     pairs = []
@@ -123,7 +123,7 @@ def tally_lags(bits):
 def score_lags(tally, p, n):
     """Return sums of products of two standardised elements at each lag, in sigmas.
 
-    Like all `score_` functions, it also returns the number and the largest magnitude of the terms.
+    All `score_` functions also return the number and the largest magnitude of the terms of a sum.
     """
     q = 1 - p
     products = tally[:-1] - 2 * q * tally[-1] + n * q**2
@@ -131,12 +131,12 @@ def score_lags(tally, p, n):
 
 
 def tally_grams(bits):
-    """Return the count of each value of GRAM consecutive elements."""
+    """Split the elements into grams of GRAM elements; return how often each value occurs."""
     return np.bincount(np.packbits(bits, bitorder="little").view("<u2"), minlength=1 << GRAM)
 
 
 def score_grams(tally, p, n):
-    """Return, for each subset of a gram, the sum of products of its standardised elements."""
+    """Return sums of products of the standardised elements in each subset of a gram, in sigmas."""
     q, sums = 1 - p, tally.astype(float)
     for axis in range(GRAM):  # Walsh transform of bits that are set with probability q
         zero, one = np.moveaxis(sums.reshape(-1, 2, 1 << axis), 1, 0)
@@ -146,7 +146,10 @@ def score_grams(tally, p, n):
 
 
 def length_classes(stop):
-    """Return the lower limits of classes for geometric lengths with parameter `stop`."""
+    """Return the lower limit of each class of lengths.
+
+    The lengths have a geometric distribution; `stop` is the probability of the length 1.
+    """
     quantiles = [*np.arange(1, 16) / 16, 0.99, 0.999, 0.9999]
     return np.unique([1, *(np.ceil(np.log1p(np.negative(quantiles)) / math.log1p(-stop)) + 1)])
 
@@ -158,7 +161,7 @@ def tally_lengths(lengths, stop):
 
 
 def score_lengths(tally, stop):
-    """Return the standardised number of lengths in each class."""
+    """Return how far the number of lengths in each class is from its mean, in sigmas."""
     chance = -np.diff((1 - stop) ** (length_classes(stop) - 1), append=0)
     n = tally.sum()
     largest = np.sqrt(np.maximum(chance / (1 - chance), (1 - chance) / chance))
@@ -166,20 +169,23 @@ def score_lengths(tally, stop):
 
 
 def tally_gaps(bits, p):
-    """Return `tally_lengths` of the distances between successive dropped elements of a ring."""
+    """Return the `tally_lengths` of the distances between successive dropped elements.
+
+    The elements form a ring.
+    """
     dropped = np.flatnonzero(bits == 0)
     return tally_lengths(np.diff(dropped, append=dropped[0] + bits.size), p)
 
 
 def tally_runs(bits, p):
-    """Return `tally_lengths` of the runs of dropped elements of a ring."""
+    """Return the `tally_lengths` of the runs of dropped elements. The elements form a ring."""
     changes = np.flatnonzero(bits != np.roll(bits, 1))
     lengths = np.diff(changes, append=changes[0] + bits.size)
     return tally_lengths(lengths[bits[changes] == 0], 1 - p)
 
 
 def order(draw, p, order, n, seed=SEED):
-    """Yield the scores of the first n elements, rearranged along `order`."""
+    """Yield the scores of lags, grams, gaps and runs in the first n elements along `order`."""
     lags = grams = gaps = runs = 0
     for packed in chunks(draw, p, n, seed):
         bits = ordered(packed, order)
@@ -200,8 +206,8 @@ def spaced_gray_code(i, spacing=9):
     return sum((code >> bit & 1) << spacing * bit for bit in range(8))
 
 
-# For each family: the number of masks, and a function that returns (seed, call, block) of mask i in
-# repetition r.
+# For each family: the number of masks, and a function that returns the (seed, call, block) of mask
+# number i in repetition number r.
 FAMILIES = {
     "consecutive seeds": (256, lambda i, r: (i, 7, r)),
     "consecutive calls": (256, lambda i, r: (SEED, i, r)),
@@ -218,7 +224,7 @@ FAMILIES = {
 
 
 def family(draw, p, name, repetitions):
-    """Yield the scores of all pairs of masks of a family, and of the sums of pairs by distance."""
+    """Yield the scores of each pair of masks in a family, and of all pairs at each distance."""
     masks, origin = FAMILIES[name]
     both, q, n = np.zeros((masks, masks)), 1 - p, BLOCK * repetitions
     for r in range(repetitions):
@@ -268,7 +274,7 @@ def lane_words(draw, p, effort):
     ):
         if n:
             sums = measure(draw, p, n)
-            sums = sums[sums != 0]  # keeps one entry per subset
+            sums = sums[sums != 0]  # the other entries do not belong to a pair or triple
             yield Scores(f"{points} points of a lane's words", p, sums, n, max_term(q) ** points)
 
 

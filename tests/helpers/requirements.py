@@ -1,6 +1,7 @@
-"""Requirements of tests: packages, systems, instruction sets. Without them, tests are skipped.
+"""Requirements of tests: packages, systems and instruction sets.
 
-The reason of a skip says what is missing, and how to install it.
+If a requirement is missing, the test is skipped. The reason says what is missing and how
+to install a missing package.
 """
 
 import os
@@ -34,7 +35,7 @@ NAMES = {
 
 
 def skip_reason(module):
-    """Return why a test that needs this module is skipped, and the command to install it."""
+    """Return why a test that needs this module is skipped, and how to install the module."""
     module = module.partition(".")[0]
     package = f"'cdropout[{module}]'" if module in EXTRAS else PACKAGES.get(module, module)
     return f"needs {NAMES.get(module, module)}: pip install {package}"
@@ -53,14 +54,17 @@ def find_or_skip(*modules):
 
 
 def why_not_runnable(isa):
-    """Return why kernels of this instruction set cannot run here, or an empty string."""
+    """Return why kernels of this instruction set cannot run here, or "" if the kernels can run."""
     if isa not in dispatch.built():
         return f"needs kernels of {isa}: cdropout was built without them"
     return "" if isa in dispatch.runnable() else f"needs {isa}: this CPU cannot run it"
 
 
 def can_limit_memory():
-    """Return whether memory can be limited: on Linux, unless AddressSanitizer maps terabytes."""
+    """Return whether memory can be limited: on Linux without AddressSanitizer.
+
+    AddressSanitizer maps terabytes, which a limit would prevent.
+    """
     if not sys.platform.startswith("linux"):
         return False
     with open("/proc/self/maps") as maps:
@@ -68,7 +72,7 @@ def can_limit_memory():
 
 
 def slow(*values):
-    """Return these values of a parameter for `parametrize`, marked as slow."""
+    """Return the values as `pytest.param` objects that are marked as slow."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 

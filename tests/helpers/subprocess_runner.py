@@ -56,9 +56,10 @@ for line in sys.stdin:
 
 @cache
 def fork_server():
-    """Start a process that imports PyTorch once, which takes seconds, and forks for each script.
+    """Start a process that imports PyTorch once and forks for each script; return the process.
 
-    It also imports torch._dynamo, as cdropout.torch does, but not cdropout.
+    The import takes seconds. The process also imports torch._dynamo, as cdropout.torch does, but
+    not cdropout.
     """
     command = [sys.executable, "-P", "-c", FORK_SERVER]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -67,7 +68,10 @@ def fork_server():
 
 
 def run_with_torch(script):
-    """Run a script that imports PyTorch, in the same environment; return the same as `run`."""
+    """Run a script that imports PyTorch; return the same values as `run`.
+
+    The environment variables are those that this process had at the first call.
+    """
     if not hasattr(os, "fork"):
         return run(script)
     with TemporaryDirectory() as folder:

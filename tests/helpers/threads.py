@@ -1,4 +1,4 @@
-"""Functions that run calls in several threads, and count the threads that a call starts."""
+"""Run a function in several threads, and count the threads that a call starts."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ def run_in_threads(count, function):
 
 
 def count_started_threads(call):
-    """Return how many threads of this process the call starts; needs Linux."""
+    """Return how many threads the call starts in this process and leaves running; needs Linux."""
     before = len(os.listdir("/proc/self/task"))
     call()
     return len(os.listdir("/proc/self/task")) - before

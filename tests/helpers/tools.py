@@ -7,7 +7,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def load_tool(path):
-    """Return a module of tools/."""
+    """Load the program at this path in tools/ and return it as a module."""
     name = path.removesuffix(".py").replace("/", ".")
     specification = importlib.util.spec_from_file_location(name, TOOLS / path)
     module = importlib.util.module_from_spec(specification)

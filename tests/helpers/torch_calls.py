@@ -40,7 +40,7 @@ OPERATORS = {  # functions of a tensor and p that call the operators that accele
     "feature_alpha_dropout_": lambda x, p: torch.feature_alpha_dropout_(x, p, True),
     "native_dropout": lambda x, p: torch.native_dropout(x, p, True)[0],
 }
-MODULES = {  # the shape of the input of each module
+MODULES = {  # the input shape for each module
     "Dropout": (5, 90),
     "Dropout1d": (5, 90, 3),
     "Dropout2d": (5, 90, 3, 2),
@@ -53,7 +53,7 @@ GENERATORS = {
     "cdropout": lambda: cd.Generator(3),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-LAYOUTS = {  # views of 4-D tensors
+LAYOUTS = {  # functions that return a 4-D tensor with another layout
     "contiguous": lambda x: x,
     "permuted": lambda x: x.permute(2, 0, 3, 1),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -68,19 +68,19 @@ def ramp(*shape, dtype=torch.float64):
 
 
 def next_seed():
-    """Return the seed that the next call draws from PyTorch's default generator."""
+    """Return the seed that the next call will draw from PyTorch's default generator."""
     with torch.random.fork_rng():  # restores the state of the generator
         return torch.randint(2**63 - 1, ()).item()
 
 
 def with_seed(function, *args):
-    """Call a function after setting the seed of PyTorch's default generator to 3."""
+    """Set the seed of PyTorch's default generator to 3 and return the result of the function."""
     torch.manual_seed(3)
     return function(*args)
 
 
 def targets(graph_module):
-    """Return the target of each node in a graph."""
+    """Return a list with the target of each node in the graph of a module."""
     return [node.target for node in graph_module.graph.nodes]
 
 

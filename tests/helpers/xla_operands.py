@@ -1,4 +1,4 @@
-"""Operands of cdropout's XLA custom call for its tests."""
+"""Operands for tests of the XLA custom call of cdropout."""
 
 import numpy as np
 
