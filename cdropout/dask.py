@@ -100,8 +100,9 @@ def dropout(
     broadcast_dims : int or tuple of int
         Axes along which all elements share one draw, also those of different chunks.
     mask : Mask, optional
-        A mask of the shape of `x` to apply instead of a new one. It excludes `seed`, `call`, `rng`
-        and `broadcast_dims`. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
+        A mask of the shape of `x` to apply instead of a new one. It cannot be combined with
+        `seed`, `call`, `rng` or `broadcast_dims`. `p` must be equal to ``mask.p`` or be left at
+        its default, 0.5.
     return_mask : bool, default False
         If true, return ``(y, mask)`` with the `Mask` for `dropout_backward`.
 
@@ -134,7 +135,7 @@ def dropout(
             for name, value in {**others, "call": None if call == 0 else call}.items():
                 check_not_given(name, value)
             check_mask(mask, x.shape, (), p)
-        else:  # the mask and the arguments that it excludes have no effect
+        else:  # the mask, and the arguments that cannot be combined with it, have no effect
             mask, seed, call, rng, broadcast_dims = None, None, 0, None, ()
     if seed is not None and rng is not None:
         raise ValueError(f"seed={seed!r} determines the mask: it excludes rng")

@@ -6,7 +6,9 @@ import inspect
 from typing import Any
 
 from cdropout._core.arguments import check_flag
-from cdropout.jax import dropout  # first: the ImportError of cdropout.jax names what to install
+
+# imported before jax: without JAX, the ImportError of cdropout.jax has the install command
+from cdropout.jax import dropout
 
 try:
     import jax

@@ -235,8 +235,9 @@ def dropout1d(
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
-        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
+        A mask to apply instead of a new one. It cannot be combined with `rng`. It must have the
+        shape of x and one draw per channel. `p` must be equal to ``mask.p`` or be left at its
+        default, 0.5.
 
     Returns
     -------
@@ -284,8 +285,9 @@ def dropout2d(
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
-        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
+        A mask to apply instead of a new one. It cannot be combined with `rng`. It must have the
+        shape of x and one draw per channel. `p` must be equal to ``mask.p`` or be left at its
+        default, 0.5.
 
     Returns
     -------
@@ -337,8 +339,9 @@ def dropout3d(
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a channel is dropped.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x and one
-        draw per channel. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
+        A mask to apply instead of a new one. It cannot be combined with `rng`. It must have the
+        shape of x and one draw per channel. `p` must be equal to ``mask.p`` or be left at its
+        default, 0.5.
 
     Returns
     -------
@@ -390,9 +393,9 @@ def drop_path(
     scale_by_keep : bool, default True
         Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng` and ``scale_by_keep=False``. It
-        must have the shape of x and one draw per sample. `p` must be equal to ``mask.p`` or be left
-        at its default, 0.5.
+        A mask to apply instead of a new one. It cannot be combined with `rng` or
+        ``scale_by_keep=False``. It must have the shape of x and one draw per sample. `p` must be
+        equal to ``mask.p`` or be left at its default, 0.5.
     p, training, inplace, rng, return_mask, out
         As in `dropout`; p is the probability that a sample is dropped.
 
@@ -475,9 +478,9 @@ def alpha_dropout(
         As in `dropout`. The returned mask has the scale a, so that `dropout_backward` with this
         mask returns the gradient.
     mask : Mask, optional
-        A mask to apply instead of a new one; it excludes `rng`. It must have the shape of x. Its
-        scale is not used: kept elements are multiplied by a. `p` must be equal to ``mask.p`` or be
-        left at its default, 0.5.
+        A mask to apply instead of a new one. It cannot be combined with `rng`. It must have the
+        shape of x. Its scale is not used: kept elements are multiplied by a. `p` must be equal to
+        ``mask.p`` or be left at its default, 0.5.
 
     Returns
     -------
@@ -619,8 +622,8 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     p, rng, return_mask
         As in `dropout`. One mask of shape ``(n, *x.shape)`` is drawn for all copies.
     mask : Mask, optional
-        A mask of shape ``(n, *x.shape)`` to apply instead of a new one; it excludes `rng`. `p` must
-        be equal to ``mask.p`` or be left at its default, 0.5.
+        A mask of shape ``(n, *x.shape)`` to apply instead of a new one. It cannot be combined
+        with `rng`. `p` must be equal to ``mask.p`` or be left at its default, 0.5.
     out : ndarray of shape ``(n, *x.shape)``, optional
         The array for the result. It must have the type of x and must not overlap x.
 

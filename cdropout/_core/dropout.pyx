@@ -41,8 +41,8 @@ def dropout(
     broadcast_dims : int or tuple of int, default ()
         The axes along which all elements share one draw.
     mask : Mask or ndarray, optional
-        A mask to apply instead of a new one; it excludes `rng` and `broadcast_dims`. With a `Mask`, `p` must be equal to
-        ``mask.p`` or be left at its default, 0.5. An array must contain packed bits (uint8), bools, or 0 and
+        A mask to apply instead of a new one. It cannot be combined with `rng` or `broadcast_dims`. With a `Mask`, `p` must
+        be equal to ``mask.p`` or be left at its default, 0.5. An array must contain packed bits (uint8), bools, or 0 and
         ``1 / (1 - p)`` in the type of x. For packed bits and bools, the scale is computed from `p`.
     return_mask : bool, default False
         Return ``(y, mask)``. `dropout_backward` needs the mask.

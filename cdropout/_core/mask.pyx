@@ -518,6 +518,6 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 
 
 cpdef check_not_given(name, value):
-    """Raise ValueError if an argument that mask= excludes was given: if its value is not None, () or []."""
+    """Raise ValueError if an argument that cannot be combined with mask= was given: its value is not None, () or []."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
         raise ValueError(f"mask= determines which elements are kept: it excludes {name}")

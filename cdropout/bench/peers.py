@@ -229,7 +229,7 @@ def torch_adapter(threads, _):
 
 
 def torch_compiled(threads, _):
-    """Return an Implementation that `torch.compile` compiles anew for each size, to be faster."""
+    """Return an Implementation that `torch.compile` compiles separately for each size."""
     torch = import_torch(threads)
 
     def wrap(function):

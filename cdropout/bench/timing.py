@@ -140,7 +140,7 @@ def time_batch(call, count, cold, previous):
 
 
 def time_calls(calls, seconds, cold=False):
-    """Time calls in rounds. Each round times one batch per call, in random order.
+    """Time callables in rounds. Each round times one batch of calls of each, in random order.
 
     Parameters
     ----------

@@ -85,8 +85,8 @@ def enable() -> None:
     Notes
     -----
     The first call registers kernels for these operators. The kernels of this package remain
-    registered after `disable`, since other threads may use them, but pass each call to PyTorch's
-    kernels. This takes a few additional microseconds per call.
+    registered after `disable`, since other threads may be using them. They then pass each call to
+    PyTorch's kernels. This takes a few additional microseconds per call.
     """
     _switch.change(enabled=True)
 

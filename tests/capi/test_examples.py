@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
         if path.is_file():
             shutil.copy(path, folder)
     command = [sys.executable, "-P", "setup.py", "-q", "build_ext", "--inplace"]
-    unoptimized = {**os.environ, "CFLAGS": "-O0"}  # optimization of Cython's output takes long
+    unoptimized = {**os.environ, "CFLAGS": "-O0"}  # optimizing Cython's C code takes a long time
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=unoptimized)
     assert done.returncode == 0, done.stderr
     assert "warning: " not in done.stderr, done.stderr

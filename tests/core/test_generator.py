@@ -210,7 +210,7 @@ def test_concurrent_calls_of_spawn_return_each_seed_once():
 
 
 def test_concurrent_calls_of_spawn_that_run_python_code_return_each_seed_once(monkeypatch):
-    """During Python code in spawn, other threads can run despite the GIL or a critical section."""
+    """While spawn runs Python code, other threads can run despite the GIL or a critical section."""
     generator, index = cd.Generator(1), operator.index
     monkeypatch.setattr(operator, "index", lambda value: (time.sleep(1e-3), index(value))[1])
     spawned = itertools.chain(*run_in_threads(4, lambda _: generator.spawn(5)))

@@ -155,7 +155,7 @@ def peak():  # in KiB, without the pages of libraries
     return kib["VmHWM:"] - kib["RssFile:"]
 
 cd.dropout(x[:1000], rng=1, out=y[:1000])
-before = peak()  # both arrays are in memory; less memory was used before
+before = peak()  # no earlier step used more, so this is the current usage
 for source, target in zip(views(x), views(y)):
     cd.dropout(source, 0.1, rng=1, out=target)
     assert 0 < np.count_nonzero(target[-1]) < target[-1].size

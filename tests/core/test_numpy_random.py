@@ -1,4 +1,7 @@
-"""Tests of NumPy generators and seed sequences as rng, each of which gives one seed."""
+"""Tests of NumPy generators and seed sequences as `rng`.
+
+Each call draws one seed from a generator. A SeedSequence always gives the same seed.
+"""
 
 import inspect
 

@@ -20,7 +20,7 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # the defaults of new_mask, and p
+SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # SEED, CALL: as in new_mask
 LENGTHS = [0, 127, 129, 512, 640, 1025, 8704, 20000]
 LENGTHS += slow(1, 128, 511, 513, 1023, 1024, 1600, 8191)
 START = 2**33 - 77

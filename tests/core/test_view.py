@@ -332,8 +332,8 @@ def test_strided_kernels_equal_the_reference_for_bools_larger_than_a_tile(table,
         ((2, 2, 3, 4, 3, 1457, 9), (13590, 44865, 4097, 0, 44865, 5395, 13590)),
     ],
 )
-def test_strided_kernels_equal_the_reference_for_equal_mask_positions(table, shape, mask):
-    """The last tile is shorter than the other tiles and must not need more bits than these."""
+def test_strided_kernels_equal_the_reference_when_elements_share_mask_positions(table, shape, mask):
+    """The last tile is shorter than the other tiles and must not need more bits than the others."""
     c_order = layout(len(shape))
     check(table, Case(shape, c_order, c_order, mask), bool, 0.1, random.Random(9))
 

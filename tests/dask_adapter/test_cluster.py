@@ -22,7 +22,7 @@ from distributed import Client, KilledWorker, LocalCluster  # noqa: E402
 import cdropout.dask as cdd  # noqa: E402
 
 pytestmark = pytest.mark.slow  # each test starts processes that import Dask
-MASK = cd.Mask((64, 1000, 1000), 0.3, seed=7, call=2)  # float32 arrays of this shape have 256 MB
+MASK = cd.Mask((64, 1000, 1000), 0.3, seed=7, call=2)  # a float32 array of this shape takes 256 MB
 MIB = 2**20
 
 

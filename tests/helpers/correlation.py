@@ -50,13 +50,13 @@ def samples(draw, p, n):
 
 
 def count_pairs(bits):
-    """Return the exact number of samples with set bits i and j: float64 [128, 128]."""
+    """Return an array whose element [i, j] is the number of samples with bits i and j set."""
     x = bits.astype(np.float32)
     return (x.T @ x).astype(np.float64)
 
 
 def count_triples(bits):
-    """Return the exact number of samples with set bits i < j < k: float64 [128, 128, 128]."""
+    """Return an array; for i < j < k, element [i, j, k] is the number of samples with these bits."""
     x = bits.astype(np.float32)
     triples = np.zeros((BITS, BITS, BITS))
     for k in range(2, BITS):

@@ -131,7 +131,7 @@ def score_lags(tally, p, n):
 
 
 def tally_grams(bits):
-    """Split the elements into grams of GRAM elements; return how often each value occurs."""
+    """Split the bits into blocks of GRAM bits; return the number of occurrences of each block."""
     return np.bincount(np.packbits(bits, bitorder="little").view("<u2"), minlength=1 << GRAM)
 
 

@@ -326,7 +326,7 @@ def test_import_of_an_unbuilt_checkout_raises_with_advice(unbuilt, message, othe
 
 
 @pytest.mark.parametrize("message, others", [(NOT_BUILT, []), (HIDDEN, [PACKAGE.parent])])
-def test_pytest_in_an_unbuilt_checkout_prints_advice_once(unbuilt, message, others):
+def test_pytest_in_an_unbuilt_checkout_prints_advice_without_a_traceback(unbuilt, message, others):
     code = RUN_PYTEST.format(str(unbuilt / "tests"))
     status, output, errors = run_with_path(code, unbuilt, *others)
     assert status == pytest.ExitCode.USAGE_ERROR
@@ -335,7 +335,7 @@ def test_pytest_in_an_unbuilt_checkout_prints_advice_once(unbuilt, message, othe
     assert "Traceback" not in errors + output
 
 
-def test_pytest_without_the_package_prints_advice_once(unbuilt):
+def test_pytest_without_the_package_prints_advice(unbuilt):
     code = RUN_PYTEST.format(str(unbuilt / "tests"))
     status, _, errors = run_with_path(code, unbuilt / "tests")
     assert status == pytest.ExitCode.USAGE_ERROR

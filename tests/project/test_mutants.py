@@ -62,7 +62,7 @@ def test_nearest_tests_of_all_mutants_exist(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS / "mutants")
     command = load_tool("mutants/__main__.py")
     names = " ".join([*command.NEAREST.values(), command.SOURCE_TESTS]).split()
-    assert [name for name in names if not any(ROOT.glob(command.test_file(name)))] == []
+    assert [name for name in names if not any(ROOT.glob(command.path_of_tests(name)))] == []
     assert all(mutant.nearest() for mutant in command.mutants())
 
 

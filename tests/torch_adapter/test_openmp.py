@@ -164,10 +164,10 @@ def test_exception_of_a_signal_handler_interrupts_a_call():
     before = signal.signal(signal.SIGALRM, stop)
     try:
         for _ in range(5):
-            y = torch.ones(1 << 23, 2, 2, 2)  # a call takes 0.2 s, as channels are small
+            y = torch.ones(1 << 23, 2, 2, 2)
             with pytest.raises(Stop):
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
-                ct.dropout2d(y, 0.5, inplace=True)
+                ct.dropout2d(y, 0.5, inplace=True)  # takes 0.2 s: the channels are small
                 signal.pause()
             interrupted += bool((y[:1000] != 1).all() and (y[-1000:] == 1).any())
     finally:

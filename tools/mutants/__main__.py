@@ -132,7 +132,7 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
-def test_file(name):
+def path_of_tests(name):
     """Return the path of a test file that NEAREST lists as folder/name."""
     folder, name = name.split("/")
     return f"tests/{folder}/test_{name}.py"
@@ -161,7 +161,7 @@ class Mutant:
 
     def nearest(self):
         names = NEAREST.get(self.file) or NEAREST[Path(self.file).name]
-        found = [path for name in names.split() for path in ROOT.glob(test_file(name))]
+        found = [path for name in names.split() for path in ROOT.glob(path_of_tests(name))]
         return [str(path.relative_to(ROOT)) for path in found]
 
 
@@ -250,7 +250,7 @@ class Tree:
     def failure(self, tests, isa, limit=None):
         """Run quick tests. Return the first failure, or None if all pass."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-        command += [f"--ignore={test_file(name)}" for name in SOURCE_TESTS.split()]
+        command += [f"--ignore={path_of_tests(name)}" for name in SOURCE_TESTS.split()]
         variables = {"PYTHONPATH": str(self.folder)}
         if isa:  # only the kernels for this instruction set contain the mutant
             command += ["-k", " and ".join(f"not {other}" for other in ISAS if other != isa)]
