@@ -56,7 +56,7 @@ def count_pairs(bits):
 
 
 def count_triples(bits):
-    """Return an array; for i < j < k, element [i, j, k] is the number of samples with these bits."""
+    """Return an array; for i < j < k, element [i, j, k] counts the samples with these bits."""
     x = bits.astype(np.float32)
     triples = np.zeros((BITS, BITS, BITS))
     for k in range(2, BITS):
