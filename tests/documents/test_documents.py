@@ -56,7 +56,7 @@ def test_code_blocks_have_a_known_language():
 
 
 # TensorFlow logs these lines before it reads TF_CPP_MIN_LOG_LEVEL.
-LOG_LINE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
+LOG_LINE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n?", re.MULTILINE)
 
 
 @blocks("python", "import keras", "import flax|from flax", "import tensorflow")
