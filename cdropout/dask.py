@@ -131,9 +131,10 @@ def dropout(
     _checked_meta(x)
     if mask is not None:
         if training:
-            others = {"seed": seed, "rng": rng, "broadcast_dims": broadcast_dims}
-            for name, value in {**others, "call": None if call == 0 else call}.items():
-                check_not_given(name, value)
+            check_not_given("seed", seed)
+            check_not_given("rng", rng)
+            check_not_given("broadcast_dims", broadcast_dims)
+            check_not_given("call", None if call == 0 else call)
             check_mask(mask, x.shape, (), p)
         else:  # the mask, and the arguments that cannot be combined with it, have no effect
             mask, seed, call, rng, broadcast_dims = None, None, 0, None, ()

@@ -96,7 +96,7 @@ class _Layer:
 
     @property
     def supports_jit(self) -> bool:
-        """Whether XLA can call the kernels; false with TensorFlow."""
+        """True if XLA can call the kernels. This is the case for all backends but TensorFlow."""
         return keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter

@@ -149,8 +149,8 @@ cdef class Generator:
         Raises
         ------
         TypeError, ValueError
-            For the same reasons as in `Mask`; ValueError also if broadcast_dims contains an axis that does not exist, or
-            contains an axis twice.
+            For the same reasons as in `Mask`. A ValueError is also raised if broadcast_dims contains an axis that does not
+            exist, or contains the same axis twice.
         OverflowError
             If all 2**64 - 1 call numbers have been used.
 

@@ -46,8 +46,8 @@ cdef extern from *:
     #ifdef __linux__
     #include <sys/mman.h>
     #endif
-    /* Advise the system to use huge pages for n bytes of new memory, as NumPy does. XLA allocates each result anew, and with
-     * small pages the system needs more time to provide the memory than dropout needs to fill it. */
+    /* Advise the system to use huge pages for n bytes of new memory, as NumPy does. XLA allocates memory for
+     * each result, and with small pages the system needs more time to provide the memory than dropout needs to fill it. */
     static void cd_use_huge_pages(char *memory, size_t n) {
     #ifdef MADV_HUGEPAGE
       size_t before = (size_t)-(uintptr_t)memory % 4096;
