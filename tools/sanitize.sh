@@ -10,10 +10,11 @@
 # The exit status is 1 if a sanitizer or a fuzzer reports an error. `address` and `thread` first check that the sanitizer detects
 # an error that is made on purpose. They omit these tests:
 # - statistics, the command line and the reference implementation, because other tests call the same compiled functions;
-# - huge arrays, forks and load, because they take too long;
+# - huge arrays and load, because they take too long;
+# - forks (`address` only), because a child of a process with threads may wait for a lock of AddressSanitizer's allocator forever;
 # - limits and measurements of memory, because sanitizers need memory themselves;
 # - guard pages, because AddressSanitizer detects the same errors and others.
-# `address` includes the tests of PyTorch and JAX, which call torch/_tensors.pyx, torch/_openmp.pyx and jax/_xla.pyx.
+# `address` includes the tests of PyTorch and JAX, which call torch/_{draw,openmp,tensors}.pyx and jax/_xla.pyx.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:?"expected address, thread, fuzz-table, fuzz-python or fuzz"}
@@ -99,14 +100,14 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
     ignored+=("--ignore=tests/$name")
   done
   ignored+=(--deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter})
-  run_tests "$errors" -m '' "${ignored[@]}"
+  run_tests "$errors" -m '' "${ignored[@]}" -k "not fork"
 
   print_step "tests of PyTorch and JAX with the same"
   local frameworks=()
   for name in "$work"/tests/torch_adapter/test_*.py "$work"/tests/jax_adapter/test_*.py; do
     [[ $name = *examples.py ]] || frameworks+=("$name")
   done
-  run_tests "$errors" "${frameworks[@]}" -k "not machine_code" # Inductor compiles without sanitizers
+  run_tests "$errors" "${frameworks[@]}" -k "not machine_code and not fork" # Inductor compiles without sanitizers
 
   print_step "tests of objects and errors with LeakSanitizer"
   options=("${base[@]}" "ASAN_OPTIONS=$common:detect_leaks=1:fast_unwind_on_malloc=0:malloc_context_size=16")
