@@ -54,6 +54,15 @@ def unchanged():
 
 
 @pytest.fixture
+def calls_with(unchanged):
+    """Return a function that returns all valid calls with the named arguments."""
+    from .helpers.bad_calls import valid_calls
+
+    calls = valid_calls(unchanged)
+    return lambda *names: [call for call in calls if call.has(*names)]
+
+
+@pytest.fixture
 def alarm():
     """Return a function that installs a handler of SIGALRM and schedules one such signal."""
     before = signal.getsignal(signal.SIGALRM)

@@ -95,8 +95,8 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   local errors="runtime error:|ERROR: AddressSanitizer"
   print_step "core tests with AddressSanitizer and UndefinedBehaviorSanitizer"
   local ignored=()
-  for name in core/test_{randomness,correlation,reference,guard_pages,stress,signals,huge_arrays,memory,process_state}.py \
-    cli capi documents project {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
+  for name in core/test_{randomness,correlation,reference,stream,dispatch,guard_pages,stress,signals}.py \
+    core/test_{huge_arrays,memory,process_state}.py cli capi documents project {torch,jax,keras,tensorflow,dask,thinc}_adapter; do
     ignored+=("--ignore=tests/$name")
   done
   ignored+=(--deselect=tests/core/test_processes.py::test_a_{spawned,subinterpreter})

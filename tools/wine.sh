@@ -227,7 +227,7 @@ fi
     "numpy==$numpy" pytest hypothesis ml_dtypes colorama
 write_headers
 write_libraries
-kernels=(tests/project/test_build.py tests/core/test_kernels.py tests/core/test_view.py tests/core/test_select.py)
+kernels=(tests/core/test_{dispatch,stream,kernels,view,select}.py tests/project/test_build.py)
 if [ "${1-}" = portable ]; then
   write_programs -U__clang__
   compile_modules 0

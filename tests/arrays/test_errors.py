@@ -228,17 +228,6 @@ def test_functions_reject_invalid_x(calls_with, x, error, match):
         assert_raises(error, match, call, x=x)
 
 
-def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
-    """Use a dtype of NumPy's own tests with the type number -1; other packages have such dtypes."""
-    core = getattr(np, "_core", None) or np.core
-    kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
-    if kind is None:
-        pytest.skip("this NumPy has no such dtype")
-    x = np.ones(3).view(kind()(1.0))
-    assert x.dtype.num == -1
-    assert_raises(TypeError, DTYPE, cd.dropout, x)
-
-
 # ---- x and out that cannot be written ---------------------------------------------------------
 
 OVERLAPPING = "^elements of {} overlap in memory$"

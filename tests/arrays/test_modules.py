@@ -1,4 +1,4 @@
-"""Tests of the module Dropout: its methods, its generator and its mask."""
+"""Tests of the modules: their methods, their generators and their masks."""
 
 import copy
 import doctest
@@ -10,7 +10,8 @@ import pytest
 import cdropout as cd
 
 from .. import reference
-from ..helpers.arrays import normal
+from ..helpers.arrays import assert_same_bits, normal
+from ..helpers.requirements import import_or_skip
 
 SHAPE = 20, 30
 
@@ -152,18 +153,116 @@ def test_constructor_draws_one_seed_from_a_numpy_generator():
     np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, seed, 0))
 
 
+# ---- all modules ------------------------------------------------------------------------------
+
+
+MODULES = {
+    cd.Dropout: (cd.dropout, (6, 7)),
+    cd.Dropout1d: (cd.dropout1d, (4, 9, 5)),
+    cd.Dropout2d: (cd.dropout2d, (3, 9, 4, 4)),
+    cd.Dropout3d: (cd.dropout3d, (3, 9, 2, 3, 4)),
+    cd.AlphaDropout: (cd.alpha_dropout, (6, 7)),
+    cd.FeatureAlphaDropout: (cd.feature_alpha_dropout, (6, 7, 4)),
+    cd.DropPath: (cd.drop_path, (40, 3)),
+}
+every_module = pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
+
+
+@every_module
+def test_backward_of_modules_accepts_masks_of_earlier_forward_calls(kind):
+    function, shape = MODULES[kind]
+    x, m, generator, masks = normal(shape), kind(0.3, rng=-1), cd.Generator(-1), []
+    for _ in range(3):
+        expected, mask = function(x, 0.3, True, rng=generator, return_mask=True)
+        assert_same_bits(m(x), expected)
+        assert m.mask == mask
+        assert_same_bits(m.backward(x), mask.apply(x))
+        masks.append(mask)
+    for mask in reversed(masks):
+        assert_same_bits(
+            m.backward(x, mask=mask, out=np.empty_like(x)), cd.dropout_backward(x, mask)
+        )
+    assert len(set(masks)) == 3
+
+
+@every_module
+def test_modules_return_x_in_evaluation_mode_and_with_inplace(kind):
+    function, shape = MODULES[kind]
+    x, generator = normal(shape, np.float64), cd.Generator(2)
+    m, other = kind(0.3, True, rng=generator), kind(0.3, rng=generator)
+    expected = function(x, 0.3, True, rng=2)
+    assert m.eval() is m and not m.training
+    assert m(x) is x and m.forward(x) is x and generator.calls == 0
+    assert_same_bits(m.backward(x), x)
+    assert m.train() is m and m.training and m(x) is x and generator.calls == 1
+    assert_same_bits(x, expected)
+    assert other(x) is not x and other.mask.call == 1  # m used call number 0 of the generator
+
+
+@every_module
+def test_repr_of_modules_equals_that_of_torch(kind):
+    name, more = kind.__name__, ", scale_by_keep=True" if kind is cd.DropPath else ""
+    assert repr(kind(p=0.2, rng=1)) == f"{name}(p=0.2, inplace=False{more})"
+    assert repr(kind(inplace=True)) == f"{name}(p=0.5, inplace=True{more})"
+    if kind is cd.DropPath:
+        m = kind(0.5, scale_by_keep=False, rng=6)
+        assert repr(m) == "DropPath(p=0.5, inplace=False, scale_by_keep=False)"
+        x = normal(SHAPE)
+        assert_same_bits(copy.deepcopy(m)(x), cd.drop_path(x, 0.5, scale_by_keep=False, rng=6))
+    else:
+        torch = import_or_skip("torch")
+        assert repr(kind(p=0.2)) == repr(getattr(torch.nn, name)(p=0.2))
+
+
+@every_module
 @pytest.mark.parametrize("protocol", [*range(pickle.HIGHEST_PROTOCOL + 1), "deepcopy"])
-def test_copy_of_a_module_draws_the_same_masks_as_the_original(protocol):
-    m, x = cd.Dropout(0.3, inplace=True, rng=-8).eval(), normal(SHAPE, np.float64)
-    m.train()(x.copy())
-    m.eval()
-    clone = copy.deepcopy(m) if protocol == "deepcopy" else pickle.loads(pickle.dumps(m, protocol))
-    assert (clone.p, clone.inplace, clone.training, clone.mask) == (0.3, True, False, m.mask)
-    np.testing.assert_array_equal(clone.backward(x), m.backward(x))
-    for call in (1, 2):
-        expected = reference.dropout(x, 0.3, -8, call)
-        for module in (m, clone):
-            np.testing.assert_array_equal(module.train()(x.copy()), expected)
+def test_copy_of_a_module_draws_the_same_masks_as_the_original(kind, protocol):
+    x, m = normal(MODULES[kind][1]), kind(0.3, rng=np.random.default_rng(5))
+    m(x)
+    assert m.mask.seed == np.random.default_rng(5).integers(1 << 64, dtype=np.uint64)
+    model = {"layers": [m, kind(0.5, inplace=True).eval()]}
+    if protocol == "deepcopy":
+        clones = copy.deepcopy(model)["layers"]
+    else:
+        clones = pickle.loads(pickle.dumps(model, protocol))["layers"]
+    for original, clone in zip(model["layers"], clones, strict=True):
+        assert repr(clone) == repr(original)
+        assert (clone.mask, clone.training) == (original.mask, original.training)
+    clone = clones[0]
+    assert_same_bits(clone.backward(x), m.backward(x))
+    assert_same_bits(clone(x), m(x))
+    assert m.mask.call == clone.mask.call == 1
+
+
+@every_module
+def test_module_keeps_its_mask_after_an_error_in_forward(kind):
+    m, x = kind(rng=1), normal(MODULES[kind][1])
+    with pytest.raises(RuntimeError, match=f"^{kind.__name__}.backward was called before forward"):
+        m.backward(x)
+    m(x)
+    mask = m.mask
+    with pytest.raises(TypeError, match="but got int64"):
+        m(np.ones(x.shape, np.int64))
+    assert m.mask is mask and m(x) is not x and m.mask.call == 1
+
+
+def test_always_on_restores_the_modes_of_the_modules():
+    modules = a, b, c, d = [cd.Dropout(rng=i) for i in range(4)]
+    before = [True, False, True, False]
+    b.eval(), d.eval()
+    nested = {"encoder": [a, (b,)], "head": {frozenset([c])}}
+    with cd.always_on(nested, d, [b]):
+        assert all(m.training for m in modules)
+    assert [m.training for m in modules] == before
+    with pytest.raises(KeyError), cd.always_on(nested, d):
+        c.eval()
+        raise KeyError
+    assert [m.training for m in modules] == before
+    for thing in (5, None, "encoder", iter([a])):
+        message = f"requires modules and containers of modules, but got {type(thing).__name__}"
+        with pytest.raises(TypeError, match=message), cd.always_on(b, [d, thing]):
+            raise AssertionError("the body was run")
+        assert [m.training for m in modules] == before
 
 
 # ---- errors and examples ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -359,6 +360,18 @@ def test_windows_with_a_stride_of_2_to_the_63_equal_the_reference():
         assert list(window.apply(np.ones(2)) > 0) == kept
 
 
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("seed", range(10))
+def test_apply_equals_the_reference_for_mask_strides_that_wrap_around(seed, order):
+    """The stride between columns, which is negative, is twice the row stride modulo 2**64."""
+    columns = (2**64 + 2) // 3
+    mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]
+    elements = [row * columns + column for row in (0, 1) for column in (columns - 1, 1)]
+    keep = [reference.keep_one(seed, 0, 0.5, element) for element in elements]
+    y = mask.apply(np.ones((2, 2), np.float32, order=order))
+    np.testing.assert_array_equal(y, 2.0 * np.reshape(keep, (2, 2)))
+
+
 def test_mask_strides_can_reach_position_2_to_the_64_minus_1():
     strides = (2**63 - 1, 2**63 - 1, 1)
     kept = np.asarray(cd.Mask((2, 2, 2), 0.5, seed=1, strides=strides))
@@ -384,3 +397,9 @@ def test_masks_that_differ_only_in_p_are_nested():
     assert not only_lower[first_groups].any() and only_lower[~first_groups].any()
     other = ~np.asarray(cd.Mask(n, 0.3, 3, 5))
     assert (dropped[2] & ~other).any()
+
+
+@pytest.mark.parametrize("shape", [5, (1 << 40,), (3, 4, 5), (1 << 20, 1 << 20, 1 << 20)])
+def test_mask_objects_of_any_shape_use_little_memory(shape):
+    mask = cd.Mask(shape, 0.1, seed=2**64 - 1, call=2**64 - 1)
+    assert sys.getsizeof(mask) + sys.getsizeof(mask.shape) < 200

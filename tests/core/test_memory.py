@@ -10,7 +10,7 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import linux_only, needs_memory_limit
+from ..helpers.requirements import linux_only, needs_memory_limit, slow
 from ..helpers.subprocess_runner import FIND_TESTS, run
 
 LIMIT_MEMORY = f"{FIND_TESTS}from tests.helpers.memory_limit import *\n"
@@ -169,6 +169,44 @@ print("done")
 def test_dropout_makes_no_copy_for_any_layout():
     status, output, errors = run(PEAK, CDROPOUT_NUM_THREADS="1")
     assert (status, output) == (0, "done"), errors
+
+
+PRINT_PEAK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import cdropout
+
+def peak():
+    # on Linux, ru_maxrss includes the peak of the parent process; VmHWM does not
+    if sys.platform == "linux":
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+x, y = np.ones(1 << 24, np.float32), np.ones(1 << 24, np.float32)
+packed, small = np.full(1 << 21, 0xA5, np.uint8), np.ones(64, np.float32)
+cdropout.dropout(small, 0.1, out=small.copy())
+before = peak()
+_, mask = cdropout.dropout(x, 0.1, out=y, return_mask=True)
+mask.apply(x, out=y)
+cdropout.dropout_backward(x, mask, out=y)
+cdropout.dropout_backward(x, packed, p=0.5, out=y)
+cdropout.dropout(y.reshape(4096, 4096).T, 0.1, inplace=True)
+cdropout.dropout(x.reshape(4096, 4096), 0.1, out=y.reshape(4096, 4096), broadcast_dims=0)
+used = peak() - before
+z = x + 1
+print(used, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs getrusage")
+@pytest.mark.parametrize("threads", [3, *slow(1)])
+def test_calls_with_out_allocate_little_memory(threads):
+    status, output, errors = run(PRINT_PEAK, CDROPOUT_NUM_THREADS=str(threads))
+    assert (status, errors) == (0, "")
+    used, with_an_array = map(int, output.split())
+    assert used < 4 << 20  # thread stacks and small objects; x has 64 MiB
+    assert with_an_array > 60 << 20  # the measured peak includes a new array
 
 
 # ---- leaks ------------------------------------------------------------------------------------

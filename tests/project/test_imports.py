@@ -79,6 +79,13 @@ def test_modules_import_only_from_lower_layers():
     assert all(when_called for *_, when_called in upward)
 
 
+def test_each_module_of_the_core_has_a_test_file():
+    modules = {path.stem for path in (PACKAGE / "_core").glob("*.p[xy]*")}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "core").glob("*.py")}
+    # test_kernels.py and test_view.py test the inline functions of the last three
+    assert modules - tests == {"bits", "rows", "tiles"}
+
+
 def packages_imported_by(path):
     """Yield the top-level packages that a file imports at any level of indentation."""
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""Typed code that uses the package; mypy checks it, and test_types.py runs it."""
+"""Typed code that uses the package; mypy checks it, and test_typing.py runs it."""
 
 from array import array
 from typing import Any, TypeAlias, assert_type

@@ -43,31 +43,31 @@ ISAS = ("baseline", "avx2", "avx512")
 NEAREST = {  # for each file, the tests that are most likely to fail, in the order of execution
     **dict.fromkeys(
         KERNELS,
-        "project/build core/kernels core/edge_cases core/view core/select core/bias_dropout_add "
-        "capi/capi core/guard_pages core/streaming_stores",
+        "core/stream core/kernels core/view core/select core/bias_dropout_add core/mask "
+        "capi/kernel_arguments core/guard_pages core/streaming_stores",
     ),
-    "dispatch.pyx": "project/build",
+    "dispatch.pyx": "core/dispatch",
     "numpy_arrays.pyx": (
-        "arrays/errors arrays/exporters arrays/layouts arrays/result_types "
-        "arrays/functional arrays/misbehaving_objects"
+        "core/numpy_arrays arrays/errors core/engine arrays/result_types core/dropout "
+        "arrays/misbehaving_objects"
     ),
     "mask.pyx": (
         "core/mask arrays/mask_argument core/generator core/mask_operators arrays/errors "
-        "arrays/dropout_variants"
+        "arrays/functional"
     ),
-    "arguments.pyx": "core/generator arrays/errors arrays/bool_arguments",
+    "arguments.pyx": "core/arguments core/generator arrays/errors",
     "generator.pyx": (
         "core/generator arrays/errors core/numpy_random arrays/misbehaving_objects core/signals"
     ),
     "dropout.pyx": (
-        "arrays/mask_argument arrays/functional arrays/errors arrays/exporters "
-        "arrays/misbehaving_objects arrays/bool_arguments arrays/modules core/signals"
+        "arrays/mask_argument core/dropout arrays/errors core/numpy_arrays "
+        "arrays/misbehaving_objects core/arguments arrays/modules core/signals"
     ),
     "executor.pyx": "core/executor arrays/errors core/signals core/processes",
-    "engine.pyx": (
-        "arrays/layouts core/mask core/executor arrays/functional arrays/dropout_variants"
+    "engine.pyx": "core/engine core/mask core/executor core/dropout arrays/functional",
+    "dtypes.pyx": (
+        "core/dtypes arrays/errors core/select torch_adapter/functional jax_adapter/functional"
     ),
-    "dtypes.pyx": "arrays/errors core/select torch_adapter/functional jax_adapter/functional",
     "bias_dropout_add.pyx": (
         "core/bias_dropout_add arrays/errors arrays/misbehaving_objects core/signals"
     ),
@@ -82,10 +82,8 @@ NEAREST = {  # for each file, the tests that are most likely to fail, in the ord
     ),
     "_openmp.pyx": "torch_adapter/openmp torch_adapter/functional",
     "_xla.pyx": "jax_adapter/xla jax_adapter/custom_call",
-    "functional.py": (
-        "arrays/mask_argument arrays/dropout_variants arrays/functional arrays/misbehaving_objects"
-    ),
-    "modules.py": "arrays/modules arrays/dropout_variants",
+    "functional.py": "arrays/mask_argument arrays/functional arrays/misbehaving_objects",
+    "modules.py": "arrays/modules",
     "torch/functional.py": (
         "torch_adapter/functional torch_adapter/mask_argument torch_adapter/fx "
         "torch_adapter/errors torch_adapter/alpha_dropout"
@@ -113,7 +111,7 @@ NEAREST = {  # for each file, the tests that are most likely to fail, in the ord
     "thinc.py": "thinc_adapter/thinc",
 }
 SOURCE_TESTS = (  # not run on mutants, because they test the text of the sources
-    "project/mutants project/imports documents/documents project/types capi/layout"
+    "project/mutants project/imports documents/documents project/typing capi/layout"
 )
 BUILD = """
 import runpy, setuptools, sys

@@ -1,4 +1,4 @@
-"""Tests that strides, memory order and alignment never change the mask."""
+"""Tests of the engine: strides, memory order and alignment never change the mask."""
 
 import itertools
 from functools import partial

@@ -1,4 +1,4 @@
-"""Tests of bool arguments: only instances of bool and of numpy.bool_ are accepted."""
+"""Tests of flags: only instances of bool and of numpy.bool_ are accepted."""
 
 import re
 
