@@ -17,6 +17,7 @@ import pytest
 
 import cdropout as cd
 
+from ..helpers.arrays import every_dtype
 from ..helpers.bad_calls import SHAPE, Number, Rng, Seeds, assert_raises, fail, forms_of
 from ..helpers.requirements import slow
 
@@ -355,7 +356,7 @@ def test_dropout_rejects_out_if_the_search_for_an_overlap_takes_too_long():
     assert_raises(ValueError, OVERLAP, cd.dropout, x, out=out)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@every_dtype
 def test_out_must_not_partly_overlap_x(dtype):
     base = np.arange(40, dtype=dtype)
     before, generator, square = base.copy(), cd.Generator(1), base[:36].reshape(6, 6)

@@ -7,7 +7,7 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.arrays import assert_same_bits, normal
+from ..helpers.arrays import assert_same_bits, every_dtype, normal
 
 SHAPE = (3, 4, 5, 6)
 BROADCAST_AXES = {
@@ -29,7 +29,7 @@ def input_of(function, dtype=np.float32):
 @pytest.mark.filterwarnings("ignore:dropout3d")
 @pytest.mark.parametrize("function, axes", VARIANTS)
 @pytest.mark.parametrize("p", [0, 0.3, 0.5, 1])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@every_dtype
 def test_mask_gives_the_same_result_as_the_generator_that_created_it(function, axes, p, dtype):
     x = input_of(function, dtype)
     expected = function(x, p, True, rng=5)
@@ -57,7 +57,7 @@ def test_mc_dropout_gives_equal_results_with_a_generator_and_its_next_mask():
     assert_same_bits(cd.mc_dropout(x, 0.5, 2, mask=mask), cd.mc_dropout(x, 0.3, 2, rng=5))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@every_dtype
 @pytest.mark.parametrize("p", [0, 0.3, 1])
 def test_bias_dropout_add_gives_equal_results_with_a_generator_and_its_next_mask(p, dtype):
     x, bias = input_of(cd.dropout, dtype), np.arange(6, dtype=dtype)

@@ -8,7 +8,7 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.arrays import normal
+from ..helpers.arrays import every_dtype, normal
 from ..helpers.requirements import import_or_skip
 
 SEED = 42
@@ -154,7 +154,7 @@ def test_inplace_with_an_exporter_returns_a_view(name):
         np.testing.assert_array_equal(x, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@every_dtype
 def test_dropout_of_scalars_returns_arrays(dtype):
     for kwargs in ({"rng": 1}, {"p": 0}, {"p": 1}, {"training": False}):
         y = cd.dropout(dtype(3), **kwargs)

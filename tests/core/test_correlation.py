@@ -8,6 +8,7 @@ import pytest
 
 from .. import reference
 from ..helpers import correlation, randomness
+from ..helpers.arrays import pack
 from ..helpers.correlation import (
     BITS,
     centre_pairs,
@@ -34,7 +35,7 @@ def xorshift128plus(s0, s1):
 
 def draw_by_xorshift(*arguments):
     """Draw packed bits of a mask stream whose lanes use xorshift128+."""
-    return np.packbits(reference.keep(*arguments, step=xorshift128plus), bitorder="little")
+    return pack(reference.keep(*arguments, step=xorshift128plus))
 
 
 def bound(p, points, samples, pooled=1):

@@ -10,7 +10,7 @@ import pytest
 import cdropout as cd
 
 from .. import reference
-from ..helpers.arrays import assert_same_bits, every_dtype, with_special_values
+from ..helpers.arrays import assert_same_bits, every_dtype, pack, with_special_values
 from ..helpers.requirements import slow
 
 MAX_NDIM = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
@@ -299,7 +299,7 @@ def test_dropout_accepts_masks_with_any_strides():
     keep = reference.broadcast_keep(x.shape, 0.25, SEED, 0)
     expected = reference.apply(x, keep, 0.25)
     spread = np.zeros(2 * 150, np.uint8)
-    spread[::2] = np.packbits(keep, bitorder="little")
+    spread[::2] = pack(keep)
     flipped = np.asarray(keep)[::-1].copy()
     scale = np.where(keep, np.float32(4 / 3), np.float32(0))
     for form in (spread[::2], flipped[::-1], np.asfortranarray(keep), np.asfortranarray(scale)):

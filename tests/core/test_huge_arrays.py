@@ -7,7 +7,7 @@ import cdropout as cd
 
 from .. import reference
 from ..helpers.aliased_array import aliased_array
-from ..helpers.arrays import normal
+from ..helpers.arrays import normal, pack
 from ..helpers.requirements import linux_only
 
 SEED = 31
@@ -97,7 +97,7 @@ def test_dropout_backward_applies_packed_bits_to_a_huge_array():
     bits = aliased_array(np.uint8, SIZE // 8, [start // 8 for start in STARTS])
     keeps = [reference.keep(SEED, 0, 0.5, start // 8 * 8, 1008) for start in STARTS]
     for start, keep in zip(STARTS, keeps, strict=True):
-        bits[start // 8 : start // 8 + 126] = np.packbits(keep, bitorder="little")[: bits.size]
+        bits[start // 8 : start // 8 + 126] = pack(keep)[: bits.size]
     cd.dropout_backward(x, bits, True, p=0.5)
     for start, window, keep in zip(STARTS, windows(x), keeps, strict=True):
         kept = keep[start % 8 :][:1000]

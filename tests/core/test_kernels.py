@@ -17,6 +17,7 @@ import pytest
 
 from .. import reference
 from ..helpers import kernel_tables as tables
+from ..helpers.arrays import every_half, pack
 from ..helpers.kernel_tables import DTYPES, Axis, GuardedBuffer, as_bytes, guarded_copy, new_mask
 from ..helpers.requirements import ISAS, slow
 
@@ -52,10 +53,6 @@ def numbers(dtype, n=MAX_LENGTH):
 @cache
 def expected(dtype, p, start, n=MAX_LENGTH):
     return reference.apply(numbers(dtype, n), kept(p, start, n), p)
-
-
-def pack(keep):
-    return np.packbits(keep, bitorder="little")
 
 
 def unpack(bits):
@@ -305,7 +302,7 @@ def test_kernels_round_products_of_special_values_correctly(table, dtype, p, ker
 
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@every_half
 def test_apply_bits_with_every_half_precision_number(table, dtype, p):
     """Kernels load elements in pairs; each number is tested as the first and second of a pair."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)

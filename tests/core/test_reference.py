@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from .. import reference
-from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype
+from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype, every_half
 
 RECORDS = json.loads((Path(__file__).parents[2] / "cdropout" / "stream_v1.json").read_text())
-HALF_TYPES = DTYPES[:2]
 SIGMAS = 5.6  # the two-sided tail probability is 2e-8, about 1e-6 for all 40 rates
 
 
@@ -223,7 +222,7 @@ def test_broadcast_keep_repeats_draws_along_broadcast_axes():
 # ---- the half types ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@every_half
 def test_widen_converts_all_values_exactly(dtype):
     name = np.dtype(dtype).name
     wide = reference.widen(all_values(np.uint16), name).view(np.float32)
@@ -231,7 +230,7 @@ def test_widen_converts_all_values_exactly(dtype):
     np.testing.assert_array_equal(np.signbit(wide), all_values(np.uint16) >> 15 == 1)
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@every_half
 def test_round_to_half_equals_astype_near_all_values_and_ties(dtype):
     name, (_, mantissa) = np.dtype(dtype).name, reference.HALVES[np.dtype(dtype).name]
     wide = reference.widen(all_values(np.uint16), name)
@@ -247,7 +246,7 @@ def test_round_to_half_equals_astype_near_all_values_and_ties(dtype):
         assert_same_bits(reference.round_to_half(exact, name).view(dtype), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@every_half
 def test_round_to_half_equals_astype_for_all_upper_halves_and_random_numbers(dtype):
     name, rng = np.dtype(dtype).name, np.random.default_rng(1)
     upper = np.arange(65536, dtype=np.uint32) << 16
@@ -273,7 +272,7 @@ def test_round_to_half_returns_a_quiet_nan_with_its_payload(name, quiet):
 # ---- dropout ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", HALF_TYPES)
+@every_half
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9])
 def test_apply_equals_numpy_for_all_values_of_half_types(dtype, p):
     x, kept = all_values(dtype), reference.keep(1, 2, p, 0, 65536)

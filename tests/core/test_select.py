@@ -1,6 +1,5 @@
-"""Tests of all float16 and bfloat16 values, and tests that all data types have the same masks."""
+"""Tests of masking and scaling with all values of float16 and bfloat16."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -8,12 +7,10 @@ import cdropout as cd
 
 from .. import reference
 from ..helpers import kernel_tables as tables
+from ..helpers.arrays import assert_same_bits, every_half, pack
 from ..helpers.requirements import ISAS
 
-HALVES = [np.float16, ml_dtypes.bfloat16]
-DTYPES = [*HALVES, np.float32, np.float64]
 SEED = 0x0123456789ABCDEF
-every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)
 # The scales for these p are powers of 2, have few or many significant bits, or exceed float16.
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
@@ -22,12 +19,6 @@ def every_number(dtype):
     """Return all bit patterns of a half type, in an order in which neighbours differ greatly."""
     patterns = np.arange(65536, dtype=np.uint32) * 40503 % 65536  # 40503 is odd: all patterns occur
     return patterns.astype(np.uint16).view(dtype)
-
-
-def assert_same(y, want):
-    """Assert that two arrays of a half type have the same dtype, shape and bits."""
-    assert (y.dtype, y.shape) == (want.dtype, want.shape)
-    np.testing.assert_array_equal(y.view(np.uint16), want.view(np.uint16))
 
 
 def test_every_number_returns_65536_patterns():
@@ -42,19 +33,19 @@ def test_dropout_equals_the_reference_for_every_number(p, dtype):
     out = np.empty_like(x)
     y, mask = cd.dropout(x, p, rng=SEED, return_mask=True, out=out)
     assert y is out
-    assert_same(y, want)
-    assert_same(cd.dropout(x, p, rng=SEED), want)
-    assert_same(cd.dropout_backward(x, mask), want)
+    assert_same_bits(y, want)
+    assert_same_bits(cd.dropout(x, p, rng=SEED), want)
+    assert_same_bits(cd.dropout_backward(x, mask), want)
     x = x.copy()
     assert cd.dropout(x, p, inplace=True, rng=SEED) is x
-    assert_same(x, want)
+    assert_same_bits(x, want)
 
 
 @every_half
 def test_dropout_in_evaluation_copies_every_number(dtype):
     x = every_number(dtype)
-    assert_same(cd.dropout(x, 0, out=np.empty_like(x)), x)
-    assert_same(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
+    assert_same_bits(cd.dropout(x, 0, out=np.empty_like(x)), x)
+    assert_same_bits(cd.dropout(x, 0.5, False, out=np.empty_like(x)), x)
 
 
 @every_half
@@ -65,12 +56,12 @@ def test_dropout_with_a_given_mask_equals_the_reference_for_every_number(p, dtyp
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
     for bools in (keep, ~keep, np.ones_like(keep)):
         want = reference.apply(x, bools, p)
-        for mask in (bools, np.packbits(bools, bitorder="little")):
-            assert_same(cd.dropout(x, p, mask=mask), want)
-            assert_same(cd.dropout_backward(x, mask, p=p), want)
+        for mask in (bools, pack(bools)):
+            assert_same_bits(cd.dropout(x, p, mask=mask), want)
+            assert_same_bits(cd.dropout_backward(x, mask, p=p), want)
             y = x.copy()
             assert cd.dropout(y, p, inplace=True, mask=mask) is y
-            assert_same(y, want)
+            assert_same_bits(y, want)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -113,7 +104,7 @@ def test_apply_bits_with_a_special_number_at_each_index_of_a_step(isa, dtype, sc
     for y in (np.empty_like(x), x):
         where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
         tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, scale)
-        assert_same(y, want)
+        assert_same_bits(y, want)
 
 
 def layouts(x):
@@ -136,16 +127,16 @@ def test_dropout_with_any_strides_equals_the_reference_for_every_number(p, dtype
     square, views = layouts(every_number(dtype))
     want = reference.dropout(square, p, SEED, 0)
     keep = reference.keep(SEED, 0, p, 0, square.size).reshape(square.shape)
-    packed = np.packbits(keep, bitorder="little")
+    packed = pack(keep)
     for x in views:
-        assert_same(np.array(cd.dropout(x, p, rng=SEED), order="C"), want)
-        assert_same(np.array(cd.dropout(x, p, mask=keep), order="C"), want)
-        assert_same(np.array(cd.dropout(x, p, mask=packed), order="C"), want)
-        assert_same(np.array(cd.dropout(x, p, mask=np.asfortranarray(keep)), order="C"), want)
-        assert_same(cd.dropout(x, p, rng=SEED, out=np.zeros_like(square)), want)
-        assert_same(cd.dropout(square, p, rng=SEED, out=np.zeros_like(x)).copy(order="C"), want)
+        assert_same_bits(cd.dropout(x, p, rng=SEED), want)
+        assert_same_bits(cd.dropout(x, p, mask=keep), want)
+        assert_same_bits(cd.dropout(x, p, mask=packed), want)
+        assert_same_bits(cd.dropout(x, p, mask=np.asfortranarray(keep)), want)
+        assert_same_bits(cd.dropout(x, p, rng=SEED, out=np.zeros_like(square)), want)
+        assert_same_bits(cd.dropout(square, p, rng=SEED, out=np.zeros_like(x)), want)
         cd.dropout(x, p, inplace=True, rng=SEED)
-        assert_same(np.array(x, order="C"), want)
+        assert_same_bits(x, want)
 
 
 @every_half
@@ -156,17 +147,17 @@ def test_dropout_with_broadcast_dims_equals_the_reference_for_every_number(p, dt
         want = reference.dropout(square, p, SEED, 0, dims)
         for x in (square, *views):
             y = cd.dropout(x, p, rng=SEED, broadcast_dims=dims)
-            assert_same(np.array(y, order="C"), want)
+            assert_same_bits(y, want)
 
 
 @every_half
 def test_to_scale_in_half_precision_equals_the_reference(dtype):
     mask = cd.Mask((50, 60), 0.3, SEED, 7)
     scale = mask.to_scale(dtype)
-    assert_same(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
+    assert_same_bits(scale, reference.apply(np.ones(mask.shape, dtype), np.asarray(mask), 0.3))
     assert set(scale.astype(float).ravel()) == {0, float(dtype(np.float32(1 / 0.7)))}
     x = np.random.default_rng(1).standard_normal(mask.shape).astype(dtype)
-    assert_same(cd.dropout(x, mask=scale), np.where(np.asarray(mask), x * scale, dtype(0)))
+    assert_same_bits(cd.dropout(x, mask=scale), np.where(np.asarray(mask), x * scale, dtype(0)))
 
 
 def test_dropout_with_a_scale_array_overflows_without_a_warning():

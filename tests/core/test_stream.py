@@ -10,14 +10,11 @@ import pytest
 
 from .. import reference
 from ..helpers import kernel_tables as tables
+from ..helpers.arrays import pack
 from ..helpers.requirements import ISAS, slow
 
 SIGMAS = 5.2  # a correct implementation fails with a probability of 2e-7
 every_isa = pytest.mark.parametrize("isa", ISAS)
-
-
-def pack(keep):
-    return np.packbits(keep, bitorder="little")
 
 
 @every_isa

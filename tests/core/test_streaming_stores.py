@@ -2,13 +2,13 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from cdropout._core import dispatch
 
 from .. import reference
 from ..helpers import kernel_tables as tables
+from ..helpers.arrays import pack
 from ..helpers.kernel_tables import (
     DTYPES,
     PART_OF_LARGE,
@@ -38,7 +38,7 @@ def table(request):
 def test_streaming_stores_do_not_change_the_output(table, dtype, n):
     keep, mask, code = reference.keep(SEED, CALL, P, START, n), new_mask(table, P), DTYPES[dtype]
     x, rng = numbers(dtype, 20000)[:n], random.Random(n)
-    want, bits = reference.apply(x, keep, P), np.packbits(keep, bitorder="little")
+    want, bits = reference.apply(x, keep, P), pack(keep)
     for offset in [*range(0, 64, x.itemsize), 1, rng.randrange(64)]:
         source, target = guarded_copy(x, rng.randrange(64)), GuardedBuffer(x.nbytes, offset)
         assert table.apply(code, 0, source.address, target.address, n, mask, START) == 0
@@ -57,7 +57,7 @@ def test_flag_part_of_large_does_not_change_the_output(isa, dtype):
     table, n = tables.tables()[isa], 20000
     x, keep = numbers(dtype, n), reference.keep(SEED, CALL, P, START, n)
     mask, y = new_mask(table, P), GuardedBuffer(x.nbytes, 4)
-    bits = np.packbits(keep, bitorder="little")
+    bits = pack(keep)
     where = DTYPES[dtype], PART_OF_LARGE, x.ctypes.data, y.address, n
     assert table.apply(*where, mask, START) == 0
     assert y.holds(reference.apply(x, keep, P))

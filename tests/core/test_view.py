@@ -11,6 +11,7 @@ import pytest
 
 from .. import reference
 from ..helpers import kernel_tables as tables
+from ..helpers.arrays import pack
 from ..helpers.kernel_tables import (
     BOOL,
     DTYPES,
@@ -132,7 +133,7 @@ def given_bits(case, p, first):
     """Return a buffer of `first` bits and the bits of the case, and the bit index of element 0."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
-    packed = np.packbits(bits, bitorder="little")
+    packed = pack(bits)
     return tables.guarded_copy(packed, first), first + case.start - position
 
 

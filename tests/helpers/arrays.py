@@ -9,6 +9,7 @@ import pytest
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 DTYPE_NAMES = ["float16", "bfloat16", "float32", "float64"]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_NAMES)
+every_half = pytest.mark.parametrize("dtype", DTYPES[:2], ids=DTYPE_NAMES[:2])
 
 
 def normal(shape, dtype=np.float32, seed=1):
@@ -27,6 +28,11 @@ def with_special_values(shape, dtype=np.float32, seed=1):
     x = normal(shape, dtype, seed)
     chosen = np.array(special, dtype)[rng.integers(0, len(special), shape)]
     return np.where(rng.random(shape) < 0.2, chosen, x)
+
+
+def pack(bools):
+    """Return the bools as packed bits, in C order."""
+    return np.packbits(bools, bitorder="little")
 
 
 def to_bytes(array, equal_nan=False):
