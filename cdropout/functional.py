@@ -31,7 +31,7 @@ __all__ = [
 
 
 if TYPE_CHECKING:
-    from typing import Any, Literal, Protocol, SupportsIndex
+    from typing import Any, Literal, Never, Protocol, SupportsIndex
 
     from numpy.typing import NDArray
     from typing_extensions import TypeVar
@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 
     _Output = TypeVar("_Output", bound=NDArray[Any], default=NDArray[Any])
 
-    class _Variant(Protocol):
-        """A function with the arguments of `dropout`, except broadcast_dims."""
+    # the type of scale_by_keep: bool for drop_path, and Never for functions without this argument
+    _ScaleByKeep = TypeVar("_ScaleByKeep", contravariant=True)
+
+    class _Variant(Protocol[_ScaleByKeep]):
+        """A function with the arguments of `dropout`, except broadcast_dims, and scale_by_keep."""
 
         @overload
         def __call__(
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
             training: bool = ...,
             inplace: bool = False,
             *,
+            scale_by_keep: _ScaleByKeep = ...,
             rng: RNG = None,
             mask: Mask | None = None,
             return_mask: Literal[False] = False,
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
             training: bool = ...,
             inplace: bool = False,
             *,
+            scale_by_keep: _ScaleByKeep = ...,
             rng: RNG = None,
             mask: Mask | None = None,
             return_mask: Literal[True],
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
             training: bool = ...,
             inplace: bool = False,
             *,
+            scale_by_keep: _ScaleByKeep = ...,
             rng: RNG = None,
             mask: Mask | None = None,
             return_mask: Literal[False] = False,
@@ -94,6 +100,7 @@ if TYPE_CHECKING:
             training: bool = ...,
             inplace: bool = False,
             *,
+            scale_by_keep: _ScaleByKeep = ...,
             rng: RNG = None,
             mask: Mask | None = None,
             return_mask: Literal[True],
@@ -108,84 +115,7 @@ if TYPE_CHECKING:
             training: bool = ...,
             inplace: bool = False,
             *,
-            rng: RNG = None,
-            mask: Mask | None = None,
-            return_mask: bool,
-            out: _Output | None = None,
-        ) -> _Output | tuple[_Output, Mask]: ...
-
-    class _DropPath(Protocol):
-        """A function with the arguments of `_Variant` and scale_by_keep."""
-
-        @overload
-        def __call__(
-            self,
-            x: Array[Shape, Scalar],
-            p: Probability = 0.5,
-            training: bool = ...,
-            inplace: bool = False,
-            *,
-            scale_by_keep: bool = True,
-            rng: RNG = None,
-            mask: Mask | None = None,
-            return_mask: Literal[False] = False,
-            out: Array[Shape, Scalar] | None = None,
-        ) -> Array[Shape, Scalar]: ...
-
-        @overload
-        def __call__(
-            self,
-            x: Array[Shape, Scalar],
-            p: Probability = 0.5,
-            training: bool = ...,
-            inplace: bool = False,
-            *,
-            scale_by_keep: bool = True,
-            rng: RNG = None,
-            mask: Mask | None = None,
-            return_mask: Literal[True],
-            out: Array[Shape, Scalar] | None = None,
-        ) -> tuple[Array[Shape, Scalar], Mask]: ...
-
-        @overload
-        def __call__(
-            self,
-            x: Exporter,
-            p: Probability = 0.5,
-            training: bool = ...,
-            inplace: bool = False,
-            *,
-            scale_by_keep: bool = True,
-            rng: RNG = None,
-            mask: Mask | None = None,
-            return_mask: Literal[False] = False,
-            out: _Output | None = None,
-        ) -> _Output: ...
-
-        @overload
-        def __call__(
-            self,
-            x: Exporter,
-            p: Probability = 0.5,
-            training: bool = ...,
-            inplace: bool = False,
-            *,
-            scale_by_keep: bool = True,
-            rng: RNG = None,
-            mask: Mask | None = None,
-            return_mask: Literal[True],
-            out: _Output | None = None,
-        ) -> tuple[_Output, Mask]: ...
-
-        @overload
-        def __call__(
-            self,
-            x: Exporter,
-            p: Probability = 0.5,
-            training: bool = ...,
-            inplace: bool = False,
-            *,
-            scale_by_keep: bool = True,
+            scale_by_keep: _ScaleByKeep = ...,
             rng: RNG = None,
             mask: Mask | None = None,
             return_mask: bool,
@@ -193,13 +123,13 @@ if TYPE_CHECKING:
         ) -> _Output | tuple[_Output, Mask]: ...
 
 
-def _variant(function: Any) -> _Variant:
-    """Return the function unchanged; type checkers see the type `_Variant`."""
+def _variant(function: Any) -> _Variant[Never]:
+    """Return the function unchanged; type checkers see the type `_Variant[Never]`."""
     return function  # type: ignore[no-any-return]
 
 
-def _drop_path(function: Any) -> _DropPath:
-    """Return the function unchanged; type checkers see the type `_DropPath`."""
+def _drop_path(function: Any) -> _Variant[bool]:
+    """Return the function unchanged; type checkers see the type `_Variant[bool]`."""
     return function  # type: ignore[no-any-return]
 
 

@@ -157,6 +157,8 @@ def refused(call: str) -> None:
         cd.dropout(row, out=[0.0] * 8)  # type: ignore[call-overload]
     if call == "axis":
         cd.dropout(row, broadcast_dims=0.5)  # type: ignore[call-overload]
+    if call == "scale_by_keep":
+        cd.dropout1d(table, scale_by_keep=True)  # type: ignore[call-overload]
     if call == "seed":
         cd.Generator(0.5)  # type: ignore[arg-type]
     if call == "gradient":
@@ -186,6 +188,7 @@ REFUSED = (
     "mask",
     "out",
     "axis",
+    "scale_by_keep",
     "seed",
     "gradient",
     "module",
