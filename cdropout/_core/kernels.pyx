@@ -328,10 +328,11 @@ cdef inline void draw_or_clear_group(Stream* stream, const cdropout_mask* mask, 
         draw_group(stream, keep)
 
 
-cdef void add_rows(
-    const real* x, const real* bias, const real* residual, real* y, size_t rows, size_t columns,
+cdef void apply_to_rows(
+    const real* x, const real* bias, const real* residual, real* y, double* gbias, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
+    """Apply bias_dropout_add if gbias is NULL. Otherwise mask and scale x, the gradient, and add the rows of y to gbias."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP
@@ -345,9 +346,13 @@ cdef void add_rows(
                 draw_or_clear_group(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
-            apply_bias_dropout_add(x, bias + done, residual, y, keep, first, part, mask.scale)
+            if gbias == NULL:
+                apply_bias_dropout_add(x, bias + done, residual, y, keep, first, part, mask.scale)
+                residual += part
+            else:
+                mask_and_scale(x, y, keep, first, part, mask.scale)
+                add_to(gbias + done, y, part)
             x += part
-            residual += part
             y += part
             first += part
             done += part
@@ -361,34 +366,14 @@ cdef int bias_dropout_add(
     if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(x, bias, residual) or not (y and mask)):
         return -1
     if some and dtype == CDROPOUT_FLOAT32:
-        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
+        apply_to_rows(
+            <const float*>x, <const float*>bias, <const float*>residual, <float*>y, NULL, rows, columns, mask, start,
+        )
     elif some:
-        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
+        apply_to_rows(
+            <const double*>x, <const double*>bias, <const double*>residual, <double*>y, NULL, rows, columns, mask, start,
+        )
     return 0
-
-
-cdef void sum_rows(
-    const real* gy, real* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
-) noexcept nogil:
-    cdef Stream stream
-    cdef uint8_t keep[GROUP_BYTES]
-    cdef uint64_t first = start % GROUP
-    cdef size_t _row, part, done
-    open_stream(&stream, mask, start - first)
-    draw_or_clear_group(&stream, mask, keep)
-    for _row in range(rows):
-        done = 0
-        while done < columns:
-            if first == GROUP:
-                draw_or_clear_group(&stream, mask, keep)
-                first = 0
-            part = min(columns - done, <size_t>(GROUP - first))
-            mask_and_scale(gy, gx, keep, first, part, mask.scale)
-            add_to(gbias + done, gx, part)
-            gy += part
-            gx += part
-            first += part
-            done += part
 
 
 cdef int bias_dropout_add_backward(
@@ -399,9 +384,9 @@ cdef int bias_dropout_add_backward(
     if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(gy, gx, gbias) or mask == NULL):
         return -1
     if some and dtype == CDROPOUT_FLOAT32:
-        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
+        apply_to_rows(<const float*>gy, NULL, NULL, <float*>gx, gbias, rows, columns, mask, start)
     elif some:
-        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
+        apply_to_rows(<const double*>gy, NULL, NULL, <double*>gx, gbias, rows, columns, mask, start)
     return 0
 
 

@@ -236,11 +236,9 @@ MUTANTS = {
         "draw_or_clear_group": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
         ],
-        "add_rows": [
-            ("bias", "$bias + $done", "$bias"),
+        "apply_to_rows": [
+            ("bias", "apply_bias_dropout_add($x, $bias + $done,", "apply_bias_dropout_add($x, $bias,"),
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
-        ],
-        "sum_rows": [
             ("sums", "add_to($sums + $done, $gx, $part)", "add_to($sums, $gx, $part)"),
         ],
     },
