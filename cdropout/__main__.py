@@ -147,7 +147,7 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
-            error(f"argument --peer: {single} excludes other peers")
+            error(f"argument --peer: {single} cannot be combined with other peers")
     if not named:
         return [name for name in installed if not peers.is_variant(name)]
     if named in (["none"], ["all"]):

@@ -100,7 +100,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     target = destination(array, False, out)
     if out is not None and (np.may_share_memory(out, bias_array) or partly_overlap(out, residual_array)):
         raise ValueError(
-            "out overlaps bias, or partly overlaps residual; it has to be residual itself or must not overlap either"
+            "out overlaps bias or partly overlaps residual; it has to be residual itself or memory that overlaps neither"
         )
     if not is_training:
         probability = 0

@@ -30,7 +30,7 @@ NEEDED = {
     "avx512": (7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
 }
 INSTRUCTION_SETS = tuple(NEEDED)        # from narrow to wide
-vectors = bool(CD_HAS_VECTORS)          # False if this module was compiled with the portable version of simd.h
+vectors = bool(CD_HAS_VECTORS)          # False if this module was compiled with the portable form of simd.h
 compiler = (<bytes>CD_COMPILER).decode()
 
 

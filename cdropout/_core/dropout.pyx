@@ -61,7 +61,7 @@ def dropout(
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If p is not in [0, 1], out or mask does not fit x, or two arguments exclude each other.
+        If p is not in [0, 1], out or mask does not fit x, or two arguments cannot be combined.
 
     See Also
     --------
@@ -263,7 +263,7 @@ cdef apply_any_mask(x, mask, p, inplace, out, tuple shift=None):
 
 
 cdef apply_scale(cnp.ndarray x, cnp.ndarray y, cnp.ndarray scale):
-    """Write ``x * scale`` to y, or +0.0 where `scale` is 0. Each element of `scale` is the scale factor or 0."""
+    """Write ``x * scale`` to y, or +0.0 where `scale` is 0."""
     dropped = scale == 0
     with np.errstate(all="ignore"):   # no warnings, because the kernels do not warn either
         np.multiply(x, scale, out=y)

@@ -349,7 +349,7 @@ cdef class Mask:
         return mask_to_dask(self, chunks)
 
     def to_scale(self, dtype="float32"):
-        """Return the mask as an array whose elements are the scale factor or 0.
+        """Return the mask as an array whose elements are the scale or 0.
 
         Parameters
         ----------
@@ -455,7 +455,7 @@ cdef object as_position(item, length):
         i = as_index(item, "index")
     except TypeError:
         raise IndexError(
-            f"indices of a mask have to be ints, slices, ... or None, but got {type(item).__name__}"
+            f"an index of a mask has to be an int, a slice, an ellipsis or None, but got {type(item).__name__}"
         ) from None
     if not -length <= i < length:
         raise IndexError(f"index {i} is out of bounds for an axis of length {length}")

@@ -154,14 +154,14 @@ cdef check_out(cnp.ndarray x, cnp.ndarray out):
         raise ValueError(f"out has to have the type and byte order of x, {x.dtype.str}, but got {out.dtype.str}")
     check_writable(out, "out")
     if partly_overlap(x, out):
-        raise ValueError("out partly overlaps x; it has to be x itself or must not overlap x")
+        raise ValueError("out partly overlaps x; it has to be x itself or memory that does not overlap x")
 
 
 cpdef cnp.ndarray destination(cnp.ndarray x, bint inplace, object out):
     """Return the array that receives the result: x, out, or a new array in the memory order of x."""
     if inplace:
         if out is not None:
-            raise ValueError("inplace=True and out= exclude each other")
+            raise ValueError("inplace=True cannot be combined with out=")
         check_writable(x, "x")
         return x
     if out is None:

@@ -112,7 +112,7 @@ def test_option_peer_rejects_a_missing_package(refuse, monkeypatch):
 @pytest.mark.parametrize("single", ["none", "all"])
 def test_option_peer_with_none_or_all_rejects_other_peers(refuse, single):
     line = refuse("bench", "--peer", single, "--peer", "numpy")
-    assert f"argument --peer: {single} excludes other peers" in line
+    assert f"argument --peer: {single} cannot be combined with other peers" in line
 
 
 def test_option_dtype_rejects_bfloat16_without_ml_dtypes(refuse, monkeypatch):

@@ -134,7 +134,7 @@ def test_scale_argument_replaces_the_default_scale(dtype):
 SCALE = "scale has to be positive and finite, and 0 for p = 1, but got "
 RANGE = "a mask has positions 0 to 2**64 - 1, but this one would have positions "
 LENGTH = "each length in shape has to be an int, but got "
-INDICES_ONLY = "indices of a mask have to be ints, slices, ... or None, but got "
+INDICES_ONLY = "an index of a mask has to be an int, a slice, an ellipsis or None, but got "
 TOO_MANY = "too many indices: the mask has {} dimensions, but {} were indexed"
 ERRORS = [
     (lambda m: cd.Mask((2, -3), 0.5), ValueError,
