@@ -602,7 +602,7 @@ OTHERS = {  # each call takes the objects of the fixture `unchanged`
                         "^residual has to be of the type of x, float32, but got float16$"),
     "residual: part of out": (
         lambda u: add(u, residual=u.memory[619:739].reshape(SHAPE)), ValueError,
-        "^out overlaps bias, or partly .* has to be residual itself or must not overlap either$"),
+        "^out overlaps bias or partly .* has to be residual itself or memory that overlaps neither$"),
     "bias_shape: length": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, (4,)), ValueError,
                            "^bias has to broadcast"),
     "bias_shape: int": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, 5), TypeError,
@@ -636,7 +636,8 @@ OTHERS = {  # each call takes the objects of the fixture `unchanged`
                    "has to be at least 1, but got 0$"),
     "threads: raises": (lambda u: cd.set_num_threads(Number(fail)), ZeroDivisionError,
                         "^not today$"),
-    "index: float": (lambda u: u.mask[1.0], IndexError, "^an index of a mask has to be an int, a slice, an ellipsis or None"),
+    "index: float": (lambda u: u.mask[1.0], IndexError,
+                     "^an index of a mask has to be an int, a slice, an ellipsis or None"),
     "index: raises": (lambda u: u.mask[Number(fail)], ZeroDivisionError, "^not today$"),
     "slice: raises": (lambda u: u.mask[Number(fail):], ZeroDivisionError, "^not today$"),
     "slice: step 0": (lambda u: u.mask[::0], ValueError, "^slice step cannot be zero$"),
