@@ -198,23 +198,6 @@ def test_int_as_rng_gives_the_same_mask_in_each_call(seed):
         assert_equal(cd.dropout(x, 0.3, rng=seed), expected)
 
 
-@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
-def test_numpy_generator_as_rng_is_used_to_draw_one_seed(kind):
-    rng, expected_rng = np.random.Generator(kind(7)), np.random.Generator(kind(7))
-    x = with_special_values((600,), np.float32)
-    for _ in range(3):
-        seed = int(expected_rng.integers(0, 2**64 - 1, endpoint=True, dtype=np.uint64))
-        assert_equal(cd.dropout(x, 0.3, rng=rng), reference.dropout(x, 0.3, seed, 0))
-        assert repr(rng.bit_generator.state) == repr(expected_rng.bit_generator.state)
-
-
-def test_seed_sequence_as_rng_determines_the_seed():
-    x = with_special_values((600,), np.float32)
-    seed = np.random.SeedSequence(7).generate_state(1, np.uint64)[0]
-    y = cd.dropout(x, 0.3, rng=np.random.SeedSequence(7))
-    assert_equal(y, reference.dropout(x, 0.3, seed, 0))
-
-
 def test_default_generator_is_used_without_rng():
     x = with_special_values((600,), np.float32)
     assert cd.manual_seed(11) is cd.default_generator

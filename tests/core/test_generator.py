@@ -1,8 +1,6 @@
 """Tests of Generator: seeds, call numbers, state, spawn, threads, next_mask and forks."""
 
 import copy
-import doctest
-import inspect
 import itertools
 import math
 import operator
@@ -294,18 +292,10 @@ def test_next_mask_raises_after_the_last_call_number():
     assert rng.next_mask(3, 0) == cd.Mask(3, 0) and rng.calls == LAST
 
 
-def test_example_in_the_docstring_of_next_mask_is_correct():
-    (example,) = doctest.DocTestFinder().find(cd.Generator.next_mask, "next_mask")
-    assert example.examples and not doctest.DocTestRunner().run(example).failed
-
-
 # ---- the class --------------------------------------------------------------------------------
 
 
-def test_classes_have_the_expected_signatures_and_public_module_names():
-    assert str(inspect.signature(cd.Generator)) == "(seed=None)"
-    parameters = "(shape, p, seed=0, call=0, start=0, strides=None, scale=None)"
-    assert str(inspect.signature(cd.Mask)) == parameters
+def test_classes_have_public_module_names():
     for value in (cd.Generator(4), cd.Mask(3, 0.5)):
         assert type(value).__module__ == "cdropout"
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
