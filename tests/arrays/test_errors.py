@@ -563,17 +563,8 @@ def test_functions_reject_invalid_broadcast_dims(calls_with, axes, error, match)
 # ---- arguments of few functions ---------------------------------------------------------------
 
 
-def add(u, **changed):
-    operands = {"x": u.x, "bias": u.bias, "residual": u.x, "rng": u.generator, "out": u.out}
-    return cd.bias_dropout_add(**{**operands, **changed})
-
-
 def copy_x(u, **changed):
     return cd.mc_dropout(**{"x": u.x, "n": 2, "rng": u.generator, "out": u.copies, **changed})
-
-
-def set_state(u, **changed):
-    u.generator.state = {"seed": 1, "calls": 2, "spawned": 3, **changed}
 
 
 class Keys(dict):
@@ -586,30 +577,6 @@ class Keys(dict):
 STATE = "^state has to be a dict with the keys seed, calls and spawned, but got "
 NO_N = "^n has to be an int, but got "
 OTHERS = {  # each call takes the objects of the fixture `unchanged`
-    "bias: dtype": (lambda u: add(u, bias=np.ones(5)), TypeError,
-                    "^bias has to be of the type of x, float32, but got float64$"),
-    "bias: length": (lambda u: add(u, bias=np.ones(6, "f4")), ValueError,
-                     r"^bias has to broadcast to the shape of x, \(2, 3, 4, 5\), but got \(6,\)$"),
-    "bias: more axes": (lambda u: add(u, bias=u.x[None]), ValueError,
-                        "^bias has to broadcast to the shape of x"),
-    "bias: list": (lambda u: add(u, bias=[1.0]), TypeError, "^bias has to be a NumPy"),
-    "bias: masked": (lambda u: add(u, bias=np.ma.ones(5)), TypeError, "^bias is a masked"),
-    "bias: part of out": (lambda u: add(u, bias=u.memory[619:624]), ValueError,
-                          "^out overlaps bias"),
-    "residual: shape": (lambda u: add(u, residual=u.x.T), ValueError,
-                        r"^residual has to have the shape of x, \(2, 3, 4, 5\), but got \(5, 4"),
-    "residual: dtype": (lambda u: add(u, residual=u.x.astype("f2")), TypeError,
-                        "^residual has to be of the type of x, float32, but got float16$"),
-    "residual: part of out": (
-        lambda u: add(u, residual=u.memory[619:739].reshape(SHAPE)), ValueError,
-        "^out overlaps bias or partly .* has to be residual itself or memory that overlaps n"),
-    "bias_shape: length": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, (4,)), ValueError,
-                           "^bias has to broadcast"),
-    "bias_shape: int": (lambda u: cd.bias_dropout_add_backward(u.x, u.mask, 5), TypeError,
-                        "^bias_shape has to be a tuple of int, but got int$"),
-    "bias_dropout_add_backward by bits": (
-        lambda u: cd.bias_dropout_add_backward(u.x, u.mask.bits()), TypeError,
-        "^mask has to be a Mask, but got ndarray$"),
     "n: float": (lambda u: copy_x(u, n=2.0), TypeError, NO_N + "float$"),
     "n: str": (lambda u: copy_x(u, n="2"), TypeError, NO_N + "str$"),
     "n: bool": (lambda u: copy_x(u, n=True), TypeError, NO_N + "bool$"),
@@ -623,42 +590,25 @@ OTHERS = {  # each call takes the objects of the fixture `unchanged`
                     STATE + r"\[1, 2, 3\]$"),
     "state: None": (lambda u: u.generator.__setstate__(None), ValueError, STATE + "None$"),
     "state: no values": (lambda u: setattr(u.generator, "state", Keys()), KeyError, "seed"),
-    "state: calls": (lambda u: set_state(u, calls=-1), ValueError,
-                     r"^calls has to be in \[0, 2\*\*64\)"),
-    "state: spawned": (lambda u: set_state(u, spawned=2**64), ValueError, "^spawned has to be in"),
-    "state: calls raise": (lambda u: set_state(u, calls=Number(fail)), ZeroDivisionError,
-                           "^not today$"),
-    "spawn: -1": (lambda u: u.generator.spawn(-1), ValueError, "^n has to be in"),
-    "spawn: float": (lambda u: u.generator.spawn(0.5), TypeError, NO_N + "float$"),
+    "state: calls raise": (
+        lambda u: setattr(u.generator, "state", {"seed": 1, "calls": Number(fail), "spawned": 3}),
+        ZeroDivisionError, "^not today$"),
     "seed is read-only": (lambda u: setattr(u.generator, "seed", 1), AttributeError, "seed"),
     "seed: None": (lambda u: cd.manual_seed(None), TypeError, NO_SEED + "NoneType$"),
-    "threads: 0": (lambda u: cd.set_num_threads(0), ValueError,
-                   "has to be at least 1, but got 0$"),
     "threads: raises": (lambda u: cd.set_num_threads(Number(fail)), ZeroDivisionError,
                         "^not today$"),
-    "index: float": (lambda u: u.mask[1.0], IndexError,
-                     "^an index of a mask has to be an int, a slice, an ellipsis or None"),
     "index: raises": (lambda u: u.mask[Number(fail)], ZeroDivisionError, "^not today$"),
     "slice: raises": (lambda u: u.mask[Number(fail):], ZeroDivisionError, "^not today$"),
     "slice: step 0": (lambda u: u.mask[::0], ValueError, "^slice step cannot be zero$"),
     "Mask: call": (lambda u: u.mask.__init__((2, 3), 0.1, 9, 2**64), ValueError, "^call has to"),
     "Mask: start": (lambda u: u.mask.__init__((2, 3), 0.1, 9, start=2**64 - 1), ValueError,
                     "this one"),
-    "Mask: length": (lambda u: cd.Mask((2, -1), 0.5), ValueError,
-                     "^shape has to hold lengths of at"),
     "Mask: length raises": (lambda u: cd.Mask((Number(fail),), 0.5), ZeroDivisionError,
                             "^not today$"),
-    "Mask: scale": (lambda u: cd.Mask(3, 0.5, scale=-1.0), ValueError,
-                    "^scale has to be positive"),
     "Mask: scale raises": (lambda u: cd.Mask(3, 0.5, scale=Number(fail)), ZeroDivisionError,
                            "^not today$"),
     "Mask.shape is read-only": (lambda u: setattr(u.mask, "shape", (1,)), AttributeError, "shape"),
-    "Mask needs a copy": (lambda u: u.mask.__array__(copy=False), ValueError, "^a mask stores no"),
     "Mask.to_scale of int": (lambda u: u.mask.to_scale(int), TypeError, "^x has to be an array of"),
-    "Dropout.backward first": (
-        lambda u: cd.Dropout().backward(u.x), RuntimeError,
-        "^Dropout.backward was called before forward: there is no mask; "
-        "call forward first, or pass mask=$"),
 }  # fmt: skip
 
 

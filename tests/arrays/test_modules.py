@@ -159,7 +159,7 @@ def test_backward_of_modules_accepts_masks_of_earlier_forward_calls(kind):
         assert_same_bits(
             m.backward(x, mask=mask, out=np.empty_like(x)), cd.dropout_backward(x, mask)
         )
-    assert m.mask is masks[-1] and len(set(masks)) == 3
+    assert m.mask == masks[-1] and len(set(masks)) == 3
     assert_same_bits(kind().backward(x, mask=masks[0]), masks[0].apply(x))
 
 
@@ -248,8 +248,10 @@ def test_always_on_restores_the_modes_of_the_modules():
 
 def test_backward_before_forward_raises():
     m = cd.Dropout(0.5, rng=1)
+    advice = "there is no mask; call forward first, or pass mask="
+    match = f"^Dropout.backward was called before forward: {advice}$"
     for module in (m, m.eval(), copy.deepcopy(m)):
-        with pytest.raises(RuntimeError, match="^Dropout.backward was called before forward: "):
+        with pytest.raises(RuntimeError, match=match):
             module.backward(normal(SHAPE))
     with pytest.raises(TypeError):
         m(None)

@@ -206,7 +206,12 @@ ERRORS = [
     ({"out": X.astype(float)}, ValueError, "out .* byte order of x, .f4, but got .f8"),
     ({"out": READ_ONLY}, ValueError, "out is read-only"),
     ({"x": MEMORY[0], "out": OVERLAPPING}, ValueError, "out partly overlaps x"),
-    ({"residual": MEMORY[0], "out": OVERLAPPING}, ValueError, "partly overlaps residual"),
+    (
+        {"residual": MEMORY[0], "out": OVERLAPPING},
+        ValueError,
+        "^out overlaps bias or partly "
+        "overlaps residual; it has to be residual itself or memory that overlaps neither$",
+    ),
     ({"bias": MEMORY[0, 0], "out": MEMORY[0]}, ValueError, "out overlaps bias"),
     ({"bias": MEMORY[0], "out": MEMORY[0]}, ValueError, "out overlaps bias"),
 ]
@@ -238,7 +243,7 @@ MASK = cd.Mask((4, 6), 0.5, 1)
         ((X, MASK, (4,)), ValueError, r"bias .* of x, \(4, 6\), but got \(4,\)"),
         ((X, MASK, (1, 4, 6)), ValueError, r"bias .* of x, \(4, 6\), but got \(1, 4, 6\)"),
         ((X, MASK, (-1,)), ValueError, r"bias .* of x, \(4, 6\), but got \(-1,\)"),
-        ((X, MASK, 6), TypeError, "int"),
+        ((X, MASK, 6), TypeError, "^bias_shape has to be a tuple of int, but got int$"),
     ],
 )
 def test_backward_raises_for_wrong_arguments(args, error, pattern):
