@@ -49,7 +49,7 @@ def invalid(expected: str, text: str) -> argparse.ArgumentTypeError:
 def number(
     text: str, kind: Callable[[str], Number], is_valid: Callable[[Number], bool], expected: str
 ) -> Number:
-    """Convert text to a number by `kind` and return the number; raise an error if it is invalid."""
+    """Return `kind(text)`. Raise an error if `kind` rejects the text or the number is not valid."""
     try:
         value: Number | None = kind(text)
     except ValueError:
@@ -143,7 +143,7 @@ def image_file(text: str) -> Path:
 
 
 def chosen_peers(named: list[str], error: Error) -> list[str]:
-    """Return the names of the peers to time: by default, one for each installed library."""
+    """Return the names of the peers to time. The default is one per installed library."""
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
@@ -159,7 +159,7 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
 
 
 def check_bench(options: argparse.Namespace, error: Error) -> None:
-    """Set options.peers, and exit with an error message if the options cannot work."""
+    """Set options.peers. Exit with an error message if an option needs a missing package."""
     options.peers = chosen_peers(options.peer, error)
     if options.plot and find_spec("matplotlib") is None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
@@ -171,8 +171,8 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
     """Run the benchmark and return the exit code.
 
-    Another instruction set than the current one requires a new process, which chooses it at
-    import.
+    If another instruction set was requested, the benchmark runs in a new process, because the set
+    is chosen at import.
     """
     check_bench(options, error)
     try:

@@ -35,7 +35,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t read_number(int bytes) { /* from the fuzzer's input, which is continued by zeros */
+static uint64_t read_number(int bytes) { /* read a number from the fuzzer's input; zeros follow the input */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);
@@ -55,7 +55,7 @@ typedef struct {
 static Buffer buffers[64];
 static int buffer_count;
 
-static Buffer new_buffer(size_t size, int random) { /* filled with random numbers if `random`, otherwise with zeros */
+static Buffer new_buffer(size_t size, int random) { /* fill the buffer with random numbers if `random`, otherwise with zeros */
   size_t offset = read_number(1) % 64;
   Buffer buffer = {malloc(offset + size), NULL, size};
   require(buffer.memory != NULL, "no memory");

@@ -47,7 +47,7 @@ def check_flag(value, name):
 
 
 cpdef object as_index(object value, name):
-    """Return an integer as a Python int. Raise a TypeError that contains the argument's name for other types and bools."""
+    """Return value as a Python int. Raise a TypeError that contains `name` if value is not an integer, or is a bool."""
     if not isinstance(value, (bool, np.bool_)):    # in NumPy 1, numpy.bool_ has __index__
         try:
             return operator.index(value)
@@ -65,7 +65,7 @@ cdef uint64_t as_seed(object seed) except? 0:
 
 
 cdef uint64_t as_count(object value, name) except? 0:
-    """Return an int in [0, 2**64) as an unsigned number. Raise TypeError or ValueError for other values."""
+    """Return value as an unsigned number. Raise TypeError or ValueError unless value is an int in [0, 2**64)."""
     value = as_index(value, name)
     if not 0 <= value < 1 << 64:
         raise ValueError(f"{name} has to be in [0, 2**64), but got {value}")

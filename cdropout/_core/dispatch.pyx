@@ -21,9 +21,9 @@ cdef extern from "simd.h" nogil:
     bint CD_HAS_VECTORS
     const char* CD_COMPILER
 
-# The bits that must be set in three registers for the instruction sets of setup.py: ECX of CPUID leaf 1 (OSXSAVE, AVX,
-# F16C), EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL) and XCR0, which tells which registers the system saves (XMM and
-# YMM; mask registers and ZMM).
+# The bits of three registers that have to be set for each instruction set of setup.py: ECX of CPUID leaf 1 (OSXSAVE, AVX,
+# F16C), EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL) and XCR0, whose bits stand for the registers that the system
+# saves (XMM and YMM; mask registers and ZMM).
 NEEDED = {
     "baseline": (0, 0, 0),
     "avx2": (7 << 27, 1 << 5, 0x06),
@@ -56,7 +56,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return the instruction set `wanted`, the value of CDROPOUT_ISA. If `wanted` is None, return the widest usable set."""
+    """Return the set `wanted`, the value of CDROPOUT_ISA. If `wanted` is None or empty, return the widest usable set."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
@@ -73,12 +73,12 @@ def choose(wanted, built, runnable):
 
 
 def describe(isas, vectors):
-    """Return a text with the names of instruction sets, and with a remark if `vectors` is false."""
+    """Return the names of instruction sets as a text, which ends with a remark if `vectors` is false."""
     return ", ".join(isas) + ("" if vectors else " (portable: built without vector types)")
 
 
 def advise(isa, built, runnable, vectors):
-    """Return advice on how to make this package faster than with the instruction set `isa`, or "" if there is none."""
+    """Return advice on how to make this package faster, or "" if `isa`, the set in use, is the widest that this CPU runs."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]

@@ -52,7 +52,7 @@ cdef const ElementType* by_array(cnp.ndarray array) except? NULL:
 
 
 cdef const ElementType* by_dlpack(uint8_t kind, uint8_t bits) noexcept nogil:
-    """Return the element type, which may be bool, for DLPack's type code and number of bits, or NULL if there is none."""
+    """Return the element type with this type code and number of bits in DLPack, or NULL if there is none. It may be bool."""
     cdef int i
     for i in range(ROWS):
         if types[i].dlpack == kind and 8 * types[i].itemsize == bits:

@@ -61,7 +61,7 @@ cdef refuse_subclass(x, name):
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray, copying only NumPy scalars. Raise a TypeError that contains `name` if x is not supported."""
+    """Return x as an ndarray; only NumPy scalars are copied. Raise a TypeError with `name` if x is not supported."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x

@@ -52,7 +52,7 @@ cdef inline bint next_row(Rows* rows) noexcept nogil:
 
 
 cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t lines) noexcept nogil:
-    """Prepare to prefetch at most `lines` cache lines of x, and as many of y, from the first row of the view on."""
+    """Prepare to prefetch at most `lines` cache lines of x and the same number of y, from the first row of the view on."""
     cdef const cdropout_axis* row
     cdef uint64_t stride
     cdef int axis

@@ -306,7 +306,7 @@ static inline void cd_store_streaming(void *to, const void *from, size_t bytes) 
   memcpy(to, from, bytes);
 #endif
 }
-static inline void cd_end_streaming(void) { /* make other threads see streaming stores before later stores */
+static inline void cd_end_streaming(void) { /* streaming stores become visible to other threads before later stores */
 #if CD_STREAMS
   _mm_sfence();
 #endif

@@ -49,7 +49,7 @@ cdef struct Source:                   # the source of the keep bits: exactly one
 cdef inline void append_stream(
     Writer* writer, size_t n, const cdropout_mask* mask, uint64_t start, Prefetcher* prefetcher
 ) noexcept nogil:
-    """Append n keep bits from position `start` on. Unless `prefetcher` is NULL, prefetch memory in the meantime."""
+    """Append n keep bits from position `start` on. Prefetch memory at the same time unless `prefetcher` is NULL."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
     cdef uint64_t first = start % GROUP  # the first bit of the group that is appended
@@ -156,7 +156,7 @@ cdef inline void draw_tile(uint8_t* buffer, const BitLayout* layout, const Sourc
 
 
 cdef inline uint64_t first_bit(const BitLayout* layout, const View* tile) noexcept nogil:
-    """Return the position in the buffer of the bit that belongs to the first element of the tile."""
+    """Return the position in the buffer of the keep bit of the tile's first element."""
     cdef uint64_t first = 0
     cdef int axis
     for axis in range(tile.ndim):

@@ -15,7 +15,7 @@ def load(name, dtype, options):
     try:
         implementation = factory(options.threads, dtype)
         error = check.find_error(implementation, dtype, options.p)
-    except Exception as problem:  # of any type, since the others can still be timed
+    except Exception as problem:  # an exception of any type must not end the benchmark
         implementation, error = None, f"{type(problem).__name__}: {problem}"
     return (None, " ".join(error.split())) if error else (implementation, None)
 

@@ -1,4 +1,4 @@
-"""Checks of whether an implementation computes dropout, and of how many CPUs it uses."""
+"""A check that an implementation computes dropout, and a measurement of its CPU usage."""
 
 import time
 
@@ -8,7 +8,7 @@ from cdropout.bench.peers import example_arrays
 from cdropout.selftest import keep_bound
 
 SIZE = 1 << 22  # elements; enough to detect a keep rate that is off by a thousandth
-TOLERANCE = 4  # ulps in a kept element, since 1 - p, its inverse and the product are rounded
+TOLERANCE = 4  # ulps per kept element, because 1 - p, its inverse and the product are rounded
 LOAD_SECONDS = 0.2  # duration of the measurement of CPU usage
 
 

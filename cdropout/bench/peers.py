@@ -45,7 +45,7 @@ class Implementation(NamedTuple):
 
 
 def example_arrays(n, dtype):
-    """Return Arrays of n elements. As x and gy have no zeros, a 0 in y or gx means a drop."""
+    """Return Arrays of n elements. x and gy contain no 0, so a 0 in y or gx is a dropped element."""
     i, kind = np.arange(n), element_type(dtype)
     x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
     return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))
@@ -94,7 +94,7 @@ def copies(threads):
 
 
 def cdropout_out(threads, _):
-    """Return an Implementation with `out=`, whose backward pass needs nothing but the mask."""
+    """Return an Implementation with `out=`, whose backward pass needs only the mask."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -424,11 +424,11 @@ def is_variant(name: str) -> bool:
 
 
 def missing(name: str) -> str | None:
-    """Return a missing package that the peer needs, or None, without importing packages."""
+    """Return the name of a missing package that the peer needs, or None. Import no package."""
     backend = ["tensorflow"] if name == "keras" else []
     return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers whose packages are installed; without importing packages."""
+    """Return the names of the peers whose packages are installed. Import no package."""
     return [name for name in PEERS if missing(name) is None]

@@ -26,7 +26,7 @@ MODES = ("forward", "forward+backward")
 
 
 def show_progress(text):
-    """Replace the last line of the terminal; if standard error is no terminal, print nothing."""
+    """Replace the last line of the terminal; if standard error is not a terminal, do nothing."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 

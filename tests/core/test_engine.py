@@ -230,7 +230,7 @@ WINDOWS = [
 # positions apart in the mask.
 DISTANT = [
     ((3, 60, 40, 41), (0, 2, 3, 1)),  # channels last
-    ((1, 190, 40, 41), (0, 2, 3, 1)),  # each row is copied in several parts
+    ((1, 190, 40, 41), (0, 2, 3, 1)),  # more channels than the 64 rows of a transpose
     ((1100, 1030), (1, 0)),
     ((70, 64, 65), (2, 1, 0)),
 ]

@@ -1,6 +1,6 @@
 """Tests of kernels on buffers next to inaccessible pages; the loops are in guard_pages.c.
 
-An access outside a buffer causes a segmentation fault, so that each test runs `main` in a
+An access outside a buffer causes a segmentation fault. Therefore, each test runs `main` in a
 subprocess, which prints the call that caused the fault.
 """
 

@@ -29,7 +29,7 @@ FEW = 1 << 20  # number of elements in the tests of score_lags and score_grams
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_masks_pass_all_statistical_tests(p):
     rate, *others = randomness.all_tests(draw, p, QUICK_EFFORT)
-    assert abs(rate.sigmas[0]) < 4  # for 10**10 elements
+    assert abs(rate.sigmas[0]) < 4  # the number of kept elements, of 10**10
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
 

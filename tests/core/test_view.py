@@ -92,7 +92,7 @@ def keep(p, first, n):
 
 
 def extent(case):
-    """Return the lowest position of the case in the mask, and how many positions the case spans."""
+    """Return the lowest position of the case in the mask, and the number of positions spanned."""
     reach = [(n - 1) * stride for n, stride in zip(case.shape, case.mask, strict=True)]
     first = case.start + sum(offset for offset in reach if offset < 0)
     return first, sum(map(abs, reach)) + 1

@@ -1,7 +1,7 @@
 """Requirements of tests: packages, systems and instruction sets.
 
-If a requirement is missing, the test is skipped. The reason says what is missing and how
-to install a missing package.
+If a requirement is missing, the test is skipped. The reason contains the requirement and, if it is a
+package, the command that installs it.
 """
 
 import os
@@ -35,7 +35,7 @@ NAMES = {
 
 
 def skip_reason(module):
-    """Return why a test that needs this module is skipped, and how to install the module."""
+    """Return a message that a test needs this module, with the command that installs it."""
     module = module.partition(".")[0]
     package = f"'cdropout[{module}]'" if module in EXTRAS else PACKAGES.get(module, module)
     return f"needs {NAMES.get(module, module)}: pip install {package}"
@@ -54,7 +54,7 @@ def find_or_skip(*modules):
 
 
 def why_not_runnable(isa):
-    """Return why kernels of this instruction set cannot run here, or "" if the kernels can run."""
+    """Return the reason why this machine cannot run kernels of this set, or "" if it can."""
     if isa not in dispatch.built():
         return f"needs kernels of {isa}: cdropout was built without them"
     return "" if isa in dispatch.runnable() else f"needs {isa}: this CPU cannot run it"

@@ -192,7 +192,7 @@ def run(command, folder, limit=None, **variables):
 
 
 def build(tree, modules, *options):
-    """Build the given modules, or all, in a tree. Return the output on failure, otherwise None."""
+    """Build the modules with these names, or all if empty. Return the output of a failure, or None."""
     status, output = run([sys.executable, "-c", BUILD, modules, *options], tree)
     return output if status else None
 
