@@ -77,7 +77,10 @@ def measure_in_process(*arguments):
 
 
 def growth_errors(rows):
-    """Yield a message for each row with too much time or memory. The number of threads is the same in all rows."""
+    """Yield a message for each row with too much time or memory.
+
+    All rows have the same number of threads.
+    """
     large = [row for row in rows if row["size"] >= LARGE]
     for row in large:
         name = f"{size_name(row['size'])}, {row['threads']} threads"

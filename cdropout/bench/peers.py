@@ -45,7 +45,7 @@ class Implementation(NamedTuple):
 
 
 def example_arrays(n, dtype):
-    """Return Arrays of n elements. x and gy contain no 0, so a 0 in y or gx is a dropped element."""
+    """Return Arrays of n elements. x and gy contain no 0: a 0 in y or gx is a dropped element."""
     i, kind = np.arange(n), element_type(dtype)
     x, gy = (1 + i % 97).astype(kind), (1 + i % 89).astype(kind)
     return Arrays(x, gy, np.zeros_like(x), np.zeros_like(x))

@@ -1,7 +1,7 @@
 """Requirements of tests: packages, systems and instruction sets.
 
-If a requirement is missing, the test is skipped. The reason contains the requirement and, if it is a
-package, the command that installs it.
+If a requirement is missing, the test is skipped. The reason contains the requirement and, for
+packages, the command that installs them.
 """
 
 import os

@@ -192,7 +192,7 @@ def run(command, folder, limit=None, **variables):
 
 
 def build(tree, modules, *options):
-    """Build the modules with these names, or all if empty. Return the output of a failure, or None."""
+    """Build these modules, or all if `modules` is empty. Return None, or the output on failure."""
     status, output = run([sys.executable, "-c", BUILD, modules, *options], tree)
     return output if status else None
 
