@@ -8,26 +8,11 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.arrays import every_dtype, normal
+from ..helpers.arrays import OnlyDLPack, every_dtype, normal
 from ..helpers.requirements import import_or_skip
 
 SEED = 42
 SHAPE = 2, 3, 4
-
-
-class CountingExporter:
-    """An exporter that counts its exports."""
-
-    def __init__(self, source):
-        self.source = source
-        self.exports = 0
-
-    def __dlpack__(self, **options):
-        self.exports += 1
-        return self.source.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.source.__dlpack_device__()
 
 
 FUNCTIONS = {
@@ -58,7 +43,7 @@ MODES = {
 @every_function
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_functions_export_x_once(name, mode):
-    x = CountingExporter(normal(SHAPES.get(name, SHAPE)))
+    x = OnlyDLPack(normal(SHAPES.get(name, SHAPE)))
     FUNCTIONS[name](x, rng=SEED, **mode)
     assert x.exports == 1
 
@@ -82,7 +67,7 @@ def test_functions_export_each_argument_once():
         (cd.DropPath(0.5), 1),
         (cd.AlphaDropout(0.5), 1),
     ]:
-        source = CountingExporter(x[:, :, :, None] if isinstance(call, cd.Dropout2d) else x)
+        source = OnlyDLPack(x[:, :, :, None] if isinstance(call, cd.Dropout2d) else x)
         call(source)
         assert source.exports == count
 
@@ -96,7 +81,7 @@ EXPORTERS = {
     "bytearray": lambda x: memoryview(bytearray(x.tobytes())).cast("f"),
     "array.array": lambda x: array.array("f", x.reshape(-1).tolist()),
     "ctypes": lambda x: (ctypes.c_float * x.size)(*x.reshape(-1).tolist()),
-    "DLPack": CountingExporter,
+    "DLPack": OnlyDLPack,
     "torch": lambda x: import_or_skip("torch").from_numpy(x),
     "JAX": lambda x: import_or_skip("jax.numpy").asarray(x),
     "Arrow": arrow_array,
@@ -105,7 +90,7 @@ ARROW_WARNING = "ignore:Exporting an unversioned DLPack capsule:DeprecationWarni
 
 
 def address(x):
-    if isinstance(x, CountingExporter):
+    if isinstance(x, OnlyDLPack):
         x = x.source
     if hasattr(x, "unsafe_buffer_pointer"):
         return x.unsafe_buffer_pointer()
@@ -168,7 +153,7 @@ def test_dropout_of_scalars_returns_arrays(dtype):
 @pytest.mark.parametrize("p", [0, 0.0, 1])
 @pytest.mark.parametrize(
     "make",
-    [np.copy, memoryview, CountingExporter, lambda x: x.T],
+    [np.copy, memoryview, OnlyDLPack, lambda x: x.T],
     ids=["ndarray", "memoryview", "DLPack", "transposed"],
 )
 def test_mc_dropout_returns_independent_copies(make, p):

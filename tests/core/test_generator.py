@@ -192,14 +192,6 @@ def test_a_failing_spawn_does_not_change_the_state(monkeypatch):
 # ---- threads ----------------------------------------------------------------------------------
 
 
-def test_concurrent_calls_use_each_call_number_once():
-    generator = cd.Generator(1)
-    numbers = run_in_threads(8, lambda _: [draw(generator).call for _ in range(1000)])
-    assert sorted(itertools.chain(*numbers)) == list(range(8000))
-    assert generator.calls == 8000
-    assert all(of_thread == sorted(of_thread) for of_thread in numbers)
-
-
 def test_concurrent_calls_of_spawn_return_each_seed_once():
     generator = cd.Generator(1)
     seeds = run_in_threads(8, lambda _: [generator.spawn(1)[0].seed for _ in range(200)])

@@ -10,25 +10,12 @@ import pytest
 import cdropout as cd
 
 from .. import reference
-from ..helpers.arrays import every_dtype, normal
+from ..helpers.arrays import OnlyDLPack, every_dtype, normal
 from ..helpers.requirements import import_or_skip
 
 SEED = 42
 NO_ARRAY = re.escape("has to be a NumPy array, or have DLPack or the buffer protocol")
 BAD_DTYPE = "x has to be an array of float16, bfloat16, float32 or float64, but got "
-
-
-class OnlyDLPack:
-    """An exporter that supports DLPack but not the buffer protocol."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __dlpack__(self, **options):
-        return self.source.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.source.__dlpack_device__()
 
 
 def writable(exporter):

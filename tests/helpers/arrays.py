@@ -1,4 +1,4 @@
-"""Data types and arrays that tests use as input, and assertions that compare arrays."""
+"""Data types, arrays and an exporter that tests use as input, and assertions on arrays."""
 
 import math
 
@@ -55,3 +55,18 @@ def assert_same_bits(actual, expected, equal_nan=False):
     if to_bytes(actual, equal_nan) != to_bytes(expected, equal_nan):
         np.testing.assert_array_equal(actual, expected)  # shows the differences
         raise AssertionError("the arrays differ in the bits of zeros or NaN")
+
+
+class OnlyDLPack:
+    """An exporter that supports DLPack but not the buffer protocol, and counts its exports."""
+
+    def __init__(self, source):
+        self.source = source
+        self.exports = 0
+
+    def __dlpack__(self, **options):
+        self.exports += 1
+        return self.source.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.source.__dlpack_device__()

@@ -102,8 +102,8 @@ def function_calls(objects):
         "dropout in evaluation": (cd.dropout, {**dropout, "training": False}),
         "dropout with p = 0": (cd.dropout, {**dropout, "p": 0}),
         "dropout with p = 1": (cd.dropout, {**dropout, "p": 1}),
-        "dropout by the default generator": (cd.dropout, {**dropout, "rng": None}),
-        "dropout by a NumPy generator": (cd.dropout, {**dropout, "rng": objects.numpy_rng}),
+        "dropout with the default generator": (cd.dropout, {**dropout, "rng": None}),
+        "dropout with a NumPy generator": (cd.dropout, {**dropout, "rng": objects.numpy_rng}),
         "dropout1d": (cd.dropout1d, {**usual, **three_axes}),
         "dropout2d": (cd.dropout2d, usual),
         "dropout3d": (cd.dropout3d, usual),
@@ -134,8 +134,8 @@ def mask_calls(objects):
     for form, mask in forms_of(objects.mask).items():
         arguments = {"x": objects.x, "mask": mask, "p": 0.5, "inplace": False, "out": objects.out}
         flags = {"training": True, "return_mask": False}
-        calls[f"dropout by {form}"] = cd.dropout, {**arguments, **flags}
-        calls[f"dropout_backward by {form}"] = backward, arguments
+        calls[f"dropout with {form}"] = cd.dropout, {**arguments, **flags}
+        calls[f"dropout_backward with {form}"] = backward, arguments
     return calls
 
 
