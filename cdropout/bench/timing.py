@@ -21,7 +21,7 @@ from cdropout.bench import peers
 BATCH_SECONDS = 1e-3  # duration of a batch, which is a number of calls that are timed together
 MIN_ROUNDS, MAX_ROUNDS = 7, 300
 LONG_CALL = 0.005  # seconds; the time of a longer call hardly depends on the contents of the cache
-UNKNOWN_CACHE = 64 << 20  # bytes; larger than the last-level cache of most CPUs
+CPU_INFO = Path("/proc/cpuinfo")
 MODES = ("forward", "forward+backward")
 
 
@@ -42,17 +42,10 @@ def size_name(size: int) -> str:
 # ---- the machine ------------------------------------------------------------------------------
 
 
-def read_system_file(path):
-    """Return the text of a file in /proc or /sys, or "" if the system does not have this file."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def cpu_name() -> str:
     """Return the model of the CPU, or its architecture if the model is unknown."""
-    name = re.search(r"^model name\s*:\s*(.+)$", read_system_file("/proc/cpuinfo"), re.MULTILINE)
+    text = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
 
 
@@ -87,18 +80,10 @@ def start_cpu_usage():
     return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
 
-def cache_size():
-    """Return the size in bytes of the first CPU's largest cache, or UNKNOWN_CACHE."""
-    paths = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    sizes = [read_system_file(path).strip() for path in paths]
-    kibibytes = (int(size[:-1]) for size in sizes if size.endswith("K"))
-    return max((each << 10 for each in kibibytes), default=UNKNOWN_CACHE)
-
-
 @cache
 def cache_filler():
     """Return an array twice as large as the cache, since caches do not evict strictly by age."""
-    return np.ones(2 * cache_size(), np.uint8)
+    return np.ones(2 * dispatch.last_level_cache(), np.uint8)
 
 
 def empty_cache():

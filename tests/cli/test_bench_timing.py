@@ -32,17 +32,16 @@ def test_show_progress_replaces_the_line_in_a_terminal(monkeypatch):
 
 
 def test_cache_filler_is_twice_as_large_as_the_cache(monkeypatch):
-    assert timing.cache_size() >= 1 << 15
-    monkeypatch.setattr(timing, "cache_size", lambda: 3 << 20)
+    assert timing.dispatch.last_level_cache() >= 1 << 15
+    monkeypatch.setattr(timing.dispatch, "last_level_cache", lambda: 3 << 20)
     timing.cache_filler.cache_clear()
     assert timing.cache_filler().nbytes == 6 << 20
     assert timing.cache_filler() is timing.cache_filler()
     timing.cache_filler.cache_clear()
 
 
-def test_cache_size_and_cpu_name_have_defaults_without_system_files(monkeypatch):
-    monkeypatch.setattr(timing, "read_system_file", lambda path: "")
-    assert timing.cache_size() == timing.UNKNOWN_CACHE
+def test_cpu_name_has_a_default_without_the_file_of_linux(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "CPU_INFO", tmp_path / "cpuinfo")
     assert timing.cpu_name()
 
 
