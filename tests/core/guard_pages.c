@@ -26,7 +26,7 @@ static struct { /* the current call, which the signal handler reports */
 } volatile current;
 static long long calls;
 
-static char *place(int buffer, size_t bytes) { /* return the address of a buffer of this size */
+static char *buffer_of(int buffer, size_t bytes) { /* return the address of a buffer of this size */
   size_t distance = buffer == Y ? current.offset : 0;
   return current.at_end ? high[buffer] - bytes - distance : low[buffer] + distance;
 }
@@ -50,7 +50,7 @@ static char *edge_below, *edge_above;
 static size_t below, above;
 
 static char *output(size_t bytes) {
-  char *y = place(Y, bytes);
+  char *y = buffer_of(Y, bytes);
   below = y - low[Y] < EDGE ? y - low[Y] : EDGE;
   above = high[Y] - (y + bytes) < EDGE ? high[Y] - (y + bytes) : EDGE;
   edge_below = y - below;
@@ -73,10 +73,10 @@ static void check_edges(void) {
 
 static void apply(const cdropout_mask *mask, const cdropout_mask *in_place) {
   size_t bytes = current.n * ITEMSIZES[current.dtype];
-  char *x = place(X, bytes), *y = output(bytes);
+  char *x = buffer_of(X, bytes), *y = output(bytes);
   CALL(apply, current.dtype, 0, x, y, current.n, mask, current.start);
   CALL(apply, current.dtype, 0, y, y, current.n, in_place, current.start);
-  uint8_t *bits = (uint8_t *)place(KEEP, (current.start + current.n + 7) / 8);
+  uint8_t *bits = (uint8_t *)buffer_of(KEEP, (current.start + current.n + 7) / 8);
   CALL(apply_bits, current.dtype, 0, x, y, current.n, bits, current.start, 2.0);
   CALL(apply_bits, current.dtype, 0, y, y, current.n, bits, current.start, 2.0);
 }
@@ -99,9 +99,9 @@ static size_t extent(const ptrdiff_t steps[2], size_t *before) {
   return total;
 }
 
-static char *place_view(int buffer, size_t itemsize, const ptrdiff_t steps[2]) { /* return the address of the first item */
+static char *view_in(int buffer, size_t itemsize, const ptrdiff_t steps[2]) { /* return the address of the first item */
   size_t before, bytes = extent(steps, &before) * itemsize;
-  return (buffer == Y ? output(bytes) : place(buffer, bytes)) + before * itemsize;
+  return (buffer == Y ? output(bytes) : buffer_of(buffer, bytes)) + before * itemsize;
 }
 
 typedef struct { /* distances, in items, between rows and between columns */
@@ -110,24 +110,24 @@ typedef struct { /* distances, in items, between rows and between columns */
 
 static void apply_view(const cdropout_mask *mask, const Steps *steps) {
   ptrdiff_t itemsize = ITEMSIZES[current.dtype];
-  cdropout_axis *axes = (cdropout_axis *)place(AXES, 2 * sizeof *axes);
+  cdropout_axis *axes = (cdropout_axis *)buffer_of(AXES, 2 * sizeof *axes);
   for (int i = 0; i < 2; i++)
     axes[i] = (cdropout_axis){i ? current.columns : current.rows, steps->x[i] * itemsize, steps->y[i] * itemsize, steps->mask[i]};
-  char *x = current.dtype == CDROPOUT_BOOL ? NULL : place_view(X, itemsize, steps->x), *y = place_view(Y, itemsize, steps->y);
+  char *x = current.dtype == CDROPOUT_BOOL ? NULL : view_in(X, itemsize, steps->x), *y = view_in(Y, itemsize, steps->y);
   CALL(apply_strided, current.dtype, 0, x, y, 2, axes, mask, current.start);
   size_t before, first = current.start % 8, bytes = (first + extent(steps->mask, &before) + 7) / 8;
-  uint8_t *bits = (uint8_t *)place(KEEP, bytes);
+  uint8_t *bits = (uint8_t *)buffer_of(KEEP, bytes);
   CALL(apply_bits_strided, current.dtype, 0, x, y, 2, axes, bits, first + before, 2.0);
-  uint8_t *bools = (uint8_t *)place_view(KEEP, 1, steps->mask);
+  uint8_t *bools = (uint8_t *)view_in(KEEP, 1, steps->mask);
   CALL(apply_bools_strided, current.dtype, 0, x, y, 2, axes, bools, 2.0);
   if (current.dtype <= CDROPOUT_FLOAT64) CALL(apply_alpha_strided, current.dtype, 0, x, y, 2, axes, mask, current.start, 0.5, -1.0);
 }
 
 static void add_bias(const cdropout_mask *mask) {
   size_t rows = current.rows, columns = current.columns, itemsize = ITEMSIZES[current.dtype], bytes = rows * columns * itemsize;
-  char *x = place(X, bytes), *y = output(bytes);
-  CALL(bias_dropout_add, current.dtype, x, place(BIAS, columns * itemsize), place(RESIDUAL, bytes), y, rows, columns, mask, current.start);
-  CALL(bias_dropout_add_backward, current.dtype, x, y, (double *)place(BIAS, columns * 8), rows, columns, mask, current.start);
+  char *x = buffer_of(X, bytes), *y = output(bytes);
+  CALL(bias_dropout_add, current.dtype, x, buffer_of(BIAS, columns * itemsize), buffer_of(RESIDUAL, bytes), y, rows, columns, mask, current.start);
+  CALL(bias_dropout_add_backward, current.dtype, x, y, (double *)buffer_of(BIAS, columns * 8), rows, columns, mask, current.start);
 }
 
 static void views(const cdropout_mask *mask) {
@@ -189,7 +189,7 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
   signal(SIGBUS, on_fault); /* macOS raises SIGBUS instead of SIGSEGV */
   for (current.at_end = 0; current.at_end < 2; current.at_end++) {
     current.offset = 0;
-    cdropout_mask *masks = (cdropout_mask *)place(MASKS, sizeof *masks * 3);
+    cdropout_mask *masks = (cdropout_mask *)buffer_of(MASKS, sizeof *masks * 3);
     for (int i = 0; i < 3; i++) table->mask_init(&masks[i], 1, 2, PROBABILITIES[i]);
     if (every < 0) write_outside(masks, every);
     for (current.n = 0; current.n <= MAX_LENGTH; current.n++)
