@@ -126,7 +126,8 @@ static void apply_view(const cdropout_mask *mask, const Steps *steps) {
 static void add_bias(const cdropout_mask *mask) {
   size_t rows = current.rows, columns = current.columns, itemsize = ITEMSIZES[current.dtype], bytes = rows * columns * itemsize;
   char *x = buffer_of(X, bytes), *y = output(bytes);
-  CALL(bias_dropout_add, current.dtype, x, buffer_of(BIAS, columns * itemsize), buffer_of(RESIDUAL, bytes), y, rows, columns, mask, current.start);
+  CALL(bias_dropout_add, current.dtype, x, buffer_of(BIAS, columns * itemsize), buffer_of(RESIDUAL, bytes), y, rows, columns, mask,
+       current.start);
   CALL(bias_dropout_add_backward, current.dtype, x, y, (double *)buffer_of(BIAS, columns * 8), rows, columns, mask, current.start);
 }
 
