@@ -468,6 +468,15 @@ def feature_alpha_dropout(
     See Also
     --------
     alpha_dropout
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> x = np.zeros((2, 3, 100))
+    >>> y = cdropout.feature_alpha_dropout(x, p=0.5, training=True, rng=3)
+    >>> len(np.unique(y))  # one value for kept and one for dropped channels
+    2
     """
     p, x = check_probability(p), as_any_array(x)
     _check_channels(x.ndim, 2)

@@ -80,7 +80,31 @@ class Dropout:
     @overload
     def forward(self, x: Exporter) -> NDArray[Any]: ...
     def forward(self, x: Any) -> Any:
-        """Apply dropout to x; in evaluation, return x itself."""
+        """Apply dropout to x; in evaluation, return x itself.
+
+        Parameters
+        ----------
+        x : ndarray
+            The input, of a type that the function of the module supports (see `dropout`).
+
+        Returns
+        -------
+        ndarray
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            For the same reasons as in the function of the module.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout
+        >>> m = cdropout.Dropout(p=0.5, rng=0)
+        >>> y = m.forward(np.ones(4))  # the same as m(np.ones(4))
+        >>> m.mask
+        Mask((4,), p=0.5, seed=0, call=0)
+        """
         y, self.mask = dropout(
             x, self.p, self.training, self.inplace, rng=self._rng, return_mask=True
         )
@@ -128,6 +152,17 @@ class Dropout:
         ------
         RuntimeError
             If `forward` was not called before, and no mask is given.
+        TypeError, ValueError
+            For the same reasons as in `dropout_backward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout
+        >>> m = cdropout.Dropout(p=0.5, rng=0)
+        >>> y = m(np.ones(4))
+        >>> bool((m.backward(np.ones(4)) == y).all())
+        True
         """
         mask = self.mask if mask is None else mask
         if mask is None:
@@ -140,6 +175,11 @@ class Dropout:
     def train(self, mode: bool = True) -> Self:
         """Set training mode, or evaluation mode if mode is False.
 
+        Parameters
+        ----------
+        mode : bool, default True
+            The value for the attribute `training`.
+
         Returns
         -------
         Dropout
@@ -149,13 +189,33 @@ class Dropout:
         ------
         TypeError
             If mode is not a bool.
+
+        Examples
+        --------
+        >>> import cdropout
+        >>> cdropout.Dropout().train(False).training
+        False
         """
         check_flag(mode, "mode")
         self.training = bool(mode)
         return self
 
     def eval(self) -> Self:
-        """Set evaluation mode, and return the module itself."""
+        """Set evaluation mode: `forward` then returns its input.
+
+        Returns
+        -------
+        Dropout
+            The module itself.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout
+        >>> m, x = cdropout.Dropout().eval(), np.ones(4)
+        >>> m(x) is x
+        True
+        """
         return self.train(False)
 
     def extra_repr(self) -> str:
@@ -184,44 +244,165 @@ class _Variant(Dropout):
 
 
 class Dropout1d(_Variant):
-    """Zero whole channels, as `dropout1d` does. All other features are the same as in `Dropout`."""
+    """Zero whole channels with probability `p` during training, as `dropout1d` does.
+
+    The methods are those of `Dropout`.
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.Dropout1d(p=0.5, rng=3)(np.ones((2, 3, 100)))
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
+    """
 
     _function = staticmethod(functional.dropout1d)
 
 
 class Dropout2d(_Variant):
-    """Zero whole channels, as `dropout2d` does. All other features are the same as in `Dropout`."""
+    """Zero whole channels with probability `p` during training, as `dropout2d` does.
+
+    The methods are those of `Dropout`.
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.Dropout2d(p=0.5, rng=3)(np.ones((2, 3, 10, 10)))
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
+    """
 
     _function = staticmethod(functional.dropout2d)
 
 
 class Dropout3d(_Variant):
-    """Zero whole channels, as `dropout3d` does. All other features are the same as in `Dropout`."""
+    """Zero whole channels with probability `p` during training, as `dropout3d` does.
+
+    The methods are those of `Dropout`.
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.Dropout3d(p=0.5, rng=3)(np.ones((2, 3, 4, 5, 5)))
+    >>> sorted(set(y.reshape(6, 100).sum(axis=1).tolist()))  # each channel is dropped or doubled
+    [0.0, 200.0]
+    """
 
     _function = staticmethod(functional.dropout3d)
 
 
 class AlphaDropout(_Variant):
-    """Apply `alpha_dropout`, for SELU networks. All other features are the same as in `Dropout`."""
+    """Apply `alpha_dropout` during training, for self-normalizing networks.
 
-    _function = staticmethod(functional.alpha_dropout)
-
-
-class FeatureAlphaDropout(_Variant):
-    """Apply `feature_alpha_dropout`. All other features are the same as in `Dropout`."""
-
-    _function = staticmethod(functional.feature_alpha_dropout)
-
-
-class DropPath(_Variant):
-    """Zero whole samples, as `drop_path` does. All other features are the same as in `Dropout`.
+    The methods are those of `Dropout`.
 
     Parameters
     ----------
     p, inplace, rng
         As in `Dropout`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> m = cdropout.AlphaDropout(p=0.1, rng=7)
+    >>> y = m(np.random.default_rng(0).standard_normal(100_000))
+    >>> bool(abs(y.mean()) < 0.02 and abs(y.std() - 1) < 0.02)
+    True
+    """
+
+    _function = staticmethod(functional.alpha_dropout)
+
+
+class FeatureAlphaDropout(_Variant):
+    """Apply `feature_alpha_dropout` to whole channels during training.
+
+    The methods are those of `Dropout`.
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`; p is the probability that a channel is dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.FeatureAlphaDropout(p=0.5, rng=3)(np.zeros((2, 3, 100)))
+    >>> len(np.unique(y))  # one value for kept and one for dropped channels
+    2
+    """
+
+    _function = staticmethod(functional.feature_alpha_dropout)
+
+
+class DropPath(_Variant):
+    """Zero whole samples with probability `p` during training, as `drop_path` does.
+
+    The methods are those of `Dropout`.
+
+    Parameters
+    ----------
+    p, inplace, rng
+        As in `Dropout`; p is the probability that a sample is dropped.
     scale_by_keep : bool, default True
         Scale kept samples by ``1 / (1 - p)``. If False, they are not scaled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the same reasons as in `Dropout`, or if scale_by_keep is not a bool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cdropout
+    >>> y = cdropout.DropPath(p=0.5, rng=7)(np.ones((8, 2, 3)))
+    >>> sorted(set(y.sum(axis=(1, 2)).tolist()))  # each sample is dropped or doubled
+    [0.0, 12.0]
     """
 
     def __init__(

@@ -113,6 +113,12 @@ def get_num_threads():
     See Also
     --------
     set_num_threads
+
+    Examples
+    --------
+    >>> import cdropout
+    >>> cdropout.get_num_threads() >= 1
+    True
     """
     return exchange_thread_limit(0)
 

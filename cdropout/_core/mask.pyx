@@ -320,6 +320,17 @@ cdef class Mask:
         ndarray of uint8
             One bit per element in C order, least significant bit first: 1 if the element is kept. The length is
             ``ceil(size / 8)``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cdropout
+        >>> mask = cdropout.Mask(10, p=0.5, seed=7)
+        >>> mask.bits().shape
+        (2,)
+        >>> bits = np.unpackbits(mask.bits(), count=10, bitorder="little")
+        >>> bool((bits == np.asarray(mask)).all())
+        True
         """
         if self.strides_ is not None:
             return np.packbits(self.__array__().reshape(-1), bitorder="little")
@@ -344,6 +355,13 @@ cdef class Mask:
         ------
         ImportError
             If Dask is not installed.
+
+        Examples
+        --------
+        >>> import cdropout
+        >>> mask = cdropout.Mask((4, 4), p=0.5, seed=7)
+        >>> mask.to_dask(chunks=(2, 4)).numblocks
+        (2, 1)
         """
         from cdropout.dask import mask_to_dask
         return mask_to_dask(self, chunks)
@@ -360,6 +378,17 @@ cdef class Mask:
         -------
         ndarray
             An array that contains ``scale`` where an element is kept, otherwise 0.
+
+        Raises
+        ------
+        TypeError
+            If the type is not supported.
+
+        Examples
+        --------
+        >>> import cdropout
+        >>> cdropout.Mask(4, p=0.5, seed=1).to_scale()
+        array([2., 0., 2., 2.], dtype=float32)
         """
         ones = np.ones(self.shape, dtype)
         return self.apply(ones, ones)

@@ -1,11 +1,13 @@
 """Tests of examples/capi, built outside the checkout with the installed package."""
 
+import ctypes
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from ctypes import c_double, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 import cdropout
 
-from ..helpers.requirements import find_or_skip, slow
+from ..helpers.requirements import find_or_skip, linux_only, slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "capi"
 COMPILED = ("extension", "cython_rows")
@@ -95,6 +97,26 @@ def test_interpreted_examples_run_as_scripts(load, folder, name):
     load(name)
     done = subprocess.run([sys.executable, folder / f"{name}.py"], capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "same as in Python: True\n")
+
+
+@linux_only
+@pytest.mark.slow
+def test_rust_example_equals_mask_apply(folder):
+    if not shutil.which("rustc"):
+        pytest.skip("needs rustc")
+    command = ["rustc", "--crate-type", "cdylib", "-O", "-D", "warnings", "rust_rows.rs"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    dropout_rows = ctypes.CDLL(folder / "librust_rows.so").dropout_rows
+    dropout_rows.argtypes = [*[c_void_p] * 3, *[c_size_t] * 2, c_double, c_uint64]
+    for shape in SHAPES:
+        x, y = numbers(*shape), np.full(shape, 9, np.float32)
+        arguments = (cdropout.get_table(), x.ctypes.data, y.ctypes.data, *shape)
+        assert dropout_rows(*arguments, 1.1, SEED) == -1 and np.all(y == 9)
+        assert dropout_rows(*arguments, 0.1, SEED) == 0
+        for row in range(shape[0]):
+            mask = cdropout.Mask(shape[1], 0.1, SEED, call=row)
+            assert y[row].tobytes() == mask.apply(x[row]).tobytes()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ import cdropout
 from cdropout.__main__ import make_parser
 
 from .. import reference
-from ..helpers.requirements import find_or_skip
+from ..helpers.requirements import find_or_skip, linux_only, slow
 from ..helpers.subprocess_runner import run, run_with_torch
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,15 @@ BLOCKS = [
 ]
 
 
+# The blocks of these pages build on each other. Those of COMPILED also need a compiled program.
+COMPILED = ("docs/howto/from_c.md", "docs/howto/cython.md")
+PAGES = [
+    name
+    for name in DOCUMENTS
+    if re.match(r"docs/(tutorial/|howto/|faq|mask_id)", name) and name not in COMPILED
+]
+
+
 def blocks(language, *slow):
     """Parametrize a test with the blocks of one language; mark those that match `slow` as slow."""
     found = [
@@ -41,7 +51,7 @@ def blocks(language, *slow):
             marks=[pytest.mark.slow] * any(re.search(pattern, code) for pattern in slow),
         )
         for name, i, kind, code in BLOCKS
-        if kind == language
+        if kind == language and not (kind == "python" and name in (*PAGES, *COMPILED))
     ]
     return pytest.mark.parametrize("block", found)
 
@@ -59,16 +69,86 @@ def test_code_blocks_have_a_known_language():
 LOG_LINE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n?", re.MULTILINE)
 
 
+def output_of(script):
+    """Return what a script prints, or skip the test if a package is missing."""
+    find_or_skip(*re.findall(r"^(?:import|from) (\w+)", script, re.MULTILINE))
+    find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', script))
+    if re.search(r"^import torch$", script, re.MULTILINE) and "torch.distributed" not in script:
+        status, output, errors = run_with_torch(script)
+    else:
+        status, output, errors = run(script, TF_CPP_MIN_LOG_LEVEL="3")
+    assert (status, LOG_LINE.sub("", errors)) == (0, "")
+    return output
+
+
 @blocks("python", "import keras", "import flax|from flax", "import tensorflow")
 def test_python_blocks_run(block):
     """Run each block in a new process, because the Keras backend cannot change in a process."""
-    find_or_skip(*re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
-    find_or_skip(*re.findall(r'KERAS_BACKEND"\] = "(\w+)"', block))
-    if re.search(r"^import torch$", block, re.MULTILINE):
-        status, _, errors = run_with_torch(block)
-    else:
-        status, _, errors = run(block, TF_CPP_MIN_LOG_LEVEL="3")
-    assert (status, LOG_LINE.sub("", errors)) == (0, "")
+    output_of(block)
+
+
+END_OF_OUTPUT = "---- end of the output of a block ----"
+PYTHON_AND_OUTPUT = re.compile(
+    r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+DECIMAL = re.compile(r"\d+\.\d+")
+
+
+@pytest.mark.parametrize(
+    "name", [*slow("docs/howto/distributed.md"), *sorted({*PAGES} - {"docs/howto/distributed.md"})]
+)
+def test_pages_show_the_output_of_their_code(name):
+    """Run the blocks of a page in one process; compare each output with the text block after it.
+
+    Numbers with a decimal point may differ by 5 %, because the last bits of a matrix product
+    depend on the machine.
+    """
+    blocks = PYTHON_AND_OUTPUT.findall(DOCUMENTS[name])
+    output = output_of(f"print({END_OF_OUTPUT!r})\n".join(code for code, _ in blocks))
+    for part, (_, shown) in zip(output.split(END_OF_OUTPUT), blocks, strict=True):
+        if shown:
+            assert DECIMAL.sub("#", part.strip()) == DECIMAL.sub("#", shown.strip())
+            numbers = [float(number) for number in DECIMAL.findall(shown)]
+            assert [float(n) for n in DECIMAL.findall(part)] == pytest.approx(numbers, rel=0.05)
+
+
+def build(folder, *command):
+    """Run a command that needs a C compiler in a folder, with the programs of this environment."""
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@linux_only
+def test_how_to_from_c_runs(tmp_path, monkeypatch):
+    text = DOCUMENTS["docs/howto/from_c.md"]
+    (source,) = re.findall(r"^```c\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "rows.c").write_text(source)
+    (command,) = re.findall(r"^cc .*$", text, re.MULTILINE)
+    build(tmp_path, "sh", "-c", command)
+    ((code, shown),) = PYTHON_AND_OUTPUT.findall(text)
+    monkeypatch.chdir(tmp_path)
+    assert output_of(code) == shown.strip()
+
+
+@linux_only
+@pytest.mark.slow
+def test_how_to_cython_builds_a_package_that_runs(tmp_path):
+    find_or_skip("Cython", "setuptools", "pip")
+    text = DOCUMENTS["docs/howto/cython.md"]
+    (setup, _), (code, shown) = PYTHON_AND_OUTPUT.findall(text)
+    (project,) = re.findall(r"^```text\n(\[build-system\].*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^pip install .*$", text, re.MULTILINE)
+    shutil.copy(ROOT / "examples" / "capi" / "cython_rows.pyx", tmp_path)
+    (tmp_path / "setup.py").write_text(setup)
+    (tmp_path / "pyproject.toml").write_text(project)
+    target = tmp_path / "target"
+    build(tmp_path, *command.split(), "--no-deps", "--target", target)
+    assert run(code, PYTHONPATH=str(target)) == (0, shown.strip(), "")
 
 
 @blocks("c")
@@ -84,11 +164,8 @@ def test_c_blocks_compile_without_warnings(compiler, block, tmp_path):
 
 def test_included_programs_are_in_tested_folders():
     """Allow only the two folders whose programs are compiled by the tests in tests/capi."""
-    paths = re.findall(r"\{literalinclude\} (\S+)", ALL_TEXT)
-    assert {path.rpartition("/")[0] for path in paths} == {
-        "../examples/capi",
-        "../cdropout/include",
-    }
+    paths = re.findall(r"\{literalinclude\} (?:\.\./)+(\S+)", ALL_TEXT)
+    assert {path.rpartition("/")[0] for path in paths} == {"examples/capi", "cdropout/include"}
 
 
 @blocks("sh")
@@ -146,13 +223,13 @@ def test_names_in_the_text_are_public(name):
     assert name in cdropout.__all__
 
 
-def test_names_in_how_tos_occur_in_the_source():
+def test_names_in_how_tos_for_developers_occur_in_the_source():
     sources = [path for top in FOLDERS[:2] for path in (ROOT / top).rglob("*.*")]
     sources += [ROOT / "setup.py", ROOT / "docs" / "conf.py"]
     kinds = {".py", ".pyx", ".pxd", ".h", ".json"}
     text = "\n".join(path.read_text() for path in sources if path.suffix in kinds)
     words = set(re.findall(r"\w+", text))
-    howtos = [BLOCK.sub("", text) for name, text in DOCUMENTS.items() if "howto" in name]
+    howtos = [BLOCK.sub("", text) for name, text in DOCUMENTS.items() if "docs/project/" in name]
     named = {word for text in howtos for word in re.findall(r"`(\w+)`", text)}
     assert len(howtos) == 4 and len(named) > 30
     assert named - words == set()
@@ -235,9 +312,10 @@ def test_undecided_elements_in_the_worked_example_equal_reference():
     assert dropped == [not reference.keep_one(SEED, CALL, P, i) for i, _ in expected]
 
 
-def test_bitslicing_svg_is_the_output_of_its_script():
-    path = ROOT / "docs" / "bitslicing.py"
-    specification = importlib.util.spec_from_file_location("bitslicing", path)
+@pytest.mark.parametrize("name", ["bitslicing", "mask_id"])
+def test_svg_is_the_output_of_its_script(name):
+    path = ROOT / "docs" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert (ROOT / "docs" / "bitslicing.svg").read_text(encoding="utf-8") == module.picture()
+    assert path.with_suffix(".svg").read_text(encoding="utf-8") == module.picture()
