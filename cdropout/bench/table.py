@@ -226,19 +226,36 @@ def draw_panel(axes, measurements):
     axes.grid(alpha=0.3)
 
 
-def plot(about, measurements, path):
-    """Draw ns per element against size, with one row per element type and one column per mode."""
+def legend_lines(axes):
+    """Return the lines of a panel from the highest to the lowest right end."""
+    return sorted(axes.lines, key=lambda line: -line.get_ydata()[-1])
+
+
+def chart(about, measurements):
+    """Return a figure of ns per element against size, with one column of panels per element type.
+
+    The modes are below one another and the letters are large, so that a phone can show a column.
+    """
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(each.dtype for each in measurements))
-    figure = Figure(figsize=(12, 1 + 4.5 * len(dtypes)), layout="constrained")
-    panels = figure.subplots(len(dtypes), len(MODES), sharex=True, sharey=True, squeeze=False)
-    for dtype, row in zip(dtypes, panels, strict=True):
-        for mode, axes in zip(MODES, row, strict=True):
+    figure = Figure(figsize=(6.5 * len(dtypes), 11), layout="constrained")
+    panels = figure.subplots(len(MODES), len(dtypes), sharex=True, sharey=True, squeeze=False)
+    for mode, row in zip(MODES, panels, strict=True):
+        for dtype, axes in zip(dtypes, row, strict=True):
             draw_panel(axes, [each for each in measurements if each[:3:2] == (dtype, mode)])
         row[0].set_ylabel("ns per element")
     for axes in panels[-1]:
         axes.set_xlabel("elements")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle(f"{title(about)}, {about['cpu']}")
-    figure.savefig(path, dpi=120)
+    lines = legend_lines(panels[0, 0])
+    figure.legend(handles=lines, loc="outside lower center", ncols=2)
+    figure.suptitle(f"{title(about)}\n{about['cpu']}", fontsize="medium")
+    return figure
+
+
+def plot(about, measurements, path):
+    """Write the chart to an image file."""
+    from matplotlib import rc_context
+
+    with rc_context({"font.size": 14}):
+        chart(about, measurements).savefig(path, dpi=120)

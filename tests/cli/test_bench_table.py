@@ -197,3 +197,15 @@ def test_lines_of_the_chart_are_distinct_in_grey():
     assert len(set(table.MARKERS.values())) == len(table.MARKERS)
     copied = [table.line_style(name) for name in peers.copies(2)]
     assert len({style["linestyle"] for style in copied}) == len(copied)
+
+
+def test_chart_has_a_legend_in_the_order_of_the_lines():
+    import_or_skip("matplotlib")
+    ns = {"memcpy": 1.0, "cdropout": 1.1, "torch": 90.0, "numpy": 30.0, "jax": 60.0}
+    found = measurements(ns, size=64) + measurements(dict(reversed(ns.items())))
+    figure = table.chart(results()["environment"], found)
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["torch", "jax", "numpy", "cdropout", "memcpy"]
+    assert [axes.get_title() for axes in figure.axes] == [f"float32, {m}" for m in timing.MODES]
+    assert {axes.get_ylabel() for axes in figure.axes} == {"ns per element"}
