@@ -21,7 +21,8 @@ COLUMN_NOTES = {
     "speedup": "how many times as fast cdropout is as this row",
 }
 
-# In the chart, libraries differ in color, lightness and dashes, and their variants in markers.
+# In the chart, libraries differ in color, lightness and dashes, and their variants in markers. The
+# adapters have the marker of their library, open and on a black line.
 LIBRARY_STYLES = {
     "cdropout": {"color": "black", "linestyle": "-"},
     "numpy": {"color": "#0d0887", "linestyle": "--"},
@@ -34,8 +35,8 @@ COPY_LINES = {"memcpy": "-", "memcpy-threads": "--", "memcpy-stream": ":"}
 MARKERS = {
     "cdropout": "o",
     "cdropout-new": "h",
-    "cdropout-torch": "p",
-    "cdropout-tensorflow": "H",
+    "cdropout-torch": "^",
+    "cdropout-tensorflow": "D",
     "numpy": "s",
     "numpy-rand": "P",
     "numpy-binomial": "d",
@@ -239,7 +240,7 @@ def chart(about, measurements):
     from matplotlib.figure import Figure
 
     dtypes = list(dict.fromkeys(each.dtype for each in measurements))
-    figure = Figure(figsize=(6.5 * len(dtypes), 11), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(dtypes), 9.5), layout="constrained")
     panels = figure.subplots(len(MODES), len(dtypes), sharex=True, sharey=True, squeeze=False)
     for mode, row in zip(MODES, panels, strict=True):
         for dtype, axes in zip(dtypes, row, strict=True):

@@ -194,7 +194,9 @@ def test_lines_of_the_chart_are_distinct_in_grey():
     dashes = [str(style["linestyle"]) for style in table.LIBRARY_STYLES.values()]
     assert len(set(dashes)) == len(dashes)
     assert list(table.MARKERS) == [*peers.OURS, *peers.ADAPTERS, *peers.PEERS]
-    assert len(set(table.MARKERS.values())) == len(table.MARKERS)
+    styles = {tuple(map(str, table.line_style(name).values())) for name in table.MARKERS}
+    assert len(styles) == len(table.MARKERS)
+    assert all(table.MARKERS[each] == table.MARKERS[each[9:]] for each in peers.ADAPTERS)
     copied = [table.line_style(name) for name in peers.copies(2)]
     assert len({style["linestyle"] for style in copied}) == len(copied)
 
