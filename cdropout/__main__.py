@@ -8,8 +8,9 @@ import math
 import os
 import platform
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -26,6 +27,31 @@ SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
 MAX_SIZE = 1 << 30  # elements; at this size, each of about twenty arrays takes gigabytes
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
+EXAMPLES = """\
+Each command has its own options, which `cdropout bench --help` and so on print.
+
+examples:
+  cdropout bench
+  cdropout info"""
+BENCH_DESCRIPTION = """\
+Compare the speed of dropout in cdropout, in NumPy and in the installed
+frameworks. Each implementation is checked first; a wrong one is left out. Then
+all of them, and copies of as many bytes, take turns. Ctrl-C ends the run and
+prints the sizes that are complete. The last lines state the result in words."""
+BENCH_EXAMPLES = """\
+examples:
+  cdropout bench
+  cdropout bench --sizes 1Mi --peer numpy
+  cdropout bench --dtype float16,bfloat16 --json numbers.json --plot chart.png"""
+INFO_DESCRIPTION = """\
+Print the version, the instruction sets that were built, that this CPU runs and
+that is in use, the compiler, the number of threads, the folder of cdropout.h,
+and the versions of Python and NumPy. Include this output in reports of errors."""
+INFO_EXAMPLES = """\
+examples:
+  cdropout info
+  cc -c "-I$(cdropout info --include)" program.c"""
+MISSING_COMMAND = "give a command: bench, info, selftest or stream; see cdropout --help"
 CLOSED_PIPE = 128 + 13  # exit code of a program that the signal SIGPIPE has ended
 Number = TypeVar("Number", int, float)
 Error: TypeAlias = Callable[[str], NoReturn]
@@ -33,6 +59,11 @@ Error: TypeAlias = Callable[[str], NoReturn]
 
 class Parser(argparse.ArgumentParser):
     """A parser that prints errors in one line, without the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(add_help=False, formatter_class=raw, **options)
+        self.add_argument("-h", "--help", action="help", help="Print this help and exit.")
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
@@ -168,6 +199,16 @@ def check_bench(options: argparse.Namespace, error: Error) -> None:
         error(f"argument --dtype: {missing[0]} needs ml_dtypes: pip install 'cdropout[bench]'")
 
 
+@contextlib.contextmanager
+def ignore_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C in this process, but not in the processes that it starts."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # new processes would inherit SIG_IGN
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -> int:
     """Run the benchmark and return the exit code.
 
@@ -181,7 +222,8 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
         error(f"argument --isa: {problem}")
     if isa != dispatch.isa:
         statement = f"from cdropout.__main__ import main; sys.exit(main({arguments!r}))"
-        return selftest.run_with_isa(isa, statement).returncode
+        with ignore_ctrl_c():  # the new process prints the sizes that are complete
+            return selftest.run_with_isa(isa, statement).returncode
     try:
         return bench.run(options)
     except MemoryError:
@@ -199,7 +241,7 @@ def run_info(options: argparse.Namespace, *_: object) -> int:
         "built by": dispatch.compiler,
         "this CPU runs": ", ".join(dispatch.runnable()),
         "in use": dispatch.isa,
-        "threads": cd.get_num_threads(),
+        "threads": f"at most {cd.get_num_threads()} per call",
         "include folder": cd.get_include(),
         "Python": platform.python_version(),
         "NumPy": np.__version__,
@@ -217,35 +259,88 @@ def run_selftest(*_: object) -> int:
     return selftest.run()
 
 
+# ---- the parsers ------------------------------------------------------------------------------
+
+
+def add_command(commands: Any, name: str, run: Callable[..., int], **texts: str) -> Any:
+    """Add a command that calls `run`; return the function that adds its options."""
+    parser = commands.add_parser(name, **texts)
+    parser.set_defaults(run=run, error=parser.error)
+    return parser.add_argument
+
+
 def add_bench(commands: Any) -> None:
     """Add the command `bench` and its options to the parser of commands."""
-    parser = commands.add_parser(
+    add = add_command(
+        commands,
         "bench",
-        help="compare the speed with NumPy's dropout and that of installed frameworks",
-        description="Check each implementation of dropout, then time it, forward and "
-        "forward + backward, beside memcpy.",
+        run_bench,
+        help="Compare the speed of dropout in cdropout, NumPy and the installed frameworks.",
+        description=BENCH_DESCRIPTION,
+        epilog=BENCH_EXAMPLES,
     )
-    add = parser.add_argument
-    names, kinds = [*peers.PEERS, "all", "none"], f"out of {','.join(FLOATS)} (default float32)"
-    isas = dispatch.INSTRUCTION_SETS
-    add("--sizes", type=sizes, default=SIZES, metavar="N,N", help=f"elements (default {SIZES})")
-    add("--p", type=probability, default=0.1, help="probability of a drop (default 0.1)")
-    add("--dtype", type=dtypes, default=["float32"], metavar="TYPE,TYPE", help=kinds)
-    add("--isa", type=str.lower, choices=isas, help="default: CDROPOUT_ISA, or the widest")
-    add("--threads", type=count, default=1, metavar="N", help="per implementation (default 1)")
+    names, kinds = [*peers.PEERS, "all", "none"], ", ".join(FLOATS)
+    add(
+        "--sizes",
+        type=sizes,
+        default=SIZES,
+        metavar="N,N",
+        help=f"Time arrays of these numbers of elements. The default is {SIZES}.",
+    )
+    add(
+        "--p",
+        type=probability,
+        default=0.1,
+        help="Drop each element with this probability. The default is 0.1.",
+    )
+    add(
+        "--dtype",
+        type=dtypes,
+        default=["float32"],
+        metavar="TYPE,TYPE",
+        help=f"Time these element types, out of {kinds}. The default is float32.",
+    )
+    add(
+        "--isa",
+        type=str.lower,
+        choices=dispatch.INSTRUCTION_SETS,
+        metavar="ISA",
+        help=f"Use this instruction set, out of {', '.join(dispatch.INSTRUCTION_SETS)}. By "
+        "default, CDROPOUT_ISA determines it; without this variable, it is the widest one.",
+    )
+    add(
+        "--threads",
+        type=count,
+        default=1,
+        metavar="N",
+        help="Allow each implementation this number of threads. The default is 1.",
+    )
     add(
         "--peer",
         action="append",
         choices=names,
         default=[],
-        help="time only this one; repeatable (default: one per installed library; all: other ways "
-        "to call these too, which takes longer)",
+        metavar="NAME",
+        help=f"Compare cdropout only with this implementation, out of {', '.join(peers.PEERS)}. "
+        "Repeat the option to name several. 'none' compares it only with memcpy; 'all' with every "
+        "installed implementation, which takes longer. The default is one per installed library.",
     )
-    add("--cold", action="store_true", help="empty the cache before each call")
-    add("--seconds", type=duration, default=0.3, help="per number in the table (default 0.3)")
-    add("--json", type=new_file, metavar="FILE", help="write all numbers to a file")
-    add("--plot", type=image_file, metavar="FILE.png", help="draw the table (needs matplotlib)")
-    parser.set_defaults(run=run_bench, error=parser.error)
+    add("--cold", action="store_true", help="Empty the cache before each call.")
+    add(
+        "--seconds",
+        type=duration,
+        default=0.3,
+        metavar="S",
+        help="Measure each row of a table for this time. The default is 0.3.",
+    )
+    add("--json", type=new_file, metavar="FILE", help="Write all numbers to this file.")
+    add(
+        "--plot",
+        type=image_file,
+        metavar="FILE",
+        help="Draw a chart and write it to this file, whose name ends in "
+        f"{', '.join(IMAGE_SUFFIXES)}. This needs matplotlib.",
+    )
 
 
 def run_stream(options: argparse.Namespace, error: Error, _: object) -> int:
@@ -255,46 +350,79 @@ def run_stream(options: argparse.Namespace, error: Error, _: object) -> int:
 
 def add_stream(commands: Any) -> None:
     """Add the command `stream` and its options to the parser of commands."""
-    parser = commands.add_parser(
+    add = add_command(
+        commands,
         "stream",
-        help="write mask bits to standard output, for statistical test suites",
-        description="Write an endless stream of mask bits, least significant bit of a byte first. "
-        "For p = 1/2 the bits are written as drawn; for another p, an exact extractor (Peres "
-        "1992) makes them fair.",
+        run_stream,
+        help="Write mask bits to standard output, for suites of statistical tests.",
+        description=stream_command.DESCRIPTION,
         epilog=stream_command.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("--seed", type=seed_number, default=0, metavar="S", help="seed (default 0)")
+    add(
+        "--seed",
+        type=seed_number,
+        default=0,
+        metavar="S",
+        help="Draw masks of this seed. The default is 0.",
+    )
     add(
         "--call",
         type=call_number,
         default=0,
         metavar="C",
-        help="call number (default 0)",
+        help="Draw masks of this call number. The default is 0.",
     )
-    add("--p", type=stream_probability, default=0.5, help="probability of a drop (default 0.5)")
+    add(
+        "--p",
+        type=stream_probability,
+        default=0.5,
+        help="Drop each element with this probability. The default is 0.5.",
+    )
     add(
         "--order",
         choices=stream_command.ORDERS,
         default="natural",
-        help="order of the bits, see below (default natural)",
+        metavar="ORDER",
+        help=f"Write the bits in this order, out of {', '.join(stream_command.ORDERS)}; see below. "
+        "The default is natural.",
     )
-    add("--bytes", type=count, metavar="N", help="stop after N bytes (default: never)")
-    parser.set_defaults(run=run_stream, error=parser.error)
+    add(
+        "--bytes",
+        type=count,
+        metavar="N",
+        help="Stop after this number of bytes. By default, the stream is endless.",
+    )
 
 
 def make_parser() -> Parser:
     """Return the parser of all commands."""
-    parser = Parser(prog="cdropout", description="Dropout on the CPU at the speed of memory.")
-    parser.add_argument("--version", action="version", version=f"cdropout {cd.__version__}")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    parser = Parser(
+        prog="cdropout",
+        description="Measure and check cdropout: dropout on the CPU at the speed of memory.",
+        epilog=EXAMPLES,
+    )
+    version = f"cdropout {cd.__version__}"
+    text = "Print the version and exit."
+    parser.add_argument("--version", action="version", version=version, help=text)
+    commands = parser.add_subparsers(metavar="command", title="commands")
     add_bench(commands)
-    info = commands.add_parser("info", help="print version, instruction sets, threads and folders")
-    info.add_argument("--include", action="store_true", help="print only the folder of cdropout.h")
-    info.set_defaults(run=run_info, error=info.error)
-    check = commands.add_parser("selftest", help="check every instruction set on this machine")
-    check.set_defaults(run=run_selftest, error=check.error)
+    add = add_command(
+        commands,
+        "info",
+        run_info,
+        help="Print the version, the instruction sets, the number of threads and the folders.",
+        description=INFO_DESCRIPTION,
+        epilog=INFO_EXAMPLES,
+    )
+    add("--include", action="store_true", help="Print only the folder that contains cdropout.h.")
+    add_command(
+        commands,
+        "selftest",
+        run_selftest,
+        help="Check that each instruction set draws the recorded masks on this machine.",
+        description=selftest.DESCRIPTION,
+        epilog="example:\n  cdropout selftest",
+    )
     add_stream(commands)
     return parser
 
@@ -316,7 +444,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
-            options = make_parser().parse_args(arguments)
+            parser = make_parser()
+            options = parser.parse_args(arguments)
+            if not hasattr(options, "run"):
+                parser.error(MISSING_COMMAND)
             return int(options.run(options, options.error, arguments))
         finally:
             if sys.stdout is not None:

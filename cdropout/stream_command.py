@@ -22,17 +22,24 @@ DEPTH = 6  # levels of the extractor; at p = 0.1, it finds 0.36 bits per element
 MIN_P = 1e-6  # lower limit of p and of 1 - p, below which the extractor yields hardly any bytes
 ORDERS = ("natural", "seeds", "calls", "blocks")
 WRAP = 2**64  # positions, seeds and call numbers are in [0, WRAP)
-HELP = f"""
+DESCRIPTION = """\
+Write mask bits to standard output, the least significant bit of a byte first.
+For p = 1/2, the bits are written as they are drawn. For another p, an exact
+extractor (Peres 1992) makes fair bits out of them."""
+HELP = f"""\
 orders:
-  natural  the elements of one mask in order
-  seeds    {INTERLEAVED} masks with the seeds S, S + 1, ... interleaved: 64 elements of each mask,
-           then the next 64 of each, and so on
+  natural  the elements of one mask, in order
+  seeds    {INTERLEAVED} interleaved masks with the seeds S, S + 1, ...: 64 elements of
+           each mask, then the next 64 of each, and so on
   calls    the same with the call numbers C, C + 1, ...
-  blocks   {INTERLEAVED} blocks of one mask, each seeded separately, interleaved in the same way;
-           after their {BLOCK} elements, the next {INTERLEAVED} blocks
+  blocks   {INTERLEAVED} interleaved blocks of one mask, each seeded separately; after
+           their {BLOCK} elements, the next {INTERLEAVED} blocks
 
 The stream ends with exit code 0 when the reader closes the pipe.
-"""
+
+examples:
+  cdropout stream --bytes 1000000 > bits
+  cdropout stream --seed 1 --order seeds | RNG_test stdin64"""
 
 # ---- masks ------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ sys.path.append(str(HERE.parent))  # last, so that an installed cdropout comes f
 from tests import reference  # noqa: E402
 
 SEED, CALL, P = 42, 7, 0.1  # the example of docs/stream.md
-FIRST, SHOWN = 12, 16  # elements of lane 0 in block 0
-CELL, LEFT, TOP = 30, 150, 62
+FIRST, SHOWN = 12, 12  # elements of lane 0 in block 0
+CELL, LEFT, TOP = 30, 124, 66  # pixels; a phone shows about 350 of them in a row
 COLOURS = {"open": "#ffffff", "kept": "#bbd7f0", "dropped": "#f4b183", "done": "#eeeeee"}
 
 
@@ -37,7 +37,7 @@ def rows():
         yield threshold_bit, cells
 
 
-def text(x, y, content, anchor="middle", size=14, colour="#222222"):
+def text(x, y, content, anchor="middle", size=16, colour="#222222"):
     style = f'text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
     return f'<text x="{x}" y="{y}" {style}>{content}</text>'
 
@@ -50,18 +50,18 @@ def box(x, y, outcome):
 def picture():
     """Return the SVG."""
     middle = LEFT + CELL * SHOWN / 2
-    parts = [text(middle, 22, "elements of the lane: 64 bits of a word, of which 16 are shown")]
-    parts += [text(LEFT - 30, TOP - 12, "bit of p"), text(12, TOP - 12, "word", "start")]
+    parts = [text(middle, 22, f"{SHOWN} of the 64 elements of a lane")]
+    parts += [text(LEFT - 38, TOP - 12, "bit of p"), text(12, TOP - 12, "word", "start")]
     outcomes = {}
     for column in range(SHOWN):
         x = LEFT + CELL * column + CELL / 2
-        parts.append(text(x, TOP - 12, FIRST + column, colour="#777777", size=12))
+        parts.append(text(x, TOP - 12, FIRST + column, colour="#666666", size=14))
     for j, (threshold_bit, cells) in enumerate(rows()):
         y = TOP + CELL * j
-        parts += [text(12, y + 20, f"r{j}", "start"), text(LEFT - 30, y + 20, threshold_bit)]
+        parts += [text(12, y + 20, f"r{j}", "start"), text(LEFT - 38, y + 20, threshold_bit)]
         for column, (drawn, outcome) in enumerate(cells):
             x = LEFT + CELL * column
-            colour = "#bbbbbb" if outcome == "done" else "#222222"
+            colour = "#999999" if outcome == "done" else "#222222"
             parts += [box(x, y, outcome), text(x + CELL / 2, y + 20, drawn, colour=colour)]
             if outcome in ("kept", "dropped"):
                 outcomes[column] = outcome
@@ -71,7 +71,7 @@ def picture():
         x = LEFT + CELL * column
         parts += [box(x, y, outcome), text(x + CELL / 2, y + 20, int(outcome == "kept"))]
     parts += legend(y + CELL + 22)
-    width, height = LEFT + CELL * SHOWN + 16, y + CELL + 62
+    width, height = LEFT + CELL * SHOWN + 16, y + CELL + 106
     shape = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {shape} font-family="sans-serif">'
     background = f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>'
@@ -81,15 +81,15 @@ def picture():
 def legend(y):
     """Return the legend of the colours."""
     meanings = {
-        "open": "as in p: goes on",
+        "open": "equal: undecided",
         "kept": "above p: kept",
         "dropped": "below p: dropped",
-        "done": "decided",
+        "done": "decided earlier",
     }
     parts = []
     for i, (outcome, meaning) in enumerate(meanings.items()):
-        x = 12 + 160 * i
-        parts += [box(x, y - 4, outcome), text(x + CELL + 8, y + 16, meaning, "start", 13)]
+        x, top = 12 + 240 * (i % 2), y + 40 * (i // 2)
+        parts += [box(x, top, outcome), text(x + CELL + 8, top + 20, meaning, "start")]
     return parts
 
 

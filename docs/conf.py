@@ -18,7 +18,7 @@ release = version = cdropout.__version__
 copyright = "the authors of cdropout"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 default_role = "py:obj"  # docstrings name functions in single backticks
 napoleon_google_docstring = False
@@ -27,9 +27,9 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-# The page of an adapter needs its framework. Without it, `api/*` in index.md omits the page.
+# The docstrings of an adapter can only be imported with its framework.
 ADAPTERS = ("dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch")
-exclude_patterns = [f"api/adapter_{name}.md" for name in ADAPTERS if not find_spec(name)]
+MISSING = [name for name in ADAPTERS if not find_spec(name)]
 
 html_theme = "furo"
 html_title = f"cdropout {version}"
@@ -44,11 +44,24 @@ class HelpOf(Directive):
     required_arguments = 1
 
     def run(self):
+        os.environ["COLUMNS"] = "80"
         text = io.StringIO()
         with redirect_stdout(text), suppress(SystemExit):
             main([*self.arguments, "--help"])
         return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
 
 
+def warn_of_missing_framework(app, page, source):
+    """If the framework of an adapter is missing, replace the adapter's page by a warning."""
+    name = page.removeprefix("api/adapter_")
+    if name in MISSING:
+        title = source[0].partition("\n")[0]
+        text = f"These pages were built without the package `{name}`, which this page needs"
+        remedy = f"`pip install 'cdropout[docs,{name}]'`"
+        source[0] = f"{title}\n\n:::{{warning}}\n{text}: install it with {remedy}.\n:::\n"
+        print(f"{page}: no API, because the package {name} is missing")
+
+
 def setup(app):
     app.add_directive("help-of", HelpOf)
+    app.connect("source-read", warn_of_missing_framework)

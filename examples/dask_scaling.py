@@ -21,6 +21,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 import numpy as np
 
 import cdropout
+from cdropout.bench.progress import show_progress
 
 MEBI = 2**20
 CHUNK = 16 * MEBI  # elements per chunk, 64 MiB of float32
@@ -39,8 +40,11 @@ def count_kept_on_cluster(size):
     return int(da.count_nonzero(dask_dropout(x, P, seed=SEED)).compute())
 
 
-def measure(workers, kept_by_size, repeats):
-    """Yield the minimum, median and maximum time (s) for each size with this number of workers."""
+def measure(workers, kept_by_size, repeats, begin):
+    """Yield the minimum, median and maximum time (s) for each size with this number of workers.
+
+    `begin` is called at the start of each run.
+    """
     # Each worker has one thread. The variable limits cdropout to this thread, as Dask limits BLAS.
     options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(env={"CDROPOUT_NUM_THREADS": "1"}, **options) as cluster, Client(cluster):
@@ -48,6 +52,7 @@ def measure(workers, kept_by_size, repeats):
         for size, expected in kept_by_size.items():
             seconds = []
             for _ in range(repeats):
+                begin(f"{workers} workers, {size // MEBI} Mi elements")
                 start = time.perf_counter()
                 kept = count_kept_on_cluster(size)
                 seconds.append(time.perf_counter() - start)
@@ -69,7 +74,11 @@ def main():
     print(f"Seconds for dropout and a count, float32, p = {P}, in chunks of {CHUNK // MEBI} Mi")
     print(f"elements, on {cores} cores: median (minimum - maximum), and ns per element\n")
     print("Mi elements" + "".join(f"{f'{workers} workers':>32}" for workers in options.workers))
-    columns = [list(measure(workers, kept_by_size, options.repeats)) for workers in options.workers]
+    with show_progress(len(options.workers) * len(kept_by_size) * options.repeats) as begin:
+        columns = [
+            list(measure(workers, kept_by_size, options.repeats, begin))
+            for workers in options.workers
+        ]
     for size, row in zip(options.sizes, zip(*columns, strict=True), strict=True):
         cells = [
             f"{median:.2f} ({low:.2f} - {high:.2f}) {1e9 * median / (size * MEBI):.2f}"

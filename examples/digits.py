@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 import cdropout
+from cdropout.bench.progress import show_progress
 
 DIGITS, IMAGES = 10, 1797  # classes and images in scikit-learn's data set
 BATCH, LEARNING_RATE, MOMENTUM = 32, 0.05, 0.9
@@ -118,14 +119,6 @@ def train(digits, p, seed, options):
         yield error_rate(network, images[options.train :], labels[options.train :])
 
 
-def show_progress(done, total):
-    """Print a progress bar if stderr is a terminal."""
-    if sys.stderr.isatty():
-        bar = "#" * (40 * done // total)
-        end = "\n" if done == total else ""
-        print(f"\r[{bar:<40}] {100 * done // total:3} %", end=end, file=sys.stderr, flush=True)
-
-
 def print_errors(columns, options):
     """Print the final test errors of each seed, and means +- standard deviations."""
     print(f"Test error (%) on {IMAGES - options.train} images after {options.epochs} epochs on")
@@ -142,8 +135,8 @@ def plot(errors, options):
     """Write a PNG with the mean and the standard deviation of the test errors after each epoch."""
     from matplotlib import pyplot
 
-    pyplot.rcParams["font.size"] = 16
-    figure, axes = pyplot.subplots(figsize=(12, 7), dpi=100, layout="constrained")
+    pyplot.rcParams["font.size"] = 18  # legible on a phone
+    figure, axes = pyplot.subplots(figsize=(9, 7), dpi=100, layout="constrained")
     epochs = np.arange(1, options.epochs + 1)
     # The lines differ in style and brightness, so that readers need not distinguish colours.
     styles = ("no dropout", "#d98200", "--"), (f"dropout, p = {options.p:g}", "#004a80", "-")
@@ -154,7 +147,7 @@ def plot(errors, options):
     top = min(100, 1 + 2.5 * errors[:, :, -1].mean())  # cuts off errors of the first epochs
     axes.set(title=f"Handwritten digits, {options.train} training images", ylim=(0, top))
     axes.set(xlabel="training time (epochs)", ylabel="test error (%)", xlim=(0, epochs[-1]))
-    axes.legend(title=f"mean ± standard deviation of {options.seeds} seeds", title_fontsize=14)
+    axes.legend(title=f"mean ± standard deviation of {options.seeds} seeds", title_fontsize=16)
     figure.savefig(options.plot, format="png")
     print(f"The curves are in {options.plot}.")
 
@@ -186,11 +179,13 @@ def main():
         sys.exit("scikit-learn, which has the images, is missing: pip install scikit-learn")
     check_gradient()
     digits, errors = load_digits(), np.empty((2, options.seeds, options.epochs))
-    for seed in range(options.seeds):
-        for run, p in enumerate([0, options.p]):
-            for epoch, error in enumerate(train(digits, p, seed, options)):
-                errors[run, seed, epoch] = error
-                show_progress((2 * seed + run) * options.epochs + epoch + 1, errors.size)
+    with show_progress(errors.size) as begin:
+        for seed in range(options.seeds):
+            for run, p in enumerate([0, options.p]):
+                epochs = train(digits, p, seed, options)
+                for epoch in range(options.epochs):
+                    begin(f"seed {seed}, p = {p:g}")
+                    errors[run, seed, epoch] = next(epochs)
     without, with_dropout = errors[:, :, -1]
     print_errors([without, with_dropout, with_dropout - without], options)
     try:

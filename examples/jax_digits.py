@@ -13,6 +13,7 @@ import jax
 from jax import numpy as jnp
 
 import cdropout.jax
+from cdropout.bench.progress import show_progress
 
 try:
     from sklearn.datasets import load_digits
@@ -70,12 +71,16 @@ def train(steps, hidden, data):
     x, labels = data
     networks = {name: new_network(jax.random.key(0), [64, hidden, hidden, 10]) for name in DROPOUTS}
     times = {name: [] for name in DROPOUTS}
-    for number in range(steps):
-        key = jax.random.fold_in(jax.random.key(1), number)
-        for name, dropout in DROPOUTS.items():
-            start = time.perf_counter()
-            networks[name] = jax.block_until_ready(step(networks[name], x, labels, dropout, key))
-            times[name].append(1000 * (time.perf_counter() - start))
+    with show_progress(steps) as begin:
+        for number in range(steps):
+            begin("training steps")
+            key = jax.random.fold_in(jax.random.key(1), number)
+            for name, dropout in DROPOUTS.items():
+                start = time.perf_counter()
+                networks[name] = jax.block_until_ready(
+                    step(networks[name], x, labels, dropout, key)
+                )
+                times[name].append(1000 * (time.perf_counter() - start))
     return networks, times
 
 

@@ -15,6 +15,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 import cdropout.keras
+from cdropout.bench.progress import show_progress
 
 try:
     from sklearn.datasets import load_digits
@@ -26,12 +27,17 @@ DROPOUTS = {"keras": keras.layers.Dropout, "cdropout": cdropout.keras.Dropout}
 
 
 class EpochTimer(keras.callbacks.Callback):
-    """Callback that measures the seconds of each epoch."""
+    """Callback that measures the seconds of each epoch, and calls `begin` at its start."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.begin = begin
 
     def on_train_begin(self, logs=None):
         self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.begin("epochs")
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -57,8 +63,10 @@ def train(dropout, hidden, epochs, x, labels):
     """Train a network and return its test error (%) and the median of the seconds per epoch."""
     network = new_network(dropout, hidden)
     network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    timer = EpochTimer()
-    network.fit(x[:1000], labels[:1000], batch_size=50, epochs=epochs, verbose=0, callbacks=[timer])
+    with show_progress(epochs) as begin:
+        timer = EpochTimer(begin)
+        options = {"batch_size": 50, "epochs": epochs, "verbose": 0, "callbacks": [timer]}
+        network.fit(x[:1000], labels[:1000], **options)
     guesses = np.argmax(network.predict(x[1000:], verbose=0), axis=1)
     seconds = timer.seconds[1:]  # without the first epoch, which compiles the model
     return 100 * np.mean(guesses != labels[1000:]), np.median(seconds)

@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 
 import cdropout.tensorflow
+from cdropout.bench.progress import show_progress
 
 try:
     from sklearn.datasets import load_digits
@@ -64,13 +65,15 @@ def train(steps, hidden, x, labels):
     networks = {name: new_network([64, hidden, hidden, 10]) for name in DROPOUTS}
     step = {name: new_step(networks[name], dropout) for name, dropout in DROPOUTS.items()}
     times = {name: [] for name in DROPOUTS}
-    for number in range(steps):
-        indices = tf.random.stateless_uniform([BATCH], [1, number], 0, len(x), tf.int32)
-        batch = tf.gather(x, indices), tf.gather(labels, indices)
-        for name in DROPOUTS:
-            start = time.perf_counter()
-            step[name](*batch)
-            times[name].append(1000 * (time.perf_counter() - start))
+    with show_progress(steps) as begin:
+        for number in range(steps):
+            begin("training steps")
+            indices = tf.random.stateless_uniform([BATCH], [1, number], 0, len(x), tf.int32)
+            batch = tf.gather(x, indices), tf.gather(labels, indices)
+            for name in DROPOUTS:
+                start = time.perf_counter()
+                step[name](*batch)
+                times[name].append(1000 * (time.perf_counter() - start))
     return networks, times
 
 

@@ -13,6 +13,8 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 
 import numpy as np
 
+from cdropout.bench.progress import show_progress
+
 LEARNING_RATE = 0.001
 
 
@@ -39,8 +41,11 @@ class Run:
         return 100 * np.mean(self.model.predict(images).argmax(1) != labels.argmax(1))
 
 
-def compare(digits, seed, options):
-    """Train the three networks of a seed; return a list of pairs (run, test error)."""
+def compare(digits, seed, options, begin):
+    """Train the three networks of a seed; return a list of pairs (run, test error).
+
+    `begin` is called at the start of each epoch.
+    """
     random = np.random.default_rng(seed)
     order = random.permutation(len(digits.data))
     images = (digits.data[order] / 16).astype(np.float32)
@@ -51,6 +56,7 @@ def compare(digits, seed, options):
         for ops, p in [("numpy", 0.0), ("numpy", options.p), ("cdropout", options.p)]
     ]
     for _ in range(options.epochs):
+        begin(f"seed {seed}, epochs")
         shuffled = random.permutation(options.train)
         for batch in np.split(shuffled, range(options.batch, options.train, options.batch)):
             for run in runs:
@@ -70,7 +76,8 @@ def main():
     add("--train", type=int, default=1024, metavar="N", help="training images, of 1797")
     options = parser.parse_args()
     digits = load_digits()
-    results = [compare(digits, seed, options) for seed in range(options.seeds)]
+    with show_progress(options.seeds * options.epochs) as begin:
+        results = [compare(digits, seed, options, begin) for seed in range(options.seeds)]
     print(f"2 x {options.hidden} units, batches of {options.batch}, {options.epochs} epochs:")
     print("median step (ms) of the seeds, and test error (%, +- standard deviation)\n")
     names = "no dropout", f"thinc, p={options.p:g}", f"cdropout, p={options.p:g}"

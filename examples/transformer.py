@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cdropout.torch
+from cdropout.bench.progress import show_progress
 
 TOKENS, HEADS, CLASSES = 16, 4, 10
 LEARNING_RATE = 0.003
@@ -131,11 +132,13 @@ def train(model, size, p, seed, steps):
     """Train the three models of a seed in alternation; return the runs and another batch."""
     runs = [Run(model, size, dropout, p, seed) for dropout in DROPOUTS]
     batches = model.batches(size, torch.Generator().manual_seed(seed))
-    for step in range(steps):
-        batch = next(batches)
-        first = step % len(runs)  # each run is first equally often
-        for run in runs[first:] + runs[:first]:
-            run.step(*batch)
+    with show_progress(steps) as begin:
+        for step in range(steps):
+            begin(f"{model.__name__}, seed {seed}, steps")
+            batch = next(batches)
+            first = step % len(runs)  # each run is first equally often
+            for run in runs[first:] + runs[:first]:
+                run.step(*batch)
     return runs, next(batches)
 
 
@@ -214,10 +217,10 @@ def draw(ratios, curves, plot):
     """Write a figure with the ratios of step times and the losses."""
     from matplotlib import pyplot
 
-    pyplot.rcParams["font.size"] = 15
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 6), dpi=90, layout="constrained")
-    draw_ratios(left, ratios)
-    draw_losses(right, curves)
+    pyplot.rcParams["font.size"] = 18  # legible on a phone
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 13), dpi=90, layout="constrained")
+    draw_ratios(top, ratios)
+    draw_losses(bottom, curves)
     figure.savefig(plot, format="png")
     print(f"Wrote the figure to {plot}.")
 

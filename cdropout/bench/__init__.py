@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from cdropout.bench import check, peers, table, timing
+from cdropout.bench import check, peers, progress, table, timing
+
+INTERRUPTED = 128 + 2  # exit code of a program that the signal SIGINT has ended
 
 
 def load(name, dtype, options):
     """Return (implementation, None), or (None, error) if the implementation fails or is wrong."""
-    timing.show_progress(f"checking {name} with {dtype}")
     factory = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
         implementation = factory(options.threads, dtype)
@@ -20,10 +22,11 @@ def load(name, dtype, options):
     return (None, " ".join(error.split())) if error else (implementation, None)
 
 
-def load_all(dtype, results, options):
+def load_all(names, dtype, results, options, begin):
     """Return the implementations that pass their checks; record all of them in `results`."""
     loaded = []
-    for name in [*peers.OURS, *peers.adapters_of(options.peers), *options.peers]:
+    for name in names:
+        begin(f"check of {name} with {dtype}")
         implementation, error = load(name, dtype, options)
         if error:
             errors = [results["left_out"].get(name), f"{dtype}: {error}"]
@@ -37,23 +40,39 @@ def load_all(dtype, results, options):
     return loaded
 
 
+def measure_all(results, options):
+    """Add the measurements of all sizes to `results`; each size is added when it is complete."""
+    names = [*peers.OURS, *peers.adapters_of(options.peers), *options.peers]
+    steps = len(options.dtype) * (len(names) + len(options.sizes) * len(timing.MODES))
+    with progress.show_progress(steps) as begin:
+        for dtype in options.dtype:
+            loaded = load_all(names, dtype, results, options, begin)
+            for size in options.sizes:
+                measured = list(timing.measure_size(size, dtype, loaded, options, begin))
+                results["measurements"] += [each._asdict() for each in measured]
+
+
 def measure(options):
-    """Return the results of a run, as a dict that can be written as JSON."""
+    """Return the results of a run, as a dict that can be written as JSON.
+
+    After Ctrl-C, the results contain the sizes that are complete.
+    """
+    every_library = options.peer in ([], ["all"])
     results = {
         "environment": timing.environment(options),
         "implementations": {},
+        "not_installed": peers.not_installed() if every_library else {},
         "left_out": {},
         "too_many_cpus": {},
+        "interrupted": False,
         "measurements": [],
     }
     cpu_usage = timing.start_cpu_usage()
-    for dtype in options.dtype:
-        loaded = load_all(dtype, results, options)
-        for size in options.sizes:
-            measured = timing.measure_size(size, dtype, loaded, options)
-            results["measurements"] += [each._asdict() for each in measured]
+    try:
+        measure_all(results, options)
+    except KeyboardInterrupt:
+        results["interrupted"] = True
     results["environment"]["cpu_usage"] = cpu_usage()
-    timing.show_progress("")
     return results
 
 
@@ -73,21 +92,24 @@ def run(options: Any) -> int:
     Parameters
     ----------
     options : argparse.Namespace
-        p, dtype and sizes (lists), threads, cold, seconds, peers (names), json and plot (a path
-        or None), as checked by `cdropout.__main__`.
+        p, dtype and sizes (lists), threads, cold, seconds, peer (the names that were given), peers
+        (the names of the peers to time), json and plot (a path or None), as checked by
+        `cdropout.__main__`.
 
     Returns
     -------
     int
-        The exit code: 1 if cdropout itself failed its check, otherwise 0.
+        The exit code: 130 after Ctrl-C, 1 if cdropout itself failed its check, otherwise 0.
     """
     results = measure(options)
     measurements = [timing.Measurement(**each) for each in results["measurements"]]
-    print(*table.heading(results), "", *table.tables(measurements), sep="\n")
+    print(*table.report(results, measurements, shutil.get_terminal_size().columns), sep="\n")
     if options.json:
         with path_in_errors(options.json):
             Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
-    if options.plot:
+    if options.plot and measurements:
         with path_in_errors(options.plot):
             table.plot(results["environment"], measurements, options.plot)
+    if results["interrupted"]:
+        return INTERRUPTED
     return int(any(name in results["left_out"] for name in peers.OURS))

@@ -411,6 +411,32 @@ PEERS = {
     "jax-rbg": partial(jax_jit, name="jax-rbg", generator="rbg"),
     "keras": keras_layer,
 }
+LIBRARIES = {
+    "numpy": "NumPy",
+    "torch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "keras": "Keras",
+}
+DESCRIPTIONS = {
+    "memcpy": "a copy of the same bytes by np.copyto, with one thread",
+    "memcpy-threads": "the same copy, divided among all threads",
+    "memcpy-stream": "the same by all threads, with stores that bypass the cache",
+    "cdropout": "cdropout.dropout, which writes to an existing array (out=)",
+    "cdropout-new": "cdropout.dropout, which returns a new array",
+    "cdropout-torch": "cdropout.torch.dropout, which returns a new tensor",
+    "cdropout-tensorflow": "cdropout.tensorflow.dropout in a tf.function",
+    "numpy": "random(out=u) >= p, times x / (1 - p), in reused arrays",
+    "numpy-rand": "np.random.rand(*shape) >= p, the legacy generator",
+    "numpy-binomial": "a binomial number with one trial per element",
+    "torch": "torch.nn.functional.dropout",
+    "torch-native": "torch.native_dropout",
+    "torch-compile": "torch.nn.functional.dropout, compiled by torch.compile",
+    "tensorflow": "tf.nn.dropout in a tf.function",
+    "jax": "jax.random.bernoulli, compiled by jax.jit",
+    "jax-rbg": "the same with the generator rbg",
+    "keras": "keras.layers.Dropout in a tf.function",
+}
 
 
 def adapters_of(names):
@@ -432,3 +458,11 @@ def missing(name: str) -> str | None:
 def installed() -> list[str]:
     """Return the names of the peers whose packages are installed. Import no package."""
     return [name for name in PEERS if missing(name) is None]
+
+
+def not_installed():
+    """Return {library: missing package} of the libraries that cannot be timed.
+
+    Each package is also the name of an extra of cdropout.
+    """
+    return {name: package for name in LIBRARIES if (package := missing(name))}

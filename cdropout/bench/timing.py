@@ -6,7 +6,6 @@ import platform
 import random
 import re
 import statistics
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -23,12 +22,6 @@ MIN_ROUNDS, MAX_ROUNDS = 7, 300
 LONG_CALL = 0.005  # seconds; the time of a longer call hardly depends on the contents of the cache
 CPU_INFO = Path("/proc/cpuinfo")
 MODES = ("forward", "forward+backward")
-
-
-def show_progress(text):
-    """Replace the last line of the terminal; if standard error is not a terminal, do nothing."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def size_name(size: int) -> str:
@@ -173,19 +166,18 @@ class Measurement(NamedTuple):
     size: int
     mode: str  # one of MODES
     implementation: str
-    ns_per_element: float  # median over the rounds, like gb_per_s, to_memcpy and to_best_peer
+    ns_per_element: float  # median over the rounds, like gb_per_s, to_memcpy and to_cdropout
     ns_quartiles: tuple[float, float]
     gb_per_s: float
     to_memcpy: float  # time divided by that of memcpy in the same round
-    to_best_peer: float | None  # time divided by that of the peer with the lowest median
+    to_cdropout: float | None  # the same for cdropout; None if cdropout failed its check
     rounds: int
     calls_per_batch: int
 
 
 def summarize(dtype, size, mode, nbytes, times, counts):
     """Yield a Measurement of each implementation, whose calls read and write `nbytes` bytes."""
-    timed_peers = [name for name in times if name in peers.PEERS]
-    best = min(timed_peers, key=lambda name: statistics.median(times[name]), default=None)
+    ours = times.get("cdropout")
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         yield Measurement(
@@ -197,21 +189,23 @@ def summarize(dtype, size, mode, nbytes, times, counts):
             (low / size * 1e9, high / size * 1e9),
             nbytes / median / 1e9,
             median_ratio(seconds, times["memcpy"]),
-            median_ratio(seconds, times[best]) if best else None,
+            median_ratio(seconds, ours) if ours else None,
             len(seconds),
             counts[name],
         )
 
 
-def measure_size(size, dtype, implementations, options):
-    """Yield the Measurements of copies and implementations at one size, in each mode."""
+def measure_size(size, dtype, implementations, options, begin):
+    """Yield the Measurements of copies and implementations at one size, in each mode.
+
+    `begin(text)` is called at the start of each mode.
+    """
     arrays = peers.example_arrays(size, dtype)
     prepare = peers.copies(options.threads)
     prepare |= {each.name: each.prepare for each in implementations}
     prepared = {name: function(arrays, options.p) for name, function in prepare.items()}
-    sizes = ", ".join(map(size_name, options.sizes))
     for i, mode in enumerate(MODES):
-        show_progress(f"{dtype} {size_name(size)} {mode}, of {sizes}")
+        begin(f"{mode} on {size_name(size)} elements of {dtype}")
         calls = {name: functions[i] for name, functions in prepared.items()}
         times, counts = time_calls(calls, options.seconds, options.cold)
         yield from summarize(dtype, size, mode, 2 * (i + 1) * arrays.x.nbytes, times, counts)

@@ -13,9 +13,13 @@ from ..helpers.requirements import slow
 
 @pytest.fixture(scope="module")
 def quick_bench():
-    """Make checks and measurements shorter; restore the number of threads afterwards."""
+    """Make checks and measurements shorter, and the terminal 80 columns wide.
+
+    The number of threads is restored afterwards.
+    """
     before = cd.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
         patch.setattr(check, "SIZE", 1 << 18)
         patch.setattr(check, "LOAD_SECONDS", 0.02)
         patch.setattr(timing, "BATCH_SECONDS", 1e-5)

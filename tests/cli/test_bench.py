@@ -23,7 +23,11 @@ QUICK = ["bench", "--sizes", "64,1Ki", "--seconds", "0"]
 def output(tmp_path_factory, quick_bench):
     """Return the standard output and the JSON of a short run with NumPy as a peer."""
     path = tmp_path_factory.mktemp("bench") / "numbers.json"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("COLUMNS", "1000")
         assert main([*QUICK, "--peer", "numpy", "--p", "0.25", "--json", str(path)]) == 0
     return printed.getvalue(), json.loads(path.read_text())
 
@@ -37,23 +41,23 @@ def test_heading_contains_versions_and_settings(output):
     assert second.endswith(f"; built by {dispatch.compiler}")
     ours = f"cdropout {cd.__version__}, cdropout-new {cd.__version__}"
     checks = "keep rate within a 1e-06 bound over 262144 elements, scale, gradient"
-    assert third == f"checked ({checks}): {ours}, numpy {np.__version__}"
+    assert third == f"Checked ({checks}): {ours}, numpy {np.__version__}."
 
 
 def test_table_has_a_row_per_size_and_implementation(output):
     rows = re.findall(r"^ *(64|1Ki) ([\w-]+) +\|(.*)\|(.*)$", output[0], re.MULTILINE)
     names = [*peers.copies(1), "cdropout", "cdropout-new", "numpy"]
     assert [row[:2] for row in rows] == [(size, name) for size in ("64", "1Ki") for name in names]
-    heading = "ns/element GB/s /memcpy /peer"
+    heading = "ns/element GB/s /memcpy speedup"
     assert f"size | {heading} | {heading}" in " ".join(output[0].split())
     for _, name, forward, both in rows:
         forward, both = forward.split(), both.split()
         assert len(forward) == len(both) == 4
-        assert all(float(number) > 0 for number in forward + both)
+        assert all(float(number.removesuffix("x")) > 0 for number in forward + both)
         if name == "memcpy":
             assert forward[2] == both[2] == "1.00"
-        if name == "numpy":
-            assert forward[3] == both[3] == "1.000"
+        if name == "cdropout":
+            assert forward[3] == both[3] == "1.0x"
 
 
 def test_json_contains_the_numbers_of_the_table(output):
@@ -75,14 +79,60 @@ def test_json_contains_the_numbers_of_the_table(output):
         assert f"{each['ns_per_element']:10.3f} {each['gb_per_s']:8.2f}" in printed
 
 
-def test_bench_without_peers_prints_no_ratio_to_a_peer(capsys):
+def test_bench_without_peers_compares_only_with_memcpy(capsys):
     assert main([*QUICK, "--peer", "none", "--dtype", "float64", "--threads", "2"]) == 0
     printed = capsys.readouterr()
     assert "2 threads, p=0.1, float64" in printed.out and "numpy" not in printed.out
-    row = re.search(r"^ *64 cdropout +\|(.*)\|(.*)$", printed.out, re.MULTILINE)
-    assert row[1].split()[3] == row[2].split()[3] == "-"
+    verdict = " ".join(printed.out.split("\n\n")[-1].split())
+    assert verdict.startswith("Forward on 1Ki elements of float64: cdropout ")
+    assert verdict.count("a memcpy.") == 2 and "pip install" not in printed.out
     assert cd.get_num_threads() == 2
     assert printed.err == ""  # progress is shown only in a terminal
+
+
+@pytest.mark.parametrize("peer", [[], ["--peer", "all"]])
+def test_bench_names_the_extras_of_missing_libraries(capsys, monkeypatch, peer):
+    monkeypatch.setattr(peers, "find_spec", lambda package: package == "numpy")
+    monkeypatch.setattr(peers, "is_variant", lambda name: name != "numpy")
+    monkeypatch.setattr(peers, "PEERS", {"numpy": peers.PEERS["numpy"]})
+    assert main([*QUICK, *peer]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not compared, because not installed: PyTorch, TensorFlow, JAX, Keras." in printed
+    assert "run: pip install 'cdropout[torch,tensorflow,jax,keras]'" in printed
+
+
+def test_bench_prints_the_complete_sizes_after_ctrl_c(capsys, monkeypatch, tmp_path):
+    measure_size, path = timing.measure_size, tmp_path / "numbers.json"
+
+    def interrupted(size, *arguments):
+        for each in measure_size(size, *arguments):
+            if (each.size, each.mode) == (1024, "forward+backward"):
+                raise KeyboardInterrupt
+            yield each
+
+    monkeypatch.setattr(timing, "measure_size", interrupted)
+    assert main([*QUICK, "--peer", "none", "--json", str(path)]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "Interrupted: the sizes that were not complete are missing."
+    assert any(line.startswith("    64 cdropout ") for line in lines)
+    assert not any(line.startswith("   1Ki ") for line in lines)
+    assert any(line.startswith("Forward on 64 elements of float32: cdropout ") for line in lines)
+    results = json.loads(path.read_text())
+    assert results["interrupted"] and {each["size"] for each in results["measurements"]} == {64}
+
+
+def test_bench_after_ctrl_c_during_a_check_prints_only_the_heading(capsys, monkeypatch, tmp_path):
+    import_or_skip("matplotlib")
+
+    def find_error(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "find_error", find_error)
+    path = tmp_path / "chart.png"
+    assert main([*QUICK, "--peer", "none", "--plot", str(path)]) == 130
+    printed = capsys.readouterr().out
+    assert printed.startswith("cdropout ") and printed.splitlines()[-1].startswith("Interrupted: ")
+    assert "ns/element" not in printed and not path.exists()
 
 
 def test_bench_prints_a_table_per_dtype(capsys, monkeypatch):
@@ -91,9 +141,9 @@ def test_bench_prints_a_table_per_dtype(capsys, monkeypatch):
     assert main(["bench", *arguments, "--dtype", "float16,bfloat16", "--cold"]) == 0
     printed = capsys.readouterr().out
     assert "p=0.1, float16, bfloat16, cold" in printed.splitlines()[0]
-    assert "cold: the cache was emptied before each call" in printed
-    assert re.findall(r"^(\w+) +\| +forward +\|", printed, re.MULTILINE) == ["float16", "bfloat16"]
-    assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 2
+    assert "Cold: the cache was emptied before each call" in printed
+    assert re.findall(r"^(\w+) +\| +forward$", printed, re.MULTILINE) == ["float16", "bfloat16"]
+    assert len(re.findall(r"^ *64 cdropout-new ", printed, re.MULTILINE)) == 4
 
 
 def test_bench_with_plot_writes_an_image(tmp_path):
@@ -120,7 +170,7 @@ def test_bench_leaves_out_a_wrong_implementation(capsys, monkeypatch, fake):
     assert main([*QUICK, "--peer", "numpy"]) == 0
     printed = capsys.readouterr().out
     error = "forward does not scale kept elements by 1/(1 - p) at p=0.1"
-    assert f"left out: numpy: float32: {error}\n" in printed
+    assert f"Left out: numpy: float32: {error}. " in " ".join(printed.split())
     assert not re.search(r"^ *64 numpy", printed, re.MULTILINE)
 
 
@@ -130,17 +180,21 @@ def test_bench_leaves_out_an_implementation_that_raises(capsys, monkeypatch):
 
     monkeypatch.setitem(peers.PEERS, "numpy", broken)
     assert main([*QUICK, "--peer", "numpy"]) == 0
-    assert "left out: numpy: float32: RuntimeError: no such device\n" in capsys.readouterr().out
+    assert "Left out: numpy: float32: RuntimeError: no such device.\n" in capsys.readouterr().out
 
 
 def test_bench_fails_if_cdropout_is_wrong(capsys, monkeypatch, fake):
     wrong = fake(lambda x, keep, p: x)
     monkeypatch.setitem(peers.OURS, "cdropout", lambda *_: wrong)
     assert main([*QUICK, "--peer", "none"]) == 1
-    assert "left out: cdropout: float32: forward kept 262144 of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Left out: cdropout: float32: forward kept 262144 of" in printed
+    assert printed.endswith(" of float32: cdropout failed its check.\n")
+    rows = re.findall(r"^ *64 [\w-]+ .*$", printed, re.MULTILINE)
+    assert rows and all(row.endswith(" -") for row in rows)
 
 
 def test_bench_reports_an_implementation_that_uses_too_many_threads(capsys, monkeypatch):
     monkeypatch.setattr(check, "cpus_used", lambda *_: 1.9)
     assert main([*QUICK, "--peer", "none"]) == 0
-    assert "more threads than requested: cdropout used 1.9 CPUs" in capsys.readouterr().out
+    assert "More threads than requested: cdropout used 1.9 CPUs." in capsys.readouterr().out

@@ -1,6 +1,9 @@
 """Tests of the command line: its options, `cdropout info`, exit codes and errors."""
 
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import pytest
 
 import cdropout as cd
 from cdropout import bench, selftest
-from cdropout.__main__ import main
+from cdropout.__main__ import ignore_ctrl_c, main, make_parser
 from cdropout._core import dispatch
 from cdropout.bench import peers, timing
 
@@ -164,9 +167,51 @@ def test_bench_with_too_little_memory_prints_one_line(refuse, monkeypatch, quick
     assert line == "cdropout bench: error: not enough memory for 64 elements\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_ignore_ctrl_c_leaves_ctrl_c_to_the_new_process():
+    before = signal.getsignal(signal.SIGINT)
+    with ignore_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        program = "import signal; print(signal.getsignal(signal.SIGINT))"
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "default_int_handler" in child.stdout
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_main_rejects_a_missing_or_unknown_command(refuse):
-    assert refuse().startswith("cdropout: error: ")
+    text = "give a command: bench, info, selftest or stream; see cdropout --help"
+    assert refuse() == f"cdropout: error: {text}\n"
     assert "invalid choice: 'race'" in refuse("race")
+
+
+# ---- help -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [None, "bench", "info", "selftest", "stream"])
+def test_help_has_80_columns_sentences_and_valid_examples(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main([*filter(None, [command]), "--help"])
+    printed = capsys.readouterr()
+    assert caught.value.code == 0 and printed.err == ""
+    assert max(map(len, printed.out.splitlines())) <= 80
+    found = re.findall(r"^  cdropout (.*)$", printed.out, re.MULTILINE)
+    assert found
+    for line in found:
+        arguments = shlex.split(re.split("[|>]", line)[0])
+        assert callable(make_parser().parse_args(arguments).run)
+        assert command in (None, arguments[0])
+
+
+def test_help_of_each_option_and_command_is_a_sentence():
+    parser = make_parser()
+    commands = parser._subparsers._group_actions[0]
+    texts = [each.help for each in commands._choices_actions]
+    for each in (parser, *commands.choices.values()):
+        texts += [action.help for action in each._actions if action is not commands]
+        assert not each.description.endswith(" ") and each.description.endswith(".")
+    assert len(texts) > 20
+    assert all(text[0].isupper() and text.endswith(".") for text in texts)
 
 
 # ---- info -------------------------------------------------------------------------------------
@@ -182,7 +227,7 @@ def test_info_prints_versions_and_settings(capsys):
     assert ("to be faster" in lines) == bool(timing.advice())
     assert lines["this CPU runs"] == ", ".join(dispatch.runnable())
     assert lines["in use"] == dispatch.isa
-    assert lines["threads"] == str(cd.get_num_threads())
+    assert lines["threads"] == f"at most {cd.get_num_threads()} per call"
     assert lines["include folder"] == cd.get_include()
     assert lines["NumPy"] == np.__version__
     assert sys.version.startswith(lines["Python"])
@@ -217,7 +262,7 @@ def test_module_prints_its_version_and_package_does_not_import_bench():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_cdropout_without_a_command_exits_with_code_2(name):
-    text = "error: the following arguments are required: command"
+    text = "error: give a command: bench, info, selftest or stream"
     assert_error(run(find_command(name)), 2, text)
 
 

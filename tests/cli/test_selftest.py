@@ -21,9 +21,10 @@ def test_selftest_passes_with_every_instruction_set(capsys):
     assert main(["selftest"]) == 0
     lines = capsys.readouterr().out.splitlines()
     count = len(json.loads(selftest.RECORDS.read_text()))
-    assert [line.split(",")[0] for line in lines[: len(AVAILABLE)]] == [
-        f"{isa}: passed: {count} recorded masks" for isa in AVAILABLE
+    assert [line.partition(" (")[0] for line in lines[: len(AVAILABLE)]] == [
+        f"{isa}: passed: {count} recorded masks and all other checks" for isa in AVAILABLE
     ]
+    assert lines[-1] == "Every instruction set that this CPU can run draws the specified masks."
 
 
 def test_selftest_prints_the_first_wrong_record(capsys, tmp_path):
@@ -39,6 +40,8 @@ def test_selftest_prints_the_first_wrong_record(capsys, tmp_path):
         assert line.startswith(f"{isa}: FAILED: Mask(({records[1]['n']},), p={p!r}, seed=")
         assert f"call={records[1]['call']}, start={records[1]['start']}) has the SHA-256 " in line
         assert line.endswith(f", but the record has {'0' * 64}")
+    text = "At least one instruction set failed. Please report the lines above."
+    assert lines[len(AVAILABLE) :] == [text]
 
 
 @pytest.mark.parametrize(

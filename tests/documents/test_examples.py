@@ -78,7 +78,7 @@ def test_digits_with_plot_writes_a_png_file(tmp_path):
     assert "The curves are in curves.png." in result.stdout
     header = (tmp_path / "curves.png").read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    assert np.frombuffer(header[16:], ">u4").tolist() == [1200, 700]
+    assert np.frombuffer(header[16:], ">u4").tolist() == [900, 700]
 
 
 def test_digits_without_scikit_learn_prints_one_line(tmp_path):

@@ -77,7 +77,7 @@ def test_transformer_prints_times_bytes_and_losses(tmp_path):
     assert re.search(r"^cdropout - PyTorch +-?\d\.\d{4} \+- \d\.\d{4} ", output, re.MULTILINE)
     header = (tmp_path / "transformer.png").read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    assert np.frombuffer(header[16:], ">u4").tolist() == [1260, 540]
+    assert np.frombuffer(header[16:], ">u4").tolist() == [810, 1170]
 
 
 @pytest.fixture
