@@ -11,6 +11,8 @@ try:
     import dask.array as da
     from dask.array.core import normalize_chunks
     from dask.array.utils import meta_from_array
+    from dask.base import tokenize
+    from dask.layers import ArraySliceDep
 except ImportError as error:
     raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
 
@@ -19,6 +21,7 @@ from cdropout._core.generator import next_mask
 from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import SupportsIndex
 
     from numpy.typing import NDArray
@@ -87,7 +90,8 @@ def dropout(
     Parameters
     ----------
     x : dask.array.Array
-        An array whose chunks have known sizes and are supported by `cdropout.dropout`.
+        An array whose chunks are supported by `cdropout.dropout`. The sizes of the chunks have to
+        be known, unless p is 0 or `training` is false, and `return_mask` is false.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -117,8 +121,9 @@ def dropout(
     TypeError
         If the type of an argument, or of the chunks of `x`, is not supported.
     ValueError
-        If p is not in [0, 1], `x` has chunks of unknown size, `mask` and `x` have different shapes,
-        two of the arguments exclude each other, or `call` is given without `seed`.
+        If p is not in [0, 1], `x` has chunks of unknown size but a mask is needed, `mask` and `x`
+        have different shapes, two of the arguments exclude each other, or `call` is given without
+        `seed`.
 
     Notes
     -----
@@ -128,14 +133,16 @@ def dropout(
     check_flag(training, "training")
     check_flag(return_mask, "return_mask")
     p = check_probability(p)
-    _checked_meta(x)
+    _check_type(x)
+    needs_shape = return_mask or (training and (p != 0 or mask is not None))
+    shape = _known_shape(x) if needs_shape else (0,) * x.ndim
     if mask is not None:
         if training:
             check_not_given("seed", seed)
             check_not_given("rng", rng)
             check_not_given("broadcast_dims", broadcast_dims)
             check_not_given("call", None if call == 0 else call)
-            check_mask(mask, x.shape, (), p)
+            check_mask(mask, shape, (), p)
         else:  # the mask, and the arguments that cannot be combined with it, have no effect
             mask, seed, call, rng, broadcast_dims = None, None, 0, None, ()
     if seed is not None and rng is not None:
@@ -144,10 +151,10 @@ def dropout(
         raise ValueError(f"call={call!r} needs seed, since both determine the mask")
     p = p if training else 0
     if seed is not None:
-        mask = Mask(x.shape, p, seed, call, strides=broadcast_strides(x.shape, broadcast_dims))
+        mask = Mask(shape, p, seed, call, strides=broadcast_strides(shape, broadcast_dims))
     elif mask is None:
-        mask = next_mask(rng, x.shape, p, broadcast_dims)
-    y = dropout_backward(x, mask)
+        mask = next_mask(rng, shape, p, broadcast_dims)
+    y = _apply(x, mask)
     return (y, mask) if return_mask else y
 
 
@@ -173,14 +180,13 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     ValueError
         If mask and gy have different shapes, or gy has chunks of unknown size.
     """
-    meta = _checked_meta(gy)
+    _check_type(gy)
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
-    if mask.shape != gy.shape:
-        raise ValueError(f"the mask has the shape {mask.shape}, but x has {gy.shape}")
-    if mask.p == 0 and mask.scale == 1:
-        return gy
-    return da.map_blocks(dropout_chunk, gy, mask, dtype=meta.dtype, meta=meta)
+    shape = _known_shape(gy)
+    if mask.shape != shape:
+        raise ValueError(f"the mask has the shape {mask.shape}, but x has {shape}")
+    return _apply(gy, mask)
 
 
 def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
@@ -198,32 +204,65 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
     """
     chunks = normalize_chunks(chunks, mask.shape, dtype=np.bool_)
     meta = np.empty((0,) * mask.ndim, np.bool_)
-    return da.map_blocks(mask_chunk, mask, chunks=chunks, dtype=bool, meta=meta)
+    return _blockwise(mask_chunk, mask, chunks, meta)
 
 
-def _checked_meta(x: Any) -> Any:
-    """Return an empty chunk of x; raise an error if x is not supported, before any computation."""
+def _check_type(x: Any) -> None:
+    """Raise the error that each task would raise if x is not supported, before any computation."""
     if not isinstance(x, da.Array):
-        raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}")
+        hint = ""
+        if hasattr(type(x), "to_dask_array"):
+            hint = ": pass x.to_dask_array(lengths=True)"  # a DataFrame or Series of Dask
+        elif isinstance(getattr(x, "data", None), da.Array):
+            hint = ": pass x.data"  # a DataArray of xarray
+        raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}{hint}")
+    meta = meta_from_array(x)
+    Mask(meta.shape, 0.5).apply(meta)
+
+
+def _known_shape(x: da.Array) -> tuple[int, ...]:
+    """Return the shape of x; raise an error if x has chunks of unknown size."""
     if any(math.isnan(length) for length in x.shape):
         raise ValueError(
             f"x has chunks of unknown size, its shape is {x.shape}: call x.compute_chunk_sizes() "
             "first, since the position of a chunk determines its part of the mask"
         )
-    meta = meta_from_array(x)
-    return Mask(meta.shape, 0.5).apply(meta)  # raises the error that each task would raise
+    return x.shape
 
 
-def dropout_chunk(chunk: Any, mask: Mask, block_info: Any) -> NDArray[Any]:
+def _apply(x: da.Array, mask: Mask) -> da.Array:
+    """Return x with the mask applied; x itself if the mask changes no element."""
+    if mask.p == 0 and mask.scale == 1:
+        return x
+    # The name of x determines its chunks; Dask would tokenize them, which takes longer.
+    name = f"dropout_chunk-{tokenize(x.name, mask)}"
+    return _blockwise(dropout_chunk, mask, x.chunks, meta_from_array(x), x, name)
+
+
+def _blockwise(
+    function: Callable[..., NDArray[Any]],
+    mask: Mask,
+    chunks: Any,
+    meta: Any,
+    x: da.Array | None = None,
+    name: str | None = None,
+) -> da.Array:
+    """Return the array whose chunks are ``function(window, chunk of x, mask=mask)``.
+
+    The graph is one layer. In contrast to `da.map_blocks` with ``block_info``, nothing is stored
+    per chunk: the window, a tuple of slices, is computed when the layer is turned into tasks.
+    """
+    axes = tuple(range(mask.ndim))
+    arrays = [ArraySliceDep(chunks), axes] + ([] if x is None else [x, axes])
+    options = {"name": name, "dtype": meta.dtype, "meta": meta, "align_arrays": False}
+    return da.blockwise(function, axes, *arrays, mask=mask, **options)
+
+
+def dropout_chunk(window: Any, chunk: Any, mask: Mask) -> NDArray[Any]:
     """Return the result for one chunk of x. Dask's task names contain the name of this function."""
-    return _window(mask, block_info).apply(chunk)
+    return mask[window].apply(chunk)
 
 
-def mask_chunk(mask: Mask, block_info: Any) -> NDArray[np.bool_]:
+def mask_chunk(window: Any, mask: Mask) -> NDArray[np.bool_]:
     """Return one chunk of a mask as an array of bools."""
-    return np.asarray(_window(mask, block_info))
-
-
-def _window(mask: Mask, block_info: Any) -> Mask:
-    """Return the window of mask for one chunk; block_info contains the position of the chunk."""
-    return mask[tuple(slice(*ends) for ends in block_info[None]["array-location"])]
+    return np.asarray(mask[window])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 try:
-    from thinc.backends import NumpyOps, set_current_ops
+    from thinc.backends import NumpyOps, Ops, set_current_ops
+    from thinc.model import Model
 except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
 
@@ -70,16 +71,32 @@ class CdropoutOps(NumpyOps):
         return Mask(shape, drop, seed).to_scale()
 
 
+# thinc's tests compare the annotations of Ops classes with those of Ops, which vary by version.
+CdropoutOps.get_dropout_mask.__annotations__ = dict(Ops.get_dropout_mask.__annotations__)
+
+
 def use_cdropout() -> Callable[[Any], Any]:
     """Return a callback for spaCy that makes `CdropoutOps` the current ops.
 
-    To use it, write ``@callbacks = "cdropout.use_cdropout.v1"`` in ``[nlp.before_creation]`` of a
-    config. A trained pipeline contains this line, so that loading the pipeline also requires
+    To use it, write ``before_init = {"@callbacks":"cdropout.use_cdropout.v1"}`` in ``[initialize]``
+    of a config. The callback also changes the ops of the layers that exist, unless they are on a
+    GPU. spaCy resolves this section for training only, so that the trained pipeline loads without
     cdropout.
+
+    The callback also works as ``before_creation`` in ``[nlp]``. spaCy resolves that section each
+    time it loads the pipeline, which then requires cdropout.
     """
 
-    def before_creation(language: Any) -> Any:
-        set_current_ops(CdropoutOps())
+    def callback(language: Any) -> Any:
+        ops = CdropoutOps()
+        set_current_ops(ops)
+        if isinstance(language, type):  # spaCy passes the class to before_creation
+            return language
+        models = (getattr(pipe, "model", None) for _, pipe in language.components)
+        for model in models:
+            for node in model.walk() if isinstance(model, Model) else ():
+                if isinstance(node.ops, NumpyOps):
+                    node.ops = ops
         return language
 
-    return before_creation
+    return callback

@@ -1,5 +1,6 @@
 """Tests of cdropout.dask: results for several chunk sizes, task names, generators and errors."""
 
+import pickle
 import re
 
 import numpy as np
@@ -111,6 +112,56 @@ def test_only_computed_chunks_are_read():
     np.testing.assert_array_equal(y4, cd.dropout(np.ones(18, np.float32), rng=1)[8:10])
 
 
+# ---- the graph ----------------------------------------------------------------------------------
+
+
+def graph_bytes(x):
+    return len(pickle.dumps(x.__dask_graph__()))
+
+
+@pytest.mark.parametrize("shape, chunks", [((100_000, 1), (1, 1)), ((317, 317), 1)], ids=str)
+def test_graph_is_one_layer_that_stores_no_tasks(shape, chunks):
+    x = da.ones(shape, chunks=chunks, dtype=np.float32)
+    y, mask = cdd.dropout(x, 0.5, seed=1, return_mask=True)
+    for array in (y, cdd.dropout_backward(x, mask)):
+        assert array.npartitions >= 100_000
+        added = set(array.dask.layers) - set(x.dask.layers)
+        assert added == {array.name} and not array.dask.layers[array.name].is_materialized()
+        assert graph_bytes(array) - graph_bytes(x) < 500_000
+    assert graph_bytes(mask.to_dask(1)) < 1_000_000
+    part = y[31:33]  # its graph has tasks for the needed chunks only
+    assert len(part.__dask_optimize__(part.dask, part.__dask_keys__())) <= 4 * part.npartitions
+    np.testing.assert_array_equal(part.compute(), mask.apply(np.ones(shape, "f4"))[31:33])
+
+
+@pytest.mark.parametrize("optimize_graph", [True, False])
+def test_layer_can_be_fused_with_its_neighbours(optimize_graph):
+    x = da.map_blocks(np.negative, lazy(chunks=(7, 9, 2)), dtype=np.float32)
+    y = cdd.dropout(x + 1, 0.3, seed=2)
+    y = cdd.dropout(y.map_blocks(np.sqrt, dtype=np.float32), 0.1, seed=3)
+    z = (y * 2)[:, 5:31].sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        expected = cd.dropout(np.sqrt(cd.dropout(1 - X, 0.3, rng=2)), 0.1, rng=3)
+        y, z = dask.compute(y, z, optimize_graph=optimize_graph, scheduler="synchronous")
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(z, (expected * 2)[:, 5:31].sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.slow  # the option has to be set before the import
+def test_result_is_equal_with_array_expressions():
+    script = (
+        "import dask; dask.config.set({'array.query-planning': True})\n"
+        "import dask.array as da, numpy as np, cdropout as cd, cdropout.dask\n"
+        "x = da.from_array(np.full((60, 47), 2, 'f4'), chunks=(7, 9))\n"
+        "y, mask = cdropout.dask.dropout(x, 0.3, seed=1, return_mask=True)\n"
+        "y = y.map_blocks(np.negative, dtype='f4')[5:]\n"
+        "print((y.compute() == -mask.apply(np.full(x.shape, 2, 'f4'))[5:]).all())\n"
+        "print((mask.to_dask(8).compute() == np.asarray(mask)).all())"
+    )
+    _, output, errors = run(script)
+    assert output.split() == ["True", "True"], errors
+
+
 # ---- identity, task names, generators -----------------------------------------------------------
 
 
@@ -122,6 +173,21 @@ def test_evaluation_and_p_0_return_x():
         assert y is x and cdd.dropout_backward(x, mask) is x and mask.p == 0
         assert cd.default_generator.state == before
     assert cdd.dropout_backward(x, cd.Mask(SHAPE, 0, scale=2)).compute().sum() == (2 * X).sum()
+
+
+def test_x_of_unknown_size_is_returned_if_no_mask_is_needed():
+    x = lazy()
+    x = x[x[:, 0, 0] > 0]
+    for arguments in ({"p": 0}, {"training": False}, {"training": False, "mask": MASK}):
+        assert cdd.dropout(x, **arguments) is x
+        with pytest.raises(ValueError, match=re.escape(UNKNOWN_SIZE)):
+            cdd.dropout(x, return_mask=True, **arguments)
+    assert cdd.dropout(x, 0, seed=1, broadcast_dims=2) is x
+    with pytest.raises(ValueError, match="broadcast_dims has to be in"):
+        cdd.dropout(x, 0, seed=1, broadcast_dims=3)
+    for arguments in ({"p": 1}, {"mask": cd.Mask(SHAPE, 0)}):
+        with pytest.raises(ValueError, match=re.escape(UNKNOWN_SIZE)):
+            cdd.dropout(x, **arguments)
 
 
 def test_task_names_depend_on_arguments():
@@ -197,6 +263,11 @@ UNKNOWN_SIZE = (
 MASK = cd.Mask(SHAPE, 0.3)
 ERRORS = {
     "ndarray": (lambda x: cdd.dropout(X), TypeError, "x has to be a Dask array, but got ndarray"),
+    "delayed": (
+        lambda x: cdd.dropout(dask.delayed(X)),
+        TypeError,
+        "x has to be a Dask array, but got Delayed",
+    ),
     "integers": (
         lambda x: cdd.dropout(x.astype(int), 0.5),
         TypeError,
@@ -283,6 +354,31 @@ def test_errors_are_raised_when_the_graph_is_built(case):
     with pytest.raises(error, match=re.escape(message)):
         call(lazy())
     assert cd.default_generator.state == before
+
+
+@pytest.mark.parametrize("kind", ["DataFrame", "Series"])
+def test_dask_dataframe_raises_with_the_conversion(kind):
+    reason = "needs Dask's DataFrame: pip install 'dask[dataframe]'"
+    dataframe = pytest.importorskip("dask.dataframe", reason=reason, exc_type=ImportError)
+    frame = dataframe.from_array(X[0])
+    x = frame if kind == "DataFrame" else frame[0]
+    message = f"x has to be a Dask array, but got {kind}: pass x.to_dask_array(lengths=True)"
+    for call in (cdd.dropout, lambda x: cdd.dropout_backward(x, MASK)):
+        with pytest.raises(TypeError, match=re.escape(message)):
+            call(x)
+    y = cdd.dropout(x.to_dask_array(lengths=True), 0.3, seed=1).compute()
+    np.testing.assert_array_equal(y, cd.dropout(x.compute().to_numpy(), 0.3, rng=1))
+
+
+def test_xarray_raises_with_the_conversion():
+    x = import_or_skip("xarray").DataArray(lazy())
+    message = "x has to be a Dask array, but got DataArray: pass x.data$"
+    for call in (cdd.dropout, lambda x: cdd.dropout_backward(x, MASK)):
+        with pytest.raises(TypeError, match=message):
+            call(x)
+    assert_same_bits(cdd.dropout(x.data, 0.3, seed=1).compute(), cd.dropout(X, 0.3, rng=1))
+    with pytest.raises(TypeError, match="but got DataArray$"):
+        cdd.dropout(x.compute())
 
 
 def test_dropout_after_compute_chunk_sizes():

@@ -1,5 +1,6 @@
 """Tests of cdropout.thinc: masks, layers of thinc, and training with thinc and spaCy."""
 
+import inspect
 import re
 
 import numpy as np
@@ -19,6 +20,7 @@ from thinc.api import (  # noqa: E402
     HashEmbed,
     Linear,
     NumpyOps,
+    Ops,
     Padded,
     Ragged,
     Relu,
@@ -95,6 +97,15 @@ def test_seeds_of_thinc_and_numpy_make_masks_reproducible(set_seed):
         set_seed(seed)
         runs.append([OPS.get_dropout_mask((60, 60), 0.5).tobytes() for _ in range(3)])
     assert runs[0] == runs[1] and len({*runs[0], *runs[2]}) == 6
+
+
+def test_ops_are_consistent_with_those_of_thinc():
+    module = "thinc.tests.backends.test_ops"
+    reason = "needs the tests of thinc, which this version does not install"
+    thinc_tests = pytest.importorskip(module, reason=reason, exc_type=ImportError)
+    thinc_tests.test_ops_consistency(CdropoutOps)
+    base = Ops.get_dropout_mask  # newer versions of thinc do not compare the annotations
+    assert inspect.signature(CdropoutOps.get_dropout_mask) == inspect.signature(base)
 
 
 def test_other_operations_are_inherited():
@@ -190,9 +201,7 @@ CONFIG = """
 [nlp]
 lang = "en"
 pipeline = ["tok2vec", "tagger"]
-
-[nlp.before_creation]
-@callbacks = "cdropout.use_cdropout.v1"
+before_creation = BEFORE_CREATION
 
 [components]
 
@@ -201,30 +210,78 @@ factory = "tok2vec"
 
 [components.tagger]
 factory = "tagger"
+
+[initialize]
+before_init = BEFORE_INIT
 """
+CALLBACK = '{"@callbacks":"cdropout.use_cdropout.v1"}'
+CONFIGS = {
+    "before_init": CONFIG.replace("BEFORE_INIT", CALLBACK).replace("BEFORE_CREATION", "null"),
+    "before_creation": CONFIG.replace("BEFORE_CREATION", CALLBACK).replace("BEFORE_INIT", "null"),
+}
 SENTENCES = [("I like green eggs", "PVAN"), ("Eat blue ham", "VAN"), ("They eat blue eggs", "PVAN")]
 
 
-def test_spacy_training_with_cdropout_is_reproducible():
+def make_pipeline(config):
+    """Return a spaCy pipeline, initialized with SENTENCES, its examples and its optimizer."""
     spacy = import_or_skip("spacy")
     from spacy.training import Example
     from spacy.util import load_model_from_config
 
+    fix_random_seed(4)
+    nlp = load_model_from_config(spacy.util.Config().from_str(config), auto_fill=True)
+    examples = [
+        Example.from_dict(nlp.make_doc(text), {"tags": list(tags)}) for text, tags in SENTENCES
+    ]
+    nlp.add_pipe("sentencizer")  # this component has no model
+    return nlp, examples, nlp.initialize(lambda: examples)
+
+
+@pytest.mark.parametrize("callback", CONFIGS)
+def test_spacy_training_with_cdropout_is_reproducible(callback):
     runs = []
     for _ in range(2):
-        fix_random_seed(4)
-        nlp = load_model_from_config(spacy.util.Config().from_str(CONFIG), auto_fill=True)
-        examples = [
-            Example.from_dict(nlp.make_doc(text), {"tags": list(tags)}) for text, tags in SENTENCES
-        ]
-        optimizer = nlp.initialize(lambda examples=examples: examples)
-        ops = {type(node.ops) for _, pipe in nlp.pipeline for node in pipe.model.walk()}
-        assert ops == {CdropoutOps}
+        set_current_ops(NumpyOps())
+        nlp, examples, optimizer = make_pipeline(CONFIGS[callback])
+        models = [pipe.model for _, pipe in nlp.pipeline if hasattr(pipe, "model")]
+        assert {type(node.ops) for model in models for node in model.walk()} == {CdropoutOps}
+        assert type(get_current_ops()) is CdropoutOps
         for _ in range(30):
             losses = nlp.update(examples, sgd=optimizer, drop=0.2)
         runs.append(losses["tagger"])
     assert runs[0] == runs[1]
     assert [token.tag_ for token in nlp("They like blue ham")] == list("PVAN")
+
+
+WITHOUT_CDROPOUT = """
+import importlib.metadata, sys
+
+distributions = importlib.metadata.distributions
+importlib.metadata.distributions = lambda **options: (
+    d for d in distributions(**options) if d.metadata["Name"] != "cdropout"
+)
+sys.modules["cdropout"] = None
+import spacy
+
+nlp = spacy.load(sys.argv[1])
+print(*[token.tag_ for token in nlp("They like blue ham")])
+print({type(node.ops).__name__ for node in nlp.get_pipe("tagger").model.walk()})
+"""
+
+
+@pytest.mark.slow  # the process takes 3 s to import spaCy
+@pytest.mark.parametrize("callback", CONFIGS)
+def test_pipeline_loads_without_cdropout_if_the_callback_is_before_init(callback, tmp_path):
+    nlp, examples, optimizer = make_pipeline(CONFIGS[callback])
+    for _ in range(30):
+        nlp.update(examples, sgd=optimizer, drop=0.2)
+    nlp.to_disk(tmp_path)
+    script = WITHOUT_CDROPOUT.replace("sys.argv[1]", repr(str(tmp_path)))
+    status, output, errors = run(script)
+    if callback == "before_creation":  # spaCy resolves this callback whenever it loads a pipeline
+        assert status == 1 and "cdropout.use_cdropout.v1" in errors
+    else:
+        assert (status, output) == (0, "P V A N\n{'NumpyOps'}"), errors
 
 
 # ---- example ------------------------------------------------------------------------------------

@@ -719,10 +719,10 @@ MUTANTS = {
             ("seed and rng", "if $s is not None and $r is not None:", "if False:"),
         ],
         "dropout_backward": [
-            ("shape", "if $m.shape != $g.shape:", "if False:"),
-            ("identity", "$m.p == 0 and $m.scale == 1", "False"),
+            ("shape", "if $m.shape != $s:", "if False:"),
         ],
-        "_checked_meta": [
+        "_apply": [("identity", "$m.p == 0 and $m.scale == 1", "False")],
+        "_known_shape": [
             ("unknown size", "if any($*e):", "if False:"),
         ],
     },
@@ -743,7 +743,10 @@ MUTANTS = {
             ("all dropped", "$d >= 1", "$d > 1"),
             ("seed", "np.random.randint(1 << 64, dtype=np.uint64)", "0"),
         ],
-        "use_cdropout": [("ops", "set_current_ops(CdropoutOps())", "pass")],
+        "use_cdropout": [
+            ("ops", "set_current_ops($o)", "pass"),
+            ("models", "$n.ops = $o", "pass"),
+        ],
     },
 }
 
