@@ -400,7 +400,7 @@ def _lower(context: Any, *operands: Any, broadcast_axes: tuple[int, ...], inplac
     )
     target = TARGETS[inplace] if sharded else "cdropout"
     lower = ffi.ffi_lowering(target, operand_output_aliases={1: 0} if inplace else None)
-    results = lower(context, *operands, mlir.ir_constant(window))
+    results: Any = lower(context, *operands, mlir.ir_constant(window))
     if sharded:
         set_sharding_rule(results[0].owner, *context.avals_in)
     return results

@@ -57,7 +57,7 @@ def set_sharding_rule(call: Any, key: Any, x: Any, p: Any, window: Any) -> None:
     operands = [(key, key.ndim - 1), (x, x.ndim), (p, p_batch_ndim), (window, 0)]
     mappings = ", ".join(mapping(*operand) for operand in operands)
     if (
-        jax.config.jax_use_shardy_partitioner
+        getattr(jax.config, "jax_use_shardy_partitioner", False)
         and jax.__version_info__ >= (0, 7)
         and all(isinstance(length, int) and length for length in lengths)
     ):
@@ -90,7 +90,7 @@ def _partition(
     axes = [i for i in range(ndim) if i == key_ndim or x[i] % devices.shape[i] == 0]
     batch = [i for i in axes if i < key_ndim]
     one_p = len(p) == (shapes[2].numpy_dtype() == np.uint32)
-    axes_of_operands = batch, axes, [] if one_p else batch, []
+    axes_of_operands: tuple[list[int], ...] = batch, axes, [] if one_p else batch, []
     operands = [
         _shard(devices, kinds, of_operand, len(shape.dimensions()))
         for of_operand, shape in zip(axes_of_operands, shapes, strict=True)
@@ -99,7 +99,7 @@ def _partition(
     shard = tuple(shards[1].dimensions())
     windows = None
     if shard[key_ndim:] != x[key_ndim:]:
-        lengths, of_shard = np.uint64(x[key_ndim:]), np.uint64(shard[key_ndim:])
+        lengths, of_shard = (np.array(n[key_ndim:], np.uint64) for n in (x, shard))
         tiles = np.argwhere(devices >= 0)[:, key_ndim:ndim].astype(np.uint64)
         offsets = tiles * np.where(of_shard == lengths, np.uint64(0), of_shard)
         windows = np.empty((*offsets.shape, 2), np.uint64)
