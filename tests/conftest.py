@@ -8,6 +8,8 @@ import pytest
 # When NumPy is imported, OpenBLAS would start threads in each test process, and starting threads
 # takes as long as the import itself. The tests multiply only small matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# JAX reads this variable when it creates its first array. The tests of sharding use four devices.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 
 def pytest_configure(config):

@@ -24,6 +24,8 @@ except ImportError as error:
         "cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`"
     ) from error
 
+from cdropout.jax.partitioning import MAX_AXES, TARGETS, register_partitioner, set_sharding_rule
+
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
@@ -90,8 +92,9 @@ def dropout(
     `dropout` supports ``jit``, ``vmap``, ``grad``, ``jvp``, ``scan`` and ``checkpoint``. The
     backward pass draws the mask again from the key and p; nothing is stored per element. Under
     ``vmap`` each key determines its own mask; examples with the same key and p have the same mask.
-    An array that is sharded over devices is gathered first. In ``jax.shard_map`` each device
-    applies the mask that its key determines to its shard.
+    If `x` is sharded over CPU devices, each device draws the window of the mask that belongs to its
+    shard, without communication. In ``jax.shard_map`` each device applies the mask that its key
+    determines to its shard.
 
     A given mask that has a scale other than 1 / (1 - p), or is a window of another mask, is drawn
     when the program is traced. The program stores the mask as an array of bools and multiplies
@@ -337,7 +340,8 @@ def _register_handler() -> bool:
     """Register the handler with XLA and return True, or warn and return False."""
     jax.local_devices(backend="cpu")  # JAX delays registrations until its backends are initialized
     try:
-        ffi.register_ffi_target("cdropout", handler, platform="cpu")
+        for target in ("cdropout", *TARGETS.values()):
+            ffi.register_ffi_target(target, handler, platform="cpu")
     except RuntimeError as error:
         warnings.warn(
             "this jaxlib cannot call cdropout's kernels directly, so that dropout is a slower "
@@ -345,6 +349,7 @@ def _register_handler() -> bool:
             stacklevel=2,
         )
         return False
+    register_partitioner()
     return True
 
 
@@ -386,10 +391,19 @@ def _lower(context: Any, *operands: Any, broadcast_axes: tuple[int, ...], inplac
     )
     if not _register_handler():
         lower = mlir.lower_fun(_call_python, multiple_results=False)
-    else:
-        aliases = {1: 0} if inplace else None
-        lower = ffi.ffi_lowering("cdropout", operand_output_aliases=aliases)
-    return lower(context, *operands, mlir.ir_constant(window))
+        return lower(context, *operands, mlir.ir_constant(window))
+    axis_context = context.module_context.axis_context
+    sharded = (
+        isinstance(axis_context, mlir.ShardingContext)
+        and axis_context.num_devices > 1
+        and x.ndim <= MAX_AXES
+    )
+    target = TARGETS[inplace] if sharded else "cdropout"
+    lower = ffi.ffi_lowering(target, operand_output_aliases={1: 0} if inplace else None)
+    results: Any = lower(context, *operands, mlir.ir_constant(window))
+    if sharded:
+        set_sharding_rule(results[0].owner, *context.avals_in)
+    return results
 
 
 def _raise_unsupported(context: Any, *_: Any, **__: Any) -> Any:
