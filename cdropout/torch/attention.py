@@ -24,6 +24,7 @@ from cdropout.torch._openmp import call_on_threads, can_call_on_threads
 from cdropout.torch._tensors import apply_window
 from cdropout.torch.autograd import (
     _check_fallback,
+    dropout_by_operators,
     dropout_eagerly,
     dropout_under_transforms,
     implementation_for,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
 CAUSAL_TILES = 4  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
+MIN_WEIGHTS = 1 << 14  # with fewer weights, PyTorch's operations take less time
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -740,6 +742,33 @@ def attend(
             *tensors, seed, call, start, strides, p, dropout_scale, is_causal, scale
         )[0]
     return y.flatten(-4, -3) if tensors[0].dim() > len(shape) else y
+
+
+def replaced_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """Return attention by the operator, or None if PyTorch has to call dropout."""
+    if not 0 < dropout_p < 1 or forward_ad._current_level >= 0:
+        return None
+    implementations = {implementation_for(t) for t in (query, key, value)}
+    if not implementations <= {dropout_eagerly, dropout_by_operators}:
+        return None
+    if not _is_plain(attn_mask, query):
+        return None
+    aligned = align(query, key, value, attn_mask, is_causal, enable_gqa)
+    if aligned is None or math.prod(aligned.shape) < MIN_WEIGHTS:
+        return None
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    traced = implementations != {dropout_eagerly}
+    return attend(aligned, dropout_p, is_causal, scale, None, None, traced)
 
 
 REPLACEMENTS[F.scaled_dot_product_attention] = scaled_dot_product_attention

@@ -139,7 +139,7 @@ def check_form(q, k, v, options, dtype):
     return y
 
 
-@pytest.mark.parametrize("tile", [attention.TILE, 100])
+@pytest.mark.parametrize("tile", [attention.TILE, 700])
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_agree_with_the_whole_matrix(form, tile, monkeypatch):
     monkeypatch.setattr(attention, "TILE", tile)
@@ -323,7 +323,7 @@ def test_checkpoints_draw_the_same_mask():
     actual = torch.autograd.grad(y.sum(), (q, k, v))
     direct = ct.scaled_dot_product_attention(q, k, v, mask=mask)
     for a, e in zip(actual, torch.autograd.grad(direct.sum(), (q, k, v)), strict=True):
-        assert torch.equal(a, e)
+        torch.testing.assert_close(a, e)
 
 
 # ---- derivatives --------------------------------------------------------------------------------
@@ -479,6 +479,84 @@ def test_autocast_uses_the_type_of_pytorch():
     with torch.autocast("cpu", torch.bfloat16):
         wide = ct.scaled_dot_product_attention(*(t.double() for t in (q, k, v)), dropout_p=P)
     assert wide.dtype == torch.float64
+
+
+# ---- accelerate ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def use_always(monkeypatch):
+    """Use the operator for any number of weights."""
+    monkeypatch.setattr(attention, "MIN_WEIGHTS", 0)
+
+
+ATTENTION = {
+    "function": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=P),
+    "causal": lambda x: F.scaled_dot_product_attention(x, x, x, None, P, True, scale=0.3),
+    "groups": lambda x: F.scaled_dot_product_attention(
+        x, x[:, :1], x[:, :1], BIAS[0, 0, :30, :30] > 0, dropout_p=P, enable_gqa=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_accelerate_uses_the_operator(name, monkeypatch):
+    function = ATTENTION[name]
+    (x,) = random_tensors(KEYS)
+    x.requires_grad_()
+    calls = count_operators(monkeypatch)
+    results = []
+    for smallest in (0, 2**62):  # of the operator; otherwise dropout alone is replaced
+        monkeypatch.setattr(attention, "MIN_WEIGHTS", smallest)
+        with ct.accelerate():
+            torch.manual_seed(7)
+            y = function(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), x)])
+    assert len(calls) == 1
+    torch.testing.assert_close(*results)
+    monkeypatch.setattr(attention, "MIN_WEIGHTS", 0)
+    function(x)
+    assert len(calls) == 1
+
+
+def test_accelerate_in_modules(use_always, monkeypatch):
+    calls = count_operators(monkeypatch)
+    attention = nn.MultiheadAttention(8, 2, dropout=P, batch_first=True)
+    (x,) = random_tensors((2, 5, 8))
+    with ct.accelerate():
+        attention(x, x, x, need_weights=False)
+        assert len(calls) == 1
+        attention(x, x, x)  # returns the weights, so that dropout alone is replaced
+        nn.TransformerEncoderLayer(8, 2, batch_first=True)(x)
+        attention.eval()(x, x, x, need_weights=False)
+    assert len(calls) == 2
+
+
+def test_accelerate_leaves_other_attention_to_pytorch(use_always, monkeypatch):
+    calls = count_operators(monkeypatch)
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    with ct.accelerate():
+        assert F.scaled_dot_product_attention(*(t.to("meta") for t in (q, k, v))).is_meta
+        y = F.scaled_dot_product_attention(q, k, v)
+        assert not F.scaled_dot_product_attention(q, k, v, dropout_p=1.0).any()
+        torch.func.grad(lambda q: F.scaled_dot_product_attention(q, k, v, None, P).sum())(q)
+        with pytest.raises(RuntimeError, match="to have the same dtype"):
+            F.scaled_dot_product_attention(q, k.double(), v, dropout_p=P)
+    assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
+    assert not calls
+
+
+def test_accelerate_in_compiled_functions(use_always, monkeypatch):
+    (x,) = random_tensors(HEADS)
+    calls = count_operators(monkeypatch)
+    function = ATTENTION["causal"]
+    results = []
+    with ct.accelerate():
+        for run in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+            torch.manual_seed(7)
+            results.append(run(x))
+    torch.testing.assert_close(*results)
+    assert len(calls) == 2
 
 
 # ---- errors -------------------------------------------------------------------------------------
