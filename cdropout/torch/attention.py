@@ -163,14 +163,25 @@ class Attention:
         query, _key, value = self.tensors
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         sums = query.new_empty(*query.shape[:-1], 1, dtype=self.dtype)
+        self._forward_heads(out, sums, normalize=False)
+        if not math.isfinite(sums.sum().item()):
+            self._forward_heads(out, sums, normalize=True)
+        return out, sums
+
+    def _forward_heads(self, out: Tensor, sums: Tensor, normalize: bool) -> None:
+        """Fill `out` and `sums`. If `normalize` is true, weights are normalized before the dropout.
+
+        This takes longer, but only in this case, a dropped weight is 0 if the sum is NaN.
+        """
         for h in self.heads(out, sums):
             n = len(h.query)
             together, rows = self.lengths(n)
             tiles = [(i, j) for i in _slices(n, together) for j in _slices(self.rows, rows)]
-            _run(tiles, partial(self._forward_tiles, h, n))
-        return out, sums
+            _run(tiles, partial(self._forward_tiles, h, n, normalize))
 
-    def _forward_tiles(self, h: Heads, n: int, tiles: Iterator[tuple[slice, slice]]) -> None:
+    def _forward_tiles(
+        self, h: Heads, n: int, normalize: bool, tiles: Iterator[tuple[slice, slice]]
+    ) -> None:
         buffer = self.buffer(n)
         out, sums = h.others
         masked = self.is_causal or h.attn_mask is not None
@@ -183,7 +194,7 @@ class Attention:
             if masked:
                 total.masked_fill_(total == 0, 1)
             torch.add(largest, total.log(), out=sums[heads, rows])
-            if not math.isfinite(total.sum().item()):  # a dropped NaN has to become 0
+            if normalize:
                 weights.div_(total)
                 total.fill_(1)
             self.drop(h, heads, rows, weights, weights)
@@ -196,7 +207,7 @@ class Attention:
         """Return the gradients of query, key, value and attn_mask, empty where not needed."""
         none = gy.new_empty(0)
         gradients = [
-            torch.zeros(t.shape, dtype=t.dtype, device="cpu") if need else none
+            torch.empty(t.shape, dtype=t.dtype, device="cpu") if need else none
             for t, need in zip(self.tensors, needed[:3], strict=True)
         ]
         ga, expanded = none, []
@@ -216,17 +227,26 @@ class Attention:
         self, h: Heads, n: int, needed: list[bool], all_heads: Iterator[slice]
     ) -> None:
         first, second = self.buffer(n), self.buffer(n)
+        _gy, _sums, _gq, gk, gv, *_ga = h.others
         for heads in all_heads:
-            gk, gv = (
-                torch.zeros(t[heads].shape, dtype=self.dtype, device="cpu") if need else None
-                for t, need in ((h.key, needed[1]), (h.value, needed[2]))
-            )
-            for rows in _slices(self.rows, self.lengths(n)[1]):
-                self._backward_tile(h, heads, rows, first, second, needed, gk, gv)
-            _gy, _sums, _gq, *targets = h.others
-            for target, gradient in zip(targets, (gk, gv), strict=False):
-                if gradient is not None:
-                    target[heads] = gradient
+            sums = [self._new_sum(g[heads]) if need else None
+                    for g, need in ((gk, needed[1]), (gv, needed[2]))]
+            beta = 0  # the first tile overwrites the sums: with `is_causal`, it has the most keys
+            for rows in reversed(_slices(self.rows, self.lengths(n)[1])):
+                self._backward_tile(h, heads, rows, first, second, needed, beta, *sums)
+                beta = 1
+            for target, total in zip((gk, gv), sums, strict=True):
+                if total is not None and total.dtype != target.dtype:
+                    target[heads] = total
+
+    def _new_sum(self, target: Tensor) -> Tensor:
+        """Return a tensor to which products can be added: `target` if it has the right type."""
+        total = target
+        if target.dtype != self.dtype:
+            total = torch.empty(target.shape, dtype=self.dtype, device="cpu")
+        if self.is_causal and self.rows < self.keys:
+            total[:, self.rows :] = 0  # the gradients of hidden keys
+        return total
 
     def _backward_tile(
         self,
@@ -236,6 +256,7 @@ class Attention:
         first: Tensor,
         second: Tensor,
         needed: list[bool],
+        beta: int,
         gk: Tensor | None,
         gv: Tensor | None,
     ) -> None:
@@ -246,7 +267,7 @@ class Attention:
         gradient = second[: weights.numel()].view_as(weights)
         if gv is not None:
             self.drop(h, heads, rows, weights, gradient)
-            gv[:, :keys].baddbmm_(gradient.transpose(1, 2), gy)
+            gv[:, :keys].baddbmm_(gradient.transpose(1, 2), gy, beta=beta)
         if not (needed[0] or needed[1] or needed[3]):
             return
         value = h.value[heads, :keys].to(self.dtype)
@@ -261,10 +282,14 @@ class Attention:
             total += gradient.sum_to_size(total.shape)
         if needed[0]:
             key = h.key[heads, :keys].to(self.dtype)
-            gq[heads, rows] = torch.bmm(gradient, key).mul_(self.scale)
+            total = gq[heads, rows]
+            if total.dtype == self.dtype:
+                torch.baddbmm(total, gradient, key, beta=0, alpha=self.scale, out=total)
+            else:
+                total.copy_(torch.bmm(gradient, key).mul_(self.scale))
         if gk is not None:
             query = h.query[heads, rows].to(self.dtype)
-            gk[:, :keys].baddbmm_(gradient.transpose(1, 2), query, alpha=self.scale)
+            gk[:, :keys].baddbmm_(gradient.transpose(1, 2), query, beta=beta, alpha=self.scale)
 
 
 def _can_merge(lengths: tuple[int, ...], strides: tuple[int, ...]) -> bool:
