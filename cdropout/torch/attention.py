@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
 CAUSAL_TILES = 4  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
-MIN_WEIGHTS = 1 << 14  # with fewer weights, PyTorch's operations take less time
+MIN_WEIGHTS = (
+    1 << 19
+)  # with fewer weights, `accelerate` replaces only the dropout: calls take less time
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -229,8 +231,10 @@ class Attention:
         first, second = self.buffer(n), self.buffer(n)
         _gy, _sums, _gq, gk, gv, *_ga = h.others
         for heads in all_heads:
-            sums = [self._new_sum(g[heads]) if need else None
-                    for g, need in ((gk, needed[1]), (gv, needed[2]))]
+            sums = [
+                self._new_sum(g[heads]) if need else None
+                for g, need in ((gk, needed[1]), (gv, needed[2]))
+            ]
             beta = 0  # the first tile overwrites the sums: with `is_causal`, it has the most keys
             for rows in reversed(_slices(self.rows, self.lengths(n)[1])):
                 self._backward_tile(h, heads, rows, first, second, needed, beta, *sums)
@@ -394,9 +398,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_others: Any) -> tuple[Tensor,
 
 
 @torch.library.register_fake(backward_operator)
-def _(
-    gy: Tensor, _sums: Tensor, needed: list[bool], *args: Any
-) -> tuple[Tensor, ...]:
+def _(gy: Tensor, _sums: Tensor, needed: list[bool], *args: Any) -> tuple[Tensor, ...]:
     return tuple(
         t.new_empty(t.shape) if need else gy.new_empty(0)
         for t, need in zip(args[:4], needed, strict=True)

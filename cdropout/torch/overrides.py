@@ -229,7 +229,9 @@ def _native_dropout_kernel(
     return apply_eagerly(x, mask), keep
 
 
-def _attention_kernel(native: Callable[..., Tensor], keys: Any, *args: Any, **options: Any) -> Tensor:
+def _attention_kernel(
+    native: Callable[..., Tensor], keys: Any, *args: Any, **options: Any
+) -> Tensor:
     """Return the result of scaled_dot_product_attention."""
     y = replaced_attention(*args, **options) if _switch.active else None
     return native(keys, *args, **options) if y is None else y

@@ -200,9 +200,7 @@ def test_gradients_of_any_subset():
     mask = cdropout.Mask((2, 3, 40, 30), P, 4)
 
     def gradients(needed):
-        inputs = [
-            t.detach().requires_grad_(need) for t, need in zip(full, needed, strict=True)
-        ]
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(full, needed, strict=True)]
         y = ct.scaled_dot_product_attention(*inputs, mask=mask)
         if any(needed):
             y.sin().sum().backward()
@@ -406,7 +404,9 @@ def test_transforms_of_torch_func():
 
     y = torch.stack([expected_attention(q[i], k[i], v[i], mask) for i in range(2)])
     torch.testing.assert_close(torch.vmap(run)(q, k, v), y)
-    expected = torch.func.grad(lambda *x: expected_attention(*x, mask).sin().sum())(q[0], k[0], v[0])
+    expected = torch.func.grad(lambda *x: expected_attention(*x, mask).sin().sum())(
+        q[0], k[0], v[0]
+    )
     actual = torch.func.grad(lambda *x: run(*x).sin().sum())(q[0], k[0], v[0])
     torch.testing.assert_close(actual, expected)
     _, tangent = torch.func.jvp(run, (q[0], k[0], v[0]), (q[1], k[1], v[1]))
