@@ -233,6 +233,7 @@ def parse_options():
     add = parser.add_argument
     add("--quick", action="store_true", help="smaller models, too small to compare speed")
     add("--steps", type=int, default=15, metavar="N", help="timed steps of the transformer")
+    add("--length", type=int, default=128, metavar="L", help="length of the timed sequences")
     add("--seeds", type=int, default=5, metavar="N", help="seeds of the loss curves, at least 2")
     add("--p", type=float, default=0.1, help="probability that an element is dropped")
     add("--threads", type=int, default=torch.get_num_threads(), help="number of threads")
@@ -251,7 +252,11 @@ def main():
     if options.quick:
         sequences, images, small = Size(4, 16, 32, 2), Size(8, 16, 8), Size(8, 8, 32, 1)
     else:
-        sequences, images, small = Size(16, 128, 256), Size(64, 32, 32), Size(16, 16, 64, 2)
+        sequences, images, small = (
+            Size(max(2048 // options.length, 1), options.length, 256),
+            Size(64, 32, 32),
+            Size(16, 16, 64, 2),
+        )
     ratios = {
         "transformer": time_steps(
             f"Transformer, {sequences.layers} layers, batch "

@@ -15,6 +15,7 @@ if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2
         f"but found {torch.__version__}"
     )
 
+from cdropout.torch.attention import scaled_dot_product_attention
 from cdropout.torch.checkpoint import checkpoint_context
 from cdropout.torch.functional import (
     alpha_dropout,
@@ -61,4 +62,5 @@ __all__ = [
     "feature_alpha_dropout",
     "mc_dropout",
     "revert",
+    "scaled_dot_product_attention",
 ]

@@ -46,10 +46,11 @@ def find_functions(*names):
     return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
 
 
-function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
 cdef Parallel parallel = <Parallel><uintptr_t>function_addresses[0]
 cdef Count thread_num = <Count><uintptr_t>function_addresses[1]
 cdef Count num_threads = <Count><uintptr_t>function_addresses[2]
+cdef Count in_parallel = <Count><uintptr_t>function_addresses[3]
 
 
 cdef void run_thread(void* range_) noexcept nogil:
@@ -92,3 +93,37 @@ cdef Executor OPENMP = Executor(run_in_openmp, MIN_PARALLEL_SIZE, True)
 cdef const Executor* executor_of_pytorch() noexcept nogil:
     """Return the executor of PyTorch's threads, or the pool if OpenMP is not found or would hang in a forked child."""
     return pool if parallel == NULL or forked else &OPENMP
+
+
+# ---- Python functions on several threads --------------------------------------------------------
+
+
+cdef void call_function(void* context) noexcept nogil:
+    """Call the function of `call_on_threads` on this thread, and append an exception to its list of errors."""
+    with gil:
+        function, errors = <tuple>context
+        if exchange_thread_limit(0) > <size_t>thread_num():
+            try:
+                function()
+            except BaseException as error:
+                errors.append(error)
+
+
+def can_call_on_threads():
+    """Return whether `call_on_threads` can be called: PyTorch's threads are found and are not in use by the caller."""
+    return parallel != NULL and not forked and not in_parallel()
+
+
+def call_on_threads(function):
+    """Call function() once on each of PyTorch's threads at the same time, and wait for all calls.
+
+    Within `function`, operations of PyTorch use one thread. They release the GIL, so that they run at the same time. If calls
+    raise exceptions, one of these exceptions is raised.
+    """
+    errors = []
+    context = function, errors
+    cdef void* pointer = <void*>context
+    with nogil:
+        parallel(call_function, pointer, 0, 0)
+    if errors:
+        raise errors[0]

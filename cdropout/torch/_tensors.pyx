@@ -236,6 +236,24 @@ cpdef apply_mask(x, LazyMask mask):
     return y
 
 
+def apply_window(x, y, LazyMask mask, uint64_t start, tuple strides):
+    """Write to y the tensor x with a window of a drawn mask applied.
+
+    y is x, or a tensor of the same shape and type that does not overlap x. The window begins at the position `start` of the
+    mask stream, and has these strides along the axes of x. Both tensors must be supported.
+    """
+    cdef Operation operation
+    cdef TensorView source, target
+    cdef const Executor* executor = executor_of_pytorch()
+    read_tensor(x, &source)
+    read_tensor(y, &target)
+    fill_view(&operation.view, &source, &target, start, strides)
+    operation.dtype = type_of(&source).code
+    use_mask(&operation, &mask.id)
+    prepare(&operation, executor, torch.get_num_threads() if size_of(&source) >= executor.parallel_min else 1)
+    run_prepared(&operation)
+
+
 cdef float32_copy(x, TensorView* source, LazyMask mask):
     """Return a float32 copy of x and read the copy into source, or return None if no copy is needed.
 

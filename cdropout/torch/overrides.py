@@ -14,6 +14,7 @@ import torch
 
 from cdropout.torch._draw import LazyMask
 from cdropout.torch._tensors import is_supported, runs_eagerly
+from cdropout.torch.attention import replaced_attention
 from cdropout.torch.autograd import apply_eagerly, dropout_by_operators, dropout_eagerly
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def enable() -> None:
     """Replace PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
     The replacement affects all callers of the operators aten::dropout, feature_dropout,
-    alpha_dropout and feature_alpha_dropout, in place or not, and aten::native_dropout: functions
+    alpha_dropout and feature_alpha_dropout, in place or not, aten::native_dropout and, with dropout,
+    aten::scaled_dot_product_attention: functions
     and modules of torch.nn, attention, recurrent networks, scripted and third-party models. Each
     call draws one seed from PyTorch's generator. `torch.manual_seed` therefore makes the masks
     reproducible, but the masks differ from those of PyTorch. A dispatch mode, such as
@@ -164,7 +166,21 @@ def _register_kernels() -> torch.library.Library:
             warnings.simplefilter("ignore")
             native_kernel = functools.partial(_native_dropout_kernel, native)
             library.impl("native_dropout", native_kernel, key, with_keyset=True)
+    _register_attention(library)
     return library
+
+
+def _register_attention(library: torch.library.Library) -> None:
+    """Register kernels of scaled_dot_product_attention, like the kernels of dropout."""
+    operator = torch.ops.aten.scaled_dot_product_attention.default
+    original = operator.py_kernels.get(COMPOSITE, functools.partial(operator._op_dk, COMPOSITE))
+    traced = functools.partial(_traced_attention_kernel, original)
+    operator.py_kernels[COMPOSITE] = traced
+    for key in DISPATCH_KEYS:
+        native = torch.library.get_kernel(operator.name(), key).call_boxed
+        kernel = functools.partial(_attention_kernel, native)
+        library.impl("scaled_dot_product_attention", kernel, key, with_keyset=True)
+    operator._dispatch_cache.clear()
 
 
 def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementation | None:
@@ -211,3 +227,17 @@ def _native_dropout_kernel(
     mask = LazyMask(p, (), "scale")
     mask.keep = keep
     return apply_eagerly(x, mask), keep
+
+
+def _attention_kernel(
+    native: Callable[..., Tensor], keys: Any, *args: Any, **options: Any
+) -> Tensor:
+    """Return the result of scaled_dot_product_attention."""
+    y = replaced_attention(*args, **options) if _switch.active else None
+    return native(keys, *args, **options) if y is None else y
+
+
+def _traced_attention_kernel(original: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Return what `_attention_kernel` returns; `original` is the Python kernel or decomposition."""
+    y = replaced_attention(*args, **options) if _switch.active else None
+    return original(*args, **options) if y is None else y

@@ -143,6 +143,51 @@ def test_transformer_exits_for_invalid_options(transformer, option, monkeypatch,
     )
 
 
+# ---- attention ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_attention_prints_times_and_memory(tmp_path):
+    find_or_skip("matplotlib")
+    output = run("attention", "--quick", "--threads", "1", "--runs", "3", folder=tmp_path)
+    rows = re.findall(r"^ +(\d+) +2  (no dropout|PyTorch's dropout|cdropout) (.*)$", output, re.M)
+    assert [row[0] for row in rows] == ["32"] * 3 + ["64"] * 3
+    for _length, kind, numbers in rows:
+        ms, ratio, low, high, _mib = map(float, re.findall(r"\d+\.\d+", numbers))
+        assert ms > 0 and low <= ratio <= high
+        assert kind != "no dropout" or low == high == 1
+    assert (tmp_path / "attention.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_attention_skips_what_does_not_fit():
+    attention = load("attention")
+    weights = 4 * attention.HEADS * 1024**2  # bytes of one sample
+    least = attention.COPIES * weights / attention.MEMORY_FRACTION
+    assert [attention.batch_for(1024, 2, memory) for memory in (2 * least, least)] == [2, 1]
+    assert attention.skip_reason(attention.THEIRS, 1, 1024, least - 1) == "needs about 0 GiB"
+    assert not attention.skip_reason(attention.THEIRS, 1, 1024, least)
+    assert not attention.skip_reason(attention.OURS, 1, 1024, 1)
+
+
+def test_attention_kinds_apply_dropout():
+    attention = load("attention")
+    results = {}
+    for kind in attention.KINDS:
+        torch.manual_seed(1)
+        results[kind] = attention.Attention(kind, 1, 16, 0.5, causal=True).run()
+    none, theirs, ours = results.values()
+    assert [t.shape for t in ours] == [t.shape for t in none] == [t.shape for t in theirs]
+    assert not torch.equal(ours[0], none[0]) and not torch.equal(theirs[0], none[0])
+
+
+@pytest.mark.parametrize("option", [("--runs", "1"), ("--p", "0"), ("--lengths", "0")])
+def test_attention_exits_for_invalid_options(option, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["attention.py", *option])
+    with pytest.raises(SystemExit, match="2"):
+        load("attention").main()
+    assert "needs at least 2 runs, 1 thread and 1 position" in capsys.readouterr().err
+
+
 # ---- two processes ------------------------------------------------------------------------------
 
 

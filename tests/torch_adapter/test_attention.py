@@ -1,0 +1,667 @@
+"""Tests of scaled_dot_product_attention, compared with the whole matrix of weights in float64."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cdropout
+
+from ..helpers.requirements import import_or_skip, linux_only, slow
+
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+
+from cdropout.torch import attention  # noqa: E402
+
+F, nn = torch.nn.functional, torch.nn
+P = 0.3
+TOLERANCE = {  # of the output and gradients, relative to their largest elements
+    torch.float64: 1e-13,
+    torch.float32: 3e-6,
+    torch.bfloat16: 0.02,
+    torch.float16: 0.003,
+}
+
+
+def next_mask(shape, p=P):
+    """Return the mask that dropout draws next from PyTorch's default generator."""
+    state = torch.get_rng_state()
+    seed = torch.randint(2**63 - 1, ()).item()
+    torch.set_rng_state(state)
+    return cdropout.Mask(shape, p, seed)
+
+
+def expected_attention(q, k, v, mask, attn_mask=None, is_causal=False, scale=None, gqa=False):
+    """Return attention in float64, with the mask as an array of bools."""
+    q, k, v = (t.double() for t in (q, k, v))
+    if gqa:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    scores = q @ k.mT * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    hidden = (scores == -math.inf).all(-1, keepdim=True)
+    weights = scores.masked_fill(hidden, 0).softmax(-1).masked_fill(hidden, 0)
+    keep = torch.from_numpy(np.array(mask))
+    return torch.where(keep, weights * mask.scale, 0) @ v
+
+
+def random_tensors(*shapes, dtype=torch.float32):
+    random = torch.Generator().manual_seed(5)
+    return [torch.randn(s, generator=random, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def assert_close(actual, expected, dtype):
+    assert actual.dtype == dtype
+    error = (actual.double() - expected.double()).abs().max().item()
+    assert error <= TOLERANCE[dtype] * max(1, expected.abs().max().item())
+
+
+def count_operators(monkeypatch):
+    """Return a list to which each later call of the fused forward pass appends an item."""
+    calls = []
+    forward = attention.Attention.forward
+    monkeypatch.setattr(
+        attention.Attention, "forward", lambda self: calls.append(self) or forward(self)
+    )
+    return calls
+
+
+# ---- forms of the arguments ---------------------------------------------------------------------
+
+HEADS = (2, 3, 40, 8)
+VISIBLE = torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) < 0.7
+VISIBLE[3] = VISIBLE[17] = False  # rows that see nothing
+BIAS = torch.randn(2, 3, 40, 30, generator=torch.Generator().manual_seed(2))
+KEYS = (2, 3, 30, 8)
+
+FORMS = {  # shapes of query, key and value; options
+    "square": (HEADS, HEADS, HEADS, {}),
+    "wide values": (HEADS, KEYS, (2, 3, 30, 5), {}),
+    "causal": (HEADS, HEADS, HEADS, {"is_causal": True}),
+    "causal, more rows than keys": (HEADS, KEYS, KEYS, {"is_causal": True}),
+    "causal, fewer rows than keys": (KEYS, HEADS, HEADS, {"is_causal": True}),
+    "bools": (HEADS, KEYS, KEYS, {"attn_mask": VISIBLE}),
+    "bools per sample": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[:, :1] > 0}),
+    "bools per key": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[0, 0, 0] > 0}),
+    "bools per key and sample": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[:, :1, :1] > 0}),
+    "floats": (HEADS, KEYS, KEYS, {"attn_mask": BIAS}),
+    "floats per head": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[0]}),
+    "infinities": (HEADS, KEYS, KEYS, {"attn_mask": BIAS.masked_fill(~VISIBLE, -math.inf)}),
+    "scale": (HEADS, KEYS, KEYS, {"scale": -0.7}),
+    "2 dimensions": ((40, 8), (30, 8), (30, 8), {}),
+    "3 dimensions": ((3, 40, 8), (3, 30, 8), (3, 30, 8), {"is_causal": True}),
+    "5 dimensions": ((2, 1, 3, 40, 8), (2, 1, 3, 30, 8), (2, 1, 3, 30, 8), {}),
+    "broadcast query": ((1, 3, 40, 8), KEYS, KEYS, {}),
+    "broadcast keys": (HEADS, (1, 1, 30, 8), (3, 30, 8), {"is_causal": True}),
+    "one row": ((2, 3, 1, 8), KEYS, KEYS, {}),
+    "one key": (HEADS, (2, 3, 1, 8), (2, 3, 1, 8), {}),
+    "groups": ((2, 6, 40, 8), (2, 2, 30, 8), (2, 2, 30, 8), {"enable_gqa": True}),
+    "one group": ((2, 6, 40, 8), (2, 1, 30, 8), (2, 1, 30, 8), {"enable_gqa": True}),
+    "groups, causal": (
+        (6, 40, 8), (3, 40, 8), (3, 40, 8), {"enable_gqa": True, "is_causal": True},
+    ),
+    "groups, bools": (
+        (2, 6, 40, 8), (2, 3, 30, 8), (2, 3, 30, 8),
+        {"enable_gqa": True, "attn_mask": BIAS.repeat(1, 2, 1, 1) > 0},
+    ),
+    "groups, floats": (
+        (2, 6, 40, 8), (2, 3, 30, 8), (2, 3, 30, 8),
+        {"enable_gqa": True, "attn_mask": BIAS[:, :1]},
+    ),
+}  # fmt: skip
+
+
+def check_form(q, k, v, options, dtype):
+    """Compare the function, its gradients and PyTorch's result at p = 0."""
+    q, k, v = inputs = [t.requires_grad_() for t in (q, k, v)]
+    options = dict(options)
+    gqa = options.get("enable_gqa", False)
+    if options.get("attn_mask") is not None and options["attn_mask"].is_floating_point():
+        options["attn_mask"] = options["attn_mask"].to(dtype).requires_grad_()
+        inputs.append(options["attn_mask"])
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-3] + (1,) * gqa if gqa else k.shape[:-2])
+    mask = next_mask((*lead, q.shape[-2], k.shape[-2]))
+    y = ct.scaled_dot_product_attention(q, k, v, dropout_p=P, **options)
+    others = {name: value for name, value in options.items() if name != "enable_gqa"}
+    expected = expected_attention(q, k, v, mask, gqa=gqa, **others)
+    assert y.shape == F.scaled_dot_product_attention(q, k, v, dropout_p=P, **options).shape
+    assert_close(y, expected, dtype)
+    gy = torch.randn_like(expected)
+    actual = torch.autograd.grad(y, inputs, gy.to(dtype))
+    for g, e in zip(actual, torch.autograd.grad(expected, inputs, gy), strict=True):
+        assert_close(g, e, dtype)
+    return y
+
+
+@pytest.mark.parametrize("tile", [attention.TILE, 700])
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_agree_with_the_whole_matrix(form, tile, monkeypatch):
+    monkeypatch.setattr(attention, "TILE", tile)
+    monkeypatch.setattr(attention, "MIN_CAUSAL_ROWS", 7)
+    calls = count_operators(monkeypatch)
+    *shapes, options = FORMS[form]
+    check_form(*random_tensors(*shapes), options, torch.float32)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("form", ["causal", "floats", "infinities", "groups, bools"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_all_dtypes_agree_with_the_whole_matrix(dtype, form, monkeypatch):
+    calls = count_operators(monkeypatch)
+    *shapes, options = FORMS[form]
+    check_form(*random_tensors(*shapes, dtype=dtype), options, dtype)
+    assert len(calls) == 1
+
+
+def test_several_threads_give_the_same_result():
+    q, k, v = (t.requires_grad_() for t in random_tensors(*[(2, 4, 300, 16)] * 3))
+    for options in ({}, {"is_causal": True}, {"attn_mask": torch.ones(300, 300).tril() > 0}):
+        mask = next_mask((2, 4, 300, 300))
+        results = []
+        threads = torch.get_num_threads()
+        try:
+            for n in (1, 2, 3):
+                torch.set_num_threads(n)
+                y = ct.scaled_dot_product_attention(q, k, v, mask=mask, **options)
+                results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+        finally:
+            torch.set_num_threads(threads)
+        for one, other in itertools.product(results[0], results[1:]):
+            assert any((one - t).abs().max() < 1e-4 for t in other if t.shape == one.shape)
+
+
+@pytest.mark.parametrize("layout", ["BSHD", "columns", "expanded", "sliced"])
+def test_layouts_agree_with_contiguous_tensors(layout):
+    def arrange(t):
+        if layout == "BSHD":
+            return t.transpose(1, 2).contiguous().transpose(1, 2)
+        if layout == "columns":
+            return t.mT.contiguous().mT
+        if layout == "expanded":
+            return t[:1, :1].expand(t.shape)
+        return torch.cat([t, t], -1)[..., ::2] if t.shape[-1] == 8 else t
+
+    inputs = [arrange(t) for t in random_tensors(HEADS, KEYS, KEYS)]
+    check_form(*inputs, {}, torch.float32)
+
+
+def test_gradients_of_any_subset():
+    bias = BIAS[0]
+    full = [t.requires_grad_() for t in random_tensors(HEADS, KEYS, KEYS)] + [bias.clone()]
+    full[3].requires_grad_()
+    mask = cdropout.Mask((2, 3, 40, 30), P, 4)
+
+    def gradients(needed):
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(full, needed, strict=True)]
+        y = ct.scaled_dot_product_attention(*inputs, mask=mask)
+        if any(needed):
+            y.sin().sum().backward()
+        assert y.requires_grad == any(needed)
+        return [t.grad for t in inputs]
+
+    expected = gradients([True] * 4)
+    for needed in itertools.product([False, True], repeat=4):
+        for g, e, need in zip(gradients(needed), expected, needed, strict=True):
+            assert torch.equal(g, e) if need else g is None
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context):
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    mask = next_mask((2, 3, 40, 30))
+    with context():
+        y = ct.scaled_dot_product_attention(q.requires_grad_(), k, v, dropout_p=P)
+    assert not y.requires_grad
+    assert_close(y, expected_attention(q, k, v, mask), torch.float32)
+
+
+@pytest.mark.parametrize("shapes", [
+    ((2, 0, 8), (2, 5, 8), (2, 5, 8)), ((2, 5, 8), (2, 0, 8), (2, 0, 8)),
+    ((0, 5, 8), (0, 5, 8), (0, 5, 8)), ((2, 5, 0), (2, 5, 0), (2, 5, 8)),
+    ((2, 5, 8), (2, 5, 8), (2, 5, 0)),
+])  # fmt: skip
+def test_empty_tensors_give_what_pytorch_gives(shapes):
+    tensors = random_tensors(*shapes)
+    y = ct.scaled_dot_product_attention(*tensors, dropout_p=P)
+    expected = F.scaled_dot_product_attention(*tensors, dropout_p=P)
+    assert y.shape == expected.shape
+    if shapes[1][1] == 0:
+        assert torch.equal(y, expected)
+
+
+def test_p_0_and_p_1():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    state = torch.get_rng_state()
+    y = ct.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
+    assert not ct.scaled_dot_product_attention(q, k, v, dropout_p=1.0).any()
+    everything = cdropout.Mask((2, 3, 40, 30), 0)
+    torch.testing.assert_close(ct.scaled_dot_product_attention(q, k, v, mask=everything), y)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+PEAK = """
+import resource, torch
+import cdropout.torch as ct
+torch.set_num_threads(2)
+q, k, v = (torch.randn(1, 2, {length}, 64, requires_grad=True) for _ in range(3))
+gy = torch.ones(q.shape)
+ct.scaled_dot_product_attention(*(t[:, :, :64] for t in (q, k, v)), dropout_p=0.1).sum().backward()
+for t in (q, k, v):
+    t.grad = torch.zeros(t.shape)  # the gradients and the output are not part of the peak
+y = torch.zeros(q.shape)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+del y
+gradients = torch.autograd.grad({call}(q, k, v, dropout_p=0.1), (q, k, v), gy)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@linux_only
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_weights():
+    def peak(length, call="ct.scaled_dot_product_attention"):
+        """Return the peak memory of both passes in KiB, measured in a new process."""
+        code = PEAK.format(length=length, call=call)
+        command = [sys.executable, "-c", code]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    weights = 2 * 4096**2 * 4 // 1024
+    assert peak(4096, "torch.nn.functional.scaled_dot_product_attention") > weights
+    assert peak(4096) < 64 * 1024 < weights
+
+
+# ---- special numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_special_numbers_propagate_as_in_the_whole_matrix(number, position):
+    tensors = random_tensors(HEADS, KEYS, KEYS)
+    tensors[position][1, 2, 7, 3] = number
+    mask = next_mask((2, 3, 40, 30))
+    for options in ({}, {"is_causal": True}, {"attn_mask": torch.ones(40, 30) > 0}):
+        y = ct.scaled_dot_product_attention(*tensors, mask=mask, **options)
+        expected = expected_attention(*tensors, mask, **options)
+        seen = torch.ones(2, 3, 40, 1, dtype=torch.bool)
+        if position and "is_causal" in options:
+            seen[:, :, :7] = False  # whether hidden keys are skipped is not defined
+        torch.testing.assert_close(
+            y[seen.expand_as(y)], expected.float()[seen.expand_as(y)], equal_nan=True
+        )
+
+
+def test_a_dropped_nan_is_zero():
+    q, k, v = random_tensors((1, 1, 8, 4), (1, 1, 1, 4), (1, 1, 1, 4))
+    q[:] = math.nan
+    mask = cdropout.Mask((1, 1, 8, 1), 0.5, 3)
+    y = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+    keep = torch.from_numpy(np.array(mask))
+    assert torch.equal(y.isnan(), keep.expand_as(y)) and 0 < keep.sum() < 8
+    assert not y[~keep.expand_as(y)].any()
+
+
+# ---- sources of masks ---------------------------------------------------------------------------
+
+
+def test_generators_give_the_mask_of_dropout():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    ones = torch.ones(2, 3, 40, 30)
+    for make in (lambda: torch.Generator().manual_seed(8), lambda: cdropout.Generator(seed=8)):
+        first, second = make(), make()
+        for _ in range(2):
+            y = ct.scaled_dot_product_attention(q, k, v, dropout_p=P, generator=first)
+            keep = ct.dropout(ones, P, generator=second) != 0
+            weights = (q @ k.mT / math.sqrt(8)).softmax(-1)
+            expected = torch.where(keep, weights / (1 - P), 0) @ v
+            torch.testing.assert_close(y, expected)
+
+
+MASKS = {
+    "scale": lambda: cdropout.Mask((2, 3, 40, 30), P, 1, scale=2.0),
+    "window": lambda: cdropout.Mask((4, 5, 50, 60), P, 1)[1:3, 1:4, 5:45, ::2],
+    "broadcast": lambda: cdropout.Mask((2, 3, 40, 30), P, 1, strides=(0, 1200, 30, 1)),
+    "large numbers": lambda: cdropout.Mask((2, 3, 40, 30), P, -1, 2**64 - 1, 2**64 - 7200),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_given_masks(name):
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    mask = MASKS[name]()
+    y = ct.scaled_dot_product_attention(q, k, v, None, mask.p, mask=mask)
+    assert_close(y, expected_attention(q, k, v, mask), torch.float32)
+    q, k, v = random_tensors((2, 3, 40, 8), (2, 1, 30, 8), (2, 1, 30, 8))
+    y = ct.scaled_dot_product_attention(q, k, v, enable_gqa=True, mask=mask)
+    assert_close(y, expected_attention(q, k, v, mask, gqa=True), torch.float32)
+
+
+def test_checkpoints_draw_the_same_mask():
+    from torch.utils.checkpoint import checkpoint
+
+    q, k, v = (t.requires_grad_() for t in random_tensors(HEADS, KEYS, KEYS))
+    mask = next_mask((2, 3, 40, 30))
+    run = lambda *x: ct.scaled_dot_product_attention(*x, dropout_p=P)  # noqa: E731
+    y = checkpoint(run, q, k, v, use_reentrant=False)
+    actual = torch.autograd.grad(y.sum(), (q, k, v))
+    direct = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+    for a, e in zip(actual, torch.autograd.grad(direct.sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+# ---- derivatives --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, *slow({"is_causal": True})])
+def test_gradcheck(options):
+    tensors = [t.requires_grad_() for t in random_tensors(*[(2, 4, 3)] * 3, dtype=torch.float64)]
+    mask = cdropout.Mask((2, 4, 4), P, 2)
+
+    def function(*x):
+        return ct.scaled_dot_product_attention(*x, mask=mask, **options)
+
+    assert torch.autograd.gradcheck(function, tensors, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+
+    def draws(*x):
+        torch.set_rng_state(state)
+        return ct.scaled_dot_product_attention(*x, None, P, **options)
+
+    assert torch.autograd.gradgradcheck(draws, tensors, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        draws, tensors, check_forward_ad=True, check_backward_ad=False, fast_mode=True
+    )
+
+
+def test_gradcheck_of_the_float_attn_mask():
+    tensors = random_tensors((2, 4, 3), (2, 5, 3), (2, 5, 3), (4, 5), dtype=torch.float64)
+    mask = cdropout.Mask((2, 4, 5), P, 2)
+
+    def function(*x):
+        return ct.scaled_dot_product_attention(*x, mask=mask)
+
+    tensors = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_transforms_of_torch_func():
+    q, k, v = random_tensors(*[(2, 3, 6, 4)] * 3, dtype=torch.float64)
+    mask = cdropout.Mask((3, 6, 6), P, 2)
+
+    def run(q, k, v):
+        return ct.scaled_dot_product_attention(q, k, v, mask=mask)
+
+    y = torch.stack([expected_attention(q[i], k[i], v[i], mask) for i in range(2)])
+    torch.testing.assert_close(torch.vmap(run)(q, k, v), y)
+    expected = torch.func.grad(lambda *x: expected_attention(*x, mask).sin().sum())(
+        q[0], k[0], v[0]
+    )
+    actual = torch.func.grad(lambda *x: run(*x).sin().sum())(q[0], k[0], v[0])
+    torch.testing.assert_close(actual, expected)
+    _, tangent = torch.func.jvp(run, (q[0], k[0], v[0]), (q[1], k[1], v[1]))
+    _, expected = torch.func.jvp(
+        lambda *x: expected_attention(*x, mask), (q[0], k[0], v[0]), (q[1], k[1], v[1])
+    )
+    torch.testing.assert_close(tangent, expected)
+    drawn = torch.vmap(
+        lambda q: ct.scaled_dot_product_attention(q, q, q, dropout_p=0.5), randomness="different"
+    )(q[:1].expand(2, 3, 6, 4))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+# ---- graphs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["causal", *slow("floats", "groups")])
+def test_compiled_functions_agree_with_eager_mode(form, monkeypatch):
+    *shapes, options = FORMS[form]
+    inputs = [t.requires_grad_() for t in random_tensors(*shapes)]
+    calls = count_operators(monkeypatch)
+
+    def run(q, k, v):
+        return ct.scaled_dot_product_attention(q, k, v, dropout_p=P, **options)
+
+    results = []
+    for function in (run, torch.compile(run, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(7)
+        y = function(*inputs)
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    torch.testing.assert_close(*results)
+    assert len(calls) == 2
+
+
+@pytest.mark.slow
+def test_compiled_functions_with_generator_or_mask_break_the_graph():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    mask = cdropout.Mask((2, 3, 40, 30), P, 3)
+    expected = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+
+    def run(q, k, v, **source):
+        return ct.scaled_dot_product_attention(q, k, v, **source) + 0
+
+    compiled = torch.compile(run, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v, mask=mask), expected)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    y = compiled(q, k, v, dropout_p=P, generator=generators[0])
+    torch.testing.assert_close(y, run(q, k, v, dropout_p=P, generator=generators[1]))
+
+
+def test_exported_programs_contain_one_operator():
+    class Model(nn.Module):
+        def forward(self, q, k, v):
+            return ct.scaled_dot_product_attention(q, k, v, dropout_p=P, is_causal=True)
+
+    inputs = tuple(random_tensors(HEADS, KEYS, KEYS))
+    program = torch.export.export(Model(), inputs)
+    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert targets.count("cdropout.attention.default") == 1
+    assert not any("softmax" in target or "matmul" in target for target in targets)
+    torch.manual_seed(7)
+    expected = Model()(*inputs)
+    torch.manual_seed(7)
+    torch.testing.assert_close(program.module()(*inputs), expected)
+
+
+def test_torch_fx_records_a_call():
+    class Model(nn.Module):
+        def forward(self, q):
+            return ct.scaled_dot_product_attention(q, q, q, None, P, is_causal=True)
+
+    graph = torch.fx.symbolic_trace(Model())
+    (q,) = random_tensors(HEADS)
+    torch.manual_seed(7)
+    expected = Model()(q)
+    torch.manual_seed(7)
+    assert torch.equal(graph(q), expected)
+    assert ct.scaled_dot_product_attention in [node.target for node in graph.graph.nodes]
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_opcheck(needs_grad):
+    q, k, v, bias = (
+        t.requires_grad_(needs_grad)
+        for t in random_tensors((2, 3, 6, 4), (2, 3, 5, 4), (2, 3, 5, 4), (6, 5))
+    )
+    seed = torch.tensor(3)
+    for attn_mask, is_causal in ((None, True), (bias, False)):
+        args = q, k, v, attn_mask, seed, 0, 0, None, P, None, is_causal, 0.5
+        torch.library.opcheck(
+            attention.attention_operator, args,
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )  # fmt: skip
+
+
+def test_autocast_uses_the_type_of_pytorch():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    mask = next_mask((2, 3, 40, 30))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ct.scaled_dot_product_attention(q, k, v, dropout_p=P)
+        assert F.scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
+    assert_close(y, expected_attention(q, k, v, mask), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        wide = ct.scaled_dot_product_attention(*(t.double() for t in (q, k, v)), dropout_p=P)
+    assert wide.dtype == torch.float64
+
+
+# ---- accelerate ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def use_always(monkeypatch):
+    """Use the operator for any number of weights."""
+    monkeypatch.setattr(attention, "MIN_WEIGHTS", 0)
+
+
+ATTENTION = {
+    "function": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=P),
+    "causal": lambda x: F.scaled_dot_product_attention(x, x, x, None, P, True, scale=0.3),
+    "groups": lambda x: F.scaled_dot_product_attention(
+        x, x[:, :1], x[:, :1], BIAS[0, 0, :30, :30] > 0, dropout_p=P, enable_gqa=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_accelerate_uses_the_operator(name, monkeypatch):
+    function = ATTENTION[name]
+    (x,) = random_tensors(KEYS)
+    x.requires_grad_()
+    calls = count_operators(monkeypatch)
+    results = []
+    for smallest in (0, 2**62):  # of the operator; otherwise dropout alone is replaced
+        monkeypatch.setattr(attention, "MIN_WEIGHTS", smallest)
+        with ct.accelerate():
+            torch.manual_seed(7)
+            y = function(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), x)])
+    assert len(calls) == 1
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(attention, "MIN_WEIGHTS", 0)
+    function(x)
+    assert len(calls) == 1
+
+
+def test_accelerate_in_modules(use_always, monkeypatch):
+    calls = count_operators(monkeypatch)
+    attention = nn.MultiheadAttention(8, 2, dropout=P, batch_first=True)
+    (x,) = random_tensors((2, 5, 8))
+    with ct.accelerate():
+        attention(x, x, x, need_weights=False)
+        assert len(calls) == 1
+        attention(x, x, x)  # returns the weights, so that dropout alone is replaced
+        nn.TransformerEncoderLayer(8, 2, batch_first=True)(x)
+        attention.eval()(x, x, x, need_weights=False)
+    assert len(calls) == 2
+
+
+def test_accelerate_leaves_other_attention_to_pytorch(use_always, monkeypatch):
+    calls = count_operators(monkeypatch)
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    with ct.accelerate():
+        assert F.scaled_dot_product_attention(*(t.to("meta") for t in (q, k, v))).is_meta
+        y = F.scaled_dot_product_attention(q, k, v)
+        assert not F.scaled_dot_product_attention(q, k, v, dropout_p=1.0).any()
+        torch.func.grad(lambda q: F.scaled_dot_product_attention(q, k, v, None, P).sum())(q)
+        with pytest.raises(RuntimeError, match="to have the same dtype"):
+            F.scaled_dot_product_attention(q, k.double(), v, dropout_p=P)
+    assert torch.equal(y, F.scaled_dot_product_attention(q, k, v))
+    assert not calls
+
+
+def test_accelerate_in_compiled_functions(use_always, monkeypatch):
+    (x,) = random_tensors(HEADS)
+    calls = count_operators(monkeypatch)
+    function = ATTENTION["causal"]
+    results = []
+    with ct.accelerate():
+        for run in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+            torch.manual_seed(7)
+            results.append(run(x))
+    torch.testing.assert_close(*results)
+    assert len(calls) == 2
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+ERRORS = {
+    "both masks": (HEADS, HEADS, HEADS, {"attn_mask": torch.ones(40, 40), "is_causal": True}),
+    "type of mask": (HEADS, HEADS, HEADS, {"attn_mask": torch.ones(40, 40, dtype=torch.long)}),
+    "1 dimension": ((8,), HEADS, HEADS, {}),
+    "columns": (HEADS, (2, 3, 30, 7), KEYS, {}),
+    "heads": (HEADS, (2, 2, 30, 8), (2, 2, 30, 8), {}),
+    "groups": (HEADS, (2, 2, 30, 8), (2, 2, 30, 8), {"enable_gqa": True}),
+    "shape of mask": (HEADS, KEYS, KEYS, {"attn_mask": torch.ones(3, 40)}),
+    "larger mask": (HEADS, KEYS, KEYS, {"attn_mask": torch.ones(5, 1, 1, 40, 30)}),
+    "p": (HEADS, HEADS, HEADS, {"dropout_p": 2.0}),
+    "negative p": (HEADS, HEADS, HEADS, {"dropout_p": -1.0}),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_those_of_pytorch(name):
+    *shapes, options = ERRORS[name]
+    tensors = random_tensors(*shapes)
+    options = {"dropout_p": P, **options}
+    state = torch.get_rng_state()
+    with pytest.raises((RuntimeError, IndexError)) as expected:
+        F.scaled_dot_product_attention(*tensors, **options)
+    torch.set_rng_state(state)
+    with pytest.raises(type(expected.value)) as actual:
+        ct.scaled_dot_product_attention(*tensors, **options)
+    if name != "shape of mask":  # PyTorch's message depends on the device
+        assert str(actual.value)[:20] == str(expected.value)[:20]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_types_that_differ_raise_the_error_of_pytorch():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    with pytest.raises(RuntimeError, match="query, key, and value to have the same dtype"):
+        ct.scaled_dot_product_attention(q, k.double(), v, dropout_p=P)
+
+
+def test_unsuitable_sources_raise():
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    run = ct.scaled_dot_product_attention
+    mask = cdropout.Mask((2, 3, 40, 30), P)
+    with pytest.raises(ValueError, match="the mask has the shape"):
+        run(q, k, v, mask=mask[:1])
+    with pytest.raises(ValueError, match=r"the mask has p=0.3, but p=0.2 was given"):
+        run(q, k, v, dropout_p=0.2, mask=mask)
+    with pytest.raises(TypeError, match="mask has to be a Mask"):
+        run(q, k, v, mask=np.ones(3))
+    with pytest.raises(ValueError, match="excludes generator"):
+        run(q, k, v, mask=mask, generator=torch.Generator())
+    with pytest.raises(TypeError, match="generator has to be"):
+        run(q, k, v, dropout_p=P, generator=3)
+    metas = [t.to("meta") for t in (q, k, v)]
+    with pytest.raises(NotImplementedError, match="mask= is supported for plain CPU tensors"):
+        run(*metas, mask=mask)
+    assert run(*metas, dropout_p=P).device.type == "meta"
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    def fail(*args):
+        raise KeyError("broken")
+
+    monkeypatch.setattr(attention.Attention, "scores", fail)
+    state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            with pytest.raises(KeyError, match="broken"):
+                ct.scaled_dot_product_attention(*random_tensors(*[HEADS] * 3), dropout_p=P)
+            assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(threads)
