@@ -22,7 +22,7 @@ import numpy as np
 
 MASK64 = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
-BLOCK = 8192  # elements for which the lanes are seeded once
+BLOCK = 8192  # elements per block; the lanes are seeded once per block
 GROUP = 512  # elements that the lanes draw together, 64 per lane
 LANES = 8
 ROUNDS = 12  # maximum number of outputs per lane and group

@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 cdef class Generator:
     """Generator(seed=None)\n--\n
-    A source of masks. Each mask is determined by the seed and by a call number, which counts the masks.
+    A source of masks. Each mask is determined by the seed and a call number, the number of masks before it.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ cdef class Generator:
             self.spawned += count     # set before the list is built, so that other threads use other seeds
         try:
             return [Generator(mix(mix(seed + 2 * GAMMA) + GAMMA * (first + <uint64_t>k + 1))) for k in range(count)]
-        except BaseException:         # for example, a MemoryError
+        except BaseException:         # the list is incomplete, for example because of a MemoryError
             with cython.critical_section(self):
                 if self.seed_ == seed and self.spawned == first + count:
                     self.spawned = first

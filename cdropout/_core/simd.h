@@ -245,7 +245,7 @@ static inline size_t cd_store_alternate(void *y, const void *x, size_t n, size_t
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
   size_t i = 0;
 #if CD_HAS_VECTORS && defined(__SSE2__)
-  for (; itemsize == 4 && i + 4 < n; i += 4) { /* not the last element, because the one after it would be read */
+  for (; itemsize == 4 && i + 4 < n; i += 4) { /* exclude the last element, because the load reads the one after it */
     const float *source = (const float *)x + 2 * i;
     _mm_storeu_ps((float *)y + i, _mm_shuffle_ps(_mm_loadu_ps(source), _mm_loadu_ps(source + 4), 0x88));
   }

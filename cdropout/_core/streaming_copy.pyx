@@ -1,4 +1,4 @@
-"""A copy with streaming stores, which measures the memory bandwidth."""
+"""A copy with streaming stores, which the benchmark times to measure the memory bandwidth."""
 cimport numpy as cnp
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t

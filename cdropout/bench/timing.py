@@ -80,7 +80,7 @@ def cache_filler():
 
 
 def empty_cache():
-    """Fill the cache by reading other data, which need not be written back later."""
+    """Fill the cache by reading other data; unmodified data are not written back later."""
     cache_filler().max()
 
 

@@ -70,7 +70,7 @@ typedef struct {
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* The same as apply, but with packed bits, from bit bit_start on, in place of a mask. An element is kept if its bit is 1. */
+  /* Apply packed bits, from bit bit_start on, in the same way as apply uses a mask. An element is kept if its bit is 1. */
   int (*apply_bits)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start,
                     double scale);
   /* Write which elements the mask keeps: bits writes packed bits (n / 8 bytes, rounded up; the unused bits are 0), and bools writes

@@ -139,7 +139,7 @@ def strided(array):
 
 @every_dtype
 @pytest.mark.parametrize("bias_shape", [(C,), (T, C), (T, 1), (N, T, C)], ids=str)
-def test_result_is_the_same_for_every_layout(bias_shape, dtype):
+def test_bias_dropout_add_gives_the_same_result_for_every_layout(bias_shape, dtype):
     operand = operands((N, T, C), bias_shape, dtype)
     expected = separate_operations(*operand, reference_keep((N, T, C)), 0.3)
     layouts = [np.asfortranarray, strided, lambda array: array]
@@ -158,7 +158,7 @@ def test_result_is_the_same_for_every_layout(bias_shape, dtype):
     )
 
 
-def test_memoryviews_are_accepted():
+def test_bias_dropout_add_accepts_memoryviews():
     x, bias, residual = operands((N, C), (C,), np.float32)
     expected = cd.bias_dropout_add(x, bias, residual, 0.3, rng=SEED)
     y = cd.bias_dropout_add(memoryview(x), memoryview(bias), memoryview(residual), 0.3, rng=SEED)

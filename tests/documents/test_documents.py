@@ -244,7 +244,7 @@ def public_names(path):
 
 
 def documented_names(module):
-    """Return the names of a module that the API pages document."""
+    """Return the names in a module that are documented on the API pages."""
     found = set()
     for name, text in DOCUMENTS.items():
         for part in text.split(".. currentmodule:: ")[1:] if "docs/api" in name else ():

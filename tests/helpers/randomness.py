@@ -248,7 +248,7 @@ def family(draw, p, name, repetitions):
 
 
 def avalanche(draw, p, bases, start=0):
-    """Yield the scores of how often a flipped bit of seed or call changes elements of a group."""
+    """Yield the scores of the number of elements that a flipped bit of seed or call changes."""
     flips = [(1 << bit, 0) for bit in range(64)] + [(0, 1 << bit) for bit in range(64)]
     changed, chance = np.zeros((128, 512), np.int64), 2 * p * (1 - p)
     for base in range(bases):
