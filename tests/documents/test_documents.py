@@ -94,9 +94,10 @@ PYTHON_AND_OUTPUT = re.compile(
 DECIMAL = re.compile(r"\d+\.\d+")
 
 
-@pytest.mark.parametrize(
-    "name", [*slow("docs/howto/distributed.md"), *sorted({*PAGES} - {"docs/howto/distributed.md"})]
-)
+SLOW_PAGES = {"docs/howto/distributed.md", "docs/tutorial/pytorch.md"}
+
+
+@pytest.mark.parametrize("name", [*sorted({*PAGES} - SLOW_PAGES), *slow(*sorted(SLOW_PAGES))])
 def test_pages_show_the_output_of_their_code(name):
     """Run the blocks of a page in one process; compare each output with the text block after it.
 
