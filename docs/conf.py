@@ -22,6 +22,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 default_role = "py:obj"  # docstrings name functions in single backticks
 napoleon_google_docstring = False
+napoleon_use_ivar = True  # one line per attribute
 napoleon_use_param = False  # one line may describe several parameters
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
@@ -34,6 +35,7 @@ MISSING = [name for name in ADAPTERS if not find_spec(name)]
 html_theme = "furo"
 html_title = f"cdropout {version}"
 html_show_sphinx = False
+pygments_dark_style = "github-dark"  # the default underlines the names of modules
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 

@@ -196,6 +196,7 @@ def draw_ratios(axes, ratios):
             )  # fmt: skip
             axes.text(x, high + 0.02, f"{median:.2f}", ha="center")
     axes.set_xticks(range(len(ratios)), ratios)
+    axes.margins(y=0.1)  # space for the numbers
     axes.set(title="Time of a training step", ylabel="ratio to no dropout, with quartiles")
     axes.legend(loc="upper right")
 
