@@ -17,7 +17,6 @@ flax            | jax_adapter/test_flax.py             | flax>= jax==0.6.0
 tensorflow      | tensorflow_adapter                   | tensorflow>= keras>=
 keras-numpy     | keras_adapter                        | keras>= scipy numpy<2
 numpy-1.25      | core arrays                          | numpy>=
-numpy-1.24      | arrays core/test_mask_operators.py   | numpy==1.24.4
 jax-0.6         | jax_adapter                          | flax==0.11.2 jax==0.6.2
 jax-0.7         | jax_adapter                          | flax==0.12.0 jax==0.7.2
 jax-0.8         | jax_adapter                          | flax jax==0.8.3
