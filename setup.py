@@ -5,6 +5,7 @@ import shutil
 import sys
 import sysconfig
 import threading
+import tomllib
 from pathlib import Path
 
 import numpy
@@ -38,7 +39,13 @@ WINDOWS = {  # the names of the target platforms in Clang
 }
 NO_CLANG_CL = "clang-cl was not found on PATH, in LLVM's folder or in Visual Studio's"
 KERNELS = "cdropout._core._kernels_"
-MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOWEST_NUMPY = PROJECT["dependencies"][0].removeprefix("numpy>=")
+MACROS = [
+    ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+    # the import of a module raises an error for older versions of NumPy
+    ("NPY_TARGET_VERSION", f"NPY_{LOWEST_NUMPY.replace('.', '_')}_API_VERSION"),
+]
 # One build works for CPython 3.11 and later. Free-threaded builds have no stable ABI.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 MACROS += [("Py_LIMITED_API", "0x030B0000")] * ABI3

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 try:
+    import dask
     import dask.array as da
     from dask.array.core import normalize_chunks
     from dask.array.utils import meta_from_array
     from dask.base import tokenize
     from dask.layers import ArraySliceDep
 except ImportError as error:
-    raise ImportError("cdropout.dask needs Dask: pip install 'dask[array]'") from error
+    raise ImportError("cdropout.dask needs Dask: run `pip install 'cdropout[dask]'`") from error
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.generator import next_mask
 from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
+from cdropout.environment import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cdropout.typing import RNG, Axes, Probability
+
+check_version(dask)
 
 __all__ = ["dropout", "dropout_backward", "mask_to_dask"]
 

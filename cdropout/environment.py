@@ -1,10 +1,13 @@
-"""Error messages for failures during the import of the package."""
+"""Errors during the import of the package, and of the modules for frameworks."""
+
+from __future__ import annotations
 
 import os
 import re
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 
 
 def is_command() -> bool:
@@ -44,3 +47,36 @@ def unbuilt_checkout() -> str:
             f"start Python in another folder, or {remedy}"
         )
     return f"the checkout {here} of cdropout is not built: {remedy}"
+
+
+def check_version(framework: ModuleType) -> None:
+    """Raise an ImportError if pyproject.toml excludes the version of a framework.
+
+    The range is read from the metadata of the installed package. Without metadata, as in a folder
+    that was copied to the path, all versions are accepted.
+    """
+    from importlib import metadata  # its import takes longer than that of cdropout
+
+    name, version = framework.__name__, framework.__version__
+    try:
+        requirements = metadata.requires("cdropout") or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in requirements:
+        supported = requirement.partition(";")[0].strip()
+        limits = re.findall(r"(>=|<)([\d.]+)", supported)
+        if re.match(rf"{name}\b", supported) and not all(
+            (sign == "<") == (release(version) < release(limit)) for sign, limit in limits
+        ):
+            raise ImportError(
+                f"cdropout.{name} needs {supported}, but {name} {version} is installed: "
+                f"run `pip install 'cdropout[{name}]'`"
+            )
+
+
+def release(version: str) -> list[int]:
+    """Return the first numbers of a version, for comparisons: [2, 16] for 2.16.0rc1."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    while numbers and numbers[-1] == 0:
+        del numbers[-1]
+    return numbers

@@ -8,13 +8,17 @@ from typing import Any
 from cdropout._core.arguments import check_flag
 
 # imported before jax: without JAX, the ImportError of cdropout.jax has the install command
+from cdropout.environment import check_version
 from cdropout.jax import dropout
 
 try:
+    import flax
     import jax
     from flax import linen, nnx
 except ImportError as error:
     raise ImportError("cdropout.flax needs Flax: run `pip install 'cdropout[flax]'`") from error
+
+check_version(flax)
 
 __all__ = ["Dropout", "LinenDropout"]
 

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 from cdropout._core.dropout import dropout
 from cdropout._core.dtypes import FLOATS
 from cdropout._core.mask import Mask, broadcast_strides
+from cdropout.environment import check_version
 
 try:
     import keras
-
-    if int(keras.__version__.split(".")[0]) < 3:
-        raise ImportError(f"Keras {keras.__version__} is installed")
 except ImportError as error:
-    raise ImportError(
-        "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
-    ) from error
+    raise ImportError("cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`") from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+check_version(keras)
 
 __all__ = ["Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
 

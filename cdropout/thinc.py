@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 try:
+    import thinc
     from thinc.backends import NumpyOps, Ops, set_current_ops
     from thinc.model import Model
 except ImportError as error:
-    raise ImportError("cdropout.thinc needs thinc: pip install thinc") from error
+    raise ImportError("cdropout.thinc needs thinc: run `pip install 'cdropout[thinc]'`") from error
 
 from cdropout._core.mask import Mask
+from cdropout.environment import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+check_version(thinc)
 
 __all__ = ["CdropoutOps", "use_cdropout"]
 

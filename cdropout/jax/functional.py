@@ -6,23 +6,17 @@ import warnings
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from jax import ffi
+from jax import numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
 from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 from cdropout.jax._xla import handler
-
-try:
-    import jax
-    from jax import ffi
-    from jax import numpy as jnp
-    from jax.extend.core import Primitive
-    from jax.interpreters import ad, batching, mlir
-except ImportError as error:
-    raise ImportError(
-        "cdropout.jax needs JAX 0.5 or newer: run `pip install 'cdropout[jax]'`"
-    ) from error
 
 from cdropout.jax.partitioning import MAX_AXES, TARGETS, register_partitioner, set_sharding_rule
 

@@ -1,14 +1,21 @@
-"""Tests of the errors that the import of cdropout raises for invalid environment variables."""
+"""Tests of errors of imports: invalid environment variables, unsupported versions of frameworks."""
 
+import importlib
 import os
+import re
 import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cdropout._core import dispatch
+from cdropout.environment import check_version
 
 from ..helpers.command_line import BENCH, assert_error, run
-from ..helpers.requirements import slow, why_not_runnable
+from ..helpers.requirements import import_or_skip, slow, why_not_runnable
 
 ISA_ERROR = "CDROPOUT_ISA has to be one of baseline, avx2, avx512, but got "
 THREADS_ERROR = "CDROPOUT_NUM_THREADS has to be an int of at least 1, but"
@@ -74,3 +81,58 @@ def test_cdropout_isa_and_option_isa_ignore_case(command, isa):
         assert (code, error) == (0, "") and f"in use:         {isa}\n" in printed
     code, printed, error = run(command, *BENCH, "--isa", isa.upper())
     assert (code, error) == (0, "") and f", {isa}" in printed.splitlines()[0]
+
+
+# ---- versions of frameworks ---------------------------------------------------------------------
+
+VERSIONS = {  # supported versions, and others
+    "dask[array]>=2024.12": (["2024.12.0", "2024.12.1", "2025.1.0"], ["2024.9.9", "2024.11.2"]),
+    "keras>=3.0": (["3", "3.0.0", "3.10.0", "4.0.0"], ["2.15.0", "2.16.0rc1"]),
+    "tensorflow<3,>=2.16": (["2.16.0rc1", "2.16.2", "2.21.0"], ["2.9.3", "3.0.0", "3.0.0a1+cpu"]),
+}
+
+
+@pytest.mark.parametrize("requirement", VERSIONS)
+def test_check_version_raises_for_versions_outside_of_the_range(requirement, monkeypatch):
+    name = re.match(r"\w+", requirement)[0]
+    lines = ["numpy>=1.25", f'{name}lib>=9; extra == "x"', f'{requirement}; extra == "{name}"']
+    monkeypatch.setattr(metadata, "requires", lambda _: lines)
+    supported, others = VERSIONS[requirement]
+    for version in supported:
+        check_version(SimpleNamespace(__name__=name, __version__=version))
+    for version in others:
+        message = (
+            f"cdropout.{name} needs {requirement}, but {name} {version} is installed: "
+            f"run `pip install 'cdropout[{name}]'`"
+        )
+        with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
+            check_version(SimpleNamespace(__name__=name, __version__=version))
+
+
+def test_check_version_accepts_all_versions_without_metadata(monkeypatch):
+    framework = SimpleNamespace(__name__="dask", __version__="0.0.1")
+    monkeypatch.setattr(metadata, "requires", lambda _: None)
+    check_version(framework)
+    monkeypatch.setattr(metadata, "requires", lambda _: metadata.distribution("cdropout-missing"))
+    check_version(framework)
+
+
+@pytest.mark.parametrize("name", ["dask", "flax", "jax", "keras", "tensorflow", "thinc"])
+def test_adapters_check_the_version_of_their_framework(name, monkeypatch):
+    import_or_skip(name)
+    adapter = importlib.import_module(f"cdropout.{name}")
+    monkeypatch.setattr(metadata, "requires", lambda _: [f'{name}>=9999; extra == "{name}"'])
+    with pytest.raises(ImportError, match=rf"^cdropout\.{name} needs {name}>=9999, but {name} "):
+        importlib.reload(adapter)
+
+
+def test_metadata_has_the_ranges_of_pyproject():
+    requirements = metadata.requires("cdropout")
+    if not requirements:
+        pytest.skip("needs the metadata of cdropout: pip install .")
+    lines = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    for name in ("dask", "flax", "jax", "keras", "tensorflow", "thinc"):
+        lowest = re.search(r">=([\d.]+)", lines["project"]["optional-dependencies"][name][-1])[1]
+        check_version(SimpleNamespace(__name__=name, __version__=lowest))
+        with pytest.raises(ImportError, match=f">={lowest}"):
+            check_version(SimpleNamespace(__name__=name, __version__="0.0.1"))

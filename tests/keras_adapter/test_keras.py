@@ -24,7 +24,7 @@ CHECKS = Path(__file__).with_name("keras_checks.py")
 # with one backend also compare the masks of the other backends, except TensorFlow.
 FIRST = next((name for name, module in BACKENDS.items() if find_spec(module)), "numpy")
 WARNING_OF_KERAS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-MESSAGE = "cdropout.keras needs Keras 3: run `pip install 'cdropout[keras]'`"
+MESSAGE = "cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`"
 
 
 @pytest.mark.parametrize("backend", [FIRST, *slow(*[name for name in BACKENDS if name != FIRST])])
@@ -52,13 +52,4 @@ def test_layers_with_each_backend(backend):
 def test_import_without_keras_raises_with_the_install_command():
     status, _, errors = run("import sys; sys.modules['keras'] = None; import cdropout.keras")
     assert status == 1
-    assert errors.endswith(MESSAGE)
-
-
-def test_import_with_an_unsupported_version_of_keras_raises(tmp_path):
-    (tmp_path / "keras.py").write_text("__version__ = '2.15.0'")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
-    status, _, errors = run(script)
-    assert status == 1
-    assert "Keras 2.15.0 is installed" in errors
     assert errors.endswith(MESSAGE)

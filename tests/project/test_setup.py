@@ -1,10 +1,11 @@
-"""Tests of the compiler and the flags that setup.py uses on Windows."""
+"""Tests of the lowest NumPy, and of the compiler and the flags that setup.py uses on Windows."""
 
 import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 SETUP = Path(__file__).parents[2] / "setup.py"
@@ -53,6 +54,16 @@ def flags_of_kernels(command):
     found = {ext.name: ext.extra_compile_args for ext in command.extensions}
     assert "cdropout._core.dispatch" in found
     return {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
+
+
+def test_modules_require_the_lowest_numpy_of_pyproject(build):
+    macros = {dict(extension.define_macros)["NPY_TARGET_VERSION"] for extension in build.extensions}
+    (version,) = macros
+    lowest = version.removeprefix("NPY_").removesuffix("_API_VERSION").replace("_", ".")
+    assert f'dependencies = ["numpy>={lowest}"]' in SETUP.with_name("pyproject.toml").read_text()
+    # the compiler takes an unknown name for 0, the first version
+    header = Path(np.get_include(), "numpy", "numpyconfig.h").read_text()
+    assert f"#define {version} " in header
 
 
 FOLDERS = [

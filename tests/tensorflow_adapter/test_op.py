@@ -84,21 +84,7 @@ def test_import_without_tensorflow_raises_with_the_install_command():
     )
     assert status == 1
     assert errors.endswith(
-        "cdropout.tensorflow needs TensorFlow 2.16 or newer: "
-        "run `pip install 'cdropout[tensorflow]'`"
-    )
-
-
-@pytest.mark.parametrize("version", ["2.15.1", "3.0.0"])
-def test_import_with_an_unsupported_version_of_tensorflow_raises(version, tmp_path):
-    (tmp_path / "tensorflow.py").write_text(f"__version__ = {version!r}")
-    status, _, errors = run(
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.tensorflow"
-    )
-    assert status == 1
-    assert errors.endswith(
-        "cdropout.tensorflow needs TensorFlow 2.16 or newer, but older than 3.0; "
-        f"TensorFlow {version} is installed"
+        "cdropout.tensorflow needs TensorFlow: run `pip install 'cdropout[tensorflow]'`"
     )
 
 

@@ -302,4 +302,4 @@ def test_digits_example_prints_errors_and_slowdown():
 
 def test_import_without_thinc_raises_with_the_install_command():
     _, _, errors = run("import sys; sys.modules['thinc'] = None; import cdropout.thinc")
-    assert errors.endswith("ImportError: cdropout.thinc needs thinc: pip install thinc")
+    assert errors.endswith("cdropout.thinc needs thinc: run `pip install 'cdropout[thinc]'`")
