@@ -1,10 +1,12 @@
 """Tests that the modules of cdropout.flax apply dropout with the keys that Flax provides."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from ..helpers.arrays import assert_same_bits
-from ..helpers.requirements import import_or_skip
+from ..helpers.requirements import import_or_skip, slow
 from ..helpers.subprocess_runner import run
 
 jax = import_or_skip("jax")
@@ -12,7 +14,8 @@ flax = import_or_skip("flax")
 from flax import linen, nnx  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 
-from cdropout.flax import Dropout, LinenDropout  # noqa: E402
+import cdropout.flax.linen as cdropout_linen  # noqa: E402
+from cdropout.flax import Dropout, LinenDropout, dot_product_attention  # noqa: E402
 from cdropout.jax import dropout  # noqa: E402
 
 from ..helpers.jax_arrays import KEY, normal_jax  # noqa: E402
@@ -59,16 +62,42 @@ def test_nnx_module_in_evaluation():
     assert (model(X) == 0).any()
     assert_same_bits(module(X, deterministic=True), X)
     assert_same_bits(Dropout(0.0)(X), X)
-    assert_same_bits(Dropout(1.0, rngs=nnx.Rngs(0))(X), jnp.zeros_like(X))
 
 
-def test_nnx_module_without_valid_key_or_rate_raises():
-    with pytest.raises(ValueError, match="needs a key: pass rngs= to the constructor or the call"):
-        Dropout(0.3)(X)
-    with pytest.raises(ValueError, match="needs deterministic=, in the constructor or in"):
-        Dropout(0.3, deterministic=None, rngs=nnx.Rngs(0))(X)
-    with pytest.raises(TypeError, match="key has to be a JAX key, .* but got str"):
-        Dropout(0.3)(X, rngs="noise")
+@pytest.mark.parametrize("rate", [0.0, 1.0, 0, 1, np.float32(1)])
+def test_rate_0_or_1_uses_no_key(rate):
+    expected = jnp.zeros_like(X) if rate else X
+    assert_same_bits(Dropout(rate)(X), expected)
+    module = Dropout(rate, rngs=nnx.Rngs(0))
+    assert_same_bits(module(X), expected)
+    assert module.rngs.count[...] == 0
+    assert_same_bits(LinenDropout(rate, deterministic=False).apply({}, X), expected)
+
+
+def error_of(call, *args, **options):
+    """Return the exception that a call raises."""
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call(*args, **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "constructor, call, message",
+    [
+        ({}, {}, "`deterministic` is False, but no `rngs` argument was provided to Dropout"),
+        ({"deterministic": None}, {}, "No `deterministic` argument was provided to Dropout"),
+        ({}, {"rngs": "noise"}, "rngs must be a Rngs, RngStream or jax.Array, but got <class 'str"),
+    ],
+)
+def test_nnx_module_raises_errors_of_flax(constructor, call, message):
+    ours, theirs = (error_of(m(0.3, **constructor), X, **call) for m in (Dropout, nnx.Dropout))
+    assert type(ours) is type(theirs)
+    assert str(ours) == str(theirs) and str(ours).startswith(message)
+
+
+def test_nnx_module_with_invalid_rate_or_flag_raises():
+    with pytest.raises(TypeError, match="deterministic has to be a bool, but got str"):
+        Dropout(0.3, rngs=nnx.Rngs(0))(X, deterministic="yes")
     with pytest.raises(ValueError, match="has to be between 0 and 1, but got 2"):
         Dropout(2, rngs=nnx.Rngs(0))(X)
 
@@ -82,7 +111,7 @@ def test_nnx_module_with_traced_rate():
         assert_same_bits(call(module, X), dropout(key, X, float(np.float32(rate))))
     with_key = jax.jit(lambda x, rate: Dropout(rate)(x, rngs=KEY))
     assert_same_bits(with_key(X, 0.5), dropout(KEY, X, 0.5))
-    with pytest.raises(ValueError, match="needs a key: pass rngs="):
+    with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
         jax.jit(lambda x, rate: Dropout(rate)(x))(X, 0.0)
 
 
@@ -161,9 +190,6 @@ def test_linen_module_with_arguments():
     assert_same_bits(
         LinenDropout(0.3, deterministic=False).apply({}, X, rng=KEY), dropout(KEY, X, 0.3)
     )
-    assert_same_bits(
-        LinenDropout(1.0).apply({}, X, deterministic=False, rng=KEY), jnp.zeros_like(X)
-    )
 
 
 def test_linen_module_raises_errors_of_flax():
@@ -171,6 +197,152 @@ def test_linen_module_raises_errors_of_flax():
         LinenDropout(0.3).apply({}, X)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
         LinenDropout(0.3).apply({}, X, deterministic=False)
+
+
+def test_linen_submodules_have_the_names_of_flax():
+    def names(dropout_module):
+        class Network(linen.Module):
+            @linen.compact
+            def __call__(self, x):
+                for _ in range(2):
+                    x = dropout_module(0.3, deterministic=False)(x)
+                return x
+
+        table = Network().tabulate(
+            {"params": KEY, "dropout": KEY}, X, console_kwargs={"width": 200}
+        )
+        return [name for name in table.split() if name.startswith("Dropout_")]
+
+    assert LinenDropout is cdropout_linen.Dropout
+    assert names(cdropout_linen.Dropout) == names(linen.Dropout) == ["Dropout_0", "Dropout_1"]
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+QUERY, KEYS, VALUES = (normal_jax((2, 5, 4, 8), seed=seed) for seed in range(3))
+
+
+def attention_with_dropout(query, key, value, rng, broadcast_dims):
+    """Return the result of attention, computed without Flax."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    weights = dropout(rng, jax.nn.softmax(scores), 0.4, broadcast_dims)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+@pytest.mark.parametrize("broadcast", [True, *slow(False)])
+@pytest.mark.parametrize("attention", [dot_product_attention, cdropout_linen.dot_product_attention])
+def test_attention_applies_the_mask_of_the_key_to_the_weights(attention, broadcast):
+    expected = attention_with_dropout(QUERY, KEYS, VALUES, KEY, (0, 1) if broadcast else ())
+    options = {"dropout_rng": KEY, "broadcast_dropout": broadcast}
+    y = attention(QUERY, KEYS, VALUES, dropout_rate=0.4, **options)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
+    with_rate = jax.jit(lambda rate: attention(QUERY, KEYS, VALUES, dropout_rate=rate, **options))
+    np.testing.assert_allclose(with_rate(0.4), expected, rtol=1e-4, atol=1e-6)
+    assert not attention(QUERY, KEYS, VALUES, dropout_rate=1.0).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ours, theirs, options",
+    [
+        (dot_product_attention, nnx.dot_product_attention, {}),
+        (dot_product_attention, nnx.dot_product_attention, {"dtype": jnp.bfloat16}),
+        (dot_product_attention, nnx.dot_product_attention, {"mask": jnp.tri(5) > 0}),
+        (
+            cdropout_linen.dot_product_attention,
+            linen.dot_product_attention,
+            {"dtype": jnp.bfloat16},
+        ),
+        (
+            cdropout_linen.dot_product_attention,
+            linen.dot_product_attention,
+            {"mask": jnp.tri(5) > 0, "precision": "highest", "force_fp32_for_softmax": True},
+        ),
+        (
+            cdropout_linen.dot_product_attention,
+            linen.dot_product_attention,
+            {"qk_attn_weights_einsum": jnp.einsum, "attn_weights_value_einsum": jnp.einsum},
+        ),
+    ],
+)
+def test_attention_without_dropout_equals_that_of_flax(ours, theirs, options):
+    y, expected = (f(QUERY, KEYS, VALUES, **options) for f in (ours, theirs))
+    assert y.dtype == expected.dtype
+    np.testing.assert_allclose(
+        np.float32(y), np.float32(expected), atol=0.05 if "dtype" in options else 1e-6
+    )
+
+
+@pytest.mark.slow
+def test_nnx_attention_of_grouped_queries_and_causal():
+    if "is_causal" not in inspect.signature(nnx.dot_product_attention).parameters:
+        pytest.skip("needs a newer Flax, with is_causal=")
+    arguments = QUERY, KEYS[:, :, :2], VALUES[:, :, :2]
+    y, expected = (
+        f(*arguments, is_causal=True) for f in (dot_product_attention, nnx.dot_product_attention)
+    )
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+def nnx_attention(attention_fn, x, deterministic):
+    """Return the result of a module of nnx."""
+    module = nnx.MultiHeadAttention(
+        num_heads=5, in_features=30, dropout_rate=0.4, attention_fn=attention_fn, decode=False,
+        deterministic=deterministic, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    return module(x)
+
+
+def linen_attention(attention_fn, x, deterministic):
+    """Return the result of a module of linen."""
+    options = {"num_heads": 5, "dropout_rate": 0.4, "deterministic": deterministic}
+    variables = linen.MultiHeadDotProductAttention(**options).init(KEY, x)
+    module = linen.MultiHeadDotProductAttention(**options, attention_fn=attention_fn)
+    return module.apply(variables, x, rngs={"dropout": KEY})
+
+
+@pytest.mark.parametrize(
+    "run_module, ours, theirs",
+    [
+        (nnx_attention, dot_product_attention, nnx.dot_product_attention),
+        (linen_attention, cdropout_linen.dot_product_attention, linen.dot_product_attention),
+    ],
+)
+def test_attention_modules_with_attention_fn(run_module, ours, theirs):
+    def reference(query, key, value, dropout_rng=None, dropout_rate=None, **_):
+        assert dropout_rate == 0.4
+        return attention_with_dropout(query, key, value, dropout_rng, (0, 1))
+
+    y, expected = (run_module(function, X[None], True) for function in (ours, theirs))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    y, expected = (run_module(function, X[None], False) for function in (ours, reference))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", [True, *slow(False)])
+def test_recurrent_dropout_of_linen(split):
+    """Flax's cells have no dropout; a cell that contains a module has one mask per step or one."""
+
+    class Cell(linen.RNNCellBase):
+        features: int = 30
+
+        @linen.compact
+        def __call__(self, carry, x):
+            y = LinenDropout(0.5, deterministic=False)(x)
+            return carry, y
+
+        def initialize_carry(self, rng, input_shape):
+            return jnp.zeros(())
+
+        @property
+        def num_feature_axes(self):
+            return 1
+
+    rnn = linen.RNN(Cell(), split_rngs={"params": False, "dropout": split})
+    y = rnn.apply({}, jnp.ones((1, 6, 30)), rngs={"dropout": KEY})[0]
+    assert {float(value) for value in np.unique(y)} == {0, 2}
+    equal = [bool((row == y[0]).all()) for row in y]
+    assert equal == ([True] + [False] * 5 if split else [True] * 6)
 
 
 # ---- without Flax -------------------------------------------------------------------------------

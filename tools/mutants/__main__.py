@@ -105,7 +105,10 @@ NEAREST = {  # for each file, the tests that are most likely to fail, in the ord
     "jax/functional.py": (
         "jax_adapter/traced_p jax_adapter/functional jax_adapter/mask_argument jax_adapter/errors"
     ),
-    "flax.py": "jax_adapter/flax",
+    "jax/partitioning.py": "jax_adapter/sharding",
+    "flax/functional.py": "jax_adapter/flax",
+    "flax/linen.py": "jax_adapter/flax",
+    "flax/nnx.py": "jax_adapter/flax",
     "dask.py": "dask_adapter/*",
     "keras.py": "keras_adapter/keras",
     "thinc.py": "thinc_adapter/thinc",

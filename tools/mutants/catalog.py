@@ -701,17 +701,20 @@ MUTANTS = {
         "_window": [("broadcast axes", "$a in $b for", "0 for")],
         "_lower": [("inplace", "{1: 0} if $i else None", "None")],
     },
-    "flax.py": {
-        "_is_identity": [
-            ("traced", "not isinstance($r, jax.core.Tracer) and", "True and"),
+    "flax/functional.py": {
+        "result_without_mask": [
+            ("traced", "isinstance($r, jax.core.Tracer) or", "False or"),
         ],
-        "_next_key": [("none", "if $r is None:", "if False:")],
+    },
+    "flax/linen.py": {
         "Dropout.__call__": [
-            ("undecided", "if $d is None:", "if False:", 2),
-            ("axes", "tuple($s.broadcast_dims)", "()"),
-        ],
-        "LinenDropout.__call__": [
             ("own key", "$s.make_rng($c) if $r is None else $r", "$s.make_rng($c)"),
+        ],
+    },
+    "flax/nnx.py": {
+        "Dropout.__call__": [
+            ("undecided", "if $d is None:", "if False:"),
+            ("axes", "tuple($s.broadcast_dims)", "()"),
         ],
     },
     "dask.py": {
