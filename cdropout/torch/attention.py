@@ -53,6 +53,7 @@ MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
 MIN_WEIGHTS = (
     1 << 19
 )  # with fewer weights, `accelerate` replaces only the dropout: calls take less time
+MAX_SCORE = 40  # exponentials of numbers up to 40 are summed without subtracting the largest number
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -129,35 +130,6 @@ class Attention:
         together = max(1, min(size // (rows * self.keys), heads // torch.get_num_threads()))
         return together, rows
 
-    def buffer(self, heads: int) -> Tensor:
-        """Return memory for one tile."""
-        together, rows = self.lengths(heads)
-        return torch.empty(together * rows * self.keys, dtype=self.dtype, device="cpu")
-
-    def scores(self, h: Heads, heads: slice, rows: slice, buffer: Tensor) -> Tensor:
-        """Return the scores of a tile, without keys that `is_causal` hides from all its rows."""
-        query = h.query[heads, rows].to(self.dtype)
-        keys = min(rows.stop, self.keys) if self.is_causal else self.keys
-        key = h.key[heads, :keys].to(self.dtype).transpose(1, 2)
-        shape = *query.shape[:2], keys
-        scores = buffer[: math.prod(shape)].view(shape)
-        torch.baddbmm(scores, query, key, beta=0, alpha=self.scale, out=scores)
-        if self.is_causal and rows.start < keys:
-            hidden = torch.ones(query.shape[1], keys - rows.start, dtype=torch.bool, device="cpu")
-            scores[:, :, rows.start :].masked_fill_(hidden.triu_(1), -math.inf)
-        elif h.attn_mask is not None:
-            attn_mask = h.attn_mask[heads, rows]
-            if attn_mask.dtype is torch.bool:
-                scores.masked_fill_(attn_mask.logical_not(), -math.inf)
-            else:
-                scores.add_(attn_mask)
-        return scores
-
-    def drop(self, h: Heads, heads: slice, rows: slice, x: Tensor, y: Tensor) -> None:
-        """Write x with the window of the mask applied to y."""
-        start = h.start + heads.start * h.strides[0] + rows.start * h.strides[1]
-        apply_window(x, y, self.mask, start, h.strides)
-
     # ---- forward --------------------------------------------------------------------------------
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -165,43 +137,48 @@ class Attention:
         query, _key, value = self.tensors
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
         sums = query.new_empty(*query.shape[:-1], 1, dtype=self.dtype)
-        self._forward_heads(out, sums, normalize=False)
-        if not math.isfinite(sums.sum().item()):
-            self._forward_heads(out, sums, normalize=True)
+        for normalize in (False, True):
+            for h in self.heads(out, sums):
+                together, rows = self.lengths(len(h.query))
+                work = partial(self._forward_heads, h, rows, normalize)
+                _run(_slices(len(h.query), together), work)
+            if math.isfinite(sums.sum().item()):
+                break
         return out, sums
 
-    def _forward_heads(self, out: Tensor, sums: Tensor, normalize: bool) -> None:
-        """Fill `out` and `sums`. If `normalize` is true, weights are normalized before the dropout.
-
-        This takes longer, but only in this case, a dropped weight is 0 if the sum is NaN.
-        """
-        for h in self.heads(out, sums):
-            n = len(h.query)
-            together, rows = self.lengths(n)
-            tiles = [(i, j) for i in _slices(n, together) for j in _slices(self.rows, rows)]
-            _run(tiles, partial(self._forward_tiles, h, n, normalize))
-
-    def _forward_tiles(
-        self, h: Heads, n: int, normalize: bool, tiles: Iterator[tuple[slice, slice]]
+    def _forward_heads(
+        self, h: Heads, rows: int, normalize: bool, groups: Iterator[slice]
     ) -> None:
-        buffer = self.buffer(n)
-        out, sums = h.others
+        """Fill the output and the sums of groups of heads.
+
+        If `normalize` is true, weights are normalized before the dropout instead of afterwards. This
+        takes longer, but only in this case, a dropped weight is 0 if the sum of the row is NaN.
+        """
+        buffer = Buffer(self.dtype)
         masked = self.is_causal or h.attn_mask is not None
-        for heads, rows in tiles:
-            weights = self.scores(h, heads, rows, buffer)
-            largest = torch.amax(weights, -1, keepdim=True)
-            if masked:  # the weights of a row without visible keys are zeros
-                largest.masked_fill_(largest == -math.inf, 0)
-            total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
-            if masked:
-                total.masked_fill_(total == 0, 1)
-            torch.add(largest, total.log(), out=sums[heads, rows])
-            if normalize:
-                weights.div_(total)
-                total.fill_(1)
-            self.drop(h, heads, rows, weights, weights)
-            value = h.value[heads, : weights.shape[2]].to(self.dtype)
-            torch.div(torch.bmm(weights, value), total, out=out[heads, rows])
+        for heads in groups:
+            group = Group(self, h, heads, rows)
+            bounded = group.has_small_scores()
+            targets = zip(*(t[heads].split(rows, 1) for t in h.others), strict=True)
+            for i, (out, sums) in enumerate(targets):
+                weights = group.scores(i, buffer)
+                if bounded:
+                    total = weights.exp_().sum(-1, keepdim=True)
+                    largest = 0
+                else:
+                    largest = torch.amax(weights, -1, keepdim=True)
+                    if masked:  # the weights of a row without visible keys are zeros
+                        largest.masked_fill_(largest == -math.inf, 0)
+                    total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
+                if masked:
+                    total.masked_fill_(total == 0, 1)
+                torch.add(total.log(), largest, out=sums)
+                if normalize:
+                    weights.div_(total)
+                    total.fill_(1)
+                group.drop(i, weights, weights)
+                product = torch.bmm(weights, group.visible(i, group.value))
+                torch.div(product, total, out=out)
 
     # ---- backward -------------------------------------------------------------------------------
 
@@ -219,81 +196,153 @@ class Attention:
             expanded = [ga.expand(*gy.shape[:-2], self.rows, self.keys)]
         given = [g.expand(*gy.shape[:-2], 0, 0) if g is none else g for g in gradients]
         for h in self.heads(gy, sums, *given, *expanded):
-            n = len(h.query)
-            work = partial(self._backward_heads, h, n, needed)
+            together, rows = self.lengths(len(h.query))
+            work = partial(self._backward_heads, h, rows, needed)
             # Heads that share a gradient of attn_mask must not be processed at the same time
-            _run(_slices(n, self.lengths(n)[0]), work, not expanded)
-        return [*gradients, ga.to(self.attn_mask.dtype) if expanded else none]
+            _run(_slices(len(h.query), together), work, not expanded)
+        if expanded:
+            ga = ga.to(cast("Tensor", self.attn_mask).dtype)
+        return [*gradients, ga]
 
     def _backward_heads(
-        self, h: Heads, n: int, needed: list[bool], all_heads: Iterator[slice]
+        self, h: Heads, rows: int, needed: list[bool], groups: Iterator[slice]
     ) -> None:
-        first, second = self.buffer(n), self.buffer(n)
-        _gy, _sums, _gq, gk, gv, *_ga = h.others
-        for heads in all_heads:
-            sums = [
-                self._new_sum(g[heads]) if need else None
-                for g, need in ((gk, needed[1]), (gv, needed[2]))
+        """Fill the gradients of groups of heads, and add to the gradient of attn_mask."""
+        buffers = Buffer(self.dtype), Buffer(self.dtype)
+        gy, sums, *targets = h.others
+        for heads in groups:
+            group = Group(self, h, heads, rows)
+            gq, gk, gv = gradients = [
+                self._new_sum(target[heads]) if need else None
+                for target, need in zip(targets[:3], needed, strict=False)
             ]
-            beta = 0  # the first tile overwrites the sums: with `is_causal`, it has the most keys
-            for rows in reversed(_slices(self.rows, self.lengths(n)[1])):
-                self._backward_tile(h, heads, rows, first, second, needed, beta, *sums)
-                beta = 1
-            for target, total in zip((gk, gv), sums, strict=True):
+            split = (gy[heads].to(self.dtype), sums[heads], *(t[heads] for t in targets[3:]))
+            tiles = list(zip(*(t.split(rows, 1) for t in split), strict=True))
+            gq_tiles = [None] * len(tiles) if gq is None else gq.split(rows, 1)
+            # The first tile overwrites the sums: with `is_causal`, the last rows see the most keys
+            for i in reversed(range(len(tiles))):
+                beta = 0 if i == len(tiles) - 1 else 1
+                self._backward_tile(group, i, *tiles[i][:2], buffers, beta, gq_tiles[i], gk, gv, tiles[i][2:])
+            for target, total in zip(targets, gradients, strict=False):
                 if total is not None and total.dtype != target.dtype:
                     target[heads] = total
 
     def _new_sum(self, target: Tensor) -> Tensor:
         """Return a tensor to which products can be added: `target` if it has the right type."""
-        total = target
-        if target.dtype != self.dtype:
-            total = torch.empty(target.shape, dtype=self.dtype, device="cpu")
-        if self.is_causal and self.rows < self.keys:
-            total[:, self.rows :] = 0  # the gradients of hidden keys
-        return total
+        if target.dtype == self.dtype:
+            return target
+        return torch.empty(target.shape, dtype=self.dtype, device="cpu")
 
     def _backward_tile(
         self,
-        h: Heads,
-        heads: slice,
-        rows: slice,
-        first: Tensor,
-        second: Tensor,
-        needed: list[bool],
+        group: Group,
+        i: int,
+        gy: Tensor,
+        sums: Tensor,
+        buffers: tuple[Buffer, Buffer],
         beta: int,
+        gq: Tensor | None,
         gk: Tensor | None,
         gv: Tensor | None,
+        ga: tuple[Tensor, ...],
     ) -> None:
-        gy, sums, gq, _gk, _gv, *ga = h.others
-        gy = gy[heads, rows].to(self.dtype)
-        weights = self.scores(h, heads, rows, first).sub_(sums[heads, rows]).exp_()
-        keys = weights.shape[2]
-        gradient = second[: weights.numel()].view_as(weights)
+        weights = group.scores(i, buffers[0]).sub_(sums).exp_()
+        gradient, transposed = buffers[1](*weights.shape)
         if gv is not None:
-            self.drop(h, heads, rows, weights, gradient)
-            gv[:, :keys].baddbmm_(gradient.transpose(1, 2), gy, beta=beta)
-        if not (needed[0] or needed[1] or needed[3]):
+            group.drop(i, weights, gradient)
+            _add_product(gv, transposed, gy, beta, 1)
+        if gq is None and gk is None and not ga:
             return
-        value = h.value[heads, :keys].to(self.dtype)
-        torch.bmm(gy, value.transpose(1, 2), out=gradient)
-        self.drop(h, heads, rows, gradient, gradient)
-        torch.ops.aten._softmax_backward_data.out(
-            gradient, weights, -1, self.dtype, grad_input=gradient
-        )
+        torch.bmm(gy, group.visible(i, group.value).mT, out=gradient)
+        group.drop(i, gradient, gradient)
+        torch._softmax_backward_data(gradient, weights, -1, self.dtype, grad_input=gradient)
         for target in ga:
             axes = tuple(slice(0, None if stride else 1) for stride in target.stride())
-            total = target[heads, rows][axes]
+            total = target[axes]
             total += gradient.sum_to_size(total.shape)
-        if needed[0]:
-            key = h.key[heads, :keys].to(self.dtype)
-            total = gq[heads, rows]
-            if total.dtype == self.dtype:
-                torch.baddbmm(total, gradient, key, beta=0, alpha=self.scale, out=total)
-            else:
-                total.copy_(torch.bmm(gradient, key).mul_(self.scale))
+        if gq is not None:
+            _add_product(gq, gradient, group.visible(i, group.key), 0, self.scale)
         if gk is not None:
-            query = h.query[heads, rows].to(self.dtype)
-            gk[:, :keys].baddbmm_(gradient.transpose(1, 2), query, beta=beta, alpha=self.scale)
+            _add_product(gk, transposed, group.query[i], beta, self.scale)
+
+
+class Buffer:
+    """Memory for one tile. A call returns a view of the given shape, and the transposed view."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.memory = torch.empty(0, dtype=dtype, device="cpu")
+        self.views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, *shape: int) -> tuple[Tensor, Tensor]:
+        if shape not in self.views:
+            size = math.prod(shape)
+            if size > self.memory.numel():
+                self.memory = self.memory.new_empty(size)
+                self.views = {}
+            view = self.memory[:size].view(shape)
+            self.views[shape] = view, view.transpose(1, 2)
+        return self.views[shape]
+
+
+class Group:
+    """Adjacent heads that are processed together, split into tiles of `rows` rows."""
+
+    def __init__(self, attention: Attention, h: Heads, heads: slice, rows: int) -> None:
+        dtype = attention.dtype
+        self.attention, self.rows, self.strides = attention, rows, h.strides
+        self.start = h.start + heads.start * h.strides[0]
+        self.queries = h.query[heads].to(dtype)
+        self.query = self.queries.split(rows, 1)
+        self.key, self.value = h.key[heads].to(dtype), h.value[heads].to(dtype)
+        self.attn_mask = None if h.attn_mask is None else h.attn_mask[heads].split(rows, 1)
+
+    def visible(self, i: int, t: Tensor) -> Tensor:
+        """Return the part of `t`, keys or values, that `is_causal` does not hide from tile i."""
+        last = (i + 1) * self.rows
+        return t[:, :last] if self.attention.is_causal and last < t.shape[1] else t
+
+    def scores(self, i: int, buffer: Buffer) -> Tensor:
+        """Return the scores of tile i for the visible keys."""
+        query, key = self.query[i], self.visible(i, self.key)
+        scores, _ = buffer(*query.shape[:2], key.shape[1])
+        torch.baddbmm(scores, query, key.mT, beta=0, alpha=self.attention.scale, out=scores)
+        first = i * self.rows
+        if self.attention.is_causal and first < key.shape[1]:
+            part = scores[:, :, first:]
+            hidden = torch.ones(part.shape[1:], dtype=torch.bool, device="cpu").triu_(1)
+            part.masked_fill_(hidden, -math.inf)
+        elif self.attn_mask is not None:
+            attn_mask = self.attn_mask[i]
+            if attn_mask.dtype is torch.bool:
+                scores.masked_fill_(attn_mask.logical_not(), -math.inf)
+            else:
+                scores.add_(attn_mask)
+        return scores
+
+    def has_small_scores(self) -> bool:
+        """Return whether exponentials of the scores and their sums can neither over- nor underflow.
+
+        This is certain if the product of the largest norms of a query and of a key is small.
+        """
+        if self.attn_mask is not None and self.attn_mask[0].dtype is not torch.bool:
+            return False
+        query, key = (torch.linalg.vector_norm(t, dim=-1).amax() for t in (self.queries, self.key))
+        return abs(self.attention.scale) * (query * key).item() <= MAX_SCORE
+
+    def drop(self, i: int, x: Tensor, y: Tensor) -> None:
+        """Write x with the mask of tile i applied to y."""
+        start = self.start + i * self.rows * self.strides[1]
+        apply_window(x, y, self.attention.mask, start, self.strides)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, scale: float) -> None:
+    """Set the first rows of `total` to beta * total + scale * a @ b; if beta is 0, clear the others."""
+    rows = a.shape[1]
+    if rows < total.shape[1]:
+        if beta == 0:
+            total[:, rows:] = 0
+        total = total[:, :rows]
+    torch.baddbmm(total, a, b, beta=beta, alpha=scale, out=total)
 
 
 def _can_merge(lengths: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -96,6 +96,7 @@ FORMS = {  # shapes of query, key and value; options
     "floats per head": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[0]}),
     "infinities": (HEADS, KEYS, KEYS, {"attn_mask": BIAS.masked_fill(~VISIBLE, -math.inf)}),
     "scale": (HEADS, KEYS, KEYS, {"scale": -0.7}),
+    "large scores": (HEADS, KEYS, KEYS, {"scale": 3.0, "attn_mask": VISIBLE}),
     "2 dimensions": ((40, 8), (30, 8), (30, 8), {}),
     "3 dimensions": ((3, 40, 8), (3, 30, 8), (3, 30, 8), {"is_causal": True}),
     "5 dimensions": ((2, 1, 3, 40, 8), (2, 1, 3, 30, 8), (2, 1, 3, 30, 8), {}),
@@ -654,7 +655,7 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
     def fail(*args):
         raise KeyError("broken")
 
-    monkeypatch.setattr(attention.Attention, "scores", fail)
+    monkeypatch.setattr(attention.Group, "scores", fail)
     state = torch.get_rng_state()
     threads = torch.get_num_threads()
     try:
