@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._draw import given_mask
 from cdropout.torch._openmp import call_on_threads, can_call_on_threads
-from cdropout.torch._tensors import apply_window
+from cdropout.torch._tensors import apply_window, runs_eagerly
 from cdropout.torch.autograd import (
     _check_fallback,
     dropout_by_operators,
@@ -433,8 +433,8 @@ def _(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.impl(library, "attention_backward", "CPU")
-def _(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(_attention(*args).backward(gy, sums, needed))
+def _(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_eager_backward(*args))
 
 
 @torch.library.register_fake(attention_operator)
@@ -504,23 +504,45 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, attn_mask, seed, *ctx.constants = inputs
-    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(query, key, value, attn_mask, seed, output[1])
 
 
-def _derivative(ctx: Any, gy: Tensor, _gsums: Tensor) -> tuple[Tensor | None, ...]:
+def _derivative(
+    backward: Callable[..., Sequence[Tensor]], ctx: Any, gy: Tensor, _gsums: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, seed, sums = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:4])
     inputs = query, key, value, attn_mask, seed, *ctx.constants
     if torch.is_grad_enabled():
         gradients = _differentiable_gradients(gy, needed, *inputs)
     else:
-        gradients = backward_operator(gy, sums, needed, *inputs)
+        gradients = backward(gy, sums, needed, *inputs)
     none = [None] * (len(inputs) - 4)
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *none
 
 
-torch.library.register_autograd("cdropout::attention", _derivative, setup_context=_save)
+torch.library.register_autograd(
+    "cdropout::attention", partial(_derivative, backward_operator), setup_context=_save
+)
+
+
+class EagerAttention(torch.autograd.Function):
+    """Attention in eager mode. It does what the operator does, but its calls take less time."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _attention(*inputs).forward()
+        _save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        eager = gy.layout is torch.strided and runs_eagerly(gy)
+        return _derivative(_eager_backward if eager else backward_operator, ctx, gy)
+
+
+def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) -> list[Tensor]:
+    return _attention(*args).backward(gy, sums, needed)
 
 
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
@@ -799,11 +821,15 @@ def attend(
     """Return the result of the operator, with a new mask or a given one."""
     *tensors, shape = aligned
 
+    def run(*numbers: Any) -> Tensor:
+        inputs = *tensors, *numbers, is_causal, scale
+        if traced:
+            return cast("Tensor", attention_operator(*inputs)[0])
+        return cast("Tensor", EagerAttention.apply(*inputs))
+
     def apply(drawn: tuple[Tensor, int]) -> Tensor:
         seed, call = drawn
-        seed = saved_seed(seed) if traced else seed
-        arguments = *tensors, seed, call, 0, None, p, None, is_causal, scale
-        return cast("Tensor", attention_operator(*arguments)[0])
+        return run(saved_seed(seed) if traced else seed, call, 0, None, p, None)
 
     if mask is None:
         y = restore_on_error(generator, lambda: next_seed(p, generator), apply)
@@ -814,9 +840,7 @@ def attend(
             groups, heads = tensors[0].shape[-4:-2]
             strides = *strides[:-3], heads * strides[-3], *strides[-3:]
         seed = torch.tensor(number, dtype=torch.int64, device="cpu")
-        y = attention_operator(
-            *tensors, seed, call, start, strides, p, dropout_scale, is_causal, scale
-        )[0]
+        y = run(seed, call, start, strides, p, dropout_scale)
     return y.flatten(-4, -3) if tensors[0].dim() > len(shape) else y
 
 
