@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cdropout.torch._draw import LazyMask
 
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
-CAUSAL_TILES = 4  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
+CAUSAL_TILES = 8  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
 MAX_SCORE = 40  # up to this number, exponentials are summed without subtracting the largest
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
@@ -254,11 +254,15 @@ class Attention:
 
 
 class Buffer:
-    """Memory for one tile. A call returns a view of the given shape, and the transposed view."""
+    """Memory for one tile. A call returns a view of the given shape, and the transposed view.
+
+    Tensors that several tiles need are made once.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.memory = torch.empty(0, dtype=dtype, device="cpu")
         self.views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.hidden_keys: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, *shape: int) -> tuple[Tensor, Tensor]:
         if shape not in self.views:
@@ -269,6 +273,13 @@ class Buffer:
             view = self.memory[:size].view(shape)
             self.views[shape] = view, view.transpose(1, 2)
         return self.views[shape]
+
+    def hidden(self, rows: int, keys: int) -> Tensor:
+        """Return which keys `is_causal` hides if row 0 sees key 0 only."""
+        if (rows, keys) not in self.hidden_keys:
+            ones = torch.ones(rows, keys, dtype=torch.bool, device="cpu")
+            self.hidden_keys[rows, keys] = ones.triu_(1)
+        return self.hidden_keys[rows, keys]
 
 
 class Group:
@@ -295,8 +306,7 @@ class Group:
         first = i * self.rows
         if self.attention.is_causal and first < key.shape[1]:
             part = scores[:, :, first:]
-            hidden = torch.ones(part.shape[1:], dtype=torch.bool, device="cpu").triu_(1)
-            part.masked_fill_(hidden, -math.inf)
+            part.masked_fill_(buffer.hidden(*part.shape[1:]), -math.inf)
         elif self.attn_mask is not None:
             attn_mask = self.attn_mask[i]
             if attn_mask.dtype is torch.bool:
