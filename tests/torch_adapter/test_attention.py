@@ -250,7 +250,7 @@ def test_p_0_and_p_1():
 
 
 PEAK = """
-import resource, torch
+import re, torch
 import cdropout.torch as ct
 torch.set_num_threads(2)
 q, k, v = (torch.randn(1, 2, {length}, 64, requires_grad=True) for _ in range(3))
@@ -259,10 +259,11 @@ ct.scaled_dot_product_attention(*(t[:, :, :64] for t in (q, k, v)), dropout_p=0.
 for t in (q, k, v):
     t.grad = torch.zeros(t.shape)  # the gradients and the output are not part of the peak
 y = torch.zeros(q.shape)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # KiB
+before = peak()
 del y
 gradients = torch.autograd.grad({call}(q, k, v, dropout_p=0.1), (q, k, v), gy)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
