@@ -10,11 +10,13 @@ figure.
 """
 
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -107,14 +109,12 @@ def peak_memory(kind, batch, length, options):
 
 def print_peak(kind, options):
     """Print the peak memory of one kind in MiB. A small run before fills caches of PyTorch."""
-    try:
-        import resource
-    except ImportError:  # the module is missing on Windows
+    status = Path("/proc/self/status")
+    if not status.exists():  # only Linux has this file
         return
 
     def peak():
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
 
     Attention(kind, 1, 64, options.p, options.causal).run()
     attention = Attention(kind, options.batch, options.lengths[0], options.p, options.causal)
@@ -122,7 +122,7 @@ def print_peak(kind, options):
     before = peak()
     del results
     attention.run()
-    print((peak() - before) / 2**20)
+    print((peak() - before) / 1024)
 
 
 def draw(rows, plot):

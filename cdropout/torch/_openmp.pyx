@@ -117,8 +117,8 @@ def can_call_on_threads():
 def call_on_threads(function):
     """Call function() once on each of PyTorch's threads at the same time, and wait for all calls.
 
-    Within `function`, operations of PyTorch use one thread. They release the GIL, so that they run at the same time. If calls
-    raise exceptions, one of these exceptions is raised.
+    Within `function`, operations of PyTorch use one thread. They release the GIL, so that they run at the same time. If
+    calls raise exceptions, one of these exceptions is raised.
     """
     errors = []
     context = function, errors

@@ -1,12 +1,7 @@
-"""Attention with dropout: tiles of the scores are computed, dropped and used while in the cache.
-
-The forward pass saves one number per row of the scores. The backward pass computes each tile and its
-window of the mask again.
-"""
+"""Attention with dropout: the function, the operators in compiled graphs, and derivatives."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -20,8 +15,8 @@ from torch.nn import Parameter
 
 from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._draw import given_mask
-from cdropout.torch._openmp import call_on_threads, can_call_on_threads
-from cdropout.torch._tensors import apply_window
+from cdropout.torch._tensors import runs_eagerly
+from cdropout.torch.attention_tiles import Attention
 from cdropout.torch.autograd import (
     _check_fallback,
     dropout_by_operators,
@@ -42,292 +37,19 @@ from cdropout.torch.operators import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from cdropout.torch._draw import LazyMask
     from cdropout.torch.autograd import Source
 
-TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
-CAUSAL_TILES = 4  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
-MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
-MIN_WEIGHTS = (
-    1 << 19
-)  # with fewer weights, `accelerate` replaces only the dropout: calls take less time
-AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-
-
-# ---- tiles --------------------------------------------------------------------------------------
-
-
-class Heads(NamedTuple):
-    """Tensors of three axes: heads, rows (or keys), and columns; and positions in the mask."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None  # a view of the shape (heads, rows, keys)
-    start: int
-    strides: tuple[int, ...]
-    others: tuple[Tensor, ...]
-
-
-class Attention:
-    """Attention of tensors of equal leading axes, with a drawn mask; it needs no autograd."""
-
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        mask: LazyMask,
-        start: int,
-        strides: tuple[int, ...],
-        is_causal: bool,
-        scale: float,
-    ) -> None:
-        self.tensors = query, key, value
-        self.attn_mask, self.mask, self.start, self.strides = attn_mask, mask, start, strides
-        self.is_causal, self.scale = is_causal, scale
-        self.rows, self.keys = query.shape[-2], key.shape[-2]
-        self.dtype = torch.float32 if query.dtype.itemsize == 2 else query.dtype
-
-    def heads(self, *others: Tensor) -> Iterator[Heads]:
-        """Yield the heads; all leading axes are merged into one if this copies no tensor."""
-        query, key, value = self.tensors
-        lead = query.shape[:-2]
-        attn_mask = self.attn_mask
-        if attn_mask is not None:
-            attn_mask = attn_mask.expand(*lead, self.rows, self.keys)
-        tensors = [t for t in (query, key, value, attn_mask, *others) if t is not None]
-        mask_strides = self.strides[:-2]
-        if all(_can_merge(lead, s) for s in (mask_strides, *(t.stride()[:-2] for t in tensors))):
-            merged = [t.reshape(math.prod(lead), *t.shape[-2:]) for t in tensors]
-            strides = mask_strides[-1:] or (0,)
-            parts: Iterable[tuple[list[Tensor], int]] = [(merged, self.start)]
-        else:
-            strides = mask_strides[-1:]
-            parts = (
-                (
-                    [t[index] for t in tensors],
-                    self.start + sum(map(int.__mul__, index, mask_strides[:-1])),
-                )
-                for index in itertools.product(*map(range, lead[:-1]))
-            )
-        for part, start in parts:
-            q, k, v, *rest = part
-            m = rest.pop(0) if attn_mask is not None else None
-            yield Heads(q, k, v, m, start, (*strides, *self.strides[-2:]), tuple(rest))
-
-    def lengths(self, heads: int) -> tuple[int, int]:
-        """Return the number of heads and of rows of a tile."""
-        size = TILE * 4 // self.dtype.itemsize
-        rows = self.rows
-        if self.is_causal:
-            rows = min(rows, max(rows // CAUSAL_TILES, MIN_CAUSAL_ROWS))
-        rows = max(1, min(rows, size // self.keys))
-        together = max(1, min(size // (rows * self.keys), heads // torch.get_num_threads()))
-        return together, rows
-
-    def buffer(self, heads: int) -> Tensor:
-        """Return memory for one tile."""
-        together, rows = self.lengths(heads)
-        return torch.empty(together * rows * self.keys, dtype=self.dtype, device="cpu")
-
-    def scores(self, h: Heads, heads: slice, rows: slice, buffer: Tensor) -> Tensor:
-        """Return the scores of a tile, without keys that `is_causal` hides from all its rows."""
-        query = h.query[heads, rows].to(self.dtype)
-        keys = min(rows.stop, self.keys) if self.is_causal else self.keys
-        key = h.key[heads, :keys].to(self.dtype).transpose(1, 2)
-        shape = *query.shape[:2], keys
-        scores = buffer[: math.prod(shape)].view(shape)
-        torch.baddbmm(scores, query, key, beta=0, alpha=self.scale, out=scores)
-        if self.is_causal and rows.start < keys:
-            hidden = torch.ones(query.shape[1], keys - rows.start, dtype=torch.bool, device="cpu")
-            scores[:, :, rows.start :].masked_fill_(hidden.triu_(1), -math.inf)
-        elif h.attn_mask is not None:
-            attn_mask = h.attn_mask[heads, rows]
-            if attn_mask.dtype is torch.bool:
-                scores.masked_fill_(attn_mask.logical_not(), -math.inf)
-            else:
-                scores.add_(attn_mask)
-        return scores
-
-    def drop(self, h: Heads, heads: slice, rows: slice, x: Tensor, y: Tensor) -> None:
-        """Write x with the window of the mask applied to y."""
-        start = h.start + heads.start * h.strides[0] + rows.start * h.strides[1]
-        apply_window(x, y, self.mask, start, h.strides)
-
-    # ---- forward --------------------------------------------------------------------------------
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Return the output, and the logarithm of the sum of the exponentials of each row."""
-        query, _key, value = self.tensors
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        sums = query.new_empty(*query.shape[:-1], 1, dtype=self.dtype)
-        self._forward_heads(out, sums, normalize=False)
-        if not math.isfinite(sums.sum().item()):
-            self._forward_heads(out, sums, normalize=True)
-        return out, sums
-
-    def _forward_heads(self, out: Tensor, sums: Tensor, normalize: bool) -> None:
-        """Fill `out` and `sums`. If `normalize` is true, weights are normalized before the dropout.
-
-        This takes longer, but only in this case, a dropped weight is 0 if the sum is NaN.
-        """
-        for h in self.heads(out, sums):
-            n = len(h.query)
-            together, rows = self.lengths(n)
-            tiles = [(i, j) for i in _slices(n, together) for j in _slices(self.rows, rows)]
-            _run(tiles, partial(self._forward_tiles, h, n, normalize))
-
-    def _forward_tiles(
-        self, h: Heads, n: int, normalize: bool, tiles: Iterator[tuple[slice, slice]]
-    ) -> None:
-        buffer = self.buffer(n)
-        out, sums = h.others
-        masked = self.is_causal or h.attn_mask is not None
-        for heads, rows in tiles:
-            weights = self.scores(h, heads, rows, buffer)
-            largest = torch.amax(weights, -1, keepdim=True)
-            if masked:  # the weights of a row without visible keys are zeros
-                largest.masked_fill_(largest == -math.inf, 0)
-            total = weights.sub_(largest).exp_().sum(-1, keepdim=True)
-            if masked:
-                total.masked_fill_(total == 0, 1)
-            torch.add(largest, total.log(), out=sums[heads, rows])
-            if normalize:
-                weights.div_(total)
-                total.fill_(1)
-            self.drop(h, heads, rows, weights, weights)
-            value = h.value[heads, : weights.shape[2]].to(self.dtype)
-            torch.div(torch.bmm(weights, value), total, out=out[heads, rows])
-
-    # ---- backward -------------------------------------------------------------------------------
-
-    def backward(self, gy: Tensor, sums: Tensor, needed: list[bool]) -> list[Tensor]:
-        """Return the gradients of query, key, value and attn_mask, empty where not needed."""
-        none = gy.new_empty(0)
-        gradients = [
-            torch.empty(t.shape, dtype=t.dtype, device="cpu") if need else none
-            for t, need in zip(self.tensors, needed[:3], strict=True)
-        ]
-        ga, expanded = none, []
-        if needed[3]:
-            attn_mask = cast("Tensor", self.attn_mask)
-            ga = torch.zeros(attn_mask.shape, dtype=self.dtype, device="cpu")
-            expanded = [ga.expand(*gy.shape[:-2], self.rows, self.keys)]
-        given = [g.expand(*gy.shape[:-2], 0, 0) if g is none else g for g in gradients]
-        for h in self.heads(gy, sums, *given, *expanded):
-            n = len(h.query)
-            work = partial(self._backward_heads, h, n, needed)
-            # Heads that share a gradient of attn_mask must not be processed at the same time
-            _run(_slices(n, self.lengths(n)[0]), work, not expanded)
-        return [*gradients, ga.to(self.attn_mask.dtype) if expanded else none]
-
-    def _backward_heads(
-        self, h: Heads, n: int, needed: list[bool], all_heads: Iterator[slice]
-    ) -> None:
-        first, second = self.buffer(n), self.buffer(n)
-        _gy, _sums, _gq, gk, gv, *_ga = h.others
-        for heads in all_heads:
-            sums = [
-                self._new_sum(g[heads]) if need else None
-                for g, need in ((gk, needed[1]), (gv, needed[2]))
-            ]
-            beta = 0  # the first tile overwrites the sums: with `is_causal`, it has the most keys
-            for rows in reversed(_slices(self.rows, self.lengths(n)[1])):
-                self._backward_tile(h, heads, rows, first, second, needed, beta, *sums)
-                beta = 1
-            for target, total in zip((gk, gv), sums, strict=True):
-                if total is not None and total.dtype != target.dtype:
-                    target[heads] = total
-
-    def _new_sum(self, target: Tensor) -> Tensor:
-        """Return a tensor to which products can be added: `target` if it has the right type."""
-        total = target
-        if target.dtype != self.dtype:
-            total = torch.empty(target.shape, dtype=self.dtype, device="cpu")
-        if self.is_causal and self.rows < self.keys:
-            total[:, self.rows :] = 0  # the gradients of hidden keys
-        return total
-
-    def _backward_tile(
-        self,
-        h: Heads,
-        heads: slice,
-        rows: slice,
-        first: Tensor,
-        second: Tensor,
-        needed: list[bool],
-        beta: int,
-        gk: Tensor | None,
-        gv: Tensor | None,
-    ) -> None:
-        gy, sums, gq, _gk, _gv, *ga = h.others
-        gy = gy[heads, rows].to(self.dtype)
-        weights = self.scores(h, heads, rows, first).sub_(sums[heads, rows]).exp_()
-        keys = weights.shape[2]
-        gradient = second[: weights.numel()].view_as(weights)
-        if gv is not None:
-            self.drop(h, heads, rows, weights, gradient)
-            gv[:, :keys].baddbmm_(gradient.transpose(1, 2), gy, beta=beta)
-        if not (needed[0] or needed[1] or needed[3]):
-            return
-        value = h.value[heads, :keys].to(self.dtype)
-        torch.bmm(gy, value.transpose(1, 2), out=gradient)
-        self.drop(h, heads, rows, gradient, gradient)
-        torch.ops.aten._softmax_backward_data.out(
-            gradient, weights, -1, self.dtype, grad_input=gradient
-        )
-        for target in ga:
-            axes = tuple(slice(0, None if stride else 1) for stride in target.stride())
-            total = target[heads, rows][axes]
-            total += gradient.sum_to_size(total.shape)
-        if needed[0]:
-            key = h.key[heads, :keys].to(self.dtype)
-            total = gq[heads, rows]
-            if total.dtype == self.dtype:
-                torch.baddbmm(total, gradient, key, beta=0, alpha=self.scale, out=total)
-            else:
-                total.copy_(torch.bmm(gradient, key).mul_(self.scale))
-        if gk is not None:
-            query = h.query[heads, rows].to(self.dtype)
-            gk[:, :keys].baddbmm_(gradient.transpose(1, 2), query, beta=beta, alpha=self.scale)
-
-
-def _can_merge(lengths: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return whether axes with these lengths and strides are equivalent to one axis."""
-    axes = [axis for axis in zip(lengths, strides, strict=True) if axis[0] != 1]
-    return all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(axes))
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
-
-
-def _run(tasks: list[Any], work: Callable[[Iterator[Any]], None], parallel: bool = True) -> None:
-    """Process all tasks: at the same time on PyTorch's threads if there are enough tasks."""
-    iterator = iter(tasks)
-
-    def run() -> None:
-        no_autocast = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
-        with torch._C.DisableTorchFunction(), torch.inference_mode(), no_autocast:
-            work(iterator)
-
-    threads = torch.get_num_threads()
-    if parallel and 1 < threads <= len(tasks) and can_call_on_threads():
-        call_on_threads(run)
-    else:
-        run()
+MIN_WEIGHTS = 1 << 19  # with fewer weights, it takes less time to replace only the dropout
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
-# The arguments that determine the weights; call, start, strides, p and dropout_scale belong to the mask
+# The arguments that determine the weights. The numbers from seed to dropout_scale are the mask's.
 ARGUMENTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor seed, SymInt call, int start, "
-    "SymInt[]? strides, float p, float? dropout_scale, bool is_causal, float scale"
+    "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor seed, SymInt call, "
+    "int start, SymInt[]? strides, float p, float? dropout_scale, bool is_causal, float scale"
 )
 library.define(
     f"attention({ARGUMENTS}) -> (Tensor, Tensor)",
@@ -357,9 +79,9 @@ def _attention(
     scale: float,
 ) -> Attention:
     mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
-    return Attention(
-        query, key, value, attn_mask, given_mask(mask, "scale"), mask.start, mask.strides, is_causal, scale
-    )  # fmt: skip
+    positions = mask.start, mask.strides
+    lazy = given_mask(mask, "scale")
+    return Attention(query, key, value, attn_mask, lazy, *positions, is_causal, scale)
 
 
 def _mask(
@@ -374,8 +96,8 @@ def _mask(
 ) -> Mask:
     """Return the mask of the weights. In the schema, 64-bit numbers are signed."""
     shape = (*query.shape[:-1], key.shape[-2])
-    unsigned = (int(number) & UINT64_MAX for number in (seed.item(), call, start))
-    return Mask(shape, p, *unsigned, strides, dropout_scale)
+    number, call, start = (int(n) & UINT64_MAX for n in (seed.item(), call, start))
+    return Mask(shape, p, number, call, start, strides, dropout_scale)
 
 
 @torch.library.impl(library, "attention", "CPU")
@@ -384,8 +106,8 @@ def _(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.impl(library, "attention_backward", "CPU")
-def _(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) -> tuple[Tensor, ...]:
-    return tuple(_attention(*args).backward(gy, sums, needed))
+def _(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_eager_backward(*args))
 
 
 @torch.library.register_fake(attention_operator)
@@ -413,8 +135,8 @@ def _batched(info: Any, dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[An
         t if t is None else _move_first(info, t, dim)
         for t, dim in zip((query, key, value, attn_mask), dims, strict=False)
     ]
-    if attn_mask is not None:  # its other axes are aligned at the end
-        m = tensors[3]
+    m = tensors[3]
+    if m is not None:  # its other axes are aligned at the end
         tensors[3] = m.reshape(m.shape[0], *[1] * (len(shape) + 1 - m.dim()), *m.shape[1:])
     if dims[4] is None:
         strides = 0, *(Mask(shape, 0).strides if strides is None else strides)
@@ -455,28 +177,51 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, attn_mask, seed, *ctx.constants = inputs
-    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(query, key, value, attn_mask, seed, output[1])
 
 
-def _derivative(ctx: Any, gy: Tensor, _gsums: Tensor) -> tuple[Tensor | None, ...]:
+def _derivative(
+    backward: Callable[..., Sequence[Tensor]], ctx: Any, gy: Tensor, _gsums: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, seed, sums = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:4])
     inputs = query, key, value, attn_mask, seed, *ctx.constants
+    gradients: Sequence[Tensor | None]
     if torch.is_grad_enabled():
         gradients = _differentiable_gradients(gy, needed, *inputs)
     else:
-        gradients = backward_operator(gy, sums, needed, *inputs)
+        gradients = backward(gy, sums, needed, *inputs)
     none = [None] * (len(inputs) - 4)
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *none
 
 
-torch.library.register_autograd("cdropout::attention", _derivative, setup_context=_save)
+torch.library.register_autograd(
+    "cdropout::attention", partial(_derivative, backward_operator), setup_context=_save
+)
+
+
+class EagerAttention(torch.autograd.Function):
+    """Attention in eager mode. It does what the operator does, but its calls take less time."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _attention(*inputs).forward()
+        _save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        eager = gy.layout is torch.strided and runs_eagerly(gy)
+        return _derivative(_eager_backward if eager else backward_operator, ctx, gy)
+
+
+def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) -> list[Tensor]:
+    return _attention(*args).backward(gy, sums, needed)
 
 
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
     """Return the gradients that `backward` returns, with a graph for further derivatives."""
-    query, key, value, attn_mask, seed, call, start, strides, p, dropout_scale, *options = inputs
+    query, key, value, attn_mask, seed, call, start, strides, p, dropout_scale, *others = inputs
 
     def drop(weights: Tensor) -> Tensor:
         if not start and strides is None and dropout_scale is None:
@@ -484,7 +229,8 @@ def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> l
         mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
         return mask_operator(weights, *given_mask(mask, "scale").apply_mask_arguments(mask.shape))
 
-    y = _unfused(query, key, value, attn_mask, *options, drop)
+    is_causal, scale = others
+    y = _unfused(query, key, value, attn_mask, is_causal, scale, drop)
     wanted = [t for t, need in zip(inputs[:4], needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
     return [next(gradients) if need else None for need in needed]
@@ -499,7 +245,7 @@ def _unfused(
     scale: float,
     drop: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return attention as PyTorch computes it with dropout; `drop` applies the mask to the weights."""
+    """Return attention as PyTorch computes it with dropout; `drop` applies the mask to weights."""
     dtype = query.dtype
     with torch.autocast("cpu", enabled=False):
         if dtype.itemsize == 2:
@@ -622,7 +368,8 @@ def scaled_dot_product_attention(
         if not isinstance(mask, Mask):
             check_mask(mask, (), (), dropout_p)  # raises TypeError
     if torch.is_autocast_enabled("cpu"):
-        query, key, value, attn_mask = map(_as_autocast, (query, key, value, attn_mask))
+        query, key, value = (_as_autocast(t) for t in (query, key, value))
+        attn_mask = None if attn_mask is None else _as_autocast(attn_mask)
     scale = 1 / math.sqrt(query.shape[-1] or 1) if scale is None else scale
     p = dropout_p if mask is None else mask.p
     if 0 < p < 1 and forward_ad._current_level < 0:
@@ -633,8 +380,10 @@ def scaled_dot_product_attention(
                     check_mask(mask, aligned.shape, (), dropout_p, default=0.0)
                 traced = implementations != {dropout_eagerly}
                 return attend(aligned, dropout_p, is_causal, scale, generator, mask, traced)
-    metas = [None if t is None else torch.empty_like(t, device="meta") for t in arguments[:4]]
-    F.scaled_dot_product_attention(*metas, 0.0, is_causal, **options)  # raises PyTorch's errors
+    tensors = query, key, value, attn_mask
+    metas: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in tensors]
+    options["is_causal"] = is_causal
+    F.scaled_dot_product_attention(*metas, **options)  # raises PyTorch's errors
     if enable_gqa:
         key, value = (_repeat_heads(t, query.shape[-3]) for t in (key, value))
     drop = partial(dropout, p=dropout_p if mask is None else mask.p, generator=generator, mask=mask)
@@ -649,7 +398,7 @@ _attention_uncompiled = torch.compiler.disable(
 
 
 def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
-    """Return whether attn_mask is None or a strided CPU tensor, but not of a subclass such as CausalBias."""
+    """Return whether attn_mask is None or a strided CPU tensor, but not of another subclass."""
     return attn_mask is None or (
         type(attn_mask) in (Tensor, Parameter, type(query))
         and attn_mask.device.type == "cpu"
@@ -657,9 +406,9 @@ def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
     )
 
 
-def _as_autocast(t: Tensor | None) -> Tensor | None:
+def _as_autocast(t: Tensor) -> Tensor:
     """Return t in the type to which autocast converts arguments of PyTorch's attention."""
-    if t is None or not t.is_floating_point() or t.dtype is torch.float64:
+    if not t.is_floating_point() or t.dtype is torch.float64:
         return t
     return t.to(torch.get_autocast_dtype("cpu"))
 
@@ -686,7 +435,7 @@ def align(
     is_causal: bool,
     enable_gqa: bool,
 ) -> Aligned | None:
-    """Return views of the tensors with equal leading axes, or None if the operator cannot take them.
+    """Return views of the tensors with equal leading axes, or None if the operator lacks support.
 
     With `enable_gqa`, the heads become two axes: the heads of `key`, and for each of them the heads
     of `query`.
@@ -749,26 +498,29 @@ def attend(
 ) -> Tensor:
     """Return the result of the operator, with a new mask or a given one."""
     *tensors, shape = aligned
+    dim = aligned.query.dim()
+
+    def run(*numbers: Any) -> Tensor:
+        inputs = *tensors, *numbers, is_causal, scale
+        if traced:
+            return cast("Tensor", attention_operator(*inputs)[0])
+        return cast("Tensor", EagerAttention.apply(*inputs))
 
     def apply(drawn: tuple[Tensor, int]) -> Tensor:
         seed, call = drawn
-        seed = saved_seed(seed) if traced else seed
-        arguments = *tensors, seed, call, 0, None, p, None, is_causal, scale
-        return cast("Tensor", attention_operator(*arguments)[0])
+        return run(saved_seed(seed) if traced else seed, call, 0, None, p, None)
 
     if mask is None:
         y = restore_on_error(generator, lambda: next_seed(p, generator), apply)
     else:
         numbers = given_mask(mask, "scale").apply_mask_arguments(shape)
         number, call, start, strides, p, dropout_scale, _shifts = numbers
-        if strides is not None and tensors[0].dim() > len(shape):
-            groups, heads = tensors[0].shape[-4:-2]
+        if strides is not None and dim > len(shape):
+            _groups, heads = aligned.query.shape[-4:-2]
             strides = *strides[:-3], heads * strides[-3], *strides[-3:]
         seed = torch.tensor(number, dtype=torch.int64, device="cpu")
-        y = attention_operator(
-            *tensors, seed, call, start, strides, p, dropout_scale, is_causal, scale
-        )[0]
-    return y.flatten(-4, -3) if tensors[0].dim() > len(shape) else y
+        y = run(seed, call, start, strides, p, dropout_scale)
+    return y.flatten(-4, -3) if dim > len(shape) else y
 
 
 def replaced_attention(

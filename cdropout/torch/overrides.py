@@ -76,13 +76,14 @@ def enable() -> None:
     """Replace PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
     The replacement affects all callers of the operators aten::dropout, feature_dropout,
-    alpha_dropout and feature_alpha_dropout, in place or not, aten::native_dropout and, with dropout,
-    aten::scaled_dot_product_attention: functions
-    and modules of torch.nn, attention, recurrent networks, scripted and third-party models. Each
-    call draws one seed from PyTorch's generator. `torch.manual_seed` therefore makes the masks
-    reproducible, but the masks differ from those of PyTorch. A dispatch mode, such as
-    FlopCounterMode, does not change the masks. PyTorch's kernels are still used for other devices,
-    types and layouts, for subclasses, under transforms of torch.func and in compiled graphs.
+    alpha_dropout and feature_alpha_dropout, in place or not, of aten::native_dropout and, with
+    dropout, of aten::scaled_dot_product_attention: functions and modules of torch.nn, attention,
+    recurrent networks, scripted and third-party models. Attention with few weights calls PyTorch's
+    operations and this package's dropout, with the same masks. Each call draws one seed from
+    PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but the masks
+    differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
+    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses,
+    under transforms of torch.func and, except for attention, in compiled graphs.
 
     Notes
     -----

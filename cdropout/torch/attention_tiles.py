@@ -1,0 +1,357 @@
+"""Attention with dropout in tiles: scores are computed, dropped and used while in the cache.
+
+The forward pass saves one number per row of the scores. The backward pass computes each tile and
+its window of the mask again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+
+from cdropout.torch._openmp import call_on_threads, can_call_on_threads
+from cdropout.torch._tensors import apply_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor
+
+    from cdropout.torch._draw import LazyMask
+
+TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
+CAUSAL_TILES = 8  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
+MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
+MAX_SCORE = 40  # up to this number, exponentials are summed without subtracting the largest
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+
+class Heads(NamedTuple):
+    """Tensors of three axes: heads, rows (or keys), and columns; and positions in the mask."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None  # a view of the shape (heads, rows, keys)
+    start: int
+    strides: tuple[int, ...]
+    others: tuple[Tensor, ...]
+
+
+class Attention:
+    """Attention of tensors of equal leading axes, with a drawn mask; it needs no autograd."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        mask: LazyMask,
+        start: int,
+        strides: tuple[int, ...],
+        is_causal: bool,
+        scale: float,
+    ) -> None:
+        self.tensors = query, key, value
+        self.attn_mask, self.mask, self.start, self.strides = attn_mask, mask, start, strides
+        self.is_causal, self.scale = is_causal, scale
+        self.rows, self.keys = query.shape[-2], key.shape[-2]
+        self.dtype = torch.float32 if query.dtype.itemsize == 2 else query.dtype
+
+    def heads(self, *others: Tensor) -> Iterator[Heads]:
+        """Yield the heads; all leading axes are merged into one if this copies no tensor."""
+        query, key, value = self.tensors
+        lead = query.shape[:-2]
+        attn_mask = self.attn_mask
+        if attn_mask is not None:
+            attn_mask = attn_mask.expand(*lead, self.rows, self.keys)
+        tensors = [t for t in (query, key, value, attn_mask, *others) if t is not None]
+        mask_strides = self.strides[:-2]
+        if all(_can_merge(lead, s) for s in (mask_strides, *(t.stride()[:-2] for t in tensors))):
+            merged = [t.reshape(math.prod(lead), *t.shape[-2:]) for t in tensors]
+            strides = mask_strides[-1:] or (0,)
+            parts: Iterable[tuple[list[Tensor], int]] = [(merged, self.start)]
+        else:
+            strides = mask_strides[-1:]
+            parts = (
+                (
+                    [t[index] for t in tensors],
+                    self.start + sum(map(int.__mul__, index, mask_strides[:-1])),
+                )
+                for index in itertools.product(*map(range, lead[:-1]))
+            )
+        for part, start in parts:
+            q, k, v, *rest = part
+            m = rest.pop(0) if attn_mask is not None else None
+            yield Heads(q, k, v, m, start, (*strides, *self.strides[-2:]), tuple(rest))
+
+    def lengths(self, heads: int) -> tuple[int, int]:
+        """Return the number of heads and of rows of a tile."""
+        size = TILE * 4 // self.dtype.itemsize
+        rows = self.rows
+        if self.is_causal:
+            rows = min(rows, max(rows // CAUSAL_TILES, MIN_CAUSAL_ROWS))
+        rows = max(1, min(rows, size // self.keys))
+        together = max(1, min(size // (rows * self.keys), heads // torch.get_num_threads()))
+        return together, rows
+
+    # ---- forward --------------------------------------------------------------------------------
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the output, and the logarithm of the sum of the exponentials of each row."""
+        query, _key, value = self.tensors
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        sums = query.new_empty(*query.shape[:-1], 1, dtype=self.dtype)
+        bounded = self._has_small_scores()
+        for normalize in (False, True):
+            for h in self.heads(out, sums):
+                together, rows = self.lengths(len(h.query))
+                work = partial(self._forward_heads, h, rows, bounded, normalize)
+                _run(_slices(len(h.query), together), work)
+            if math.isfinite(sums.sum().item()):
+                break
+        return out, sums
+
+    def _has_small_scores(self) -> bool:
+        """Return whether exponentials of the scores and their sums can neither over- nor underflow.
+
+        This is certain if the product of the largest norms of a query and of a key is small.
+        """
+        if self.attn_mask is not None and self.attn_mask.dtype is not torch.bool:
+            return False
+        query, key = (
+            torch.linalg.vector_norm(t, dim=-1, dtype=self.dtype).max() for t in self.tensors[:2]
+        )
+        return abs(self.scale) * (query * key).item() <= MAX_SCORE
+
+    def _forward_heads(
+        self, h: Heads, rows: int, bounded: bool, normalize: bool, groups: Iterator[slice]
+    ) -> None:
+        """Fill the output and the sums of groups of heads.
+
+        If `bounded` is true, the largest score of a row is not subtracted before the exponentials.
+
+        If `normalize` is true, weights are normalized before the dropout instead of afterwards.
+        This takes longer, but only then, a dropped weight is 0 if the sum of its row is NaN.
+        """
+        buffer = Buffer(self.dtype)
+        masked = self.is_causal or h.attn_mask is not None
+        for heads in groups:
+            group = Group(self, h, heads, rows)
+            targets = zip(*(t[heads].split(rows, 1) for t in h.others), strict=True)
+            for i, (out, sums) in enumerate(targets):
+                weights = group.scores(i, buffer)
+                if not bounded:
+                    largest = torch.amax(weights, -1, keepdim=True)
+                    if masked:  # the weights of a row without visible keys are zeros
+                        largest.masked_fill_(largest == -math.inf, 0)
+                    weights.sub_(largest)
+                total = weights.exp_().sum(-1, keepdim=True)
+                if masked:
+                    total.masked_fill_(total == 0, 1)
+                torch.log(total, out=sums)
+                if not bounded:
+                    sums.add_(largest)
+                if normalize:
+                    weights.div_(total)
+                    total.fill_(1)
+                group.drop(i, weights, weights)
+                product = torch.bmm(weights, group.visible(i, group.value))
+                torch.div(product, total, out=out)
+
+    # ---- backward -------------------------------------------------------------------------------
+
+    def backward(self, gy: Tensor, sums: Tensor, needed: list[bool]) -> list[Tensor]:
+        """Return the gradients of query, key, value and attn_mask, empty where not needed."""
+        none = gy.new_empty(0)
+        gradients = [
+            torch.empty(t.shape, dtype=t.dtype, device="cpu") if need else none
+            for t, need in zip(self.tensors, needed[:3], strict=True)
+        ]
+        ga, expanded = none, []
+        if needed[3]:
+            attn_mask = cast("Tensor", self.attn_mask)
+            ga = torch.zeros(attn_mask.shape, dtype=self.dtype, device="cpu")
+            expanded = [ga.expand(*gy.shape[:-2], self.rows, self.keys)]
+        given = [g.expand(*gy.shape[:-2], 0, 0) if g is none else g for g in gradients]
+        for h in self.heads(gy, sums, *given, *expanded):
+            together, rows = self.lengths(len(h.query))
+            work = partial(self._backward_heads, h, rows, needed)
+            # Heads that share a gradient of attn_mask must not be processed at the same time
+            _run(_slices(len(h.query), together), work, not expanded)
+        if expanded:
+            ga = ga.to(cast("Tensor", self.attn_mask).dtype)
+        return [*gradients, ga]
+
+    def _backward_heads(
+        self, h: Heads, rows: int, needed: list[bool], groups: Iterator[slice]
+    ) -> None:
+        """Fill the gradients of groups of heads, and add to the gradient of attn_mask."""
+        buffers = Buffer(self.dtype), Buffer(self.dtype)
+        gy, sums, *targets = h.others
+        for heads in groups:
+            group = Group(self, h, heads, rows)
+            gq, gk, gv = gradients = [
+                self._new_sum(target[heads]) if need else None
+                for target, need in zip(targets[:3], needed, strict=False)
+            ]
+            split = (gy[heads].to(self.dtype), sums[heads], *(t[heads] for t in targets[3:]))
+            tiles = list(zip(*(t.split(rows, 1) for t in split), strict=True))
+            gq_tiles = [None] * len(tiles) if gq is None else gq.split(rows, 1)
+            # The first tile overwrites the sums: with `is_causal`, the last rows see the most keys
+            for i in reversed(range(len(tiles))):
+                beta = 0 if i == len(tiles) - 1 else 1
+                gy_tile, sums_tile, *ga = tiles[i]
+                self._backward_tile(
+                    group, i, gy_tile, sums_tile, buffers, beta, gq_tiles[i], gk, gv, ga
+                )
+            for target, total in zip(targets, gradients, strict=False):
+                if total is not None and total.dtype != target.dtype:
+                    target[heads] = total
+
+    def _new_sum(self, target: Tensor) -> Tensor:
+        """Return a tensor to which products can be added: `target` if it has the right type."""
+        if target.dtype == self.dtype:
+            return target
+        return torch.empty(target.shape, dtype=self.dtype, device="cpu")
+
+    def _backward_tile(
+        self,
+        group: Group,
+        i: int,
+        gy: Tensor,
+        sums: Tensor,
+        buffers: tuple[Buffer, Buffer],
+        beta: int,
+        gq: Tensor | None,
+        gk: Tensor | None,
+        gv: Tensor | None,
+        ga: list[Tensor],
+    ) -> None:
+        weights = group.scores(i, buffers[0]).sub_(sums).exp_()
+        gradient, transposed = buffers[1](*weights.shape)
+        if gv is not None:
+            group.drop(i, weights, gradient)
+            _add_product(gv, transposed, gy, beta, 1)
+        if gq is None and gk is None and not ga:
+            return
+        torch.bmm(gy, group.visible(i, group.value).mT, out=gradient)
+        group.drop(i, gradient, gradient)
+        torch._softmax_backward_data(gradient, weights, -1, self.dtype, grad_input=gradient)
+        for target in ga:
+            axes = tuple(slice(0, None if stride else 1) for stride in target.stride())
+            total = target[axes]
+            total += gradient.sum_to_size(total.shape)
+        if gq is not None:
+            _add_product(gq, gradient, group.visible(i, group.key), 0, self.scale)
+        if gk is not None:
+            _add_product(gk, transposed, group.query[i], beta, self.scale)
+
+
+class Buffer:
+    """Memory for one tile. A call returns a view of the given shape, and the transposed view.
+
+    Tensors that several tiles need are made once.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.memory = torch.empty(0, dtype=dtype, device="cpu")
+        self.views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.hidden_keys: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, *shape: int) -> tuple[Tensor, Tensor]:
+        if shape not in self.views:
+            size = math.prod(shape)
+            if size > self.memory.numel():
+                self.memory = self.memory.new_empty(size)
+                self.views = {}
+            view = self.memory[:size].view(shape)
+            self.views[shape] = view, view.transpose(1, 2)
+        return self.views[shape]
+
+    def hidden(self, rows: int, keys: int) -> Tensor:
+        """Return which keys `is_causal` hides if row 0 sees key 0 only."""
+        if (rows, keys) not in self.hidden_keys:
+            ones = torch.ones(rows, keys, dtype=torch.bool, device="cpu")
+            self.hidden_keys[rows, keys] = ones.triu_(1)
+        return self.hidden_keys[rows, keys]
+
+
+class Group:
+    """Adjacent heads that are processed together, split into tiles of `rows` rows."""
+
+    def __init__(self, attention: Attention, h: Heads, heads: slice, rows: int) -> None:
+        dtype = attention.dtype
+        self.attention, self.rows, self.strides = attention, rows, h.strides
+        self.start = h.start + heads.start * h.strides[0]
+        self.query = h.query[heads].to(dtype).split(rows, 1)
+        self.key, self.value = h.key[heads].to(dtype), h.value[heads].to(dtype)
+        self.attn_mask = None if h.attn_mask is None else h.attn_mask[heads].split(rows, 1)
+
+    def visible(self, i: int, t: Tensor) -> Tensor:
+        """Return the part of `t`, keys or values, that `is_causal` does not hide from tile i."""
+        last = (i + 1) * self.rows
+        return t[:, :last] if self.attention.is_causal and last < t.shape[1] else t
+
+    def scores(self, i: int, buffer: Buffer) -> Tensor:
+        """Return the scores of tile i for the visible keys."""
+        query, key = self.query[i], self.visible(i, self.key)
+        scores, _ = buffer(*query.shape[:2], key.shape[1])
+        torch.baddbmm(scores, query, key.mT, beta=0, alpha=self.attention.scale, out=scores)
+        first = i * self.rows
+        if self.attention.is_causal and first < key.shape[1]:
+            part = scores[:, :, first:]
+            part.masked_fill_(buffer.hidden(*part.shape[1:]), -math.inf)
+        elif self.attn_mask is not None:
+            attn_mask = self.attn_mask[i]
+            if attn_mask.dtype is torch.bool:
+                scores.masked_fill_(attn_mask.logical_not(), -math.inf)
+            else:
+                scores.add_(attn_mask)
+        return scores
+
+    def drop(self, i: int, x: Tensor, y: Tensor) -> None:
+        """Write x with the mask of tile i applied to y."""
+        start = self.start + i * self.rows * self.strides[1]
+        apply_window(x, y, self.attention.mask, start, self.strides)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, scale: float) -> None:
+    """Set the first rows of total to beta * total + scale * a @ b; if not beta, clear the rest."""
+    rows = a.shape[1]
+    if rows < total.shape[1]:
+        if beta == 0:
+            total[:, rows:] = 0
+        total = total[:, :rows]
+    torch.baddbmm(total, a, b, beta=beta, alpha=scale, out=total)
+
+
+def _can_merge(lengths: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether axes with these lengths and strides are equivalent to one axis."""
+    axes = [axis for axis in zip(lengths, strides, strict=True) if axis[0] != 1]
+    return all(a[1] == b[0] * b[1] for a, b in itertools.pairwise(axes))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
+
+
+def _run(tasks: list[Any], work: Callable[[Iterator[Any]], None], parallel: bool = True) -> None:
+    """Process all tasks: at the same time on PyTorch's threads if there are enough tasks."""
+    iterator = iter(tasks)
+
+    def run() -> None:
+        no_autocast = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
+        with torch._C.DisableTorchFunction(), torch.inference_mode(), no_autocast:
+            work(iterator)
+
+    threads = torch.get_num_threads()
+    if parallel and 1 < threads <= len(tasks) and can_call_on_threads():
+        call_on_threads(run)
+    else:
+        run()
