@@ -49,7 +49,13 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
 
 
-ENCODER_LAYER = {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "dropout": 0.3}
+ENCODER_LAYER = {
+    "batch_first": True,
+    "d_model": 8,
+    "nhead": 2,
+    "dim_feedforward": 16,
+    "dropout": 0.3,
+}
 MODELS = {  # functions that return a model, and the shapes of an input
     "MLP": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 8)), (4, 8)),
     "in place": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3, inplace=True)), (4, 8)),
@@ -61,7 +67,7 @@ MODELS = {  # functions that return a model, and the shapes of an input
     "attention": (lambda: nn.Sequential(nn.Linear(8, 8), Attention()), (2, 3, 5, 8)),
     "LSTM": (lambda: nn.LSTM(8, 8, num_layers=2, dropout=0.5), (4, 5, 8)),
     "TransformerEncoder": (
-        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**ENCODER_LAYER), 2),
+        lambda: nn.TransformerEncoder(ENCODER_LAYER, 2),
         (4, 5, 8),
     ),
 }
