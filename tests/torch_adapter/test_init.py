@@ -1,6 +1,7 @@
 """Tests of the import of cdropout.torch."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,12 @@ def test_import_with_an_unsupported_version_of_pytorch_raises(version, monkeypat
         ImportError, match=f"2.9 and later versions below 3.0, but found {version[:3]}"
     ):
         importlib.reload(ct)
+
+
+def test_versions_of_pytorch_in_the_documents():
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("needs the repository")
+    assert 'torch = ["torch>=2.9,<3"]' in (root / "pyproject.toml").read_text()
+    for page in ("README.md", "docs/adapters.md"):
+        assert "PyTorch 2.9 and later versions below 3.0" in (root / page).read_text()
