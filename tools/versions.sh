@@ -3,6 +3,7 @@
 #
 #     tools/versions.sh                       all rows of the table
 #     tools/versions.sh lowest flax           these rows
+#     tools/versions.sh torch==2.9.1          the tests in tests/torch_adapter with this version of PyTorch
 #     WHEEL=dist/x.whl tools/versions.sh ...  with this wheel instead of a new one
 #
 # The name `lowest` stands for the lowest versions that pyproject.toml accepts. JOBS rows (2) run at the same time.
@@ -57,6 +58,9 @@ main() {
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   [ -n "${WHEEL:-}" ] || { pip wheel --quiet --no-deps --wheel-dir "$work" . && WHEEL=$(echo "$work"/cdropout-*.whl); }
+  for name; do
+    [[ $name != *==* ]] || table+="$name | ${name%%==*}_adapter | $name"$'\n'
+  done
   while IFS='|' read -r name tests words; do
     name=${name// /}
     [ -n "$name" ] && { [ $# = 0 ] || [[ " $* " == *" $name "* ]]; } || continue

@@ -6,12 +6,12 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(
-        "cdropout.torch needs PyTorch 2.13: run `pip install 'cdropout[torch]'`"
+        "cdropout.torch needs PyTorch 2.9 or later: run `pip install 'cdropout[torch]'`"
     ) from error
 
-if not (2, 13) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
-    raise ImportError(
-        "cdropout.torch supports PyTorch 2.13 and later versions below 3.0, "
+if not (2, 9) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
+    raise ImportError(  # the extra `torch` in pyproject.toml has the same range
+        "cdropout.torch supports PyTorch 2.9 and later versions below 3.0, "
         f"but found {torch.__version__}"
     )
 
@@ -34,6 +34,7 @@ from cdropout.torch.modules import (
     Dropout1d,
     Dropout2d,
     Dropout3d,
+    DropPath,
     FeatureAlphaDropout,
     convert,
     revert,
@@ -46,6 +47,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "DropPath",
     "FeatureAlphaDropout",
     "accelerate",
     "alpha_dropout",

@@ -1,8 +1,8 @@
-"""Application of masks to CPU tensors, which DLPack's C interface reads; compiled to reduce the overhead of small calls."""
+"""Application of masks to CPU tensors, which are read by DLPack; compiled to reduce the overhead of small calls."""
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 import torch
 
@@ -20,7 +20,7 @@ from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 cdef enum:
     DLPACK_CPU = 1                    # the device type kDLCPU
 
-cdef struct TensorView:               # DLTensor
+cdef struct TensorView:               # DLTensor, followed by memory that shape and strides may point to
     char* data
     int32_t device, device_index, ndim
     uint8_t type_code, bits
@@ -28,6 +28,7 @@ cdef struct TensorView:               # DLTensor
     int64_t* shape
     int64_t* strides                  # in elements
     uint64_t offset                   # in bytes
+    int64_t numbers[2 * MAX_DIMS]
 
 cdef struct ExchangeTable:            # DLPackExchangeAPI of version 1
     uint32_t major, minor
@@ -44,10 +45,45 @@ cdef object forward_ad = torch.autograd.forward_ad
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
-cdef object capsule = Tensor.__dlpack_c_exchange_api__
-cdef const ExchangeTable* exchange = <const ExchangeTable*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
-if exchange.major != 1:
-    raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")
+cdef const ExchangeTable* exchange = NULL
+if hasattr(Tensor, "__dlpack_c_exchange_api__"): # since PyTorch 2.10
+    exchange = <const ExchangeTable*>PyCapsule_GetPointer(Tensor.__dlpack_c_exchange_api__, "dlpack_exchange_api")
+    if exchange.major != 1:
+        raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")
+
+cdef dict TYPE_CODES = {              # the type code and the bits of DLPack
+    torch.float16: (2, 16), torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.bool: (6, 8)
+}
+
+
+cdef bint read(x, TensorView* view):
+    """Read x into view, whose memory must not be moved. Return False if x has no memory or its type is unknown."""
+    if exchange == NULL:
+        if not read_attributes(x, view):
+            return False
+    elif exchange.read(<void*>x, view):
+        PyErr_Clear()
+        return False
+    view.data += view.offset
+    return True
+
+
+cdef bint read_attributes(x, TensorView* view):
+    """Read x by its Python attributes."""
+    cdef int i
+    type_code = TYPE_CODES.get(x.dtype)
+    if type_code is None or x.layout is not torch.strided or x.device.type != "cpu" or x.dim() > MAX_DIMS:
+        return False
+    try:
+        view.data = <char*><uintptr_t>x.data_ptr()
+    except RuntimeError:              # x is wrapped by a transform
+        return False
+    view.type_code, view.bits = type_code
+    view.device, view.lanes, view.offset, view.ndim = DLPACK_CPU, 1, 0, x.dim()
+    view.shape, view.strides = &view.numbers[0], &view.numbers[MAX_DIMS]
+    for i, length, stride in zip(range(view.ndim), x.shape, x.stride()):
+        view.shape[i], view.strides[i] = length, stride
+    return True
 
 
 cdef const ElementType* type_of(const TensorView* view) noexcept nogil:
@@ -72,10 +108,8 @@ cdef bint read_tensor(x, TensorView* view):
     cdef const ElementType* dtype
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
-    if exchange.read(<void*>x, view):
-        PyErr_Clear()                 # x has no memory, or DLPack has no code for the type of x
+    if not read(x, view):
         return False
-    view.data += view.offset
     dtype = type_of(view)
     return (
         view.device == DLPACK_CPU and dtype != NULL and dtype.code != CDROPOUT_BOOL and not x.is_neg()
@@ -125,12 +159,8 @@ cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dt
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
-    if type(y) is not Tensor:
+    if type(y) is not Tensor or not read(y, view):
         return False
-    if exchange.read(<void*>y, view):
-        PyErr_Clear()
-        return False
-    view.data += view.offset
     if view.device != DLPACK_CPU or type_of(view) != dtype or view.ndim != x.ndim:
         return False
     for i in range(x.ndim - 1, -1, -1):
@@ -191,7 +221,9 @@ cpdef apply_mask(x, LazyMask mask):
     exception, a draw by this call is undone.
     """
     cdef Operation operation, keep_operation
-    cdef TensorView source, target, keep
+    cdef TensorView source, target, wide, keep
+    cdef TensorView* x_view = &source
+    cdef TensorView* y_view = &target
     cdef const Executor* executor
     cdef size_t max_threads
     cdef bint drawn_before = mask.drawn
@@ -202,16 +234,15 @@ cpdef apply_mask(x, LazyMask mask):
         fill_view(&keep_operation.view, &keep, &keep, mask.start, None)
         keep_operation.dtype = CDROPOUT_BOOL
     if mask.inplace:
-        y = x
-        target = source
+        y, y_view = x, &source
     else:
         y = empty_like(x)
         check_new(y, &target, &source, type_of(&source), "empty_like")
-    copy = float32_copy(x, &source, mask)
+    copy = float32_copy(x, &source, &wide, mask)
     if copy is not None:
-        target = source
-    fill_view(&operation.view, &source, &target, mask.start, mask_strides(&source, mask))
-    operation.dtype = type_of(&source).code
+        x_view = y_view = &wide
+    fill_view(&operation.view, x_view, y_view, mask.start, mask_strides(x_view, mask))
+    operation.dtype = type_of(x_view).code
     use_mask(&operation, &mask.id)
     if mask.shifts:
         use_shift(&operation, mask.shift, mask.constant)
@@ -254,17 +285,15 @@ def apply_window(x, y, LazyMask mask, uint64_t start, tuple strides):
     run_prepared(&operation)
 
 
-cdef float32_copy(x, TensorView* source, LazyMask mask):
-    """Return a float32 copy of x and read the copy into source, or return None if no copy is needed.
+cdef float32_copy(x, const TensorView* source, TensorView* wide, LazyMask mask):
+    """Return a float32 copy of x and read the copy into `wide`, or return None if no copy is needed.
 
     Alpha dropout of a 16-bit type needs the copy, so that each result is rounded only once.
     """
     if not mask.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None
-    cdef TensorView wide
     copy = x.to(torch.float32, copy=True, memory_format=torch.preserve_format)
-    check_new(copy, &wide, source, &types[<int>CDROPOUT_FLOAT32], "Tensor.to")
-    source[0] = wide
+    check_new(copy, wide, source, &types[<int>CDROPOUT_FLOAT32], "Tensor.to")
     return copy
 
 

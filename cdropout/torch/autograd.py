@@ -311,7 +311,7 @@ def implementation_for(x: Tensor) -> Implementation | None:
             level.key() == TransformType.Functionalize for level in get_interpreter_stack() or ()
         )
         return dropout_by_operators if functionalized else dropout_under_transforms
-    return dropout_by_operators if is_supported(x) or _is_traced(x) else None
+    return dropout_by_operators if is_supported(x) or is_traced(x) else None
 
 
 def _has_supported_type(x: Tensor) -> bool:
@@ -319,7 +319,7 @@ def _has_supported_type(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Return whether x is a supported tensor in a graph that make_fx or aot_function records."""
     key = TRACED.get(type(x))
     return (

@@ -1,6 +1,11 @@
 """Dropout modules with the interface of torch.nn, and functions that convert a model to them."""
 
-from typing import NamedTuple
+import dis
+import re
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +14,13 @@ from torch import Tensor, nn
 from cdropout.torch import functional
 from cdropout.torch._draw import check_generator
 from cdropout.torch.autograd import Source
-from cdropout.torch.fx import LEAF_MODULES, is_traced_leaf, record_module
+from cdropout.torch.fx import LEAF_MODULES, REPLACEMENTS, is_traced_leaf, record_module
+
+
+def _check_arguments(p: float, generator: Source) -> None:
+    if not 0 <= p <= 1:  # also true for NaN, which PyTorch's constructor accepts
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    check_generator(generator)
 
 
 class _DropoutModule(nn.Module):
@@ -19,9 +30,7 @@ class _DropoutModule(nn.Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Source = None) -> None:
         super().__init__(p, inplace)
-        if not 0 <= p <= 1:  # also true for NaN, which PyTorch's constructor accepts
-            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        check_generator(generator)
+        _check_arguments(p, generator)
         if generator is not None:
             self.generator = generator
 
@@ -158,6 +167,75 @@ class FeatureAlphaDropout(_DropoutModule, nn.FeatureAlphaDropout):
             )
 
 
+class DropPath(nn.Module):
+    """Drop whole samples of an input of shape (N, ...), which is called stochastic depth.
+
+    The module calls `cdropout.torch.drop_path` and has the interface of timm's module.
+
+    Parameters
+    ----------
+    drop_prob : float, default 0.0
+        The probability that a sample is dropped, in [0, 1].
+    scale_by_keep : bool, default True
+        If true, scale the samples that are kept by ``1 / (1 - drop_prob)``.
+    generator : None, torch.Generator or cdropout.Generator
+        The source of the masks; by default PyTorch's generator for the CPU.
+
+    Raises
+    ------
+    ValueError
+        If drop_prob is not in [0, 1].
+    TypeError
+        If `generator` has a type other than those above.
+    """
+
+    generator: Source = None  # a class attribute, since `convert` does not call __init__
+    drop_prob: float
+    scale_by_keep: bool
+
+    def __init__(
+        self, drop_prob: float = 0.0, scale_by_keep: bool = True, *, generator: Source = None
+    ) -> None:
+        super().__init__()
+        _check_arguments(drop_prob, generator)
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+        if generator is not None:
+            self.generator = generator
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply `cdropout.torch.drop_path`."""
+        if type(input) is not Tensor and is_traced_leaf(self, input):
+            return record_module(self, input)
+        return functional.drop_path(
+            input,
+            self.drop_prob,
+            self.training,
+            scale_by_keep=self.scale_by_keep,
+            generator=self.generator,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the text in parentheses in the repr, as in timm."""
+        return f"drop_prob={self.drop_prob:0.3f}"
+
+    __prepare_scriptable__ = _DropoutModule.__prepare_scriptable__
+
+
+class StochasticDepth(DropPath):
+    """A module of torchvision with mode "row" that `convert` has converted."""
+
+    scale_by_keep = True
+
+    @property
+    def drop_prob(self) -> float:  # type: ignore[override]
+        """Return p, as the attribute is called in torchvision."""
+        return self.p
+
+    def extra_repr(self) -> str:
+        """Return the text in parentheses in the repr, as in torchvision."""
+        return f"p={self.p}, mode={self.mode}"
+
+
 # ---- conversion of models -----------------------------------------------------------------------
 
 TORCH_CLASSES = {
@@ -169,7 +247,18 @@ TORCH_CLASSES = {
     FeatureAlphaDropout: nn.FeatureAlphaDropout,
 }
 CDROPOUT_CLASSES = {original: replacement for replacement, original in TORCH_CLASSES.items()}
-LEAF_MODULES |= set(TORCH_CLASSES)
+LEAF_MODULES |= {*TORCH_CLASSES, DropPath, StochasticDepth}
+OTHER_CLASSES = {  # the package, class and mode of modules with the same meaning as a module here
+    ("timm", "DropPath", None): DropPath,
+    ("torchvision", "StochasticDepth", "row"): StochasticDepth,
+}
+ORIGINAL = "_cdropout_original_class"  # attribute of a converted module of OTHER_CLASSES
+OTHER_NAMES = re.compile("Drop(Path|Block)|StochasticDepth")
+FUNCTIONS = {*REPLACEMENTS, F.scaled_dot_product_attention} | {
+    getattr(torch, name + suffix)
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for suffix in ("", "_")
+}
 
 
 class Swap(NamedTuple):
@@ -194,25 +283,91 @@ def convert(model: nn.Module) -> Swap:
         ``(swapped, kept)``: a list of the names of the changed modules, and a dict from the names
         of other modules with dropout to the reasons why these are kept. Subclasses of PyTorch's
         dropout modules are kept, since they may change the computation. Modules that call dropout
-        internally, such as attention and recurrent networks, are kept too; use `accelerate` for
-        such modules.
+        internally, such as attention and recurrent networks, and modules whose methods call
+        functions of PyTorch for dropout, are kept too; use `accelerate` for such modules.
 
     Raises
     ------
     TypeError
         If `model` is not a module.
+
+    Warns
+    -----
+    UserWarning
+        If no module is converted, or if methods call functions for dropout.
+
+    Notes
+    -----
+    timm's DropPath and torchvision's StochasticDepth with mode "row" become modules that call
+    `drop_path`; they are not instances of the original class any more. DropBlock and mode "batch"
+    are kept.
+
+    Quantization-aware training with `torch.ao.quantization.prepare_qat` replaces the converted
+    modules by PyTorch's, whose special rules it applies. For ``prepare_fx``, call `revert` first.
     """
     swap = Swap([], {})
+    calls_functions = False
+    converted_before = False
     for name, module in _modules_of(model, "convert"):
         kind = type(module)
+        converted_before = converted_before or kind in LEAF_MODULES
+        other = kind.__module__.partition(".")[0], kind.__name__, getattr(module, "mode", None)
         if kind in CDROPOUT_CLASSES:
             module.__class__ = CDROPOUT_CLASSES[kind]
             swap.swapped.append(name)
+        elif other in OTHER_CLASSES:
+            module.__class__ = OTHER_CLASSES[other]
+            setattr(module, ORIGINAL, kind)
+            swap.swapped.append(name)
         elif isinstance(module, tuple(CDROPOUT_CLASSES)) and kind not in TORCH_CLASSES:
             swap.kept[name] = f"{kind.__qualname__} is a subclass of a dropout module"
+        elif OTHER_NAMES.search(kind.__name__) and kind not in LEAF_MODULES:
+            swap.kept[name] = f"{kind.__qualname__} may differ from cdropout.torch.DropPath"
         elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout:
             swap.kept[name] = f"{kind.__qualname__} calls dropout internally: use accelerate()"
+        elif function := next(dropout_functions(kind), None):
+            calls_functions = True
+            swap.kept[name] = f"{kind.__qualname__} calls {function}: use accelerate()"
+    if calls_functions:
+        reasons = "; ".join(reason for reason in swap.kept.values() if " calls " in reason)
+        warnings.warn(f"convert changes modules only, but {reasons}", stacklevel=2)
+    elif not swap.swapped and not converted_before:
+        warnings.warn(
+            f"convert found no dropout module that it can replace in {type(model).__qualname__}: "
+            "use accelerate(), which replaces all dropout on the CPU",
+            stacklevel=2,
+        )
     return swap
+
+
+def dropout_functions(kind: type[nn.Module]) -> Iterator[str]:
+    """Yield the names of PyTorch's functions for dropout that the methods of a class refer to.
+
+    The methods of classes of PyTorch are not inspected.
+    """
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "cdropout"):
+            continue
+        for method in vars(base).values():
+            if isinstance(method, types.FunctionType):
+                yield from _functions_in(method.__code__, method.__globals__)
+
+
+def _functions_in(code: types.CodeType, names: dict[str, Any]) -> Iterator[str]:
+    value = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL":
+            value = names.get(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            in_module = isinstance(value, types.ModuleType)
+            value = getattr(value, instruction.argval, None) if in_module else None
+        elif instruction.opname not in ("CACHE", "EXTENDED_ARG"):
+            value = None
+        if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and value in FUNCTIONS:
+            yield f"{value.__module__ or 'torch'}.{value.__name__}"
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _functions_in(constant, names)
 
 
 def revert(model: nn.Module) -> Swap:
@@ -238,6 +393,10 @@ def revert(model: nn.Module) -> Swap:
         if kind in TORCH_CLASSES and module.generator is None:
             module.__class__ = TORCH_CLASSES[kind]
             swap.swapped.append(name)
+        elif hasattr(module, ORIGINAL):
+            module.__class__ = getattr(module, ORIGINAL)
+            delattr(module, ORIGINAL)
+            swap.swapped.append(name)
         elif kind in TORCH_CLASSES:
             swap.kept[name] = f"{kind.__qualname__} has a generator; PyTorch's modules have none"
     return swap
@@ -247,3 +406,33 @@ def _modules_of(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} takes a torch.nn.Module, but got {type(model).__name__}")
     return list(model.named_modules())
+
+
+# ---- quantization -------------------------------------------------------------------------------
+
+
+class _OriginalForTraining:
+    """The rule of prepare_qat for a converted module: it becomes PyTorch's module again.
+
+    prepare_qat inserts no observer after nn.Dropout, but after instances of subclasses.
+    """
+
+    @staticmethod
+    def from_float(module: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        original = TORCH_CLASSES[type(module)](module.p, module.inplace).train(module.training)
+        original.qconfig = module.qconfig
+        return original
+
+
+def _register_for_quantization() -> None:
+    from torch.ao.quantization import quantization_mappings as rules
+
+    for kind, original in TORCH_CLASSES.items():
+        rules.DEFAULT_QAT_MODULE_MAPPINGS[kind] = _OriginalForTraining
+        if original in rules.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS:
+            rules.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS[kind] = (
+                rules.DEFAULT_STATIC_QUANT_MODULE_MAPPINGS[original]
+            )
+
+
+_register_for_quantization()

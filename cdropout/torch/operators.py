@@ -8,8 +8,8 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
 
 from cdropout._core.mask import Mask
@@ -17,6 +17,8 @@ from cdropout.torch._draw import derivative_of, given_mask, seeded_mask
 from cdropout.torch._tensors import apply_mask
 
 UINT64_MAX = 2**64 - 1
+# PyTorch has region_activation_memory_budget since version 2.13
+REGION_BUDGET = getattr(traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)
 
 
 def move_batch_axis_first(
@@ -182,7 +184,7 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)
     if "recompute" in meta:  # set by a checkpoint, which restores the generator's state
         return result
-    if meta.get("custom", {}).get(MEMORY_BUDGET_ANNOTATION_KEY) == 0:
+    if meta.get("custom", {}).get(REGION_BUDGET) == 0:
         raise RuntimeError(
             "dropout saves its seed for the backward pass, but region_activation_memory_budget(0) "
             "saves nothing: use a small positive budget"

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import threading
 import types
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from torch._C import DispatchKey
 
 from cdropout.torch._draw import LazyMask
 from cdropout.torch._tensors import is_supported, runs_eagerly
 from cdropout.torch.attention import replaced_attention
-from cdropout.torch.autograd import apply_eagerly, dropout_by_operators, dropout_eagerly
+from cdropout.torch.autograd import (
+    apply_eagerly,
+    dropout_by_operators,
+    dropout_eagerly,
+    is_traced,
+    next_seed,
+)
+from cdropout.torch.dynamo import compile_lock, guard_on, never_compile
+from cdropout.torch.operators import dropout_operator, saved_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,14 +55,13 @@ OPERATORS = (  # name of the operator, form of the mask, first broadcast axis or
     ("feature_alpha_dropout", "alpha", 2),
 )
 DISPATCH_KEYS = "AutogradCPU", "CPU"  # tensors created in inference mode have only the key CPU
-COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+COMPOSITE = DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
     """The state of the replacement, shared by all threads, like the registered kernels."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.library: torch.library.Library | None = None
         self.enabled = False
         self.depth = 0  # number of active contexts of accelerate, in all threads together
@@ -61,15 +69,21 @@ class _Switch:
 
     def change(self, enabled: bool | None = None, depth_change: int = 0) -> None:
         """Enable or disable the replacement, or enter or leave a context of accelerate."""
-        with self.lock:
+        with compile_lock:  # waits while another thread compiles a graph for the present state
             if self.library is None:
                 self.library = _register_kernels()
+                guard_on(self)
             self.enabled = self.enabled if enabled is None else enabled
             self.depth += depth_change
             self.active = self.enabled or self.depth > 0
 
 
 _switch = _Switch()
+_change_uncompiled = torch.compiler.disable(
+    _switch.change,
+    reason="accelerate, enable and disable cannot be called with fullgraph=True: "
+    "call them outside of the compiled function",
+)
 
 
 def enable() -> None:
@@ -82,29 +96,39 @@ def enable() -> None:
     operations and this package's dropout, with the same masks. Each call draws one seed from
     PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but the masks
     differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
-    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses,
-    under transforms of torch.func and, except for attention, in compiled graphs.
+    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses and
+    under transforms of torch.func.
+
+    In code of torch.compile, the masks are those of code that is not compiled. The replacement is
+    a global state on which PyTorch guards compiled code, like the grad mode: a function is compiled
+    once for calls with the replacement and once for calls without it. The files of the compiler's
+    caches are separate, too. Compiled code must not change this state: with ``fullgraph=True``,
+    that raises an error; otherwise such a function is not compiled, but the functions that it calls
+    are. An exported program contains PyTorch's dropout, which is replaced when the program runs, or
+    by ``run_decompositions``.
 
     Notes
     -----
-    The first call registers kernels for these operators. The kernels of this package remain
-    registered after `disable`, since other threads may be using them. They then pass each call to
-    PyTorch's kernels. This takes a few additional microseconds per call.
+    The first call registers kernels for these operators. It also deletes compiled code, which
+    torch.compile then compiles again. The kernels of this package remain registered after
+    `disable`, since other threads may be using them. They then pass each call to PyTorch's kernels,
+    with the same masks and the same compiled code as without this package. This takes a few
+    additional microseconds per call.
     """
-    _switch.change(enabled=True)
+    _change_uncompiled(enabled=True)
 
 
 def disable() -> None:
     """Undo `enable`. An active context of `accelerate` remains in effect."""
-    _switch.change(enabled=False)
+    _change_uncompiled(enabled=False)
 
 
 class _Acceleration(contextlib.ContextDecorator):
     def __enter__(self) -> None:
-        _switch.change(depth_change=1)
+        _change_uncompiled(depth_change=1)
 
     def __exit__(self, *error: object) -> None:
-        _switch.change(depth_change=-1)
+        _change_uncompiled(depth_change=-1)
 
     def __call__(self, function: _Function) -> _Function:
         inner = inspect.unwrap(function)
@@ -146,26 +170,31 @@ def accelerate() -> _Acceleration:
 def _register_kernels() -> torch.library.Library:
     """Return a library with a kernel for each operator, above and below autograd.
 
-    A dispatch mode may decompose an operator instead of calling a kernel, so the decompositions are
-    replaced as well.
+    While a graph is traced, and within a dispatch mode, PyTorch calls the Python kernels of an
+    operator, if there are any, or its decomposition, instead of the kernels in the library.
     """
     library = torch.library.Library("aten", "IMPL")
+    never_compile(_dropout_kernel)
+    never_compile(_native_dropout_kernel)
     for base, form, first_axis in OPERATORS:
         for inplace in (False, True):
             name = base + "_" * inplace
+            operator = getattr(torch.ops.aten, name).default
+            options = form, first_axis, inplace
+            original = operator.py_kernels.get(COMPOSITE, partial(operator._op_dk, COMPOSITE))
+            traced = partial(_traced_dropout_kernel, original, *options)
+            operator.py_kernels[COMPOSITE] = traced
             for key in DISPATCH_KEYS:
                 native = torch.library.get_kernel(f"aten::{name}", key).call_boxed
-                kernel = functools.partial(_dropout_kernel, native, form, first_axis, inplace)
+                kernel = partial(_dropout_kernel, native, *options)
                 library.impl(name, kernel, key, with_keyset=True)
-            operator = getattr(torch.ops.aten, name).default
-            if COMPOSITE not in operator.py_kernels:
-                arguments = operator._op_dk, form, first_axis, inplace, COMPOSITE
-                operator.py_impl(COMPOSITE)(functools.partial(_dropout_kernel, *arguments))
+                operator.py_kernels[getattr(DispatchKey, key)] = traced
+            operator._dispatch_cache.clear()
     for key in DISPATCH_KEYS:
         native = torch.library.get_kernel("aten::native_dropout", key).call_boxed
         with warnings.catch_warnings():  # PyTorch warns that a kernel is replaced
             warnings.simplefilter("ignore")
-            native_kernel = functools.partial(_native_dropout_kernel, native)
+            native_kernel = partial(_native_dropout_kernel, native)
             library.impl("native_dropout", native_kernel, key, with_keyset=True)
     _register_attention(library)
     return library
@@ -174,12 +203,13 @@ def _register_kernels() -> torch.library.Library:
 def _register_attention(library: torch.library.Library) -> None:
     """Register kernels of scaled_dot_product_attention, like the kernels of dropout."""
     operator = torch.ops.aten.scaled_dot_product_attention.default
-    original = operator.py_kernels.get(COMPOSITE, functools.partial(operator._op_dk, COMPOSITE))
-    traced = functools.partial(_traced_attention_kernel, original)
+    never_compile(_attention_kernel)
+    original = operator.py_kernels.get(COMPOSITE, partial(operator._op_dk, COMPOSITE))
+    traced = partial(_traced_attention_kernel, original)
     operator.py_kernels[COMPOSITE] = traced
     for key in DISPATCH_KEYS:
         native = torch.library.get_kernel(operator.name(), key).call_boxed
-        kernel = functools.partial(_attention_kernel, native)
+        kernel = partial(_attention_kernel, native)
         library.impl("scaled_dot_product_attention", kernel, key, with_keyset=True)
     operator._dispatch_cache.clear()
 
@@ -192,8 +222,8 @@ def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementati
         return dropout_eagerly
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return None
-    # Here, x is empty, x is not supported, or a dispatch mode is active
-    return dropout_by_operators if is_supported(x) and x.numel() != 0 else None
+    # Here, x is empty, x is not supported, or a dispatch mode or a tracer is active
+    return dropout_by_operators if (is_supported(x) or is_traced(x)) and x.numel() != 0 else None
 
 
 def _dropout_kernel(
@@ -206,10 +236,35 @@ def _dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Return the result of one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
+    """Return the result of one of OPERATORS."""
+    y = _replaced_dropout(form, first_axis, inplace, x, p, train)
+    return native(keys, x, p, train) if y is None else y
+
+
+def _traced_dropout_kernel(
+    original: Callable[..., Tensor],
+    form: str,
+    first_axis: int | None,
+    inplace: bool,
+    x: Tensor,
+    p: float,
+    train: bool,
+) -> Tensor:
+    """Return what `_dropout_kernel` returns; `original` is the Python kernel or decomposition."""
+    y = _replaced_dropout(form, first_axis, inplace, x, p, train)
+    return original(x, p, train) if y is None else y
+
+
+def _replaced_dropout(
+    form: str, first_axis: int | None, inplace: bool, x: Tensor, p: float, train: bool
+) -> Tensor | None:
+    """Return the result of one of OPERATORS, or None if PyTorch's kernel has to be called.
+
+    All axes from `first_axis` on are broadcast axes.
+    """
     implementation = _implementation_for(x, p, train)
     if implementation is None or x.dim() < (first_axis or 0):
-        return native(keys, x, p, train)
+        return None
     broadcast_axes = () if first_axis is None else tuple(range(first_axis, x.dim()))
     return implementation(x, p, inplace, None, broadcast_axes, form)
 
@@ -222,8 +277,14 @@ def _native_dropout_kernel(
     train: bool | None,
 ) -> tuple[Tensor, Tensor]:
     """Return y and the mask as bools, like native_dropout; backward does not use the bools."""
-    if _implementation_for(x, p, train) is not dropout_eagerly:
+    implementation = _implementation_for(x, p, train)
+    if implementation is None:
         return native(keys, x, p, train)
+    if implementation is dropout_by_operators:
+        seed, call = next_seed(p, None)
+        seed, ones = saved_seed(seed), torch.ones_like(x, requires_grad=False)
+        keep = dropout_operator(ones, seed, call, p, [], "keep").bool()
+        return dropout_operator(x, seed, call, p, [], "scale"), keep
     keep = torch.empty(x.shape, dtype=torch.bool, device="cpu")
     mask = LazyMask(p, (), "scale")
     mask.keep = keep

@@ -8,7 +8,7 @@ import pytest
 import cdropout as cd
 
 from ..helpers.requirements import import_or_skip
-from ..helpers.torch_calls import MODULES
+from ..helpers.torch_calls import MODULES, with_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -105,3 +105,158 @@ def test_convert_of_one_module_and_of_other_objects():
     for function in (ct.convert, ct.revert):
         with pytest.raises(TypeError, match="takes a torch.nn.Module, but got function"):
             function(F.dropout)
+
+
+def test_convert_and_revert_drop_path():
+    class DropPath(nn.Module):  # has the name, attributes and text of timm's class
+        __module__ = "timm.layers.drop"
+
+        def __init__(self, drop_prob, scale_by_keep):
+            super().__init__()
+            self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+
+    class StochasticDepth(nn.Module):
+        __module__ = "torchvision.ops.stochastic_depth"
+
+        def __init__(self, p, mode):
+            super().__init__()
+            self.p, self.mode = p, mode
+
+    class DropBlock2d(nn.Module):
+        pass
+
+    classes = DropPath, StochasticDepth, StochasticDepth, DropBlock2d
+    model = nn.Sequential(
+        DropPath(0.25, False),
+        StochasticDepth(0.5, "row"),
+        StochasticDepth(0.5, "batch"),
+        DropBlock2d(),
+    )
+    x = torch.ones(40, 3)
+    assert ct.convert(model).swapped == ["0", "1"]
+    assert repr(model[:2]) == (
+        "Sequential(\n  (0): DropPath(drop_prob=0.250)\n  (1): StochasticDepth(p=0.5, mode=row)\n)"
+    )
+    assert set(with_seed(model[0], x).unique().tolist()) == {0, 1}
+    expected = with_seed(lambda x: ct.drop_path(x, 0.5), x)
+    for module in (model[1], pickle.loads(pickle.dumps(ct.DropPath(0.5)))):
+        assert torch.equal(with_seed(module, x), expected)
+    assert model[1].eval()(x) is x
+    again = ct.convert(model)
+    assert again.swapped == [] and again.kept == {
+        "2": f"{StochasticDepth.__qualname__} may differ from cdropout.torch.DropPath",
+        "3": f"{DropBlock2d.__qualname__} may differ from cdropout.torch.DropPath",
+    }
+    assert ct.revert(model).swapped == ["0", "1"]
+    assert tuple(map(type, model)) == classes
+    assert ct.revert(model) == ([], {})
+
+
+def test_drop_path_module():
+    x = torch.ones(300, 2)
+    y = ct.DropPath(0.25, generator=cd.Generator(3))(x)
+    assert torch.equal(y, ct.drop_path(x, 0.25, generator=cd.Generator(3)))
+    assert set(ct.DropPath(0.25, False)(x).unique().tolist()) == {0, 1}
+    assert ct.DropPath()(x) is x and ct.DropPath(0.5).eval()(x) is x
+    with pytest.raises(ValueError, match="has to be between 0 and 1, but got 2"):
+        ct.DropPath(2)
+    graph = torch.fx.symbolic_trace(nn.Sequential(ct.DropPath(0.5))).graph
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "output"]
+    with pytest.raises(NotImplementedError, match="a module with a generator cannot be scripted"):
+        torch.jit.script(ct.DropPath(0.5, generator=cd.Generator(3)))
+
+
+def test_convert_of_modules_of_timm_and_torchvision():
+    torchvision = import_or_skip("torchvision")
+    layers = import_or_skip("timm").layers
+    model = nn.Sequential(
+        layers.DropPath(0.5),
+        torchvision.ops.StochasticDepth(0.5, "row"),
+        torchvision.ops.StochasticDepth(0.5, "batch"),
+        layers.DropBlock2d(0.5),
+        torchvision.ops.DropBlock2d(0.5, 3),
+    )
+    text, classes, x = repr(model), list(map(type, model)), torch.ones(40, 3, 8, 8)
+    with torch.random.fork_rng():
+        means = [model[i](x).flatten(1).std(1).max().item() for i in (0, 1)]
+    swap = ct.convert(model)
+    assert swap.swapped == ["0", "1"] and list(swap.kept) == ["2", "3", "4"]
+    assert repr(model) == text and means == [0, 0]
+    for module in model[:2]:
+        assert torch.equal(with_seed(module, x), with_seed(ct.drop_path, x))
+    assert ct.revert(model).swapped == ["0", "1"] and list(map(type, model)) == classes
+
+
+class Functional(nn.Module):
+    """A module that calls a function for dropout, and a module with the same name."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+class Nested(nn.Module):
+    def forward(self, x):
+        return [F.scaled_dot_product_attention(y, y, y, dropout_p=0.5) for y in x]
+
+
+class Indirect(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout()
+
+    def forward(self, x):
+        return self.dropout(x)
+
+
+@pytest.mark.parametrize(
+    "module, function",
+    [(Functional(0.1), "torch.nn.functional.dropout"), (Nested(), "scaled_dot_product_attention")],
+)
+def test_convert_reports_calls_of_functions(module, function):
+    model = nn.Sequential(nn.Dropout(), module)
+    with pytest.warns(UserWarning, match=rf"changes modules only, but .* calls .*{function}: use"):
+        swap = ct.convert(model)
+    assert swap.swapped == ["0"]
+    assert list(swap.kept) == ["1"] and swap.kept["1"].endswith(f"{function}: use accelerate()")
+
+
+def test_convert_of_a_model_without_dropout_warns():
+    for model in (nn.Linear(2, 2), nn.Sequential(nn.MultiheadAttention(4, 2, dropout=0.1))):
+        with pytest.warns(UserWarning, match=r"found no dropout module .* use accelerate\(\)"):
+            assert ct.convert(model).swapped == []
+    assert ct.convert(Indirect()) == (["dropout"], {})
+
+
+# ---- quantization -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*reduce_range:UserWarning")
+def test_quantization_of_a_converted_model_equals_that_of_the_original():
+    quantization = torch.ao.quantization
+
+    def quantize(training, convert):
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            quantization.QuantStub(), nn.Linear(4, 4), nn.Dropout(), nn.AlphaDropout(),
+            quantization.DeQuantStub(),
+        )  # fmt: skip
+        if convert:
+            assert ct.convert(model).swapped == ["2", "3"]
+        model.train(training)
+        if training:
+            model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+            prepared = quantization.prepare_qat(model)
+        else:
+            model.qconfig = quantization.get_default_qconfig("fbgemm")
+            prepared = quantization.prepare(model)
+        prepared(torch.linspace(-1, 1, 32).reshape(8, 4))
+        return repr(prepared), repr(quantization.convert(prepared.eval()))
+
+    assert quantize(True, True) == quantize(True, False)
+    assert quantize(False, True)[1] == quantize(False, False)[1]
