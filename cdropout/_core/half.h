@@ -116,7 +116,7 @@ static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32
   cd_f32 sum = v + cd_float_of(exponent + (13 << 23));                      /* this addition rounds; the lower 16 bits are the digits */
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* the exponent, modulo 64, is added above the digits */
 }
-static inline int16_t cd_fast_limit_f16(float scale) {                 /* the magnitude from which cd_step_any_f16 is used; <= 2^16 / scale */
+static inline int16_t cd_fast_limit_f16(float scale) { /* the magnitude from which cd_step_any_f16 is used; <= 2^16 / scale */
   int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; > 13 if scale is negative or NaN */
   return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
 }

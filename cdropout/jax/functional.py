@@ -17,7 +17,6 @@ from cdropout._core.arguments import check_flag, check_probability
 from cdropout._core.dtypes import FLOATS
 from cdropout._core.mask import Mask, broadcast_strides, check_mask, check_not_given
 from cdropout.jax._xla import handler
-
 from cdropout.jax.partitioning import MAX_AXES, TARGETS, register_partitioner, set_sharding_rule
 
 if TYPE_CHECKING:
