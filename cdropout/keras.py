@@ -97,7 +97,7 @@ def _dropout_for(x: Any) -> Callable[..., Any] | None:
 
 
 def _stored_seed(seed: Any) -> Any:
-    """Return the seed that Keras stores: with PyTorch an int32, which `_make_mask` converts back."""
+    """Return the seed that Keras stores: an int32 with PyTorch. `_make_mask` converts it back."""
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         raise ValueError(f"seed has to be in [0, 2**32), but got {seed}")
     if isinstance(seed, int) and seed >= 2**31 and keras.backend.backend() == "torch":
