@@ -12,6 +12,11 @@ from cdropout.environment import check_version
 try:
     import keras
 except ImportError as error:
+    if error.name not in (None, "keras"):
+        raise ImportError(
+            f"cdropout.keras needs the backend of Keras, but it cannot be imported ({error}): "
+            "install the backend, or select another one with the variable KERAS_BACKEND"
+        ) from error
     raise ImportError("cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`") from error
 
 if TYPE_CHECKING:
@@ -89,6 +94,15 @@ def _dropout_for(x: Any) -> Callable[..., Any] | None:
 # ---- the layers ---------------------------------------------------------------------------------
 
 
+def _stored_seed(seed: Any) -> Any:
+    """Return the seed that Keras stores: an int32 with PyTorch. `_make_mask` converts it back."""
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise ValueError(f"seed has to be in [0, 2**32), but got {seed}")
+    if isinstance(seed, int) and seed >= 2**31 and keras.backend.backend() == "torch":
+        return seed - 2**32
+    return seed
+
+
 class _Layer:
     """Base class of the layers. Each subclass defines `_broadcast_axes`."""
 
@@ -103,7 +117,9 @@ class _Layer:
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
         """Apply dropout to the inputs if training; otherwise return them unchanged."""
-        apply_dropout = _dropout_for(inputs) if training and 0 < self.rate < 1 else None
+        if training and self.rate == 1:
+            return keras.ops.zeros_like(inputs)
+        apply_dropout = _dropout_for(inputs) if training and self.rate > 0 else None
         if apply_dropout is None:
             return super().call(inputs, training=training)  # type: ignore[misc]
         axes = self._broadcast_axes(tuple(inputs.shape))
@@ -126,6 +142,7 @@ class Dropout(_Layer, keras.layers.Dropout):
     ``cdropout.Mask(shape, rate, seed, i)``, on each backend. Keras's own implementation is used on
     devices other than the CPU, for unsupported types, and in TensorFlow functions that XLA compiles
     (``jit_compile=True``). With TensorFlow, Keras does not compile models with this layer by XLA.
+    A layer with rate 0 or 1 draws no mask and uses no call number.
 
     Parameters
     ----------
@@ -141,8 +158,15 @@ class Dropout(_Layer, keras.layers.Dropout):
     Raises
     ------
     ValueError
-        If rate is not in [0, 1], or if noise_shape does not fit the inputs of a call.
+        If rate is not in [0, 1], seed is not in [0, 2**32), or noise_shape does not fit the inputs
+        of a call.
     """
+
+    def __init__(
+        self, rate: float, noise_shape: Any = None, seed: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(rate, noise_shape, _stored_seed(seed), **kwargs)
+        self.seed = seed
 
     def _broadcast_axes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         given = tuple(self.noise_shape or shape)
@@ -163,12 +187,40 @@ class Dropout(_Layer, keras.layers.Dropout):
 class SpatialDropout1D(_SpatialLayer, keras.layers.SpatialDropout1D):
     """Replacement for `keras.layers.SpatialDropout1D`, which drops whole channels."""
 
+    def __init__(
+        self, rate: float, seed: int | None = None, name: str | None = None, dtype: Any = None
+    ) -> None:
+        super().__init__(rate, _stored_seed(seed), name, dtype)
+        self.seed = seed
+
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout2D(_SpatialLayer, keras.layers.SpatialDropout2D):
     """Replacement for `keras.layers.SpatialDropout2D`, which drops whole channels."""
 
+    def __init__(
+        self,
+        rate: float,
+        data_format: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(rate, data_format, _stored_seed(seed), name, dtype)
+        self.seed = seed
+
 
 @keras.saving.register_keras_serializable(package="cdropout")
 class SpatialDropout3D(_SpatialLayer, keras.layers.SpatialDropout3D):
     """Replacement for `keras.layers.SpatialDropout3D`, which drops whole channels."""
+
+    def __init__(
+        self,
+        rate: float,
+        data_format: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(rate, data_format, _stored_seed(seed), name, dtype)
+        self.seed = seed

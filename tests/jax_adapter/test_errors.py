@@ -8,6 +8,7 @@ from ..helpers.requirements import import_or_skip
 from ..helpers.subprocess_runner import run
 
 jax = import_or_skip("jax")
+from jax import export  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 
 from cdropout.jax import dropout, seed_and_call  # noqa: E402
@@ -101,10 +102,51 @@ def test_seed_and_call_of_int_raises():
         seed_and_call(7)
 
 
-def test_unsupported_platform_raises():
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda")])
+def test_unsupported_platform_raises(platforms):
     program = jax.jit(lambda x: dropout(KEY, x, 0.5)).trace(X)
-    with pytest.raises(NotImplementedError, match="for the CPU only, .* compiled for cuda; to run"):
-        program.lower(lowering_platforms=("cuda",))
+    names = ", ".join(platforms)
+    with pytest.raises(NotImplementedError, match=f"the CPU only, .* compiled for {names}; to run"):
+        program.lower(lowering_platforms=platforms)
+
+
+def test_export_needs_a_disabled_check():
+    program, key = jax.jit(lambda key, x: dropout(key, x, 0.5)), jax.random.key_data(KEY)
+    with pytest.raises(ValueError, match="custom calls whose targets have no compatibility"):
+        export.export(program)(key, X)
+    check = export.DisabledSafetyCheck.custom_call("cdropout")
+    exported = export.export(program, disabled_checks=[check])(key, X)
+    loaded = export.deserialize(exported.serialize())
+    assert (loaded.call(key, X) == dropout(KEY, X, 0.5)).all()
+
+
+LOADED = """
+from pathlib import Path
+from jax import export
+from cdropout.jax import seed_and_call
+
+path = Path({path!r})
+if not path.exists():
+    check = export.DisabledSafetyCheck.custom_call("cdropout")
+    program = jax.jit(lambda key, x: dropout(key, x, 0.3))
+    program = export.export(program, disabled_checks=[check])
+    path.write_bytes(program(jax.random.key_data(key), x).serialize())
+else:
+    loaded = export.deserialize(path.read_bytes())
+    try:
+        loaded.call(jax.random.key_data(key), x)
+    except RuntimeError as error:
+        print("No FFI handler registered for cdropout" in str(error))
+    dropout(key, x, 0.3)
+    print(np.array_equal(loaded.call(jax.random.key_data(key), x), expected))
+"""
+
+
+@pytest.mark.slow
+def test_exported_program_runs_in_another_process_after_a_call(tmp_path):
+    code = LOADED.format(path=str(tmp_path / "program"))
+    assert run_after_preamble(code) == []
+    assert run_after_preamble(code) == ["True", "True"]
 
 
 # ---- programs -----------------------------------------------------------------------------------

@@ -45,12 +45,28 @@ def numpy_dropout(x, rate, seed, call, dims=()):
 
 @pytest.mark.parametrize("seed", [42, 2**31 + 7, 2**32 - 1])
 def test_call_number_determines_mask(seed):
-    if BACKEND == "torch" and seed >= 2**31:
-        pytest.skip("needs seeds of uint32: with PyTorch, Keras stores them as int32")
     layer, x = Dropout(0.3, seed=seed), normal((5, 70))
     for call in range(3):
         expected = cd.Mask((5, 70), 0.3, seed, call).apply(x)
         np.testing.assert_array_equal(train_call(layer, x), expected)
+
+
+@pytest.mark.parametrize("layer", [Dropout, SpatialDropout1D, SpatialDropout2D, SpatialDropout3D])
+def test_seeds_of_layers(layer):
+    largest = 2**32 - 1
+    config = layer(0.3, seed=largest).get_config()
+    assert config["seed"] == largest
+    again = layer.from_config(config)
+    stored = keras.ops.convert_to_numpy(again.seed_generator.state.value)[0]
+    assert int(stored) % 2**32 == largest
+    assert layer(0.3).seed is None
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=rf"seed has to be in \[0, 2\*\*32\), but got {seed}"):
+            layer(0.3, seed=seed)
+
+
+def test_seed_can_be_a_positional_argument():
+    assert Dropout(0.3, None, 7).seed == SpatialDropout1D(0.3, 7).seed == 7
 
 
 @pytest.mark.parametrize("seed", [42, 2**31 + 7])
@@ -130,7 +146,9 @@ def test_layer_in_evaluation_and_with_rate_0_or_1():
     y = layer(keras.ops.convert_to_tensor(x))
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), x)
     np.testing.assert_array_equal(train_call(Dropout(0), x), x)
-    assert not train_call(Dropout(1, seed=1), x).any()
+    zero = Dropout(1, seed=1)
+    assert not train_call(zero, np.where(x > 0, np.nan, x)).any()
+    assert keras.ops.convert_to_numpy(zero.seed_generator.state.value)[1] == 0
     expected = numpy_dropout(x, 0.3, 1, 0)  # the call in evaluation used no call number
     np.testing.assert_array_equal(train_call(layer, x), expected)
 

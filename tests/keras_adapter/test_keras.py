@@ -53,3 +53,16 @@ def test_import_without_keras_raises_with_the_install_command():
     status, _, errors = run("import sys; sys.modules['keras'] = None; import cdropout.keras")
     assert status == 1
     assert errors.endswith(MESSAGE)
+
+
+def test_import_of_keras_without_its_backend_raises_with_the_backend(tmp_path):
+    """The file stands for Keras, which imports its backend."""
+    (tmp_path / "keras.py").write_text("import missing_backend")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
+    status, _, errors = run(script)
+    assert status == 1
+    assert errors.endswith(
+        "cdropout.keras needs the backend of Keras, but it cannot be imported (No module named "
+        "'missing_backend'): install the backend, or select another one with the variable "
+        "KERAS_BACKEND"
+    )

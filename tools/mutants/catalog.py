@@ -732,7 +732,7 @@ MUTANTS = {
     "keras.py": {
         "_dropout_jax": [("state", "[1::2]", "[::2]")],
         "_Layer.call": [
-            ("evaluation", "$t and 0 < $r < 1", "0 < $r < 1"),
+            ("evaluation", "$t and $r > 0", "$r > 0"),
         ],
         "_SpatialLayer._broadcast_axes": [
             ("format", '"channels_first"', '"channels_last"'),
