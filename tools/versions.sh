@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 # name | tests | requirements; "EXTRA>=" stands for the lowest versions that this extra accepts, or the package itself for numpy.
 # Rows are separate where the lowest versions cannot be installed together: Flax needs a newer JAX, and TensorFlow an older ml_dtypes.
 table='
-lowest          | arrays/test_bit_identity.py dask_adapter jax_adapter keras_adapter thinc_adapter | numpy>= dask>= jax>= keras>= thinc>= spacy<3.6 absl-py
+lowest          | arrays/test_bit_identity.py dask_adapter jax_adapter keras_adapter thinc_adapter | numpy>= dask>= jax>= keras>= thinc>= spacy<3.6 absl-py flatbuffers
 flax            | jax_adapter/test_flax.py             | flax>= jax==0.6.0
 tensorflow      | tensorflow_adapter                   | tensorflow>= keras>=
 keras-numpy     | keras_adapter                        | keras>= scipy numpy<2

@@ -281,7 +281,7 @@ def test_checkpoint_with_traced_p():
 
 
 def test_inplace_uses_donated_memory():
-    x = normal_jax((1000,))
+    x = normal_jax((1000,)) + 0  # a new array: JAX 0.5 does not donate memory of NumPy
     expected, address = expected_dropout(KEY, x, 0.3), x.unsafe_buffer_pointer()
     y = jax.jit(partial(dropout, inplace=True), donate_argnums=1)(KEY, x, 0.3)
     assert y.unsafe_buffer_pointer() == address and x.is_deleted()

@@ -112,7 +112,7 @@ def test_loaded_model_starts_at_call_number_0(tmp_path):
 
 def test_exported_model_does_not_contain_the_op(tmp_path):
     model, x = make_model(), normal((6, 8, 4))
-    model.export(tmp_path / "model", verbose=False)
+    model.export(tmp_path / "model")
     loaded = tf.saved_model.load(tmp_path / "model")
     assert "CdropoutApplyV1" not in operation_types(loaded.signatures["serving_default"])
     np.testing.assert_allclose(loaded.serve(x), model(x), rtol=1e-6)
