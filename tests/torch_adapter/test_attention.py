@@ -489,6 +489,31 @@ def test_torch_fx_records_a_call():
     assert ct.scaled_dot_product_attention in [node.target for node in graph.graph.nodes]
 
 
+def test_torchscript_refuses_or_records_the_function_of_pytorch():
+    class Model(nn.Module):
+        def forward(self, q):
+            return ct.scaled_dot_product_attention(q, q, q, None, P)
+
+    with pytest.raises(NotImplementedError, match="attention cannot be scripted by torch.jit"):
+        torch.jit.script(Model())
+    (q,) = random_tensors(HEADS)
+    traced = torch.jit.trace(Model(), q, check_trace=False)
+    assert "aten::scaled_dot_product_attention" in str(traced.graph)
+
+
+def test_calls_without_threads_of_openmp(monkeypatch):
+    tensors = random_tensors(*[HEADS] * 3)
+    mask = cdropout.Mask((2, 3, 40, 40), P, 3)
+    expected = ct.scaled_dot_product_attention(*tensors, mask=mask)
+    monkeypatch.setattr(attention_tiles, "can_call_on_threads", lambda: False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.testing.assert_close(ct.scaled_dot_product_attention(*tensors, mask=mask), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_opcheck(needs_grad):
     q, k, v, bias = (
