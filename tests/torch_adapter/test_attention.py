@@ -346,6 +346,13 @@ def test_given_masks(name):
     assert_close(y, expected_attention(q, k, v, mask, gqa=True), torch.float32)
 
 
+def test_given_mask_of_one_head():
+    mask = cdropout.Mask((4, 5, 50, 60), P, 1)[:, 1:2, 5:45, ::2]
+    q, k, v = random_tensors((4, 1, 40, 8), (4, 1, 30, 8), (4, 1, 30, 8))
+    y = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+    assert_close(y, expected_attention(q, k, v, mask), torch.float32)
+
+
 def test_checkpoints_draw_the_same_mask():
     from torch.utils.checkpoint import checkpoint
 
@@ -420,6 +427,39 @@ def test_transforms_of_torch_func():
         lambda q: ct.scaled_dot_product_attention(q, q, q, dropout_p=0.5), randomness="different"
     )(q[:1].expand(2, 3, 6, 4))
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_vmap_of_the_operators():
+    q, k, v, bias, gy = random_tensors(
+        (2, 3, 6, 4), (3, 5, 4), (3, 2, 5, 4), (2, 6, 5), (2, 3, 6, 4)
+    )
+    numbers = torch.tensor(9), 1, 0, None, P, None, False, 0.5
+    in_dims = 0, None, 1, 0
+    samples = [(q[i], k, v[:, i], bias[i]) for i in range(2)]
+    forward = torch.vmap(lambda *x: attention.attention_operator(*x, *numbers), in_dims)
+    actual = forward(q, k, v, bias)
+    expected = [attention.attention_operator(*x, *numbers) for x in samples]
+    for a, e in zip(actual, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(e))
+    needed = [True] * 4
+    backward = torch.vmap(
+        lambda gy, s, *x: attention.backward_operator(gy, s, needed, *x, *numbers), (0, 0, *in_dims)
+    )
+    gradients = backward(gy, actual[1], q, k, v, bias)
+    expected = [
+        attention.backward_operator(gy[i], actual[1][i], needed, *x, *numbers)
+        for i, x in enumerate(samples)
+    ]
+    for a, e in zip(gradients, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(e))
+    seeds = torch.tensor([9, 5])  # the first seed determines one mask for all samples
+    draw = torch.vmap(
+        lambda s, *x: attention.attention_operator(*x, s, *numbers[1:])[0], (0, *in_dims)
+    )
+    mask = cdropout.Mask((2, 3, 6, 5), P, 9, 1)
+    k, v = k.expand(2, 3, 5, 4), v.movedim(1, 0)
+    whole = expected_attention(q, k, v, mask, bias[:, None], scale=0.5)
+    torch.testing.assert_close(draw(seeds, q, k[0], v.movedim(0, 1), bias), whole.float())
 
 
 # ---- graphs -------------------------------------------------------------------------------------
