@@ -349,7 +349,11 @@ def _run(tasks: list[Any], work: Callable[[Iterator[Any]], None], parallel: bool
     def run() -> None:
         no_autocast = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
         with torch._C.DisableTorchFunction(), torch.inference_mode(), no_autocast:
-            work(iterator)
+            try:
+                work(iterator)
+            except BaseException:
+                list(iterator)  # leaves no tasks to the other threads
+                raise
 
     threads = torch.get_num_threads()
     if parallel and 1 < threads <= len(tasks) and can_call_on_threads():

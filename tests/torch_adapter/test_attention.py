@@ -718,7 +718,10 @@ def test_unsuitable_sources_raise():
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):
+    calls = []
+
     def fail(*args):
+        calls.append(args)
         raise KeyError("broken")
 
     monkeypatch.setattr(attention_tiles.Group, "scores", fail)
@@ -727,8 +730,11 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
+            calls.clear()
+            tensors = random_tensors(*[(2, 20, 600, 8)] * 3)  # one head per task
             with pytest.raises(KeyError, match="broken"):
-                ct.scaled_dot_product_attention(*random_tensors(*[HEADS] * 3), dropout_p=P)
+                ct.scaled_dot_product_attention(*tensors, dropout_p=P)
+            assert len(calls) <= n  # no thread begins another task
             assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_num_threads(threads)
