@@ -2,7 +2,7 @@
 
     python examples/attention.py [--quick] [--plot attention.png]
 
-For each sequence length, the example prints the time of a forward and a backward pass, as a ratio to
+For each sequence length, the example prints the time of a forward and a backward pass, the ratio to
 attention without dropout, and the peak memory beside inputs, output and gradients. Passes of the
 three kinds alternate, so that other load on the machine affects all kinds equally. The memory of a
 kind is measured in a process of its own. The example requires PyTorch, and matplotlib for the

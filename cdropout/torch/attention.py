@@ -26,8 +26,8 @@ from cdropout.torch.autograd import (
     next_seed,
     restore_on_error,
 )
-from cdropout.torch.functional import dropout
-from cdropout.torch.fx import REPLACEMENTS, has_proxy, record_call
+from cdropout.torch.functional import _refuse_to_script, dropout
+from cdropout.torch.fx import has_proxy, record_call
 from cdropout.torch.operators import (
     UINT64_MAX,
     dropout_operator,
@@ -550,7 +550,6 @@ def replaced_attention(
     return attend(aligned, dropout_p, is_causal, scale, None, None, traced)
 
 
-REPLACEMENTS[F.scaled_dot_product_attention] = scaled_dot_product_attention
-scaled_dot_product_attention.__dict__["__prepare_scriptable__"] = lambda: (
-    F.scaled_dot_product_attention
+scaled_dot_product_attention.__dict__["__prepare_scriptable__"] = partial(
+    _refuse_to_script, scaled_dot_product_attention.__name__
 )

@@ -74,10 +74,11 @@ class Attention:
         mask_strides = self.strides[:-2]
         if all(_can_merge(lead, s) for s in (mask_strides, *(t.stride()[:-2] for t in tensors))):
             merged = [t.reshape(math.prod(lead), *t.shape[-2:]) for t in tensors]
-            strides = mask_strides[-1:] or (0,)
+            pairs = zip(lead, mask_strides, strict=True)
+            strides = ([stride for length, stride in pairs if length != 1] or [0])[-1:]
             parts: Iterable[tuple[list[Tensor], int]] = [(merged, self.start)]
         else:
-            strides = mask_strides[-1:]
+            strides = list(mask_strides[-1:])
             parts = (
                 (
                     [t[index] for t in tensors],
@@ -348,7 +349,11 @@ def _run(tasks: list[Any], work: Callable[[Iterator[Any]], None], parallel: bool
     def run() -> None:
         no_autocast = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
         with torch._C.DisableTorchFunction(), torch.inference_mode(), no_autocast:
-            work(iterator)
+            try:
+                work(iterator)
+            except BaseException:
+                list(iterator)  # leaves no tasks to the other threads
+                raise
 
     threads = torch.get_num_threads()
     if parallel and 1 < threads <= len(tasks) and can_call_on_threads():

@@ -346,6 +346,13 @@ def test_given_masks(name):
     assert_close(y, expected_attention(q, k, v, mask, gqa=True), torch.float32)
 
 
+def test_given_mask_of_one_head():
+    mask = cdropout.Mask((4, 5, 50, 60), P, 1)[:, 1:2, 5:45, ::2]
+    q, k, v = random_tensors((4, 1, 40, 8), (4, 1, 30, 8), (4, 1, 30, 8))
+    y = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+    assert_close(y, expected_attention(q, k, v, mask), torch.float32)
+
+
 def test_checkpoints_draw_the_same_mask():
     from torch.utils.checkpoint import checkpoint
 
@@ -422,6 +429,39 @@ def test_transforms_of_torch_func():
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_vmap_of_the_operators():
+    q, k, v, bias, gy = random_tensors(
+        (2, 3, 6, 4), (3, 5, 4), (3, 2, 5, 4), (2, 6, 5), (2, 3, 6, 4)
+    )
+    numbers = torch.tensor(9), 1, 0, None, P, None, False, 0.5
+    in_dims = 0, None, 1, 0
+    samples = [(q[i], k, v[:, i], bias[i]) for i in range(2)]
+    forward = torch.vmap(lambda *x: attention.attention_operator(*x, *numbers), in_dims)
+    actual = forward(q, k, v, bias)
+    expected = [attention.attention_operator(*x, *numbers) for x in samples]
+    for a, e in zip(actual, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(e))
+    needed = [True] * 4
+    backward = torch.vmap(
+        lambda gy, s, *x: attention.backward_operator(gy, s, needed, *x, *numbers), (0, 0, *in_dims)
+    )
+    gradients = backward(gy, actual[1], q, k, v, bias)
+    expected = [
+        attention.backward_operator(gy[i], actual[1][i], needed, *x, *numbers)
+        for i, x in enumerate(samples)
+    ]
+    for a, e in zip(gradients, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(e))
+    seeds = torch.tensor([9, 5])  # the first seed determines one mask for all samples
+    draw = torch.vmap(
+        lambda s, *x: attention.attention_operator(*x, s, *numbers[1:])[0], (0, *in_dims)
+    )
+    mask = cdropout.Mask((2, 3, 6, 5), P, 9, 1)
+    k, v = k.expand(2, 3, 5, 4), v.movedim(1, 0)
+    whole = expected_attention(q, k, v, mask, bias[:, None], scale=0.5)
+    torch.testing.assert_close(draw(seeds, q, k[0], v.movedim(0, 1), bias), whole.float())
+
+
 # ---- graphs -------------------------------------------------------------------------------------
 
 
@@ -487,6 +527,31 @@ def test_torch_fx_records_a_call():
     torch.manual_seed(7)
     assert torch.equal(graph(q), expected)
     assert ct.scaled_dot_product_attention in [node.target for node in graph.graph.nodes]
+
+
+def test_torchscript_refuses_or_records_the_function_of_pytorch():
+    class Model(nn.Module):
+        def forward(self, q):
+            return ct.scaled_dot_product_attention(q, q, q, None, P)
+
+    with pytest.raises(NotImplementedError, match="attention cannot be scripted by torch.jit"):
+        torch.jit.script(Model())
+    (q,) = random_tensors(HEADS)
+    traced = torch.jit.trace(Model(), q, check_trace=False)
+    assert "aten::scaled_dot_product_attention" in str(traced.graph)
+
+
+def test_calls_without_threads_of_openmp(monkeypatch):
+    tensors = random_tensors(*[HEADS] * 3)
+    mask = cdropout.Mask((2, 3, 40, 40), P, 3)
+    expected = ct.scaled_dot_product_attention(*tensors, mask=mask)
+    monkeypatch.setattr(attention_tiles, "can_call_on_threads", lambda: False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.testing.assert_close(ct.scaled_dot_product_attention(*tensors, mask=mask), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
@@ -653,7 +718,10 @@ def test_unsuitable_sources_raise():
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):
+    calls = []
+
     def fail(*args):
+        calls.append(args)
         raise KeyError("broken")
 
     monkeypatch.setattr(attention_tiles.Group, "scores", fail)
@@ -662,8 +730,11 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
+            calls.clear()
+            tensors = random_tensors(*[(2, 20, 600, 8)] * 3)  # one head per task
             with pytest.raises(KeyError, match="broken"):
-                ct.scaled_dot_product_attention(*random_tensors(*[HEADS] * 3), dropout_p=P)
+                ct.scaled_dot_product_attention(*tensors, dropout_p=P)
+            assert len(calls) <= n  # no thread begins another task
             assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_num_threads(threads)
