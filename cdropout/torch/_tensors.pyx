@@ -73,7 +73,9 @@ cdef bint read_attributes(x, TensorView* view):
     """Read x by its Python attributes."""
     cdef int i
     type_code = TYPE_CODES.get(x.dtype)
-    if type_code is None or x.layout is not torch.strided or x.device.type != "cpu" or x.dim() > MAX_READ_DIMS:
+    if type_code is None or x.layout is not torch.strided or x.is_nested or x.device.type != "cpu":
+        return False
+    if x.dim() > MAX_READ_DIMS:
         return False
     try:
         view.data = <char*><uintptr_t>x.data_ptr()
