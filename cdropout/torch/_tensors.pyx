@@ -19,6 +19,7 @@ from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
 cdef enum:
     DLPACK_CPU = 1                    # the device type kDLCPU
+    MAX_READ_DIMS = 128               # if attributes are read; this includes axes of length 1
 
 cdef struct TensorView:               # DLTensor, followed by memory that shape and strides may point to
     char* data
@@ -28,7 +29,7 @@ cdef struct TensorView:               # DLTensor, followed by memory that shape 
     int64_t* shape
     int64_t* strides                  # in elements
     uint64_t offset                   # in bytes
-    int64_t numbers[2 * MAX_DIMS]
+    int64_t numbers[2 * MAX_READ_DIMS]
 
 cdef struct ExchangeTable:            # DLPackExchangeAPI of version 1
     uint32_t major, minor
@@ -72,7 +73,9 @@ cdef bint read_attributes(x, TensorView* view):
     """Read x by its Python attributes."""
     cdef int i
     type_code = TYPE_CODES.get(x.dtype)
-    if type_code is None or x.layout is not torch.strided or x.device.type != "cpu" or x.dim() > MAX_DIMS:
+    if type_code is None or x.layout is not torch.strided or x.is_nested or x.device.type != "cpu":
+        return False
+    if x.dim() > MAX_READ_DIMS:
         return False
     try:
         view.data = <char*><uintptr_t>x.data_ptr()
@@ -80,7 +83,7 @@ cdef bint read_attributes(x, TensorView* view):
         return False
     view.type_code, view.bits = type_code
     view.device, view.lanes, view.offset, view.ndim = DLPACK_CPU, 1, 0, x.dim()
-    view.shape, view.strides = &view.numbers[0], &view.numbers[MAX_DIMS]
+    view.shape, view.strides = &view.numbers[0], &view.numbers[MAX_READ_DIMS]
     for i, length, stride in zip(range(view.ndim), x.shape, x.stride()):
         view.shape[i], view.strides[i] = length, stride
     return True

@@ -274,6 +274,9 @@ def show_compiled(function, x):
 """
 SHOW_CODE = """
 import re
+MODES = torch.enable_grad, torch.inference_mode  # compilation takes long
+NAMES = "dropout", "dropout_", "alpha_dropout", "attention"
+OPERATORS = {name: OPERATORS[name] for name in NAMES}
 from torch._inductor.utils import run_and_get_code
 
 def show_compiled(function, x):
