@@ -10,7 +10,7 @@ except ImportError as error:
 
 check_version(flax)
 
-from cdropout.flax.linen import Dropout as LinenDropout  # noqa: E402
-from cdropout.flax.nnx import Dropout, dot_product_attention  # noqa: E402
+from cdropout.flax.linen import Dropout as LinenDropout
+from cdropout.flax.nnx import Dropout, dot_product_attention
 
 __all__ = ["Dropout", "LinenDropout", "dot_product_attention"]

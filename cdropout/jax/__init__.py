@@ -9,6 +9,6 @@ from cdropout.environment import check_version
 
 check_version(jax)
 
-from cdropout.jax.functional import dropout, seed_and_call  # noqa: E402
+from cdropout.jax.functional import dropout, seed_and_call
 
 __all__ = ["dropout", "seed_and_call"]

@@ -11,6 +11,6 @@ from cdropout.environment import check_version
 
 check_version(tensorflow)
 
-from cdropout.tensorflow.functional import dropout, stateless_dropout  # noqa: E402
+from cdropout.tensorflow.functional import dropout, stateless_dropout
 
 __all__ = ["dropout", "stateless_dropout"]

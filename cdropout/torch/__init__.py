@@ -1,19 +1,15 @@
 """Dropout for PyTorch on the CPU, with the names and semantics of torch.nn."""
 
-import re
-
 try:
     import torch
 except ImportError as error:
     raise ImportError(
-        "cdropout.torch needs PyTorch 2.9 or later: run `pip install 'cdropout[torch]'`"
+        "cdropout.torch needs PyTorch: run `pip install 'cdropout[torch]'`"
     ) from error
 
-if not (2, 9) <= tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (3, 0):
-    raise ImportError(  # the extra `torch` in pyproject.toml has the same range
-        "cdropout.torch supports PyTorch 2.9 and later versions below 3.0, "
-        f"but found {torch.__version__}"
-    )
+from cdropout.environment import check_version
+
+check_version(torch)
 
 from cdropout.torch.attention import scaled_dot_product_attention
 from cdropout.torch.checkpoint import checkpoint_context

@@ -47,7 +47,7 @@ cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
 cdef const ExchangeTable* exchange = NULL
-if hasattr(Tensor, "__dlpack_c_exchange_api__"): # since PyTorch 2.10
+if hasattr(Tensor, "__dlpack_c_exchange_api__"):  # since PyTorch 2.10
     exchange = <const ExchangeTable*>PyCapsule_GetPointer(Tensor.__dlpack_c_exchange_api__, "dlpack_exchange_api")
     if exchange.major != 1:
         raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")

@@ -211,6 +211,7 @@ def _register_attention(library: torch.library.Library) -> None:
         native = torch.library.get_kernel(operator.name(), key).call_boxed
         kernel = partial(_attention_kernel, native)
         library.impl("scaled_dot_product_attention", kernel, key, with_keyset=True)
+        operator.py_kernels[getattr(DispatchKey, key)] = traced
     operator._dispatch_cache.clear()
 
 

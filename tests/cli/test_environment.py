@@ -88,6 +88,7 @@ def test_cdropout_isa_and_option_isa_ignore_case(command, isa):
 VERSIONS = {  # supported versions, and others
     "dask[array]>=2024.12": (["2024.12.0", "2024.12.1", "2025.1.0"], ["2024.9.9", "2024.11.2"]),
     "keras>=3.0": (["3", "3.0.0", "3.10.0", "4.0.0"], ["2.15.0", "2.16.0rc1"]),
+    "torch<3,>=2.9": (["2.9.0+cpu", "2.14.1"], ["2.8.1", "3.0.0a1+cpu"]),
     "tensorflow<3,>=2.16": (["2.16.0rc1", "2.16.2", "2.21.0"], ["2.9.3", "3.0.0", "3.0.0a1+cpu"]),
 }
 
@@ -117,7 +118,7 @@ def test_check_version_accepts_all_versions_without_metadata(monkeypatch):
     check_version(framework)
 
 
-@pytest.mark.parametrize("name", ["dask", "flax", "jax", "keras", "tensorflow", "thinc"])
+@pytest.mark.parametrize("name", ["dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"])
 def test_adapters_check_the_version_of_their_framework(name, monkeypatch):
     import_or_skip(name)
     adapter = importlib.import_module(f"cdropout.{name}")
@@ -131,7 +132,7 @@ def test_metadata_has_the_ranges_of_pyproject():
     if not requirements:
         pytest.skip("needs the metadata of cdropout: pip install .")
     lines = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
-    for name in ("dask", "flax", "jax", "keras", "tensorflow", "thinc"):
+    for name in ("dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"):
         lowest = re.search(r">=([\d.]+)", lines["project"]["optional-dependencies"][name][-1])[1]
         check_version(SimpleNamespace(__name__=name, __version__=lowest))
         with pytest.raises(ImportError, match=f">={lowest}"):

@@ -1,6 +1,5 @@
 """Tests of the import of cdropout.torch."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,8 @@ ct = import_or_skip("cdropout.torch")
 def test_import_without_pytorch_raises_with_the_install_command():
     script = "import sys; sys.modules['torch'] = None; import cdropout.torch"
     _, _, errors = run(script)
-    message = "ImportError: cdropout.torch needs PyTorch 2.9 or later: run `pip install 'cdropout[torch]'`"
-    assert errors.splitlines()[-1] == message
-
-
-@pytest.mark.parametrize("version", ["2.8.1", "3.0.0a1+cpu"])
-def test_import_with_an_unsupported_version_of_pytorch_raises(version, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", version)
-    with pytest.raises(
-        ImportError, match=f"2.9 and later versions below 3.0, but found {version[:3]}"
-    ):
-        importlib.reload(ct)
+    message = "cdropout.torch needs PyTorch: run `pip install 'cdropout[torch]'`"
+    assert errors.splitlines()[-1] == f"ImportError: {message}"
 
 
 def test_versions_of_pytorch_in_the_documents():
