@@ -16,7 +16,6 @@ table='
 lowest          | arrays/test_bit_identity.py dask_adapter jax_adapter keras_adapter thinc_adapter | numpy>= dask>= jax>= keras>= thinc>= spacy<3.6 absl-py flatbuffers
 flax            | jax_adapter/test_flax.py             | flax>= jax==0.6.0
 tensorflow      | tensorflow_adapter                   | tensorflow>= keras>=
-keras-numpy     | keras_adapter                        | keras>= scipy numpy<2
 numpy-1.25      | core arrays                          | numpy>=
 jax-0.6         | jax_adapter                          | flax==0.11.2 jax==0.6.2
 jax-0.7         | jax_adapter                          | flax==0.12.0 jax==0.7.2
