@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 # The modules of PyTorch in which `training` determines only whether dropout is active.
-# TransformerEncoderLayer, and TransformerEncoder for its first layer, test it before they use a fast
-# path, which has no dropout.
+# TransformerEncoderLayer, and TransformerEncoder for its first layer, test it before they use a
+# fast path, which has no dropout.
 DROPOUT_MODULES = (
     nn.modules.dropout._DropoutNd,
     nn.MultiheadAttention,

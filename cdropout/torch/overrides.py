@@ -14,7 +14,13 @@ import torch
 
 from cdropout.torch._draw import LazyMask
 from cdropout.torch._tensors import is_supported, runs_eagerly
-from cdropout.torch.autograd import apply_eagerly, dropout_by_operators, dropout_eagerly
+from cdropout.torch.autograd import (
+    apply_eagerly,
+    apply_to_dtensor,
+    dropout_by_operators,
+    dropout_eagerly,
+    is_dtensor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,9 +197,16 @@ def _dropout_kernel(
 ) -> Tensor:
     """Return the result of one of OPERATORS; all axes from `first_axis` on are broadcast axes."""
     implementation = _implementation_for(x, p, train)
-    if implementation is None or x.dim() < (first_axis or 0):
+    sharded = is_dtensor(x) and _switch.active and train and 0 < p <= 1
+    if not (implementation or sharded) or x.dim() < (first_axis or 0):
         return native(keys, x, p, train)
     broadcast_axes = () if first_axis is None else tuple(range(first_axis, x.dim()))
+    if implementation is None:
+
+        def fallback(*_arguments: Any) -> Tensor:
+            return native(keys, x, p, train)
+
+        return apply_to_dtensor(fallback, x, p, inplace, None, None, broadcast_axes, form)
     return implementation(x, p, inplace, None, broadcast_axes, form)
 
 
