@@ -1,9 +1,9 @@
 """Dropout of DTensors, whose ranks apply windows of one mask.
 
 The mask is the one of the whole tensor. Each rank applies the window that its shard covers, so that
-the result does not depend on the mesh or the placements. Every rank of the mesh draws a seed from its
-own generator, as for an ordinary tensor, and the seed of the first rank replaces the others: it is
-broadcast once per call. The generators therefore need not be in the same state.
+the result does not depend on the mesh or the placements. Every rank of the mesh draws a seed from
+its own generator, as for an ordinary tensor, and the seed of the first rank replaces the others: it
+is broadcast once per call. The generators therefore need not be in the same state.
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def _agree(mesh: DeviceMesh, seed: Tensor, call: int) -> tuple[int, int]:
 
 
 def _apply_window(x: DTensor, mask: Mask, form: str) -> DTensor:
-    """Return x with the mask of the global shape applied; each rank uses the window of its shard."""
+    """Return x with a mask of the global shape applied."""
     local = x.to_local()
     if local.numel() == 0:
         y = local * 1
