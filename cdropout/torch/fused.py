@@ -120,10 +120,10 @@ EagerAddition._backward_cls.apply = EagerAddition.backward  # type: ignore[attr-
 
 def _gradients(gy: Tensor, bias_shape: Size | None, mask: LazyMask) -> tuple[Tensor, Tensor | None]:
     """Return the gradients with respect to x and, unless `bias_shape` is None, bias."""
-    summed = bias_shape is not None and bias_shape.numel() != gy.numel()
     recorded = forward_ad._current_level >= 0 or (gy.requires_grad and is_grad_enabled())
-    if summed and not recorded and runs_eagerly(gy):
-        return differentiate_in_one_pass(gy.contiguous(), bias_shape, mask)
+    if bias_shape is not None and bias_shape.numel() != gy.numel() and not recorded:
+        if runs_eagerly(gy):
+            return differentiate_in_one_pass(gy.contiguous(), bias_shape, mask)
     gx = apply_mask_to_gradient(gy, mask)
     if gx is None:
         gx = TransformableDropout.apply(gy, None, mask)

@@ -695,7 +695,7 @@ MUTANTS = {
         ],
         "_dropout_kernel": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
-            ("form", "None, $b, $f)", 'None, $b, "scale")'),
+            ("form", "return implementation($*a, $b, $f)", 'return implementation($*a, $b, "scale")'),
         ],
     },
     "jax/functional.py": {
