@@ -13,6 +13,10 @@ from cdropout.torch._openmp cimport executor_of_pytorch
 
 cdef object Tensor = torch.Tensor
 cdef object empty_like = torch.empty_like
+cdef object contiguous_format = torch.contiguous_format
+# PyTorch has no public functions that report whether modes are active
+cdef object active_function_modes = torch._C._len_torch_function_stack
+cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef dict codes = {getattr(torch, types[code].name.decode()): code for code in range(4)}    # CDROPOUT_FLOAT32 to _BFLOAT16
 
 
@@ -22,7 +26,9 @@ cdef const char* address_of(tensor) except? NULL:
 
 cdef new_like(x):
     """Return a new tensor like x, without gaps, which a mode of PyTorch must not have replaced."""
-    y = empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_like(x, memory_format=contiguous_format)
+    if not active_function_modes() and not active_modes():
+        return y
     if not (type(y) is Tensor and y.dtype == x.dtype and y.shape == x.shape and y.is_cpu and y.is_contiguous()) or (
         y.data_ptr() in (0, x.data_ptr())
     ):

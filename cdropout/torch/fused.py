@@ -51,7 +51,7 @@ def _repeats_along(x: Tensor, bias: Tensor) -> bool:
     shape = bias.shape
     while len(shape) > 0 and shape[0] == 1:
         shape = shape[1:]
-    return 0 < len(shape) <= x.dim() and x.shape[x.dim() - len(shape) :] == shape
+    return len(shape) > 0 and x.shape[-len(shape) :] == shape
 
 
 def _have_equal_form(x: Tensor, bias: Tensor | None, residual: Tensor) -> bool:
@@ -74,11 +74,12 @@ def _add_eagerly(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor | None:
-    others = (residual,) if bias is None else (residual, bias)
     if (
-        forward_ad._current_level >= 0
-        or not all(is_supported(tensor) and tensor.is_contiguous() for tensor in (x, *others))
+        not (is_supported(residual) and (bias is None or is_supported(bias)))
+        or not (x.is_contiguous() and residual.is_contiguous())
+        or not (bias is None or bias.is_contiguous())
         or not _have_equal_form(x, bias, residual)
+        or forward_ad._current_level >= 0
     ):
         return None
     if mask is None:
@@ -89,7 +90,8 @@ def _add_eagerly(
         lazy = given_mask(mask, "scale")
         if not is_in_c_order(lazy):
             return None
-    if is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *others)):
+    needs_grad = x.requires_grad or residual.requires_grad
+    if (needs_grad or (bias is not None and bias.requires_grad)) and is_grad_enabled():
         return apply_eager_addition(x, bias, residual, lazy)
     return add_in_one_pass(x, bias, residual, lazy)
 

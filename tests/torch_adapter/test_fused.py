@@ -210,9 +210,10 @@ def test_gradient_of_the_bias_is_independent_of_threads(shape, columns):
         assert all(map(torch.equal, result, results[0]))
 
 
-def test_second_derivatives_and_forward_mode():
-    inputs = operands((4, 5), (5,), (4, 5), torch.float64)
-    mask = cd.Mask((4, 5), 0.3, seed=2)
+@pytest.mark.parametrize("shape", [(2, 3), *slow((4, 5))])
+def test_second_derivatives_and_forward_mode(shape):
+    inputs = operands(shape, shape[1:], shape, torch.float64)
+    mask = cd.Mask(shape, 0.3, seed=2)
 
     def function(*inputs):
         return ct.bias_dropout_add(*[x.sin() for x in inputs], mask=mask).exp()
@@ -280,6 +281,7 @@ def test_compiled_graph_contains_one_operator(case, dynamic, dtype):
     assert_same_gradients(results, with_seed(with_gradients, one_call, inputs))
 
 
+@pytest.mark.slow
 def test_compiled_graph_of_another_broadcast_contains_the_operations():
     inputs = operands(*SEPARATE["bias of rows"])
     results, (forward, _) = compiled_graphs(one_call, inputs)
