@@ -432,12 +432,14 @@ class DropPath(_Variant):
 
 @contextlib.contextmanager
 def always_on(*modules: object) -> Iterator[None]:
-    """Keep modules in training mode within a ``with`` block, for Monte-Carlo dropout at prediction.
+    """Keep dropout active within a ``with`` block, for Monte Carlo dropout at prediction.
 
     Parameters
     ----------
     *modules : module, list, tuple, set or dict
-        Modules, or nested containers of modules. Only the values of a dict are used.
+        Modules, or nested containers of modules. Only the values of a dict are used. A PyTorch
+        model is passed to `cdropout.torch.always_on`, which leaves modules such as batch norm
+        unchanged.
 
     Raises
     ------
@@ -446,7 +448,8 @@ def always_on(*modules: object) -> Iterator[None]:
 
     Notes
     -----
-    At the end of the block, each module returns to its previous mode, even if an error is raised.
+    The modules are in training mode within the block. At the end of the block, each module returns
+    to its previous mode, even if an error is raised.
 
     Examples
     --------
@@ -459,26 +462,32 @@ def always_on(*modules: object) -> Iterator[None]:
     False
     """
     found = list(_all_modules(modules))
+    models = [module for module in found if hasattr(module, "modules")]  # modules of PyTorch
+    found = [module for module in found if not hasattr(module, "modules")]
     modes = [module.training for module in found]
-    try:
-        for module in found:
-            module.train(True)
-        yield
-    finally:
-        for module, mode in zip(found, modes, strict=True):
-            module.train(mode)
+    with contextlib.ExitStack() as stack:
+        if models:
+            from cdropout import torch
+
+            stack.enter_context(torch.always_on(*models))
+        try:
+            for module in found:
+                module.train(True)
+            yield
+        finally:
+            for module, mode in zip(found, modes, strict=True):
+                module.train(mode)
 
 
 def _all_modules(thing: Any) -> Iterator[Any]:
-    """Yield the modules in nested containers, and the modules inside PyTorch modules."""
+    """Yield the modules in nested containers."""
     if isinstance(thing, dict):
         thing = tuple(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset)):
         for item in thing:
             yield from _all_modules(item)
     elif hasattr(thing, "train") and hasattr(thing, "training"):
-        # The method `modules` of a PyTorch module returns the module and the modules inside it.
-        yield from thing.modules() if hasattr(thing, "modules") else (thing,)
+        yield thing
     else:
         raise TypeError(
             f"always_on requires modules and containers of modules, but got {type(thing).__name__}"

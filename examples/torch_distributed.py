@@ -2,9 +2,10 @@
 
     python examples/torch_distributed.py
 
-First, each rank of a gloo group draws its window of one global mask. The gathered results, forward
-and backward, are identical to those of a single process. Then DistributedDataParallel trains a
-model on both ranks, where each rank draws its own masks. The program requires PyTorch.
+First, each rank of a gloo group draws its window of one global mask, which is given as a `Mask`, or
+drawn by dropout of a DTensor. The gathered results are identical to those of a single process. Then
+DistributedDataParallel and fully_shard train a model on both ranks, where each rank draws its own
+masks. The program requires PyTorch.
 """
 
 import tempfile
@@ -14,6 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import cdropout
@@ -54,6 +58,19 @@ def share_one_mask(rank):
         print(f"One mask on {RANKS} ranks: forward and backward are identical to one process.")
 
 
+def share_one_mask_by_a_dtensor(rank):
+    """Raise an AssertionError if dropout of a DTensor differs from that of one process."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    torch.manual_seed(rank)  # the seed that the first rank draws replaces those of other ranks
+    sharded = distribute_tensor(torch.ones(SHAPE), mesh, [Shard(0)])
+    gathered = cdropout.torch.dropout(sharded, P).full_tensor()
+    torch.manual_seed(0)
+    if not torch.equal(gathered, cdropout.torch.dropout(torch.ones(SHAPE), P)):
+        raise AssertionError("dropout of the DTensor differs from the single-process result")
+    if rank == 0:
+        print("A DTensor: the gathered result is identical to one process.")
+
+
 def agreement_of_masks():
     """Return the fraction of elements that are kept on both ranks or dropped on both."""
     kept = nn.functional.dropout(torch.ones(100_000), P) > 0
@@ -61,13 +78,13 @@ def agreement_of_masks():
     return (first == second).double().mean().item()
 
 
-def train(rank):
+def train(rank, name, parallelize):
     """Train a model to compute a linear function; the ranks draw different batches."""
     torch.manual_seed(0)  # the same function on both ranks
     function = torch.randn(32, 1)
     torch.seed()  # different random numbers per rank, which is the default
     model = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Dropout(P), nn.Linear(256, 1))
-    distributed = DistributedDataParallel(model)
+    distributed = parallelize(model)
     optimizer = torch.optim.Adam(distributed.parameters(), lr=0.01)
     losses = []
     for _ in range(STEPS):
@@ -77,9 +94,10 @@ def train(rank):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    weights = gather(nn.utils.parameters_to_vector(model.parameters()).detach())
+    full = [w.full_tensor() if isinstance(w, DTensor) else w for w in model.parameters()]
+    weights = gather(nn.utils.parameters_to_vector(full).detach())
     if rank == 0:
-        print(f"DDP: the loss fell from {losses[0]:.2f} to {losses[-1]:.2f};", end=" ")
+        print(f"{name}: the loss fell from {losses[0]:.2f} to {losses[-1]:.2f};", end=" ")
         print(f"weights equal on all ranks: {torch.equal(*weights)}.")
 
 
@@ -89,9 +107,12 @@ def run_rank(rank, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     share_one_mask(rank)
+    share_one_mask_by_a_dtensor(rank)
+    torch.seed()  # different random numbers per rank, which is the default
     with cdropout.torch.accelerate():
         fractions = [agreement_of_masks()]  # before any seed is set
-        train(rank)
+        train(rank, "DDP", DistributedDataParallel)
+        train(rank, "FSDP", fully_shard)
         torch.manual_seed(7)
         fractions.append(agreement_of_masks())
     if rank == 0:

@@ -221,7 +221,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   else if (which >> 3 & 1)
     fuzz_strided(which >> 4 & 3 ? dtype : CDROPOUT_BOOL);
   else
-    fuzz_bias(dtype % 2);
+    fuzz_bias(dtype);
   while (buffer_count) free(buffers[--buffer_count].memory);
   return 0;
 }

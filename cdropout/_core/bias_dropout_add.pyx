@@ -1,10 +1,9 @@
 """The function bias_dropout_add, which computes three operations in one pass over memory, and its backward pass."""
 cimport numpy as cnp
-from libc.stdint cimport SIZE_MAX, uint64_t
+from libc.stdint cimport SIZE_MAX
 
 import numpy as np
 
-from cdropout cimport cdropout_dtype, cdropout_mask
 from cdropout._core.numpy_arrays cimport as_array, destination, partly_overlap, shape_of
 from cdropout._core.dispatch cimport kernels
 from cdropout._core.arguments cimport as_flag, as_index, as_probability
@@ -12,7 +11,7 @@ from cdropout._core.dtypes cimport by_array
 from cdropout._core.engine cimport CHUNK
 from cdropout._core.generator cimport Generator, as_rng, generator_for
 from cdropout._core.mask cimport Mask, check_mask, check_not_given, check_shape, unseeded_mask, uses_call_number
-from cdropout._core.executor cimport pool, run_serially, threads_for
+from cdropout._core.executor cimport Executor, pool, threads_for
 
 cnp.import_array()
 
@@ -166,65 +165,108 @@ cdef cnp.ndarray as_repeating(cnp.ndarray bias, tuple shape):
     return bias if repeat_length(shape, shape_of(bias)) else np.broadcast_to(bias, shape)
 
 
-cdef struct Tiles:                    # a matrix of rows x columns elements; a tile is one or more rows, or a part of a row
-    size_t rows, columns, itemsize
-    cdropout_dtype dtype
-    const char* x                     # the input; gy in the backward pass
-    const char* bias                  # `columns` elements; NULL in the backward pass
-    const char* residual              # NULL in the backward pass
-    char* y                           # the output; gx in the backward pass
-    double* sums                      # the gradient with respect to bias in the backward pass, otherwise NULL
-    const cdropout_mask* mask
-    uint64_t start
+# ---- tiles of a matrix --------------------------------------------------------------------------
 
 
-cdef size_t rows_per_tile(const Tiles* tiles) noexcept nogil:
-    return max(<size_t>CHUNK // tiles.columns, <size_t>1)
+cdef size_t columns_per_tile(const Matrix* matrix) noexcept nogil:
+    return min(matrix.columns, <size_t>CHUNK)
 
 
-cdef size_t tiles_per_row(const Tiles* tiles) noexcept nogil:
-    return (tiles.columns - 1) // CHUNK + 1
+cdef size_t tiles_per_row(const Matrix* matrix) noexcept nogil:
+    return (matrix.columns - 1) // columns_per_tile(matrix) + 1
 
 
-cdef size_t count_tiles(const Tiles* tiles) noexcept nogil:
-    return ((tiles.rows - 1) // rows_per_tile(tiles) + 1) * tiles_per_row(tiles) if tiles.rows and tiles.columns else 0
+cdef size_t count_sums(const Matrix* matrix) noexcept nogil:
+    """Return the number of tiles per column. Each of them has its own sums in the backward pass."""
+    return (matrix.rows - 1) // matrix.rows_per_tile + 1 if matrix.rows and matrix.columns else 1
+
+
+cdef void choose_tiles(Matrix* matrix, bint backward) noexcept nogil:
+    """Choose the height of the tiles, which never depends on the number of threads.
+
+    In the backward pass, few tiles share a column, because each of them needs `columns` doubles for its sums.
+    """
+    cdef size_t most
+    if matrix.rows == 0 or matrix.columns == 0:
+        return
+    matrix.rows_per_tile = max(<size_t>CHUNK // matrix.columns, <size_t>1)
+    if backward:
+        most = max(MAX_SUMS // tiles_per_row(matrix), <size_t>1)
+        matrix.rows_per_tile = max(matrix.rows_per_tile, (matrix.rows - 1) // most + 1)
+
+
+cdef void run_rows(const Matrix* matrix, size_t tile, size_t row, size_t rows, size_t column, size_t columns) noexcept nogil:
+    """Process `rows` rows of a tile; if there is more than one row, they have no gaps."""
+    cdef size_t first = row * matrix.columns + column
+    cdef size_t offset = first * matrix.itemsize
+    cdef const char* bias = NULL
+    if matrix.sums != NULL:
+        kernels.bias_dropout_add_backward(
+            matrix.dtype, matrix.x + offset, matrix.y + offset, matrix.sums + tile * matrix.columns + column, rows, columns,
+            matrix.mask, matrix.start + first,
+        )
+        return
+    if matrix.bias != NULL:
+        bias = matrix.bias + column * matrix.itemsize
+    kernels.bias_dropout_add(
+        matrix.dtype, matrix.x + offset, bias, matrix.residual + offset, matrix.y + offset, rows, columns, matrix.mask,
+        matrix.start + first,
+    )
 
 
 cdef void run_tile(const void* context, size_t number) noexcept nogil:
     """Execute work chunk `number`, which processes one tile."""
-    cdef const Tiles* tiles = <const Tiles*>context
-    cdef size_t row = number // tiles_per_row(tiles) * rows_per_tile(tiles)
-    cdef size_t column = number % tiles_per_row(tiles) * CHUNK
-    cdef size_t rows = min(tiles.rows - row, rows_per_tile(tiles))
-    cdef size_t columns = min(tiles.columns - column, <size_t>CHUNK)
-    cdef size_t first = row * tiles.columns + column
-    cdef size_t offset = first * tiles.itemsize
-    if tiles.sums == NULL:
-        kernels.bias_dropout_add(
-            tiles.dtype, tiles.x + offset, tiles.bias + column * tiles.itemsize, tiles.residual + offset, tiles.y + offset,
-            rows, columns, tiles.mask, tiles.start + first,
-        )
-    else:
-        kernels.bias_dropout_add_backward(
-            tiles.dtype, tiles.x + offset, tiles.y + offset, tiles.sums + column, rows, columns, tiles.mask,
-            tiles.start + first,
-        )
+    cdef const Matrix* matrix = <const Matrix*>context
+    cdef size_t tile = number // tiles_per_row(matrix)
+    cdef size_t row = tile * matrix.rows_per_tile
+    cdef size_t column = number % tiles_per_row(matrix) * columns_per_tile(matrix)
+    cdef size_t rows = min(matrix.rows - row, matrix.rows_per_tile)
+    cdef size_t columns = min(matrix.columns - column, columns_per_tile(matrix))
+    cdef size_t i
+    if columns == matrix.columns:
+        run_rows(matrix, tile, row, rows, 0, columns)
+        return
+    for i in range(rows):
+        run_rows(matrix, tile, row + i, 1, column, columns)
+
+
+cdef int run_matrix(const Matrix* matrix, const Executor* executor, size_t max_threads, bint checks_signals) except -1 nogil:
+    """Process a matrix whose tiles are chosen. In the backward pass, the first `columns` sums are then the results.
+
+    The sums are added in a fixed order, so that the result does not depend on the number of threads.
+    """
+    cdef size_t tile, column
+    if matrix.rows == 0 or matrix.columns == 0:
+        return 0
+    executor.run(
+        run_tile, matrix, count_sums(matrix) * tiles_per_row(matrix),
+        threads_for(executor, matrix.rows * matrix.columns, max_threads), checks_signals,
+    )
+    if matrix.sums != NULL:
+        for tile in range(1, count_sums(matrix)):
+            for column in range(matrix.columns):
+                matrix.sums[column] += matrix.sums[tile * matrix.columns + column]
+    return 0
+
+
+# ---- arrays -------------------------------------------------------------------------------------
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
     """Write the result of `bias_dropout_add` to y. Arrays must be in C order, and bias must repeat along x without gaps."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
-    cdef Tiles tiles = Tiles(
-        n // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(x), by_array(x).code, <const char*>cnp.PyArray_DATA(x),
-        <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual), <char*>cnp.PyArray_DATA(y), NULL,
-        &mask.id, mask.start_,
+    cdef Matrix matrix = Matrix(
+        n // columns if columns else 0, columns, 0, cnp.PyArray_ITEMSIZE(x), by_array(x).code,
+        <const char*>cnp.PyArray_DATA(x), <const char*>cnp.PyArray_DATA(bias), <const char*>cnp.PyArray_DATA(residual),
+        <char*>cnp.PyArray_DATA(y), NULL, &mask.id, mask.start_,
     )
     if mask.strides_ is not None:
         run_strided(x, bias, residual, y, mask)
         return
+    choose_tiles(&matrix, False)
     with nogil:
-        pool.run(run_tile, &tiles, count_tiles(&tiles), threads_for(pool, n, SIZE_MAX), True)
+        run_matrix(&matrix, pool, SIZE_MAX, True)
 
 
 cdef run_strided(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
@@ -299,8 +341,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
         return round_like(gx, array), round_like(sums, array), gresidual
     source = as_kernel_input(array)
     gx = np.empty_like(source)
-    sums = np.zeros(columns)
-    run_backward(source, gx, sums, given)
+    sums = run_backward(source, gx, columns, given)
     return round_like(gx, array), round_like(sums.reshape(bias_shape), array), gresidual
 
 
@@ -319,12 +360,16 @@ cdef bint is_broadcast(i, tuple shape, tuple bias):
     return offset < 0 or (bias[offset] == 1 and shape[i] != 1)
 
 
-cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, cnp.ndarray sums, Mask mask):
-    cdef size_t columns = cnp.PyArray_SIZE(sums)
-    cdef Tiles tiles = Tiles(
-        cnp.PyArray_SIZE(gy) // columns if columns else 0, columns, cnp.PyArray_ITEMSIZE(gy), by_array(gy).code,
-        <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), <double*>cnp.PyArray_DATA(sums),
-        &mask.id, mask.start_,
+cdef run_backward(cnp.ndarray gy, cnp.ndarray gx, size_t columns, Mask mask):
+    """Write the gradient with respect to x to gx. Return the sums of gx over the rows, which have `columns` elements."""
+    cdef cnp.ndarray sums
+    cdef Matrix matrix = Matrix(
+        cnp.PyArray_SIZE(gy) // columns, columns, 0, cnp.PyArray_ITEMSIZE(gy), by_array(gy).code,
+        <const char*>cnp.PyArray_DATA(gy), NULL, NULL, <char*>cnp.PyArray_DATA(gx), NULL, &mask.id, mask.start_,
     )
-    with nogil:                       # runs on one thread, because the order of summation must be fixed
-        run_serially(run_tile, &tiles, count_tiles(&tiles), 1, True)
+    choose_tiles(&matrix, True)
+    sums = np.zeros((count_sums(&matrix), columns))
+    matrix.sums = <double*>cnp.PyArray_DATA(sums)
+    with nogil:
+        run_matrix(&matrix, pool, SIZE_MAX, True)
+    return sums[0]

@@ -8,6 +8,7 @@ from cdropout._core.view cimport MAX_DIMS, View
 cdef enum:
     RELEASE_GIL_MIN = 1 << 14         # number of elements from which releasing the GIL saves time
     CHUNK = 1 << 16                   # elements per work chunk
+    INTERRUPTIBLE_MIN = 1 << 22       # number of contiguous elements; smaller operations do not delay Ctrl-C noticeably
 
 cdef struct Operation:
     # The caller sets these fields:

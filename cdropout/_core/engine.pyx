@@ -15,7 +15,6 @@ from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile
 
 cdef enum:
     MIN_TILE = 1 << 15                # minimum number of elements per tile; with smaller tiles, more threads save no time
-    INTERRUPTIBLE_MIN = 1 << 22       # contiguous elements from which signals are checked; fewer hardly delay Ctrl-C
 
 cdef cdropout_mask drop_all           # the mask for p = 1; its scale is 0
 cdef size_t streaming_threshold = dispatch.streaming_threshold

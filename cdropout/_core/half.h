@@ -1,4 +1,4 @@
-/* Steps for float16 and bfloat16: multiply 32 elements by the scale and set dropped elements to 0.
+/* Steps of 32 elements for float16 and bfloat16: multiply by the scale and set dropped elements to 0; convert to float and back.
  *
  * A 32-bit lane holds two elements. Each element is converted to float in its lane, without a shuffle, then multiplied,
  * and rounded to nearest even.
@@ -136,4 +136,62 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #endif
+#endif
+
+/* Conversions to float, which are exact, and back to the nearest number. */
+static inline void cd_widen_bf16(const void *x, float *y) {
+  for (int i = 0; i < 32; i++) {
+    uint16_t v;
+    memcpy(&v, (const char *)x + 2 * i, 2);
+    uint32_t u = (uint32_t)v << 16;
+    memcpy(y + i, &u, 4);
+  }
+}
+static inline void cd_narrow_bf16(const float *x, void *y) { /* a NaN must end in 16 zeros, like a sum of two widened numbers */
+  for (int i = 0; i < 32; i++) {
+    uint32_t u;
+    memcpy(&u, x + i, 4);
+    uint16_t v = (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
+    memcpy((char *)y + 2 * i, &v, 2);
+  }
+}
+#if defined(__F16C__) && defined(__AVX2__) && CD_HAS_VECTORS
+static inline void cd_widen_f16(const void *x, float *y) {
+  for (int i = 0; i < 4; i++) _mm256_storeu_ps(y + 8 * i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)));
+}
+static inline void cd_narrow_f16(const float *x, void *y) {
+  for (int i = 0; i < 4; i++) _mm_storeu_si128((__m128i *)y + i, _mm256_cvtps_ph(_mm256_loadu_ps(x + 8 * i), _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+static inline void cd_widen_f16(const void *x, float *y) {
+  for (int i = 0; i < 32; i++) {
+    uint16_t v;
+    memcpy(&v, (const char *)x + 2 * i, 2);
+    uint32_t magnitude = v & 0x7FFFu, u = magnitude << 13;
+    float f;
+    memcpy(&f, &u, 4);
+    f *= 0x1p112f; /* corrects the exponent; the product is exact */
+    memcpy(&u, &f, 4);
+    u |= (magnitude >= 0x7C00 ? 0x7F800000 : 0) | (uint32_t)(v & 0x8000u) << 16;
+    memcpy(y + i, &u, 4);
+  }
+}
+static inline void cd_narrow_f16(const float *x, void *y) { /* rounds in the same way as cd_scale_magnitude_f16 */
+  for (int i = 0; i < 32; i++) {
+    uint32_t u, top, digits;
+    memcpy(&u, x + i, 4);
+    uint32_t magnitude = u & 0x7FFFFFFF, finite = magnitude < 0x47800000 ? magnitude : 0x47800000; /* 2^16 becomes infinity */
+    uint32_t exponent = (finite & 0x7F800000) > 0x38800000 ? finite & 0x7F800000 : 0x38800000;     /* at least 2^-14 */
+    float f, rounder;
+    top = exponent + (13 << 23);
+    memcpy(&f, &finite, 4);
+    memcpy(&rounder, &top, 4);
+    f += rounder; /* this addition rounds */
+    memcpy(&digits, &f, 4);
+    uint32_t v = digits - top + ((exponent - (113u << 23)) >> 13);
+    v = magnitude > 0x7F800000 ? 0x7E00 | (magnitude >> 13 & 0x3FF) : v;
+    uint16_t result = (uint16_t)(v | (u >> 16 & 0x8000));
+    memcpy((char *)y + 2 * i, &result, 2);
+  }
+}
 #endif

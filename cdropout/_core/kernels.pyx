@@ -15,8 +15,9 @@ from cdropout cimport (
 )
 from cdropout._core.bits cimport Writer, load_bits64, spread_bits, store_bits64, write_group
 from cdropout._core.select cimport (
-    GROUP_BUFFER_BYTES, LINE_BYTES, STEP, add_to, aligned_buffer, apply_bias_dropout_add, bfloat, boolean, elements_to_line,
-    end_streaming, floating, half, mask_and_scale, mask_and_scale_large, may_stream, real, step, store_streaming,
+    GROUP_BUFFER_BYTES, LINE_BYTES, STEP, add_four_rows_to, add_to, aligned_buffer, apply_bias_dropout_add, bfloat,
+    boolean, elements_to_line, end_streaming, floating, half, mask_and_scale, mask_and_scale_large, may_stream, step,
+    store_streaming,
 )
 from cdropout._core.rows cimport Rows, begin_rows, next_row
 from cdropout._core.tiles cimport Source, Transform, append_stream, apply_view
@@ -328,15 +329,28 @@ cdef inline void draw_or_clear_group(Stream* stream, const cdropout_mask* mask, 
         draw_group(stream, keep)
 
 
-cdef void apply_to_rows(
-    const real* x, const real* bias, const real* residual, real* y, double* gbias, size_t rows, size_t columns,
+cdef inline void fill_with_minus_zero(floating* y, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(n):
+        if floating is half or floating is bfloat:
+            y[i].bits = 0x8000
+        else:
+            y[i] = -0.0
+
+
+cdef void add_rows(
+    const floating* x, const floating* bias, const floating* residual, floating* y, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
-    """Apply bias_dropout_add if gbias is NULL. Otherwise mask and scale x, the gradient, and add the rows of y to gbias."""
+    """Process rows of x. If bias is NULL, -0.0 is added, which changes no number."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
+    cdef floating neutral[GROUP]
+    cdef const floating* terms = neutral
     cdef uint64_t first = start % GROUP
     cdef size_t _row, part, done
+    if bias == NULL:
+        fill_with_minus_zero(neutral, GROUP)
     open_stream(&stream, mask, start - first)
     draw_or_clear_group(&stream, mask, keep)
     for _row in range(rows):
@@ -346,12 +360,9 @@ cdef void apply_to_rows(
                 draw_or_clear_group(&stream, mask, keep)
                 first = 0
             part = min(columns - done, <size_t>(GROUP - first))
-            if gbias == NULL:
-                apply_bias_dropout_add(x, bias + done, residual, y, keep, first, part, mask.scale)
-                residual += part
-            else:
-                mask_and_scale(x, y, keep, first, part, mask.scale)
-                add_to(gbias + done, y, part)
+            if bias != NULL:
+                terms = bias + done
+            apply_bias_dropout_add(x, terms, residual, y, keep, first, part, mask.scale)
             x += part
             y += part
             first += part
@@ -363,17 +374,48 @@ cdef int bias_dropout_add(
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
     cdef bint some = rows and columns
-    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(x, bias, residual) or not (y and mask)):
+    if itemsize_of(dtype) == 0 or some and (any_null(x, residual, y) or mask == NULL):
         return -1
-    if some and dtype == CDROPOUT_FLOAT32:
-        apply_to_rows(
-            <const float*>x, <const float*>bias, <const float*>residual, <float*>y, NULL, rows, columns, mask, start,
-        )
-    elif some:
-        apply_to_rows(
-            <const double*>x, <const double*>bias, <const double*>residual, <double*>y, NULL, rows, columns, mask, start,
-        )
+    if not some:
+        return 0
+    if dtype == CDROPOUT_FLOAT32:
+        add_rows(<const float*>x, <const float*>bias, <const float*>residual, <float*>y, rows, columns, mask, start)
+    elif dtype == CDROPOUT_FLOAT64:
+        add_rows(<const double*>x, <const double*>bias, <const double*>residual, <double*>y, rows, columns, mask, start)
+    elif dtype == CDROPOUT_FLOAT16:
+        add_rows(<const half*>x, <const half*>bias, <const half*>residual, <half*>y, rows, columns, mask, start)
+    else:
+        add_rows(<const bfloat*>x, <const bfloat*>bias, <const bfloat*>residual, <bfloat*>y, rows, columns, mask, start)
     return 0
+
+
+cdef void sum_rows(
+    const floating* gy, floating* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
+) noexcept nogil:
+    """Write gx one block of the stream at a time, and add each block to the sums while it is in the cache."""
+    cdef size_t left = rows * columns
+    cdef size_t column = 0
+    cdef size_t block, part
+    while left:
+        block = min(left, <size_t>(BLOCK - start % BLOCK))
+        if mask.scale == 0:
+            memset(gx, 0, block * sizeof(floating))
+        else:
+            apply_stream(gy, gx, block, mask, start, False)
+        gy += block
+        start += block
+        left -= block
+        while block:
+            if column == 0 and block >= 4 * columns:
+                add_four_rows_to(gbias, gx, columns)
+                gx += 4 * columns
+                block -= 4 * columns
+                continue
+            part = min(block, columns - column)
+            add_to(gbias + column, gx, part)
+            gx += part
+            block -= part
+            column = column + part if column + part < columns else 0
 
 
 cdef int bias_dropout_add_backward(
@@ -381,12 +423,18 @@ cdef int bias_dropout_add_backward(
     const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
     cdef bint some = rows and columns
-    if dtype not in (CDROPOUT_FLOAT32, CDROPOUT_FLOAT64) or some and (any_null(gy, gx, gbias) or mask == NULL):
+    if itemsize_of(dtype) == 0 or some and (any_null(gy, gx, gbias) or mask == NULL):
         return -1
-    if some and dtype == CDROPOUT_FLOAT32:
-        apply_to_rows(<const float*>gy, NULL, NULL, <float*>gx, gbias, rows, columns, mask, start)
-    elif some:
-        apply_to_rows(<const double*>gy, NULL, NULL, <double*>gx, gbias, rows, columns, mask, start)
+    if not some:
+        return 0
+    if dtype == CDROPOUT_FLOAT32:
+        sum_rows(<const float*>gy, <float*>gx, gbias, rows, columns, mask, start)
+    elif dtype == CDROPOUT_FLOAT64:
+        sum_rows(<const double*>gy, <double*>gx, gbias, rows, columns, mask, start)
+    elif dtype == CDROPOUT_FLOAT16:
+        sum_rows(<const half*>gy, <half*>gx, gbias, rows, columns, mask, start)
+    else:
+        sum_rows(<const bfloat*>gy, <bfloat*>gx, gbias, rows, columns, mask, start)
     return 0
 
 

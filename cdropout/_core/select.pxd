@@ -24,6 +24,10 @@ cdef extern from "simd.h" nogil:
 cdef extern from "half.h" nogil:
     void step_f16 "cd_step_f16"(const void*, void*, const uint8_t*, float)
     void step_bf16 "cd_step_bf16"(const void*, void*, const uint8_t*, float)
+    void widen_f16 "cd_widen_f16"(const void*, float*)
+    void widen_bf16 "cd_widen_bf16"(const void*, float*)
+    void narrow_f16 "cd_narrow_f16"(const float*, void*)
+    void narrow_bf16 "cd_narrow_bf16"(const float*, void*)
 
 cdef struct half:                                 # a struct, because Cython treats two ctypedefs of uint16_t as one type
     uint16_t bits
@@ -169,19 +173,49 @@ cdef inline void mask_and_scale_large(
 
 # ---- bias, dropout and residual in one pass -------------------------------------------------------
 
-ctypedef fused real:
-    float
-    double
+ctypedef fused narrow:
+    half
+    bfloat
+
+
+cdef inline void widen_step(const narrow* x, float* y) noexcept nogil:
+    if narrow is half:
+        widen_f16(x, y)
+    else:
+        widen_bf16(x, y)
+
+
+cdef inline void add_steps(const narrow* x, const narrow* other, narrow* y) noexcept nogil:
+    """Set STEP elements of y to x + other, rounded. y may be x or other."""
+    cdef float sums[STEP]
+    cdef float terms[STEP]
+    cdef int i
+    widen_step(x, sums)
+    widen_step(other, terms)
+    for i in range(STEP):
+        sums[i] += terms[i]
+    if narrow is half:
+        narrow_f16(sums, y)
+    else:
+        narrow_bf16(sums, y)
 
 
 cdef inline void step_bias_dropout_add(
-    const real* x, const real* bias, const real* residual, real* y, const uint8_t* keep, double scale
+    const floating* x, const floating* bias, const floating* residual, floating* y, const uint8_t* keep, double scale
 ) noexcept nogil:
-    """Set STEP elements of y to residual + (x + bias) * scale where the bit in keep is set, otherwise to residual + 0."""
+    """Set STEP elements of y to residual + (x + bias) * scale where the bit in keep is set, otherwise to residual + 0.
+
+    Each of the three results is rounded to the type of y.
+    """
+    cdef floating total[STEP]
     cdef size_t i
     cdef f32 scale_f32
     cdef f64 scale_f64
-    if real is double:
+    if floating is half or floating is bfloat:
+        add_steps(x, bias, total)
+        step(<const floating*>total, total, keep, scale)
+        add_steps(residual, <const floating*>total, y)
+    elif floating is double:
         scale_f64 = fill_f64(scale)
         for i in range(STEP * sizeof(double) // sizeof(f64)):
             store_f64(<f64*>y + i, load_f64(<f64*>residual + i) + kept_f64(
@@ -194,11 +228,11 @@ cdef inline void step_bias_dropout_add(
 
 
 cdef inline void apply_bias_dropout_add(
-    const real* x, const real* bias, const real* residual, real* y,
+    const floating* x, const floating* bias, const floating* residual, floating* y,
     const uint8_t* keep, uint64_t first, size_t n, double scale,
 ) noexcept nogil:
     """Apply `step_bias_dropout_add` to n elements. The bits of these elements in keep begin at bit `first`."""
-    cdef real buffer[4][STEP]
+    cdef floating buffer[4][STEP]
     cdef uint8_t bits[4]
     cdef size_t _step
     cdef size_t rest = n % STEP
@@ -212,15 +246,22 @@ cdef inline void apply_bias_dropout_add(
         first += STEP
     if rest:
         memset(buffer, 0, sizeof(buffer))
-        memcpy(buffer[0], x, rest * sizeof(real))
-        memcpy(buffer[1], bias, rest * sizeof(real))
-        memcpy(buffer[2], residual, rest * sizeof(real))
+        memcpy(buffer[0], x, rest * sizeof(floating))
+        memcpy(buffer[1], bias, rest * sizeof(floating))
+        memcpy(buffer[2], residual, rest * sizeof(floating))
         store_bits32(bits, few_bits_at(keep, first, rest))
-        step_bias_dropout_add(<const real*>buffer[0], <const real*>buffer[1], <const real*>buffer[2], buffer[3], bits, scale)
-        memcpy(y, buffer[3], rest * sizeof(real))
+        step_bias_dropout_add(
+            <const floating*>buffer[0], <const floating*>buffer[1], <const floating*>buffer[2], buffer[3], bits, scale
+        )
+        memcpy(y, buffer[3], rest * sizeof(floating))
 
 
-cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline void add_reals_to(double* sums, const real* x, size_t n) noexcept nogil:
     """Add n elements of x to n sums. Each number is copied with memcpy, because the pointers may be unaligned."""
     cdef double total
     cdef real value
@@ -230,3 +271,44 @@ cdef inline void add_to(double* sums, const real* x, size_t n) noexcept nogil:
         memcpy(&value, x + i, sizeof(real))
         total += value
         memcpy(sums + i, &total, sizeof(double))
+
+
+cdef inline void add_four_rows_to(double* sums, const floating* x, size_t columns) noexcept nogil:
+    """Add four rows of x, without gaps, to the sums, in order. The sums are read and written only once."""
+    cdef double total
+    cdef floating value
+    cdef size_t i
+    if floating is half or floating is bfloat:
+        for i in range(4):
+            add_to(sums, x + i * columns, columns)
+        return
+    else:
+        for i in range(columns):
+            memcpy(&total, sums + i, sizeof(double))
+            memcpy(&value, x + i, sizeof(floating))
+            total += value
+            memcpy(&value, x + columns + i, sizeof(floating))
+            total += value
+            memcpy(&value, x + 2 * columns + i, sizeof(floating))
+            total += value
+            memcpy(&value, x + 3 * columns + i, sizeof(floating))
+            total += value
+            memcpy(sums + i, &total, sizeof(double))
+
+
+cdef inline void add_to(double* sums, const floating* x, size_t n) noexcept nogil:
+    """Add n elements of x to n sums."""
+    cdef floating buffer[STEP]
+    cdef float values[STEP]
+    cdef size_t length
+    if floating is half or floating is bfloat:
+        while n:
+            length = min(n, <size_t>STEP)
+            memcpy(buffer, x, length * sizeof(floating))
+            widen_step(<const floating*>buffer, values)
+            add_reals_to(sums, <const float*>values, length)
+            sums += length
+            x += length
+            n -= length
+    else:
+        add_reals_to(sums, x, n)

@@ -77,8 +77,9 @@ typedef struct {
    * n bytes of 0 or 1. */
   int (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. Only float32 and float64 are
-   * supported. The rows have no gaps. bias has `columns` elements and is added to every row. y may be x or residual. */
+  /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. The results of the three operations
+   * are rounded to the type. The rows have no gaps. bias has `columns` elements and is added to every row; it may be NULL, and then
+   * nothing is added. y may be x or residual. */
   int (*bias_dropout_add)(cdropout_dtype dtype, const void *x, const void *bias, const void *residual, void *y, size_t rows, size_t columns,
                           const cdropout_mask *mask, uint64_t start);
   /* gx = gy * scale where the mask keeps an element, otherwise +0.0. The sum of gx over the rows is added to the `columns` doubles

@@ -35,6 +35,7 @@ from cdropout.torch.modules import (
     convert,
     revert,
 )
+from cdropout.torch.monte_carlo import always_on
 from cdropout.torch.overrides import accelerate, disable, enable
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "FeatureAlphaDropout",
     "accelerate",
     "alpha_dropout",
+    "always_on",
     "bias_dropout_add",
     "checkpoint_context",
     "convert",

@@ -296,8 +296,23 @@ def apply_given_mask(
     return x.copy_(y) if inplace else y
 
 
+def is_dtensor(x: Tensor) -> bool:
+    """Return whether x is a DTensor, without an import of torch.distributed.tensor."""
+    return type(x).__name__ == "DTensor" and hasattr(x, "device_mesh")
+
+
+def is_supported_dtensor(x: Tensor) -> bool:
+    """Return whether x is a DTensor to which masks can be applied."""
+    return is_dtensor(x) and x.device.type == "cpu" and x.dtype in DTYPES
+
+
 def implementation_for(x: Tensor) -> Implementation | None:
-    """Return the function that applies masks to x, or None if x has to be passed to PyTorch."""
+    """Return the function that applies masks to x.
+
+    Return None for a DTensor, and if x has to be passed to PyTorch.
+    """
+    if is_dtensor(x):
+        return None
     if not is_dynamo_compiling() and runs_eagerly(x):
         return dropout_eagerly
     if is_compiling():  # torch.compile or torch.export
@@ -356,6 +371,8 @@ def apply_dropout(
     valid = isinstance(training, bool) and 0 <= p <= 1
     implementation = implementation_for(x) if valid else None
     if implementation is None:
+        if valid and training and is_supported_dtensor(x):
+            return dropout_of_dtensor(x, p, inplace, generator, broadcast_axes, form, mask)
         if isinstance(x, Proxy):
             function = REPLACEMENTS[fallback]
             return record_call(function, x, p, training, inplace, generator=generator, mask=mask)
@@ -373,6 +390,14 @@ def apply_dropout(
     if not training or p == 0 or (implementation is not dropout_eagerly and x.numel() == 0):
         return x
     return implementation(x, float(p), inplace, generator, broadcast_axes, form)
+
+
+@torch.compiler.disable(reason="dropout of a DTensor breaks the graph")
+def dropout_of_dtensor(*arguments: Any) -> Tensor:
+    """Return the result for a DTensor. The module is imported here, as it imports collectives."""
+    from cdropout.torch import dtensor
+
+    return dtensor.dropout_of_dtensor(*arguments)
 
 
 # With a given mask, torch.compile breaks the graph and calls this function eagerly

@@ -18,6 +18,7 @@ from cdropout.torch.autograd import (
     implementation_for,
     restore_on_error,
 )
+from cdropout.torch.fused import try_one_pass
 from cdropout.torch.fx import REPLACEMENTS, has_proxy, record_call
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def mc_dropout(
 
 def bias_dropout_add(
     input: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     residual: Tensor,
     p: float = 0.5,
     training: bool = True,
@@ -315,19 +316,33 @@ def bias_dropout_add(
     Parameters
     ----------
     input : Tensor
-    bias, residual : Tensor
-        Tensors that are broadcast to the shape of the sum.
+    bias : Tensor or None
+        A tensor that is broadcast to the shape of the sum. If None, nothing is added to `input`.
+    residual : Tensor
+        A tensor that is broadcast to the shape of the sum.
     p, training, generator, mask
         As in `dropout`. See `dropout` also for errors.
+
+    Notes
+    -----
+    The forward pass and the backward pass each read and write memory once if all tensors are
+    contiguous CPU tensors of one supported type, `residual` has the shape of `input`, and the shape
+    of `bias` is that of the last dimensions of `input`. Otherwise, and in evaluation, at p = 0,
+    under transforms of torch.func and for a window of a mask, the three operations are executed
+    one after the other. The result is the same, except that the gradient of `bias` may be rounded
+    differently: in one pass, it is summed in float64, independently of the number of threads.
     """
     if has_proxy(input, bias, residual):
         return record_call(
             bias_dropout_add, input, bias, residual, p, training, generator=generator, mask=mask
         )
-    total = input + bias
-    eager = implementation_for(total) is dropout_eagerly
+    y = try_one_pass(input, bias, residual, p, training, generator, mask)
+    if y is not None:
+        return y
+    total = input if bias is None else input + bias
+    inplace = bias is not None and implementation_for(total) is dropout_eagerly
     if (
-        eager
+        inplace
         and runs_eagerly(residual)
         and residual.dtype == total.dtype
         and residual.shape == total.shape
@@ -335,10 +350,10 @@ def bias_dropout_add(
     ):  # work in place, since an allocation after the draw might fail
         return dropout(total, p, training, True, generator=generator, mask=mask).add_(residual)
     if mask is not None:
-        return residual + dropout(total, p, training, eager, generator=generator, mask=mask)
+        return residual + dropout(total, p, training, inplace, generator=generator, mask=mask)
     return restore_on_error(
         generator,
-        lambda: dropout(total, p, training, eager, generator=generator),
+        lambda: dropout(total, p, training, inplace, generator=generator),
         lambda y: residual + y,
     )
 

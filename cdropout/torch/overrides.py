@@ -20,6 +20,8 @@ from cdropout.torch.autograd import (
     apply_eagerly,
     dropout_by_operators,
     dropout_eagerly,
+    dropout_of_dtensor,
+    is_supported_dtensor,
     is_traced,
     next_seed,
 )
@@ -223,6 +225,8 @@ def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementati
         return dropout_eagerly
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return None
+    if is_supported_dtensor(x):
+        return dropout_of_dtensor
     # Here, x is empty, x is not supported, or a dispatch mode or a tracer is active
     return dropout_by_operators if (is_supported(x) or is_traced(x)) and x.numel() != 0 else None
 
@@ -279,7 +283,7 @@ def _native_dropout_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Return y and the mask as bools, like native_dropout; backward does not use the bools."""
     implementation = _implementation_for(x, p, train)
-    if implementation is None:
+    if implementation is None or implementation is dropout_of_dtensor:
         return native(keys, x, p, train)
     if implementation is dropout_by_operators:
         seed, call = next_seed(p, None)

@@ -157,7 +157,7 @@ static void all_kernels(const cdropout_mask *masks, int every) {
       current.columns = 1 + (7 * current.n + 31 * current.offset) % 97, current.rows = current.n / current.columns;
       if ((current.n + current.offset / 16) % 4 == 0) current.columns = current.n, current.rows = 1;
       views(&masks[0]);
-      if (current.dtype <= CDROPOUT_FLOAT64) add_bias(&masks[0]);
+      if (current.dtype != CDROPOUT_BOOL) add_bias(&masks[0]);
     }
   }
 }

@@ -34,7 +34,7 @@ LAYERS = [  # modules import only from lines above their own
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
 # These imports are inside functions.
-WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch")}
+WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch"), ("modules", "torch")}
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
 

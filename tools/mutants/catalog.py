@@ -126,7 +126,7 @@ MUTANTS = {
             ("bits of the tail", "few_bits_at($keep, $first, $rest)", "0"),
             ("bias of the tail", "memcpy($buffer[1], $*e)", "pass"),
         ],
-        "add_to": [
+        "add_reals_to": [
             ("sum", "$total += $value", "$total = $value"),
         ],
     },
@@ -451,8 +451,13 @@ MUTANTS = {
             ("overlap", "np.may_share_memory($o, $b) or", "False or"),
         ],
         "run_tile": [
-            ("columns", "min($c - $d, <size_t>CHUNK)", "<size_t>CHUNK"),
-            ("sums", "$t.sums + $c", "$t.sums"),
+            ("columns", "min($a - $b, columns_per_tile($m))", "columns_per_tile($m)"),
+        ],
+        "run_rows": [
+            ("sums", "+ $tile * $m.columns + $c", "+ $c"),
+        ],
+        "run_matrix": [
+            ("fixed order", "$m.sums[$c] += $m.sums[$t * $m.columns + $c]", "pass"),
         ],
     },
     "torch/_tensors.pyx": {
@@ -688,7 +693,7 @@ MUTANTS = {
         ],
         "_dropout_kernel": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
-            ("form", "None, $b, $f)", 'None, $b, "scale")'),
+            ("form", "return implementation($*a, $b, $f)", 'return implementation($*a, $b, "scale")'),
         ],
     },
     "jax/functional.py": {

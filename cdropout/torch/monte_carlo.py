@@ -1,0 +1,198 @@
+"""Dropout in evaluation mode, for Monte Carlo dropout of whole models."""
+
+import contextlib
+import dis
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# The modules of PyTorch in which `training` determines only whether dropout is active.
+# TransformerEncoderLayer, and TransformerEncoder for its first layer, test it before they use a
+# fast path, which has no dropout.
+DROPOUT_MODULES = (
+    nn.modules.dropout._DropoutNd,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.TransformerEncoderLayer,
+)
+SCRIPTED_NAMES = {  # the original names of such modules that torch.jit.script has compiled
+    *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
+    *("MultiheadAttention", "RNN", "LSTM", "GRU", "TransformerEncoderLayer"),
+}
+# Functions that are called with a probability or a mode which depends on `self.training`
+DROPOUT_FUNCTIONS = {
+    *(name for name in dir(F) if "dropout" in name),
+    *("dropout_", "alpha_dropout_", "feature_dropout", "feature_dropout_", "native_dropout"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward"),
+    *("bernoulli", "bernoulli_", "drop_path", "drop_block_2d", "drop_block_fast_2d"),
+    *("drop_block2d", "drop_block3d", "stochastic_depth", "mc_dropout", "bias_dropout_add"),
+}
+MAX_NAMES = 5  # names of modules per class in a warning
+
+
+@contextlib.contextmanager
+def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
+    """Keep dropout active within a ``with`` block, for Monte Carlo dropout at prediction.
+
+    Parameters
+    ----------
+    *modules : torch.nn.Module, list, tuple, set or dict
+        Models, or nested containers of models. Only the values of a dict are used.
+    also : tuple of type, optional
+        Other classes of modules to put in training mode. Modules inside of them are not affected.
+
+    Warns
+    -----
+    UserWarning
+        If the forward method of a module appears to call a function of dropout with
+        ``self.training``. This dropout remains inactive. The warning names the module.
+
+    Raises
+    ------
+    TypeError
+        If an object is neither a module nor a container, or `also` contains other objects than
+        classes.
+
+    See Also
+    --------
+    cdropout.always_on : The same for the modules of the NumPy API.
+
+    Notes
+    -----
+    Within the block, the attribute `training` is True in these modules and their subclasses: the
+    dropout modules, `torch.nn.MultiheadAttention`, recurrent networks (RNN, LSTM and GRU), and
+    `torch.nn.TransformerEncoderLayer`, which otherwise uses a fast path without dropout. All other
+    modules, such as batch norm, keep their mode. At the end of the block, all modules return to
+    their previous modes, even if an error is raised. ``model.eval()`` within the block makes
+    dropout inactive. The modes are those of the modules, so that they affect all threads.
+
+    To find functional dropout, the bytecode of `forward`, and of the methods and Python functions
+    that it names, is searched for names of functions such as ``F.dropout``,
+    ``F.scaled_dot_product_attention`` or ``drop_path`` together with the attribute `training`.
+    Functions with other names, callables that are stored in attributes or containers, and compiled
+    or scripted code are not found. Some modules of this kind use `training` only for dropout: pass
+    their classes as `also`.
+
+    Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cdropout.torch import always_on
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5)).eval()
+    >>> with always_on(model), torch.no_grad():
+    ...     samples = torch.stack([model(torch.ones(2, 8)) for _ in range(20)])
+    >>> bool(samples.std(0).max() > 0), model[0].training, model[1].training
+    (True, False, False)
+    """
+    if not all(isinstance(kind, type) for kind in (*also,)):
+        raise TypeError(f"also has to be a tuple of classes, but got {also!r}")
+    named = dict(_named_modules(modules))
+    chosen = {module for module in named if _uses_training_for_dropout(module, also)}
+    _warn_about_functions({m: name for m, name in named.items() if m not in chosen})
+    modes = [(module, module.training) for module in named]
+    try:
+        for module in chosen:
+            module.training = True
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _named_modules(thing: Any, prefix: str = "") -> Iterator[tuple[nn.Module, str]]:
+    """Yield the modules in nested containers and inside of modules, with their names."""
+    if isinstance(thing, nn.Module):
+        for name, module in thing.named_modules():
+            yield module, ".".join(filter(None, (prefix, name)))
+    elif isinstance(thing, (list, tuple, set, frozenset, dict)):
+        for item in thing.values() if isinstance(thing, dict) else thing:
+            yield from _named_modules(item, prefix)
+    else:
+        raise TypeError(
+            f"always_on requires modules and containers of modules, but got {type(thing).__name__}"
+        )
+
+
+def _uses_training_for_dropout(module: nn.Module, also: tuple[type[nn.Module], ...]) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in SCRIPTED_NAMES | {kind.__name__ for kind in also}
+    return isinstance(module, (*DROPOUT_MODULES, *also))
+
+
+# ---- functional dropout -------------------------------------------------------------------------
+
+
+def _warn_about_functions(modules: dict[nn.Module, str]) -> None:
+    found: dict[type, list[str]] = {}
+    for module, name in modules.items():
+        if _calls_functional_dropout(module):
+            found.setdefault(type(module), []).append(repr(name) if name else "the model itself")
+    if not found:
+        return
+    listed = "; ".join(
+        f"{kind.__qualname__} ({', '.join(names[:MAX_NAMES])}{', ...' * (len(names) > MAX_NAMES)})"
+        for kind, names in found.items()
+    )
+    warnings.warn(
+        "always_on leaves the functional dropout of these modules inactive, since their forward "
+        f"method reads self.training: {listed}. If they use self.training only for dropout, pass "
+        "their classes as also=",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _calls_functional_dropout(module: nn.Module) -> bool:
+    """Return whether `forward`, or Python code that it names, names dropout and `training`."""
+    kind = type(module)
+    if kind.__module__.startswith(("torch.", "cdropout.")):
+        return False
+    names: set[str] = set()
+    seen: set[types.CodeType] = set()
+    # Each item is a function, and whether its first argument is the module
+    functions: list[tuple[Any, bool]] = [
+        (getattr(module.forward, "__func__", module.forward), True)
+    ]
+    while functions:
+        function, is_method = functions.pop()
+        if not isinstance(function, types.FunctionType) or function.__code__ in seen:
+            continue
+        if function.__module__.startswith(("torch.", "cdropout.")):
+            continue
+        code = function.__code__
+        seen.add(code)
+        functions.append((getattr(function, "__wrapped__", None), is_method))
+        owner = code.co_varnames[0] if is_method and code.co_argcount else None
+        for of_module, name in _names_in(code, owner):
+            if of_module:
+                names |= {name} & {"training"}
+                functions.append((getattr(kind, name, None), True))
+            else:
+                names.add(name)
+                functions.append((function.__globals__.get(name), False))
+            if name == "super":
+                bases = [vars(base).get(function.__name__) for base in kind.__mro__]
+                functions += [(method, True) for method in bases]
+    return "training" in names and not names.isdisjoint(DROPOUT_FUNCTIONS)
+
+
+def _names_in(code: types.CodeType, owner: str | None) -> Iterator[tuple[bool, str]]:
+    """Yield whether a name in the code is an attribute of `owner`, and the name."""
+    before: Any = None
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            yield before == owner is not None, name
+        elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield False, name
+        loads = instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
+        before = (name[-1] if isinstance(name, tuple) else name) if loads else None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant, owner)

@@ -1,0 +1,225 @@
+"""Tests of dropout of DTensors, whose ranks apply windows of one mask."""
+
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cdropout as cd
+
+from ..helpers.requirements import import_or_skip, slow, unix_only
+from ..helpers.torch_calls import NothingDrawn
+
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("requires a PyTorch with gloo", allow_module_level=True)
+
+dist = torch.distributed
+tensor = import_or_skip("torch.distributed.tensor")
+DTensor, Shard, Replicate = tensor.DTensor, tensor.Shard, tensor.Replicate
+ROOT = Path(__file__).parents[2]
+SHAPE = (7, 6, 10)
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def run_forked(*arguments):
+    from . import distributed_program
+
+    distributed_program.run(*arguments)
+
+
+@unix_only
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_two_ranks_apply_windows_of_one_mask(tmp_path):
+    context = multiprocessing.get_context("fork")  # PyTorch is imported already
+    processes = [
+        context.Process(target=run_forked, args=("one_shard", rank, 2, tmp_path / "store"))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case, ranks",
+    [
+        ("functions", 2),
+        ("functions", 3),
+        ("two_dimensions", 4),
+        ("partial_sums", 2),
+        ("tensor_parallel", 2),
+        ("data_parallel", 2),
+    ],
+)
+def test_ranks_agree(case, ranks, tmp_path):
+    program = [sys.executable, "-m", "tests.torch_adapter.distributed_program", case]
+    processes = [
+        subprocess.Popen(
+            [*program, str(rank), str(ranks), str(tmp_path / "store")],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
+
+
+# ---- all ranks in one process -------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_rank():
+    """Return a function that makes this process a rank, whose collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def become(rank, mesh_shape):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        ranks = torch.Size(mesh_shape).numel()
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
+        return dist.device_mesh.init_device_mesh("cpu", mesh_shape)
+
+    yield become
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(x, mesh, placements):
+    """Return the part of x on this rank: a chunk for each placement that is a Shard."""
+    for placement, size, position in zip(
+        placements, mesh.shape, mesh.get_coordinate(), strict=True
+    ):
+        if isinstance(placement, Shard):
+            chunks = x.chunk(size, placement.dim)
+            empty = x.narrow(placement.dim, 0, 0)
+            x = chunks[position] if position < len(chunks) else empty
+    return x
+
+
+def as_dtensor(x, mesh, placements):
+    local = shard(x, mesh, placements).contiguous()
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=x.shape, stride=x.stride()
+    )
+
+
+CASES = {
+    "shards": ((3,), [Shard(0)]),
+    "more ranks than rows": ((5,), [Shard(0)]),
+    "last dimension": ((4,), [Shard(2)]),
+    "replicated": ((2,), [Replicate()]),
+    "two dimensions": ((2, 3), [Shard(0), Shard(1)]),
+    "one dimension twice": ((2, 2), [Shard(0), Shard(0)]),
+    "reversed": ((2, 2), [Shard(2), Shard(0)]),
+    "replicated shards": ((2, 2), [Replicate(), Shard(1)]),
+}
+FUNCTIONS = {
+    "dropout": lambda x, **options: ct.dropout(x, 0.3, **options),
+    "dropout1d": lambda x, **options: ct.dropout1d(x, 0.3, **options),
+    "feature_alpha": lambda x, **o: ct.feature_alpha_dropout(x, 0.3, True, **o),
+    "drop_path": lambda x, **options: ct.drop_path(x, 0.3, **options),
+}
+
+
+@pytest.mark.parametrize("name", ["dropout", *slow(*list(FUNCTIONS)[1:])])
+@pytest.mark.parametrize("case", CASES)
+def test_each_rank_applies_the_window_of_its_shard(case, name, on_rank):
+    mesh_shape, placements = CASES[case]
+    x = torch.randn(SHAPE)
+    torch.manual_seed(3)
+    expected = FUNCTIONS[name](x)
+    for rank in range(torch.Size(mesh_shape).numel()):
+        mesh = on_rank(rank, mesh_shape)
+        part = as_dtensor(x, mesh, placements).requires_grad_()
+        torch.manual_seed(3)
+        y = FUNCTIONS[name](part)
+        assert y.shape == x.shape and y.placements == tuple(placements)
+        assert torch.equal(y.to_local(), shard(expected, mesh, placements))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *slow(torch.float16, torch.bfloat16)])
+@pytest.mark.parametrize("kind", ["mask", "generator"])
+def test_mask_and_generator(kind, dtype, on_rank):
+    x = torch.randn(SHAPE, dtype=dtype)
+    mask = cd.Generator(4).next_mask(SHAPE, 0.3)
+    mesh = on_rank(1, (3,))
+    options = {"mask": mask} if kind == "mask" else {"generator": cd.Generator(4)}
+    with NothingDrawn():
+        y = ct.dropout(as_dtensor(x, mesh, [Shard(0)]), 0.3, **options)
+    assert torch.equal(y.to_local(), ct.dropout(x, mask=mask)[3:6])
+
+
+def test_a_call_has_one_collective_and_draws_one_seed(on_rank, monkeypatch):
+    mesh, calls = on_rank(0, (2,)), []
+    monkeypatch.setattr(dist, "broadcast", lambda *args, **kwargs: calls.append(args))
+    x, plain = as_dtensor(torch.ones(SHAPE), mesh, [Shard(0)]), torch.ones(5)
+    torch.manual_seed(3)
+    ct.dropout(x)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    ct.dropout(plain)
+    assert torch.equal(torch.get_rng_state(), after) and len(calls) == 1
+    with NothingDrawn():
+        assert ct.dropout(x, 0.0) is x and ct.dropout(x, training=False) is x
+        ct.dropout(x, mask=cd.Mask(SHAPE, 0.3))
+    assert len(calls) == 1
+
+
+def test_error_of_the_broadcast_leaves_the_generator_unchanged(on_rank, monkeypatch):
+    x = as_dtensor(torch.ones(SHAPE), on_rank(0, (2,)), [Shard(0)])
+
+    def fail(*_args, **_options):
+        raise RuntimeError("connection closed")
+
+    monkeypatch.setattr(dist, "broadcast", fail)
+    for options in ({}, {"generator": cd.Generator(1)}):
+        with (
+            NothingDrawn(options.get("generator")),
+            pytest.raises(RuntimeError, match="connection closed"),
+        ):
+            ct.dropout(x, 0.5, **options)
+
+
+def test_invalid_arguments(on_rank):
+    mesh = on_rank(0, (2,))
+    x = as_dtensor(torch.ones(SHAPE), mesh, [Shard(0)])
+    mask = cd.Mask(SHAPE, 0.3)
+    with pytest.raises(ValueError, match="mask= determines .* excludes generator"):
+        ct.dropout(x, mask=mask, generator=cd.Generator(1))
+    with pytest.raises(ValueError, match=r"the mask has the shape \(4, 6, 10\), but x has \(7, 6"):
+        ct.dropout(x, mask=cd.Mask((4, 6, 10), 0.3))
+    meta = as_dtensor(torch.ones(SHAPE, device="meta"), mesh, [Shard(0)])
+    with pytest.raises(NotImplementedError, match="mask= is supported for .*, but got a DTensor of torch"):
+        ct.dropout(meta, mask=mask)
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    strided = DTensor.from_local(
+        torch.ones(4, 6), mesh, [_StridedShard(0, split_factor=2)], run_check=False
+    )
+    with NothingDrawn(), pytest.raises(NotImplementedError, match="placements .*: redistribute it"):
+        ct.dropout(strided)
+
+
+@pytest.mark.slow
+def test_compiled_function_breaks_the_graph(on_rank):
+    x = as_dtensor(torch.randn(SHAPE), on_rank(1, (2,)), [Shard(0)])
+
+    def function(x):
+        return ct.dropout(x, 0.3)
+
+    torch.manual_seed(3)
+    expected = function(x)
+    torch.manual_seed(3)
+    compiled = torch.compile(function, backend="aot_eager")(x)
+    assert torch.equal(compiled.to_local(), expected.to_local())
