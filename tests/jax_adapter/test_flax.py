@@ -301,6 +301,7 @@ def linen_attention(attention_fn, x, deterministic):
     return module.apply(variables, x, rngs={"dropout": KEY})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run_module, ours, theirs",
     [
@@ -319,7 +320,8 @@ def test_attention_modules_with_attention_fn(run_module, ours, theirs):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("split", [True, *slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [True, False])
 def test_recurrent_dropout_of_linen(split):
     """Flax's cells have no dropout; a cell that contains a module has one mask per step or one."""
 

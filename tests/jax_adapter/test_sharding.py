@@ -103,7 +103,7 @@ BATCH = jax.random.split(KEY, 8)
 
 
 @pytest.mark.parametrize("spec", [("a", "b"), *slow((("b", "a"),), (None, ("a", "b")))])
-@pytest.mark.parametrize("p_axis", [None, 0])
+@pytest.mark.parametrize("p_axis", [*slow(None), 0])
 def test_vmap_of_sharded_array(p_axis, spec, mesh):
     """The keys and the values of p are sharded in the same way as the batch axis of x."""
     x = normal_jax((8, 100))
@@ -117,6 +117,7 @@ def test_vmap_of_sharded_array(p_axis, spec, mesh):
     assert_same_bits(y, numpy_dropouts(BATCH, x, p))
 
 
+@pytest.mark.slow
 def test_vmap_with_one_key_and_of_scalars(mesh):
     x = normal_jax((8, 100))
     y = run_without_communication(
@@ -129,8 +130,8 @@ def test_vmap_with_one_key_and_of_scalars(mesh):
 
 UNEVEN = [
     ((47, 100), ("a", "b")),
-    ((48, 99), ("a", "b")),
     *slow(
+        ((48, 99), ("a", "b")),
         ((5, 3), (("a", "b"),)),
         ((5, 3), ("b", "a")),
         ((3, 101), (None, ("a", "b"))),
@@ -153,6 +154,7 @@ def test_shards_of_different_lengths(shape_and_spec, mesh):
     assert_same_bits(jax.jit(program)(KEY, x), numpy_dropout(KEY, x, 0.3))
 
 
+@pytest.mark.slow
 def test_shards_of_the_first_axis_of_different_lengths_are_not_gathered(mesh):
     x, sharding = normal_jax((47, 100)), NamedSharding(mesh, P(("a", "b")))
 
@@ -164,6 +166,7 @@ def test_shards_of_the_first_axis_of_different_lengths_are_not_gathered(mesh):
     assert set(COMMUNICATION.findall(text)) <= {"all-reduce"}  # computes the sum
 
 
+@pytest.mark.slow
 def test_sharding_that_only_the_result_or_only_the_batch_has(mesh):
     x, sharding = put(normal_jax(SHAPE), mesh), NamedSharding(mesh, P("a", "b"))
     program = jax.jit(partial(dropout, p=0.3), out_shardings=sharding)
@@ -178,6 +181,7 @@ def test_sharding_that_only_the_result_or_only_the_batch_has(mesh):
     assert_same_bits(y, numpy_dropouts(BATCH, x, 0.3))
 
 
+@pytest.mark.slow
 def test_layer_with_sharded_weights_has_the_same_mask(mesh):
     x, weights = put(normal_jax((48, 64)), mesh, "a"), put(normal_jax((64, 100)), mesh, None, "b")
 
@@ -231,7 +235,7 @@ def test_gspmd_partitions_without_communication(mesh):
         jax.config.update("jax_use_shardy_partitioner", True)
 
 
-@pytest.mark.parametrize("ndim", [28, 29, 64])
+@pytest.mark.parametrize("ndim", [28, *slow(29, 64)])
 def test_array_with_many_axes(ndim, mesh):
     """XLA gathers arrays with more than 28 axes."""
     x = normal_jax((1,) * (ndim - 2) + (4, 6))
@@ -260,6 +264,7 @@ def test_key_per_shard_in_shard_map(mesh):
     np.testing.assert_array_equal(gradient == 0, y == 0)
 
 
+@pytest.mark.slow
 @needs_shard_map
 def test_p_per_shard_in_shard_map(mesh):
     x = put(normal_jax(SHAPE), mesh, "a")
@@ -271,6 +276,7 @@ def test_p_per_shard_in_shard_map(mesh):
     assert not y[24:].any()
 
 
+@pytest.mark.slow
 @needs_shard_map
 def test_shard_map_over_one_of_two_axes(mesh):
     x = put(normal_jax(SHAPE), mesh, "a", "b")
