@@ -18,7 +18,7 @@ from cdropout.torch.autograd import (
     implementation_for,
     restore_on_error,
 )
-from cdropout.torch.fused import try_one_pass
+from cdropout.torch.dropout_add import try_one_pass
 from cdropout.torch.fx import REPLACEMENTS, has_proxy, record_call
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def assert_close(actual, expected, dtype):
 
 
 def count_operators(monkeypatch):
-    """Return a list to which each later call of the fused forward pass appends an item."""
+    """Return a list to which each later call of the forward pass in tiles appends an item."""
     calls = []
     forward = attention_tiles.Attention.forward
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Types of torch/_fused.pyx."""
+"""Types of torch/_dropout_add.pyx."""
 
 import torch
 from torch import Tensor

@@ -9,7 +9,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 
 from cdropout._core.mask import Mask, check_mask, check_not_given
 from cdropout.torch._draw import LazyMask, given_mask, seeded_mask
-from cdropout.torch._fused import add_in_one_pass, differentiate_in_one_pass, is_in_c_order
+from cdropout.torch._dropout_add import add_in_one_pass, differentiate_in_one_pass, is_in_c_order
 from cdropout.torch._tensors import apply_mask_to_gradient, is_supported, runs_eagerly
 from cdropout.torch.autograd import (
     Source,

@@ -9,7 +9,7 @@ from ..helpers.torch_calls import DTYPES, GENERATORS, NothingDrawn, targets, wit
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
-fused = import_or_skip("cdropout.torch.fused")
+implementation = import_or_skip("cdropout.torch.dropout_add")
 
 FORWARD = torch.ops.cdropout.bias_dropout_add.default
 BACKWARD = torch.ops.cdropout.bias_dropout_add_backward.default
@@ -73,13 +73,13 @@ def passes(monkeypatch):
     """Return a list to which each pass over tensors appends its name."""
     seen = []
     for name in ("add_in_one_pass", "differentiate_in_one_pass"):
-        original = getattr(fused, name)
+        original = getattr(implementation, name)
 
         def spy(*args, name=name, original=original):
             seen.append(name)
             return original(*args)
 
-        monkeypatch.setattr(fused, name, spy)
+        monkeypatch.setattr(implementation, name, spy)
     return seen
 
 
