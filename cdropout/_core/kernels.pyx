@@ -364,6 +364,7 @@ cdef void add_rows(
                 terms = bias + done
             apply_bias_dropout_add(x, terms, residual, y, keep, first, part, mask.scale)
             x += part
+            residual += part
             y += part
             first += part
             done += part

@@ -181,7 +181,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _derivative(
-    backward: Callable[..., Sequence[Tensor]], ctx: Any, gy: Tensor, _gsums: Tensor | None = None
+    backward: Callable[..., Sequence[Tensor]], ctx: Any, gy: Tensor
 ) -> tuple[Tensor | None, ...]:
     query, key, value, attn_mask, seed, sums = ctx.saved_tensors
     needed = list(ctx.needs_input_grad[:4])
@@ -195,9 +195,33 @@ def _derivative(
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *none
 
 
-torch.library.register_autograd(
-    "cdropout::attention", partial(_derivative, backward_operator), setup_context=_save
-)
+class OperatorAttention(torch.autograd.Function):
+    """The derivative of the operator outside of transforms of torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *inputs, keys = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            keys = keys & torch._C._after_autograd_keyset
+            output = attention_operator.redispatch(keys, *inputs)
+        _save(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[1])
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, _gsums: Tensor) -> tuple[Tensor | None, ...]:
+        return *_derivative(backward_operator, ctx, gy), None
+
+
+def _differentiable(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
+        return OperatorAttention.apply(*inputs, keys)
+    y = _attention_in_steps(*inputs)
+    sums = y.detach().new_zeros(*y.shape[:-1], 1)  # only the backward operator needs the sums
+    return y, sums if y.dtype.itemsize > 2 else sums.float()
+
+
+library.impl("attention", _differentiable, "Autograd", with_keyset=True)
 
 
 class EagerAttention(torch.autograd.Function):
@@ -221,7 +245,27 @@ def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) ->
 
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
     """Return the gradients that `backward` returns, with a graph for further derivatives."""
-    query, key, value, attn_mask, seed, call, start, strides, p, dropout_scale, *others = inputs
+    y = _attention_in_steps(*inputs)
+    wanted = [t for t, need in zip(inputs[:4], needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
+
+
+def _attention_in_steps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    seed: Tensor,
+    call: int,
+    start: int,
+    strides: list[int] | None,
+    p: float,
+    dropout_scale: float | None,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    """Return the output of the operator, computed by operations that have all derivatives."""
 
     def drop(weights: Tensor) -> Tensor:
         if not start and strides is None and dropout_scale is None:
@@ -229,11 +273,7 @@ def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> l
         mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
         return mask_operator(weights, *given_mask(mask, "scale").apply_mask_arguments(mask.shape))
 
-    is_causal, scale = others
-    y = _unfused(query, key, value, attn_mask, is_causal, scale, drop)
-    wanted = [t for t, need in zip(inputs[:4], needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
-    return [next(gradients) if need else None for need in needed]
+    return _unfused(query, key, value, attn_mask, is_causal, scale, drop)
 
 
 def _unfused(

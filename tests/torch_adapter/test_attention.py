@@ -484,6 +484,41 @@ def test_compiled_functions_agree_with_eager_mode(form, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nesting", [1, *slow(2)])
+def test_transforms_within_a_compiled_function(nesting):
+    q, k, v = random_tensors(*[(1, 2, 6, 4)] * 3)
+
+    def loss(q):
+        return ct.scaled_dot_product_attention(q, k, v, None, P).exp().sum()
+
+    function = torch.func.grad(loss)
+    if nesting == 2:
+        function = torch.func.grad(lambda q: torch.func.grad(loss)(q).square().sum())
+    torch.manual_seed(7)
+    expected = function(q)
+    torch.manual_seed(7)
+    actual = torch.compile(function, backend="aot_eager", fullgraph=True)(q)
+    torch.testing.assert_close(actual, expected)
+    assert expected.abs().min() > 0
+
+
+def test_forward_mode_of_the_operator():
+    q, k, v = random_tensors(*[(1, 2, 6, 4)] * 3)
+
+    def run(q):
+        seed = torch.tensor(3)
+        arguments = q, k, v, None, seed, 0, 0, None, P, None, False, 0.5
+        return attention.attention_operator(*arguments)[0]
+
+    def expected_run(q):
+        mask = cdropout.Mask((1, 2, 6, 6), P, 3)
+        return expected_attention(q, k, v, mask, scale=0.5).float()
+
+    _, tangent = torch.func.jvp(run, (q,), (k,))
+    _, expected = torch.func.jvp(expected_run, (q,), (k,))
+    torch.testing.assert_close(tangent, expected)
+
+
 def test_compiled_functions_with_generator_or_mask_break_the_graph():
     q, k, v = random_tensors(HEADS, KEYS, KEYS)
     mask = cdropout.Mask((2, 3, 40, 30), P, 3)

@@ -236,10 +236,12 @@ MUTANTS = {
         "draw_or_clear_group": [
             ("p = 1", "if $m.scale == 0:", "if False:"),
         ],
-        "apply_to_rows": [
-            ("bias", "apply_bias_dropout_add($x, $bias + $done,", "apply_bias_dropout_add($x, $bias,"),
+        "add_rows": [
+            ("bias", "$bias + $done", "$bias"),
             ("group", "open_stream(&$s, $m, $start - $first)", "open_stream(&$s, $m, $start)"),
-            ("sums", "add_to($sums + $done, $gx, $part)", "add_to($sums, $gx, $part)"),
+        ],
+        "sum_rows": [
+            ("sums", "add_to($sums + $column, $gx, $part)", "add_to($sums, $gx, $part)"),
         ],
     },
     "_core/dispatch.pyx": {
@@ -669,7 +671,7 @@ MUTANTS = {
         ],
     },
     "torch/modules.py": {
-        "_DropoutModule.__init__": [
+        "_check_arguments": [
             ("p", "if not 0 <= $p <= 1:", "if False:"),
         ],
         "Dropout.forward": [("generator", "generator=$s.generator", "generator=None")],
@@ -686,14 +688,14 @@ MUTANTS = {
             ("results", "if isinstance($r, SUSPENDABLE_RESULTS):", "if False:"),
         ],
         "DISPATCH_KEYS": [("inference", '"AutogradCPU", "CPU"', '"AutogradCPU",')],
-        "_register_kernels": [("decomposed", "if $c not in $o.py_kernels:", "if False:")],
+        "_register_kernels": [("traced", "$o.py_kernels[COMPOSITE] = $t", "pass")],
         "_implementation_for": [
             ("evaluation", "$t is not False and", "True and"),
-            ("modes", "$w if is_supported($x) and $x.numel() != 0 else None", "None"),
+            ("modes", "$w if (is_supported($x) or is_traced($x)) and $x.numel() != 0 else None", "None"),
         ],
-        "_dropout_kernel": [
+        "_replaced_dropout": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
-            ("form", "return implementation($*a, $b, $f)", 'return implementation($*a, $b, "scale")'),
+            ("form", "None, $b, $f)", 'None, $b, "scale")'),
         ],
     },
     "jax/functional.py": {
