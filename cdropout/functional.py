@@ -354,7 +354,7 @@ def drop_path(
     check_flag(scale_by_keep, "scale_by_keep")
     x = as_any_array(x)
     if mask is not None and not scale_by_keep:
-        raise ValueError("mask= determines the scale: it excludes scale_by_keep=False")
+        raise ValueError("mask= cannot be combined with scale_by_keep=False")
     scale = None if scale_by_keep else 1.0
     return dropout_features(x, 1, p, training, inplace, rng, mask, return_mask, out, scale)
 

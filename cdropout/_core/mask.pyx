@@ -66,7 +66,7 @@ cdef tuple axes_to_strides(tuple shape, tuple dims):
         if not -ndim <= axis < ndim:
             raise ValueError(f"broadcast_dims has to be in [{-ndim}, {ndim}) for {ndim} dimensions, but got {axis}")
         if strides[axis] is not None:
-            raise ValueError(f"broadcast_dims names dimension {axis % ndim} twice: {dims}")
+            raise ValueError(f"broadcast_dims contains dimension {axis % ndim} twice: {dims}")
         strides[axis] = 0
     step = 1
     for i in range(ndim - 1, -1, -1):
@@ -549,4 +549,4 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 cpdef check_not_given(name, value):
     """Raise ValueError if an argument that cannot be combined with mask= was given: its value is not None, () or []."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
-        raise ValueError(f"mask= determines which elements are kept: it excludes {name}")
+        raise ValueError(f"mask= cannot be combined with {name}")

@@ -274,7 +274,7 @@ def drop_path(
         return x.mul_(scales) if inplace else x * scales
 
     if mask is not None and not scale_by_keep:
-        raise ValueError("mask= determines the scale: it excludes scale_by_keep=False")
+        raise ValueError("mask= cannot be combined with scale_by_keep=False")
     broadcast_axes = tuple(range(1, input.dim()))
     form = "scale" if scale_by_keep else "keep"
     return apply_dropout(

@@ -534,7 +534,7 @@ def test_functions_raise_if_rng_fails(calls_with, rng, error, match):
 
 NO_AXIS = "^each of broadcast_dims has to be an int, but got "
 AXIS_RANGE = r"^broadcast_dims has to be in \[-4, 4\) for 4 dimensions, but got "
-TWO_AXES = "^broadcast_dims names dimension {} twice: {}$"
+TWO_AXES = "^broadcast_dims contains dimension {} twice: {}$"
 AXES = {
     "None": (None, TypeError, NO_AXIS + "NoneType$"),
     "bool": (True, TypeError, NO_AXIS + "bool$"),

@@ -90,8 +90,8 @@ def test_dropout_accepts_a_window_of_a_mask_with_another_scale():
 
 
 ERRORS = {
-    "rng": ({"rng": 1}, ValueError, "mask= determines which elements are kept: it excludes rng"),
-    "generator": ({"rng": cd.Generator(1)}, ValueError, "it excludes rng"),
+    "rng": ({"rng": 1}, ValueError, "mask= cannot be combined with rng"),
+    "generator": ({"rng": cd.Generator(1)}, ValueError, "cannot be combined with rng"),
     "p": ({"p": 0.25}, ValueError, "the mask has p=0.3, but p=0.25 was given"),
     "no p": ({"p": 2}, ValueError, "dropout probability has to be between 0 and 1, but got 2"),
     "shape": ({"mask": cd.Mask((3, 4, 5), 0.3)}, ValueError,
@@ -149,11 +149,11 @@ def test_mask_with_conflicting_function_specific_arguments_raises():
     x = input_of(cd.dropout)
     mask = cd.Mask(x.shape, 0.3)
     for dims in (1, [0]):
-        with pytest.raises(ValueError, match="it excludes broadcast_dims"):
+        with pytest.raises(ValueError, match="cannot be combined with broadcast_dims"):
             cd.dropout(x, mask=mask, broadcast_dims=dims)
-    with pytest.raises(ValueError, match="it excludes scale_by_keep=False"):
+    with pytest.raises(ValueError, match="cannot be combined with scale_by_keep=False"):
         cd.drop_path(x, mask=mask, scale_by_keep=False)
-    with pytest.raises(ValueError, match="it excludes rng"):
+    with pytest.raises(ValueError, match="cannot be combined with rng"):
         cd.bias_dropout_add(x, x, x, mask=mask, rng=1)
     with pytest.raises(ValueError, match="the mask has p=0.3, but p=0.4 was given"):
         cd.bias_dropout_add(x, x, x, 0.4, mask=mask)

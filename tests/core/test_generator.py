@@ -257,7 +257,7 @@ NEXT_MASK_ERRORS = {
     "an axis out of range": ((3, 0.5), {"broadcast_dims": 1}, ValueError,
                 r"broadcast_dims has to be in \[-1, 1\) for 1 dimensions, but got 1"),
     "an axis twice": ((3, 0.5), {"broadcast_dims": (0, -1)}, ValueError,
-              r"broadcast_dims names dimension 0 twice: \(0, -1\)"),
+              r"broadcast_dims contains dimension 0 twice: \(0, -1\)"),
     "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
     "a scale of 0": ((3, 0.5), {"scale": 0}, ValueError,

@@ -309,7 +309,7 @@ ERRORS = {
         f"mask and {name}": (
             lambda x, name=name, value=value: cdd.dropout(x, mask=MASK, **{name: value}),
             ValueError,
-            f"mask= determines which elements are kept: it excludes {name}",
+            f"mask= cannot be combined with {name}",
         )
         for name, value in [("seed", 1), ("call", 1), ("rng", 1), ("broadcast_dims", 0)]
     },

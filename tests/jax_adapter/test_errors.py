@@ -48,7 +48,7 @@ def run_after_preamble(script, **variables):
         ((KEY, X, float("nan")), ValueError, "has to be between 0 and 1, but got nan"),
         ((KEY, X, "0.5"), TypeError, "p has to be a number between 0 and 1, but got str"),
         ((KEY, X, 0.5, 2), ValueError, r"broadcast_dims has to be in \[-2, 2\) .* but got 2"),
-        ((KEY, X, 0.5, (0, -2)), ValueError, r"names dimension 0 twice: \(0, -2\)"),
+        ((KEY, X, 0.5, (0, -2)), ValueError, r"contains dimension 0 twice: \(0, -2\)"),
         (
             (KEY, X, 0.5, (0.0,)),
             TypeError,

@@ -89,8 +89,8 @@ def test_vmap_applies_mask_to_each_example(mask):
 
 
 ERRORS = {
-    "key": ((jax.random.key(1), X), {}, ValueError, "it excludes key"),
-    "axes": ((None, X, None, 0), {}, ValueError, "it excludes broadcast_dims"),
+    "key": ((jax.random.key(1), X), {}, ValueError, "cannot be combined with key"),
+    "axes": ((None, X, None, 0), {}, ValueError, "cannot be combined with broadcast_dims"),
     "p": ((None, X, 0.5), {}, ValueError, "the mask has p=0.3, but p=0.5 was given"),
     "shape": ((None, X[1:]), {}, ValueError,
               "the mask has the shape (3, 4, 5, 6), but x has (2, 4, 5, 6)"),

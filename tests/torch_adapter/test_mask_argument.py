@@ -264,7 +264,7 @@ ERRORS = {
     "generator": (
         lambda x: ct.dropout(x, generator=cd.Generator(1), mask=MASKS["mask"]),
         ValueError,
-        "mask= determines which elements are kept: it excludes generator",
+        "mask= cannot be combined with generator",
     ),
     "p": (
         lambda x: ct.dropout(x, 0.25, mask=MASKS["mask"]),
@@ -289,7 +289,7 @@ ERRORS = {
     "scale_by_keep": (
         lambda x: ct.drop_path(x, scale_by_keep=False, mask=MASKS["mask"]),
         ValueError,
-        "mask= determines the scale: it excludes scale_by_keep=False",
+        "mask= cannot be combined with scale_by_keep=False",
     ),
     "meta": (
         lambda x: ct.dropout(x.to("meta"), mask=MASKS["mask"]),
