@@ -200,9 +200,8 @@ class OperatorAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *inputs, keys = inputs
+        inputs, keys = inputs[:-1], inputs[-1] & torch._C._after_autograd_keyset
         with torch._C._AutoDispatchBelowAutograd():
-            keys = keys & torch._C._after_autograd_keyset
             output = attention_operator.redispatch(keys, *inputs)
         _save(ctx, inputs, output)
         ctx.mark_non_differentiable(output[1])

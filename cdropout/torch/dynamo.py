@@ -34,8 +34,9 @@ def guard_on(switch: Any) -> None:
     """
     from torch._functorch._aot_autograd import autograd_cache  # imports half a second of modules
 
-    init_ambient_guards = OutputGraph.init_ambient_guards
-    init_details = autograd_cache.FxGraphHashDetails.__init__
+    graph: Any = OutputGraph
+    cache_details: Any = autograd_cache.FxGraphHashDetails
+    init_ambient_guards, init_details = graph.init_ambient_guards, cache_details.__init__
 
     @functools.wraps(init_ambient_guards)
     def add_guard(output: Any) -> None:
@@ -50,8 +51,7 @@ def guard_on(switch: Any) -> None:
         if switch.active:
             details.cdropout_replaces_dropout = True
 
-    OutputGraph.init_ambient_guards = add_guard
-    autograd_cache.FxGraphHashDetails.__init__ = add_state
+    graph.init_ambient_guards, cache_details.__init__ = add_guard, add_state
     if input_codes.seen:
         torch._dynamo.reset_code_caches()
 

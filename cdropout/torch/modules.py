@@ -224,6 +224,7 @@ class DropPath(nn.Module):
 class StochasticDepth(DropPath):
     """A module of torchvision with mode "row" that `convert` has converted."""
 
+    p: float
     scale_by_keep = True
 
     @property
