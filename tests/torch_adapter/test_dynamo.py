@@ -49,13 +49,11 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
 
 
-ENCODER_LAYER = {
-    "batch_first": True,
-    "d_model": 8,
-    "nhead": 2,
-    "dim_feedforward": 16,
-    "dropout": 0.3,
-}
+def create_encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
 MODELS = {  # functions that return a model, and the shapes of an input
     "MLP": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 8)), (4, 8)),
     "in place": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3, inplace=True)), (4, 8)),
@@ -66,10 +64,7 @@ MODELS = {  # functions that return a model, and the shapes of an input
     ),
     "attention": (lambda: nn.Sequential(nn.Linear(8, 8), Attention()), (2, 3, 5, 8)),
     "LSTM": (lambda: nn.LSTM(8, 8, num_layers=2, dropout=0.5), (4, 5, 8)),
-    "TransformerEncoder": (
-        lambda: nn.TransformerEncoder(ENCODER_LAYER, 2),
-        (4, 5, 8),
-    ),
+    "TransformerEncoder": (create_encoder, (4, 5, 8)),
 }
 
 
