@@ -276,7 +276,7 @@ cdef inline void append_rows(
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
-    """Write the lowest n bits of `bits` to out, beginning at bit position `at`. Before the call, these bits of out must be 0."""
+    """Write the lowest n bits of `bits` to out, beginning at bit `at`. Before the call, these bits of out must be 0."""
     cdef uint8_t* byte = out + at // 8
     cdef uint64_t shift = at % 8
     bits &= ~<uint64_t>0 >> (64 - n)
