@@ -1,7 +1,7 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
-# NumPy is imported first, because its import can fail in a second interpreter. Then no compiled
-# module of this package is imported there; Cython allows these modules in one interpreter only.
+# Cython allows the compiled modules in one interpreter only. NumPy is imported before them: if its
+# import fails in a second interpreter, these modules are not imported there.
 import numpy  # noqa: F401
 
 __version__ = "0.1.0.dev0"

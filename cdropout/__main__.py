@@ -24,7 +24,7 @@ from cdropout._core.dtypes import FLOATS
 from cdropout.bench import peers, timing
 
 SIZES = "64,1Ki,16Ki,256Ki,1Mi,16Mi"
-MAX_SIZE = 1 << 30  # elements; at this size, each of about twenty arrays takes gigabytes
+MAX_SIZE = 1 << 30  # elements; the benchmark makes about twenty arrays of this size, gigabytes each
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg")
 EXAMPLES = """\
@@ -58,7 +58,7 @@ Error: TypeAlias = Callable[[str], NoReturn]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints errors in one line, without the usage."""
+    """A parser that prints an error on one line, without a usage message."""
 
     def __init__(self, **options: Any) -> None:
         raw = argparse.RawDescriptionHelpFormatter
@@ -98,7 +98,7 @@ def probability(text: str) -> float:
 def stream_probability(text: str) -> float:
     """Parse p for `cdropout stream`.
 
-    Values close to 0 or 1 are rejected, because the extractor would find too few bits.
+    Values close to 0 or 1 are rejected, because `stream_command.extract` would find too few bits.
     """
     low, high = stream_command.MIN_P, 1 - stream_command.MIN_P
     return number(text, float, lambda p: low <= p <= high, f"a probability from {low} to {high}")
@@ -174,7 +174,7 @@ def image_file(text: str) -> Path:
 
 
 def chosen_peers(named: list[str], error: Error) -> list[str]:
-    """Return the names of the peers to time. The default is one per installed library."""
+    """Return the names of the peers to time; by default, one peer per installed library."""
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
@@ -222,7 +222,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
         error(f"argument --isa: {problem}")
     if isa != dispatch.isa:
         statement = f"from cdropout.__main__ import main; sys.exit(main({arguments!r}))"
-        with ignore_ctrl_c():  # the new process prints the sizes that are complete
+        with ignore_ctrl_c():  # after Ctrl-C, the new process prints the complete sizes
             return selftest.run_with_isa(isa, statement).returncode
     try:
         return bench.run(options)
@@ -231,7 +231,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the build and the settings, or with --include the folder of cdropout.h; return 0."""
+    """Print the build and the settings, or only the include folder with --include; return 0."""
     if options.include:
         print(cd.get_include())
         return 0
@@ -263,7 +263,7 @@ def run_selftest(*_: object) -> int:
 
 
 def add_command(commands: Any, name: str, run: Callable[..., int], **texts: str) -> Any:
-    """Add a command that calls `run`; return the function that adds its options."""
+    """Add a command that calls `run`; return the function that adds options to the command."""
     parser = commands.add_parser(name, **texts)
     parser.set_defaults(run=run, error=parser.error)
     return parser.add_argument
@@ -451,7 +451,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(options.run(options, options.error, arguments))
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # an error of the flush at exit could not be handled
+                sys.stdout.flush()  # errors of Python's own flush at exit could not be handled
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130

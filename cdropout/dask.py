@@ -95,7 +95,7 @@ def dropout(
     ----------
     x : dask.array.Array
         An array whose chunks are supported by `cdropout.dropout`. The sizes of the chunks have to
-        be known, unless p is 0 or `training` is false, and `return_mask` is false.
+        be known if a mask is applied or returned.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -106,7 +106,7 @@ def dropout(
         The source of the mask if no seed is given, as in `cdropout.dropout`. The source is used
         when this function is called, not when the result is computed.
     broadcast_dims : int or tuple of int
-        Axes along which all elements share one draw, also those of different chunks.
+        Axes along which all elements share one draw, even if they are in different chunks.
     mask : Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It cannot be combined with
         `seed`, `call`, `rng` or `broadcast_dims`. `p` must be equal to ``mask.p`` or be left at
@@ -125,14 +125,14 @@ def dropout(
     TypeError
         If the type of an argument, or of the chunks of `x`, is not supported.
     ValueError
-        If p is not in [0, 1], `x` has chunks of unknown size but a mask is needed, `mask` and `x`
-        have different shapes, two of the arguments exclude each other, or `call` is given without
-        `seed`.
+        If p is not in [0, 1], `x` has chunks of unknown size but a mask is applied or returned,
+        `mask` and `x` have different shapes, two of the arguments exclude each other, or `call` is
+        given without `seed`.
 
     Notes
     -----
-    The task of a chunk needs memory for the chunk and its result. A MemoryError is raised when the
-    result is computed.
+    The task of a chunk needs memory for the chunk and its result. If this memory is not available,
+    a MemoryError is raised when the result is computed.
     """
     check_flag(training, "training")
     check_flag(return_mask, "return_mask")
@@ -168,7 +168,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     Parameters
     ----------
     gy : dask.array.Array
-        The gradient of the output. Its chunks may differ from those of x.
+        The gradient of the output. The chunks of `gy` and of the output may differ.
     mask : Mask
         The mask that ``dropout(..., return_mask=True)`` returned.
 
@@ -212,7 +212,7 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
 
 
 def _check_type(x: Any) -> None:
-    """Raise the error that each task would raise if x is not supported, before any computation."""
+    """Raise a TypeError if x is not a Dask array, or if the type of its chunks is not supported."""
     if not isinstance(x, da.Array):
         hint = ""
         if hasattr(type(x), "to_dask_array"):
@@ -235,10 +235,10 @@ def _known_shape(x: da.Array) -> tuple[int, ...]:
 
 
 def _apply(x: da.Array, mask: Mask) -> da.Array:
-    """Return x with the mask applied; x itself if the mask changes no element."""
+    """Return x with the mask applied, or x itself if the mask changes no element."""
     if mask.p == 0 and mask.scale == 1:
         return x
-    # The name of x determines its chunks; Dask would tokenize them, which takes longer.
+    # Without this name, Dask would tokenize the chunks, which takes longer. x.name determines them.
     name = f"dropout_chunk-{tokenize(x.name, mask)}"
     return _blockwise(dropout_chunk, mask, x.chunks, meta_from_array(x), x, name)
 

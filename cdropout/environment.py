@@ -31,7 +31,7 @@ def module_to_run(arguments: list[str]) -> str | None:
 
 
 def exit_command(error: ValueError) -> None:
-    """If this process is the command line, print the error in one line and exit with code 2."""
+    """In the command `cdropout`, print the error in one line and exit with code 2."""
     if is_command():
         print(f"cdropout: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -50,10 +50,10 @@ def unbuilt_checkout() -> str:
 
 
 def check_version(framework: ModuleType) -> None:
-    """Raise an ImportError if pyproject.toml excludes the version of a framework.
+    """Raise an ImportError if cdropout does not support the installed version of a framework.
 
-    The range is read from the metadata of the installed package. Without metadata, as in a folder
-    that was copied to the path, all versions are accepted.
+    The range of supported versions is read from the metadata of the package. If the package has no
+    metadata, for example because its folder was copied, all versions are accepted.
     """
     from importlib import metadata  # its import takes longer than that of cdropout
 
@@ -75,7 +75,7 @@ def check_version(framework: ModuleType) -> None:
 
 
 def release(version: str) -> list[int]:
-    """Return the first numbers of a version, for comparisons: [2, 16] for 2.16.0rc1."""
+    """Return up to three numbers of a version, without trailing zeros: [2, 16] for 2.16.0rc1."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
     while numbers and numbers[-1] == 0:
         del numbers[-1]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     _ScaleByKeep = TypeVar("_ScaleByKeep", contravariant=True)
 
     class _Variant(Protocol[_ScaleByKeep]):
-        """A function with the arguments of `dropout`, except broadcast_dims, and scale_by_keep."""
+        """A function with scale_by_keep and the arguments of `dropout` except broadcast_dims."""
 
         @overload
         def __call__(
@@ -134,7 +134,7 @@ def _drop_path(function: Any) -> _Variant[bool]:
 
 
 def _check_channels(ndim, leading):
-    """Raise RuntimeError if ndim is less than `leading`, the number of axes that index channels."""
+    """Raise RuntimeError if ndim is less than `leading`, the number of batch and channel axes."""
     if ndim < leading:
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
 
@@ -360,7 +360,7 @@ def drop_path(
 
 
 def _alpha_dropout(x, leading, p, training, inplace, rng, mask, return_mask, out):
-    """Return the result of alpha dropout with one draw along all axes from axis `leading` on."""
+    """Return the result of alpha dropout with one draw per index of the first `leading` axes."""
     check_flag(training, "training")
     check_flag(inplace, "inplace")
     check_flag(return_mask, "return_mask")
@@ -484,7 +484,7 @@ def feature_alpha_dropout(
 
 
 def as_copies(n: SupportsIndex) -> int:
-    """Return n as a Python int. Raise TypeError or ValueError if n is not a number of copies."""
+    """Return n as a Python int. Raise TypeError if n is not an int, ValueError if n is negative."""
     # This is Python code, because torch.compile cannot trace the compiled function `as_index`.
     if isinstance(n, (bool, np.bool_)) or not hasattr(n, "__index__") or getattr(n, "ndim", 0) > 0:
         raise TypeError(f"n has to be an int, but got {type(n).__name__}")
@@ -559,7 +559,7 @@ def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=Non
     n : int, default 1
         The number of copies, at least 0.
     p, rng, return_mask
-        As in `dropout`. One mask of shape ``(n, *x.shape)`` is drawn for all copies.
+        As in `dropout`. The mask has the shape ``(n, *x.shape)``, with different draws per copy.
     mask : Mask, optional
         A mask of shape ``(n, *x.shape)`` to apply instead of a new one. It cannot be combined
         with `rng`. `p` must be equal to ``mask.p`` or be left at its default, 0.5.

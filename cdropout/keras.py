@@ -108,12 +108,12 @@ class _Layer:
 
     @property
     def supports_jit(self) -> bool:
-        """True if XLA can call the kernels. This is the case for all backends but TensorFlow."""
+        """True unless the backend is TensorFlow, in which XLA cannot call the kernels."""
         return keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
-        """Ignore the value, since the constructor of Keras assigns True."""
+        """Ignore the value. The setter exists because the constructor of Keras assigns True."""
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
         """Apply dropout to the inputs if training; otherwise return them unchanged."""
@@ -138,10 +138,10 @@ class _SpatialLayer(_Layer):
 class Dropout(_Layer, keras.layers.Dropout):
     """Replacement for `keras.layers.Dropout` with the same arguments.
 
-    In training, call number i (from 0) of a layer with `seed` applies the mask
-    ``cdropout.Mask(shape, rate, seed, i)``, on each backend. Keras's own implementation is used on
-    devices other than the CPU, for unsupported types, and in TensorFlow functions that XLA compiles
-    (``jit_compile=True``). With TensorFlow, Keras does not compile models with this layer by XLA.
+    In training, a layer with `seed` applies the mask ``cdropout.Mask(shape, rate, seed, i)`` in
+    call i, counted from 0, on each backend. Keras's own implementation is used on devices other
+    than the CPU, for unsupported types, and in TensorFlow functions that XLA compiles
+    (``jit_compile=True``). With TensorFlow, Keras does not use XLA for models with this layer.
     A layer with rate 0 or 1 draws no mask and uses no call number.
 
     Parameters

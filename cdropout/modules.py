@@ -32,8 +32,8 @@ class Dropout:
     inplace : bool, default False
         Write the result of `forward` to its input.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
-        The source of masks. If None, the default generator is used (see `manual_seed`). From an
-        int, a NumPy generator or a SeedSequence, a new Generator is created.
+        The source of masks. If None, the default generator is used (see `manual_seed`). If rng is
+        an int, a NumPy generator or a SeedSequence, a new Generator is created from it.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Dropout:
         gy : ndarray
             The gradient with respect to the output.
         mask : Mask, optional
-            The mask that the call of `forward` drew; by default, the mask of the last call.
+            The mask of an earlier call of `forward`. The default is the mask of the last call.
         out : ndarray, optional
             The array for the result, as in `dropout_backward`.
 

@@ -125,7 +125,7 @@ def check_this_process(path: str | Path = RECORDS) -> int:
 
 
 def run_with_isa(isa: str, statement: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """Run a Python statement in a new process with this instruction set; return the result.
+    """Run a Python statement in a new process with the instruction set `isa`; return the result.
 
     A new process is required, since the instruction set is chosen at import. The new process has
     the same `sys.path` as this one. The options and the result are those of `subprocess.run`.

@@ -83,11 +83,11 @@ def use_cdropout() -> Callable[[Any], Any]:
     """Return a callback for spaCy that makes `CdropoutOps` the current ops.
 
     To use it, write ``before_init = {"@callbacks":"cdropout.use_cdropout.v1"}`` in ``[initialize]``
-    of a config. The callback also changes the ops of the layers that exist, unless they are on a
-    GPU. spaCy resolves this section for training only, so that the trained pipeline loads without
+    of a config. The callback also changes the ops of existing layers, unless these are on a GPU.
+    spaCy resolves ``[initialize]`` for training only, so that the trained pipeline loads without
     cdropout.
 
-    The callback also works as ``before_creation`` in ``[nlp]``. spaCy resolves that section each
+    The callback also works as ``before_creation`` in ``[nlp]``. spaCy resolves ``[nlp]`` each
     time it loads the pipeline, which then requires cdropout.
     """
 

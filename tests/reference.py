@@ -1,9 +1,9 @@
 """Reference implementation: mask stream version 1 and the functions that use it, in Python.
 
-The results of this file are correct by definition. `keep_one` is the specification for one
-element, in Python integers; `keep` runs the loop of the specification for many blocks at once, in
-NumPy. Functions "for ints and arrays" take Python integers in [0, 2**64) or arrays of uint64, and
-return values of the same type.
+The results of this file are correct by definition. `keep_one` specifies one element, with
+Python integers. `keep` runs the loop of this specification for many blocks at once, with NumPy.
+Functions "for ints and arrays" take Python integers in [0, 2**64) or arrays of uint64, and return
+values of the same type.
 
 The recorded hashes change only with a new version of the stream. The following command writes the
 file of recorded hashes:
@@ -110,10 +110,10 @@ def spawn_seed(seed, i):
 
 
 def keep_one(seed, call, p, element, step=xoroshiro128pp):
-    """Return whether the mask keeps this element, computed with Python integers.
+    """Compute with Python integers whether the mask keeps this element.
 
-    The upper R bits of a random 64-bit number are the bits of the element in R outputs of its lane,
-    and a hash gives the other bits. The element is dropped if this number is less than T.
+    Each element has a random 64-bit number. Its upper R bits come from R outputs of the element's
+    lane, and a hash gives the other bits. The element is dropped if the number is less than T.
     """
     if p in (0, 1):
         return p == 0
@@ -166,7 +166,7 @@ def unpack_bits(packed):
 def draw(seed, call, p, start, n, step=xoroshiro128pp):
     """Return which elements the lanes drop, and which elements the lanes leave undecided.
 
-    The n > 0 elements from `start` on are drawn, for 0 < p < 1.
+    Draw n elements, beginning with element `start`. n has to be positive, and p between 0 and 1.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def widen(bits16, name):
     if name == "bfloat16":
         return b << 16
     sign, exponent, fraction = (b & 0x8000) << 16, (b >> 10) & 31, b & 0x3FF
-    normal = ((exponent + 112) << 23) | (fraction << 13)  # the biases are 127 and 15
+    normal = ((exponent + 112) << 23) | (fraction << 13)  # the biases 127 and 15 differ by 112
     special = 0x7F800000 | (fraction << 13)  # infinity and NaN
     subnormal = (fraction.astype(np.float32) * np.float32(2**-24)).view(np.uint32)
     return sign | np.where(exponent == 31, special, np.where(exponent == 0, subnormal, normal))
@@ -262,8 +262,8 @@ def widen(bits16, name):
 def round_to_half(bits32, name):
     """Round float32 (bits as uint32) to float16 or bfloat16 (bits as uint16).
 
-    Numbers are rounded to nearest, ties to even, and to infinity if they are too large. Subnormal
-    results are kept. A NaN becomes quiet, and keeps its sign and the upper bits of its payload.
+    Numbers are rounded to nearest, ties to even. Numbers that are too large become infinite.
+    Subnormal results are kept. A NaN becomes quiet, and keeps its sign and upper payload bits.
     """
     exponent_bits, mantissa_bits = HALVES[name]
     dropped = 23 - mantissa_bits
@@ -349,7 +349,7 @@ RECORDED = {
               2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1],
     "n": [1, 8, 63, 64, 65, 511, 512, 513, 1000, 8192, 8193, 20000],
 }  # fmt: skip
-# For these values of p, the hash drops some elements of each long case and keeps others.
+# For these values of p, the hash drops some elements of each long case and keeps some.
 P_OF_LONG_CASES = [
     0.1, 0.3, 1 / 3, 0.999, 2.0**-13, 1 - 2.0**-13,
     0.5 - 2.0**-13, 0.5 + 2.0**-13, 0.25 + 2.0**-14, 0.75 - 2.0**-14,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the package with compilers of Debian and all instruction sets, and run `cdropout selftest`.
+# Build the package for all instruction sets with compilers of Debian, and run `cdropout selftest`.
 #
 #     tools/compilers.sh                    the compilers listed at the end of this file
 #     tools/compilers.sh gcc-12 clang-22    these compilers; missing ones are installed
@@ -38,7 +38,7 @@ unpack_root() {
   local options=(-qq -o "Dir::Etc=$apt/etc" -o "Dir::State=$apt" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
   apt-get "${options[@]}" update
   apt-get "${options[@]}" install -y --no-install-recommends --download-only "$2" libc6-dev bash dash coreutils grep "python$version" "libpython$version-dev"
-  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # /bin, /lib, /lib64 and /sbin are links to these
+  mkdir -p "$root"/usr/{bin,lib,lib64,sbin} # /bin, /lib, /lib64 and /sbin are links to these directories
   for package in bin lib lib64 sbin; do ln -sfn "usr/$package" "$root/$package"; done
   for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
   "$python" -m pip install -q --only-binary :all: --python-version "$version" --target "$root/packages" setuptools cython 'numpy>=2.0'

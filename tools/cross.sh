@@ -6,7 +6,7 @@
 #     tools/cross.sh linux-aarch64     one of the platforms listed at the end of this file
 #
 # All tools are installed from PyPI. The headers of NumPy are those of its wheel for the platform. The headers of CPython are
-# those of the running Python; for Windows, this script writes the sizes of C types. Downloads are kept in build/cross.
+# those of the running Python; for Windows, this script replaces pyconfig.h. Downloads are kept in build/cross.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
@@ -26,7 +26,7 @@ copy_headers() { # copy_headers FOLDER: copy the headers of CPython
   cp "$("$python" -c "import sysconfig; print(sysconfig.get_config_h_filename())")" "$1/pyconfig.h"
 }
 
-# Write the sizes of C types on 64-bit Windows, and an import library for the stable ABI, which python3.dll exports.
+# Write pyconfig.h for 64-bit Windows, and an import library of python3.dll, which exports the stable ABI.
 describe_windows() {
   copy_headers "$work/windows/include"
   cat >"$work/windows/include/pyconfig.h" <<'END'
@@ -51,7 +51,7 @@ print(*sorted(f'{symbol.name} DATA' for symbol in abi3info.DATAS), sep='\n')" >"
   "$python" -m ziglang dlltool -m i386:x86-64 -d "$work/windows/python3.def" -l "$work/windows/libpython3.a"
 }
 
-# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]; PLATFORM is Python's name of the platform
+# build PLATFORM ZIG_TARGET NUMPY_PLATFORM [LINKER_FLAG...]: build and audit the modules. PLATFORM is Python's platform name.
 build() {
   local platform=$1 compiler="$python -m ziglang cc -target $2" numpy=$3 folder=$work/$1 module modules
   shift 3

@@ -45,8 +45,8 @@ unpack_root() {
   rm -f "$root"/usr/include/python3.*/numpy # old headers; the headers of the native NumPy are used instead
 }
 
-# The script makes sys.executable its own path, so that processes started by tests are emulated too. PYTHONPATH contains the
-# checkout, in which tests is a package. The checkout is last in PYTHONPATH, because its cdropout is not built.
+# The script sets sys.executable to its own path, so that processes started by tests are emulated too. PYTHONPATH contains
+# the checkout, because the package `tests` is in it. The checkout is last in PYTHONPATH, because its cdropout is not built.
 write_foreign_python() {
   local libraries=/usr/lib/$target
   cat >"$foreign" <<END

@@ -1,4 +1,4 @@
-"""Fuzz the Python functions with atheris; see tools/sanitize.sh fuzz-python.
+"""Fuzz the Python functions with atheris; `tools/sanitize.sh fuzz-python` runs this file.
 
 Each call must either return the result of the reference implementation, or raise a documented
 exception and change nothing. AddressSanitizer checks the compiled modules at the same time.
@@ -17,7 +17,7 @@ import numpy as np
 
 import cdropout as cd
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, since cdropout is not built there
+sys.path.append(str(Path(__file__).parents[1]))  # last, because its cdropout is not built
 
 from tests import reference  # noqa: E402
 

@@ -1,6 +1,6 @@
-/* Fuzz the kernels of every instruction set with libFuzzer; see tools/sanitize.sh fuzz-table.
+/* Fuzz the kernels of every instruction set with libFuzzer; `tools/sanitize.sh fuzz-table` runs this file.
  *
- * All calls are allowed by cdropout.h. Each buffer is a separate allocation of the exact size with any alignment, so that
+ * cdropout.h allows all of the calls. Each buffer is a separate allocation of the exact size with any alignment, so that
  * AddressSanitizer detects every access outside of a buffer. All instruction sets must write the same bytes. The kernels that
  * draw a mask must write the same bytes as those that read this mask as bits or bools. */
 #include <Python.h>
@@ -35,7 +35,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 static const uint8_t *input;
 static size_t input_left;
 
-static uint64_t read_number(int bytes) { /* read a number from the fuzzer's input; zeros follow the input */
+static uint64_t read_number(int bytes) { /* read a number from the fuzzer's input; after its end, read zeros */
   uint64_t number = 0;
   for (; bytes; bytes--) {
     number = number << 8 | (input_left ? *input++ : 0);
@@ -55,7 +55,7 @@ typedef struct {
 static Buffer buffers[64];
 static int buffer_count;
 
-static Buffer new_buffer(size_t size, int random) { /* fill the buffer with random numbers if `random`, otherwise with zeros */
+static Buffer new_buffer(size_t size, int random) { /* allocate a buffer of random bytes if `random`, otherwise of zeros */
   size_t offset = read_number(1) % 64;
   Buffer buffer = {malloc(offset + size), NULL, size};
   require(buffer.memory != NULL, "no memory");
@@ -108,7 +108,7 @@ typedef struct {
   cdropout_axis axes[AXES];
 } View;
 
-/* Set the strides of an array or a mask, with random gaps, signs and order of axes, so that elements do not overlap. */
+/* Set the strides of an array or a mask. Gaps, signs and the order of axes are random. Elements do not overlap. */
 static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t stride) {
   int left[AXES], n = view->ndim;
   for (int i = 0; i < n; i++) left[i] = i;
@@ -145,7 +145,7 @@ static View read_view(void) {
   return view;
 }
 
-static void fuzz_strided(int dtype) { /* test the strided kernels with all types, including CDROPOUT_BOOL */
+static void fuzz_strided(int dtype) { /* test the strided kernels; dtype may be CDROPOUT_BOOL */
   ptrdiff_t itemsize = dtype == CDROPOUT_BOOL ? 1 : (ptrdiff_t)ITEMSIZES[dtype], x_strides[AXES], y_strides[AXES], mask_strides[AXES];
   View view = read_view();
   cdropout_mask mask = read_mask();

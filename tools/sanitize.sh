@@ -10,10 +10,10 @@
 # The exit status is 1 if a sanitizer or a fuzzer reports an error. `address` and `thread` first check that the sanitizer detects
 # an error that is made on purpose. They omit these tests:
 # - statistics, the command line and the reference implementation, because other tests call the same compiled functions;
-# - huge arrays and load, because they take too long;
+# - huge arrays, and stress tests (`address` only), because they take too long;
 # - forks (`address` only), because a child of a process with threads may wait for a lock of AddressSanitizer's allocator forever;
 # - limits and measurements of memory, because sanitizers need memory themselves;
-# - guard pages, because AddressSanitizer detects the same errors and others.
+# - guard pages, because AddressSanitizer detects the same errors and more.
 # `address` includes the tests of PyTorch and JAX, which call torch/_{draw,openmp,tensors}.pyx and jax/_xla.pyx.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -78,7 +78,7 @@ array = np.empty(1 << 20, np.uint8); address = array.ctypes.data;'
 
 check_addresses() {
   install -fsanitize=address,undefined pytest hypothesis torch==2.13.0 jax
-  # PYTHONMALLOC: each object is a separate allocation. handle_segv=0: one test ends a process by a segmentation fault.
+  # PYTHONMALLOC: each object is a separate allocation. handle_segv=0: one test ends a process with a segmentation fault.
   # fast_unwind_on_malloc=0: the fast unwinder needs frame pointers, which CPython lacks.
   local common="log_path=$work/report:handle_segv=0:allocator_may_return_null=1"
   local base=(
@@ -115,7 +115,7 @@ x = torch.ones(1 << 16); x.untyped_storage().resize_(4096); cdropout.torch.dropo
   check_detection "cdropout/_core/generator.*\.so" "import ctypes, cdropout
 for n in range(100): ctypes.pythonapi.Py_IncRef(ctypes.py_object(cdropout.Generator(n)))"
   # CPython and NumPy leak constants at exit. Only a leak with a module of this package among its callers is an error. pytest's
-  # exit status is ignored, because it also reports the other leaks.
+  # exit status is ignored, because the other leaks also change it.
   run_tests "cdropout/_core/.*\.so|[0-9] (failed|error)" tests/arrays/test_errors.py tests/core/test_generator.py \
     tests/core/test_mask.py tests/arrays/test_modules.py -k "not forked_child" || true
   grep -qE '[0-9]+ passed' "$work/report.tests"

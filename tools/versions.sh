@@ -6,11 +6,11 @@
 #     tools/versions.sh torch==2.9.1          the tests in tests/torch_adapter with this version of PyTorch
 #     WHEEL=dist/x.whl tools/versions.sh ...  with this wheel instead of a new one
 #
-# The name `lowest` stands for the lowest versions that pyproject.toml accepts. JOBS rows (2) run at the same time.
+# The name `lowest` stands for the lowest versions that pyproject.toml accepts. JOBS rows (default: 2) run at the same time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# name | tests | requirements; "EXTRA>=" stands for the lowest versions that this extra accepts, or the package itself for numpy.
+# name | tests | requirements; "EXTRA>=" stands for the lowest versions that this extra accepts, "numpy>=" for that of NumPy.
 # Rows are separate where the lowest versions cannot be installed together: Flax needs a newer JAX, and TensorFlow an older ml_dtypes.
 table='
 lowest          | arrays/test_bit_identity.py dask_adapter jax_adapter keras_adapter thinc_adapter | numpy>= dask>= jax>= keras>= thinc>= spacy<3.6 absl-py flatbuffers
@@ -26,7 +26,7 @@ thinc-8.2       | thinc_adapter                        | thinc==8.2.5 spacy<3.8 
 thinc-8.3.0     | thinc_adapter                        | thinc==8.3.0
 '
 
-# requirements WORD...: print the requirements, with "EXTRA>=" replaced by what pyproject.toml states, but == instead of >=.
+# requirements WORD...: print the words, but replace "EXTRA>=" with its requirements in pyproject.toml, and their >= with ==.
 requirements() {
   python3 - "$@" <<'PYTHON'
 import re, sys, tomllib
@@ -46,7 +46,7 @@ run_row() {
   for test in $2; do tests+=("tests/$test"); done
   [ "$2" != tensorflow_adapter ] || options=(-m 'slow or not slow')
   python3 -m venv "$env" || return
-  # pytest and hypothesis only: the extra [test] needs a newer ml_dtypes than TensorFlow 2.16
+  # not the extra [test], which needs a newer ml_dtypes than TensorFlow 2.16 accepts
   "$env/bin/pip" install --quiet --only-binary :all: "$WHEEL" pytest hypothesis ml_dtypes setuptools \
     $(requirements "${@:3}") || return
   PATH=$env/bin:$PATH OPENBLAS_NUM_THREADS=1 pytest -q "${options[@]}" "${tests[@]}"

@@ -3,7 +3,7 @@
 #
 #     tools/wine.sh                           build; run `cdropout selftest` and the tests of the kernels on all instruction sets
 #     tools/wine.sh core                      build; run `cdropout selftest` and all core tests
-#     tools/wine.sh portable                  build the portable form, with Clang in place of MSVC; run the same as tools/wine.sh
+#     tools/wine.sh portable                  build the portable form with Clang; run the same tests as tools/wine.sh
 #     tools/wine.sh tests/core/test_mask.py   build; run `cdropout selftest` and these tests
 #     tools/wine.sh -- -m cdropout bench      run Python with these arguments and the modules that were built before
 #
@@ -60,7 +60,7 @@ check_signature() {
   fi
 }
 
-# The headers of CPython are those of the running Python, with the sizes of C types on Windows.
+# The headers of CPython are those of the running Python, with a pyconfig.h for Windows.
 write_headers() {
   mkdir -p "$work/include/crt"
   rm -rf "$work/include/python"
@@ -97,7 +97,7 @@ typedef char *va_list;
 #define _crt_va_end(list) __builtin_va_end(list)
 #define _crt_va_copy(to, from) __builtin_va_copy(to, from)
 END
-  cat >"$work/include/crt/math.h" <<'END' # MinGW's definitions need MinGW's library
+  cat >"$work/include/crt/math.h" <<'END' # MinGW's NAN and HUGE_VAL need MinGW's library
 #include_next <math.h>
 #undef NAN
 #undef HUGE_VAL
@@ -123,7 +123,7 @@ import_library() {
   "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
 }
 
-# Write import libraries, and a replacement of msvcrt.lib with the DLL entry point, the stack check, snprintf and both runtimes.
+# Write import libraries and an msvcrt.lib with the DLL entry point, the stack check and snprintf, which links both runtimes.
 write_libraries() {
   mkdir -p "$work/lib"
   import_library "$python/python3.dll" python3.lib
@@ -177,8 +177,8 @@ compile_modules() {
   for module in "$modules"/cdropout/{_core,jax,tensorflow,torch}/*.so; do mv "$module" "${module%%.*}.pyd"; done
 }
 
-# Standard streams are pipes, because Wine does not support all other kinds. -P omits the checkout, which is not built, from
-# sys.path.
+# The standard streams are pipes, because Wine does not support every other kind of stream. -P omits the checkout, which is
+# not built, from sys.path.
 windows_python() {
   local path="Z:$modules;Z:$site"
   cat /dev/null | PYTHONPATH=${path//\//\\} timeout 1800 wine "$python/python.exe" -P "$@" 2>&1 | cat

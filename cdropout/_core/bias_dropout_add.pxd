@@ -7,16 +7,16 @@ from cdropout._core.executor cimport Executor
 cdef enum:
     MAX_SUMS = 32                     # maximum number of sums per column
 
-cdef struct Matrix:                   # rows x columns elements without gaps; the columns are those of the bias
+cdef struct Matrix:                   # rows x columns elements without gaps; every row has the same bias
     size_t rows, columns
-    size_t rows_per_tile              # set by choose_tiles; a tile is one or more rows, or a part of several rows
+    size_t rows_per_tile              # set by choose_tiles; a tile has all or some of the columns of these rows
     size_t itemsize
     cdropout_dtype dtype
     const char* x                     # the input; gy in the backward pass
     const char* bias                  # `columns` elements, or NULL if there is no bias; NULL in the backward pass
     const char* residual              # NULL in the backward pass
     char* y                           # the output; gx in the backward pass
-    double* sums                      # in the backward pass, `count_sums` x `columns` zeros, otherwise NULL
+    double* sums                      # in the backward pass, `count_sums` x `columns` sums that begin at 0; otherwise NULL
     const cdropout_mask* mask
     uint64_t start
 

@@ -1,4 +1,4 @@
-"""The function bias_dropout_add, which computes three operations in one pass over memory, and its backward pass."""
+"""The function bias_dropout_add, which computes three operations in one pass over memory, and bias_dropout_add_backward."""
 cimport numpy as cnp
 from libc.stdint cimport SIZE_MAX
 
@@ -22,7 +22,10 @@ cdef cnp.ndarray as_kernel_input(cnp.ndarray array):
 
 
 cdef Py_ssize_t repeat_length(tuple shape, tuple bias):
-    """Return the number of elements of x in C order after which bias repeats; 0 if bias does not repeat without gaps."""
+    """Return the number of elements of bias if bias repeats along x without gaps, otherwise 0.
+
+    The shape of such a bias, without leading ones, equals the last dimensions of x.
+    """
     bias = strip_leading_ones(bias)
     if bias == shape[len(shape) - len(bias):] and bias:
         return np.prod(bias, dtype=np.intp)
@@ -182,9 +185,9 @@ cdef size_t count_sums(const Matrix* matrix) noexcept nogil:
 
 
 cdef void choose_tiles(Matrix* matrix, bint backward) noexcept nogil:
-    """Choose the height of the tiles, which never depends on the number of threads.
+    """Set `rows_per_tile`, which never depends on the number of threads.
 
-    In the backward pass, few tiles share a column, because each of them needs `columns` doubles for its sums.
+    In the backward pass, a column has at most MAX_SUMS tiles, because each tile has a sum for each of its columns.
     """
     cdef size_t most
     if matrix.rows == 0 or matrix.columns == 0:
@@ -196,7 +199,7 @@ cdef void choose_tiles(Matrix* matrix, bint backward) noexcept nogil:
 
 
 cdef void run_rows(const Matrix* matrix, size_t tile, size_t row, size_t rows, size_t column, size_t columns) noexcept nogil:
-    """Process `rows` rows of a tile; if there is more than one row, they have no gaps."""
+    """Process `columns` elements of each of `rows` rows of a tile. Two or more rows must be complete."""
     cdef size_t first = row * matrix.columns + column
     cdef size_t offset = first * matrix.itemsize
     cdef const char* bias = NULL
@@ -231,7 +234,7 @@ cdef void run_tile(const void* context, size_t number) noexcept nogil:
 
 
 cdef int run_matrix(const Matrix* matrix, const Executor* executor, size_t max_threads, bint checks_signals) except -1 nogil:
-    """Process a matrix whose tiles are chosen. In the backward pass, the first `columns` sums are then the results.
+    """Process a matrix after `choose_tiles`. In the backward pass, the results are then in the first `columns` sums.
 
     The sums are added in a fixed order, so that the result does not depend on the number of threads.
     """
@@ -253,7 +256,7 @@ cdef int run_matrix(const Matrix* matrix, const Executor* executor, size_t max_t
 
 
 cdef run_forward(cnp.ndarray x, cnp.ndarray bias, cnp.ndarray residual, cnp.ndarray y, Mask mask):
-    """Write the result of `bias_dropout_add` to y. Arrays must be in C order, and bias must repeat along x without gaps."""
+    """Write the result of `bias_dropout_add` to y. All arrays must be in C order; bias must repeat along x without gaps."""
     cdef size_t n = cnp.PyArray_SIZE(x)
     cdef size_t columns = cnp.PyArray_SIZE(bias)
     cdef Matrix matrix = Matrix(

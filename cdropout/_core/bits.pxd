@@ -134,8 +134,8 @@ cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low
 cdef inline void transpose(uint64_t* rows) noexcept nogil:
     """Transpose 64 x 64 bits; row i of the result is at index transposed_index(i) of `rows`.
 
-    The algorithm is described in Hacker's Delight, section 7-3. Each step exchanges bits between two rows, which must be in
-    different vectors. Two rows at a distance of 32, 16 or 8 are always in different vectors. Before the steps for the
+    The algorithm is described in Hacker's Delight, section 7-3. Each step exchanges bits between pairs of rows. The two
+    rows of a pair must be in different vectors, which is always true at a distance of 32, 16 or 8. Before the steps for the
     distances 4, 2 and 1, the 64 rows are rearranged: they are transposed as an 8 x 8 matrix of rows.
     """
     cdef vector vectors[64]
@@ -174,7 +174,7 @@ cdef inline uint64_t reversed_bits64_at(const uint8_t* source, uint64_t first) n
 cdef inline void load_rows(
     uint64_t* rows, const uint8_t* source, uint64_t first, const BitAxis* outer, const BitAxis* row, size_t begin, size_t n
 ) noexcept nogil:
-    """Load 64 bits along axis `outer`, whose stride is 1 or -1, for each of n indices of axis `row`, from `begin` on."""
+    """Load 64 bits along axis `outer`, whose stride is 1 or -1, for each index of axis `row` in [begin, begin + n)."""
     cdef size_t i
     first += <uint64_t>row.stride * begin
     if outer.stride < 0:
@@ -276,7 +276,7 @@ cdef inline void append_rows(
 
 
 cdef inline void put_bits(uint8_t* out, uint64_t at, uint64_t bits, size_t n) noexcept nogil:
-    """Write n bits to out, from bit `at` on. Before the call, these bits of out must be 0."""
+    """Write the lowest n bits of `bits` to out, beginning at bit `at`. Before the call, these bits of out must be 0."""
     cdef uint8_t* byte = out + at // 8
     cdef uint64_t shift = at % 8
     bits &= ~<uint64_t>0 >> (64 - n)
@@ -290,7 +290,7 @@ cdef inline void interleave(
 ) noexcept nogil:
     """Interleave the bits of up to 8 rows: bit 0 of each row, then bit 1 of each row, and so on.
 
-    A lane of a vector holds 16 bits of a row, or 8 bits if there are more than 4 rows. Each step divides every group
+    A lane of a vector holds 16 bits of a row, or 8 bits if there are more than 4 rows. Each step divides every run
     of adjacent bits in half and moves the upper half to higher positions.
     """
     cdef uint64_t n = row.length
@@ -365,7 +365,7 @@ cdef inline void transpose_two_axes(
 cdef inline void transpose_axes(
     uint8_t* out, uint64_t at, const uint8_t* source, uint64_t first, int ndim, const BitAxis* axes
 ) noexcept nogil:
-    """Write the bits to out in C order of the axes, from bit `at` on. The stride of axis 0 must be 1 or -1."""
+    """Write bits of the source to out in C order of the axes, from bit `at` on. The stride of axis 0 must be 1 or -1."""
     cdef const BitAxis* outer = &axes[0]
     cdef const BitAxis* row = &axes[ndim - 1]
     cdef uint64_t rows[64]

@@ -21,9 +21,9 @@ cdef extern from "simd.h" nogil:
     bint CD_HAS_VECTORS
     const char* CD_COMPILER
 
-# The bits of three registers that have to be set for each instruction set of setup.py: ECX of CPUID leaf 1 (OSXSAVE, AVX,
-# F16C), EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL) and XCR0, whose bits stand for the registers that the system
-# saves (XMM and YMM; mask registers and ZMM).
+# The bits that each instruction set of setup.py requires in three registers: in ECX of CPUID leaf 1 (OSXSAVE, AVX, F16C),
+# in EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL), and in XCR0, whose bits stand for the registers that the
+# operating system saves (XMM and YMM; mask registers and ZMM).
 NEEDED = {
     "baseline": (0, 0, 0),
     "avx2": (7 << 27, 1 << 5, 0x06),
@@ -73,7 +73,7 @@ def choose(wanted, built, runnable):
 
 
 def describe(isas, vectors):
-    """Return the names of instruction sets as a text, which ends with a remark if `vectors` is false."""
+    """Return the names of instruction sets as one string, which ends with a remark if `vectors` is false."""
     return ", ".join(isas) + ("" if vectors else " (portable: built without vector types)")
 
 

@@ -54,7 +54,8 @@ def dropout(
     ndarray, or (ndarray, Mask) if return_mask is True
         The result, which is `out` if `out` is given. Otherwise, it is `x` itself if inplace is True, training is False,
         or p is 0 and no mask is given. In all other cases, it is a new array in the memory order of `x`. If x is not an
-        ndarray, an array that shares the memory of x replaces `x`; for a NumPy scalar, a read-only array replaces `x`.
+        ndarray, the function returns, in place of `x` itself, an array that shares the memory of x or, for a NumPy scalar, a
+        read-only array.
 
     Raises
     ------
@@ -73,8 +74,8 @@ def dropout(
     al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014). A dropped element becomes
     +0.0, even if the element is NaN or infinite.
 
-    If an error is raised, no argument and no generator changes. If a signal handler raises an exception, as for Ctrl-C,
-    the result may be partly written, but no call number is used.
+    If an error is raised, no argument and no generator changes. If a signal handler raises an exception, as after
+    Ctrl-C, the result may be partly written, but no call number is used.
 
     Examples
     --------
@@ -142,7 +143,7 @@ def dropout_backward(gy, mask, inplace=False, *, p=None, out=None):
 def dropout_features(
     x, int leading, p, training, inplace, rng, mask, return_mask, out, scale=None, tuple shift=None,
 ):
-    """Return the result of dropout, where all elements along the axes from axis `leading` on share one draw.
+    """Return the result of dropout in which all elements along axis `leading` and all later axes share one draw.
 
     The other arguments are those of `dropout`, except for `scale` and `shift`, which `apply_new_mask` describes.
     """

@@ -15,7 +15,7 @@ cdef struct ElementType:
     const char* name                  # the name in NumPy, ml_dtypes, PyTorch and JAX
     size_t itemsize                   # bytes per element
     uint8_t dlpack                    # the type code of DLPack; the number of bits is 8 * itemsize
-    int numbers[FRAMEWORKS]           # NumPy's number for bfloat16 is UNKNOWN until by_array is called for such an array
+    int numbers[FRAMEWORKS]           # NumPy's number for bfloat16 is UNKNOWN until by_array receives a bfloat16 array
 
 cdef ElementType* types
 

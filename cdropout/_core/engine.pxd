@@ -27,7 +27,7 @@ cdef struct Operation:
     size_t size                       # number of elements
     const Executor* executor
     size_t max_threads
-    bint contiguous                   # the view has one axis, without gaps in x, y and the mask, and has_row_kernel is true
+    bint contiguous                   # whether the view has one axis without gaps and a kernel; see has_row_kernel
     uint32_t flags
     size_t lengths[MAX_DIMS]          # lengths of a work chunk along the axes of the view
 

@@ -21,7 +21,7 @@ cdef size_t streaming_threshold = dispatch.streaming_threshold
 
 
 cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept nogil:
-    """Join all axes and return True if the axes are in C order without gaps; otherwise return False.
+    """Join all axes if they are in C order without gaps. Return whether they were joined.
 
     `arrange` would join these axes too, but takes more time.
     """
@@ -39,7 +39,7 @@ cdef bint merge_contiguous(View* view, size_t size, ptrdiff_t itemsize) noexcept
 
 
 cdef bint has_row_kernel(const Operation* operation) noexcept nogil:
-    """Return whether the arranged view has one axis, without gaps in x, y and the mask, and there is a kernel for it."""
+    """Return whether the arranged view has one axis without gaps in x, y and the mask, and a kernel for such rows exists."""
     cdef const cdropout_axis* axis = &operation.view.axes[0]
     cdef ptrdiff_t itemsize = types[<int>operation.dtype].itemsize
     if operation.view.ndim > 1 or operation.bools != NULL or operation.shifts:
@@ -205,7 +205,7 @@ cdef void apply_masks(
 ) noexcept nogil:
     """Apply a different mask to each of `masks` adjacent parts of x.
 
-    Small parts are processed in parallel. Large parts are processed one after the other, each on several threads.
+    Small parts are processed in parallel. Large parts are processed one after another, each on several threads.
     `operation` describes the first part, without a mask; `init_mask(&mask, context, i)` writes the mask with index i.
     The executor must not check for signals.
     """

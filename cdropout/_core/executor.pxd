@@ -14,7 +14,7 @@ cdef struct Executor:
 
 cdef Executor* pool                   # runs chunks on the threads of this package
 cdef Executor* uninterruptible_pool   # uses the same threads, for callers that cannot propagate Python exceptions
-cdef bint forked                      # whether this process was forked after the import; it lacks the parent's threads
+cdef bint forked                      # whether this process was forked after the import and thus lacks its parent's threads
 
 
 cdef inline size_t threads_for(const Executor* executor, size_t n, size_t max_threads) noexcept nogil:

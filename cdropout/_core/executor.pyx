@@ -37,7 +37,7 @@ cdef enum:
 
 cdef struct Pool:
     Lock lock                         # protects all fields below
-    Lock gate                         # threads that acquire the gate join the job; the gate is held while none is needed
+    Lock gate                         # a thread that acquires the gate joins the job; the gate is held while none is needed
     Lock done                         # released when the last busy thread finishes while the caller waits
     size_t threads                    # number of started threads
     bint open                         # whether the gate was released and no thread has acquired it yet
@@ -106,9 +106,9 @@ def get_num_threads():
     Returns
     -------
     int
-        The number that was given to `set_num_threads`. Before the first call of `set_num_threads`, the value of the
-        environment variable CDROPOUT_NUM_THREADS or, if this variable is not set, the number of CPUs that this process
-        may use.
+        The number that was given to `set_num_threads`. Before the first call of `set_num_threads`, it is the value
+        of the environment variable CDROPOUT_NUM_THREADS or, if this variable is not set, the number of CPUs that this
+        process may use.
 
     See Also
     --------
@@ -124,7 +124,7 @@ def get_num_threads():
 
 
 cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
-    """Return the present thread limit. If `new` is not 0, set the limit to `new` afterwards."""
+    """Return the present thread limit, and replace the limit by `new` unless `new` is 0."""
     global thread_limit
     cdef size_t old
     if current != NULL:
@@ -138,7 +138,7 @@ cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
 
 
 def threads_from_environment(text):
-    """Return the thread limit for `text`, the value of CDROPOUT_NUM_THREADS; by default, the number of CPUs."""
+    """Return the thread limit in `text`, the value of CDROPOUT_NUM_THREADS, or the number of CPUs if `text` is empty."""
     if not text:
         return available_cpus()
     if not text.isdecimal() or int(text) < 1:
@@ -199,7 +199,7 @@ cdef bint run_next_chunk(Pool* pool) noexcept nogil:
 
 
 cdef void run_thread(void* argument) noexcept nogil:
-    """Join one job after the other. This function never returns."""
+    """Join one job after another. This function never returns."""
     cdef Pool* pool = <Pool*>argument
     while True:
         PyThread_acquire_lock(pool.gate, WAIT)
@@ -220,7 +220,7 @@ cdef void run_thread(void* argument) noexcept nogil:
 
 
 cdef bint submit(Pool* pool, Work work, const void* context, size_t chunks, size_t max_threads) noexcept nogil:
-    """Give a job to the pool and return True. Return False if the pool is NULL or occupied, or one thread is enough."""
+    """Give a job to the pool and return True. Return False if the pool is NULL, is occupied, or would add no thread."""
     cdef size_t helpers
     if pool == NULL or min(chunks, max_threads) < 2:
         return False
@@ -308,8 +308,8 @@ cdef int run_in_pool(
 cdef int check_signals(int64_t* last) except -1 nogil:
     """On the main thread, run pending signal handlers if SIGNAL_INTERVAL has passed since the time `last`.
 
-    The time of this check replaces `last`, which must be 0 before the first call; the first call runs no handlers. Return
-    0, or -1 if a handler raised an exception.
+    `last` must be 0 before the first call, which runs no handlers. The first call and each check for signals set `last`
+    to the present time. Return 0, or -1 if a handler raised an exception.
     """
     cdef timespec time
     cdef int64_t now

@@ -199,7 +199,7 @@ cdef class Generator:
         self.restore_state(state, SEEDED)
 
     cdef restore_state(self, state, int forks_at_seeding):
-        """Set the state. `forks_at_seeding` is SEEDED, or the field's present value if the generator remains unseeded."""
+        """Set the state. `forks_at_seeding` must be SEEDED or, to keep the generator unseeded, its present value."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -357,6 +357,6 @@ cdef tuple layout_of(array):
 
 
 def own_generator(rng):
-    """Return the Generator of a module, or None if rng is None. With None, the module uses the default generator."""
+    """Return rng as a Generator for a module, or None if rng is None. With None, the module uses the default generator."""
     rng = as_rng(rng)
     return None if rng is None else as_generator(rng)

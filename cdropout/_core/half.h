@@ -8,7 +8,7 @@
 
 #if defined(__AVX512VL__)
 static inline __m512i cd_round_bf16(cd_f32 v) { /* the result is in the upper 16 bits; the lower ones are undefined */
-  __m512i u = (__m512i)v;                       /* a NaN ends in 16 zeros, so that no carry turns it into an infinity */
+  __m512i u = (__m512i)v;                       /* a NaN ends in 16 zeros, so no carry can turn the NaN into an infinity */
   __m512i last = _mm512_srli_epi32(u, 16);      /* u + 0x7FFF + (last & 1) = u - ~(0x7FFE | (last & 1)) */
   return _mm512_sub_epi32(u, _mm512_ternarylogic_epi32(last, _mm512_set1_epi32(1), _mm512_set1_epi32(0x7FFE), 0x15));
 }
@@ -32,7 +32,7 @@ static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, flo
 }
 #else
 static inline cd_u32 cd_round_bf16(cd_f32 v) { /* the result is in the upper 16 bits; the lower ones are undefined */
-  cd_u32 u = cd_bits_of(v);                    /* a NaN ends in 16 zeros, so that no carry turns it into an infinity */
+  cd_u32 u = cd_bits_of(v);                    /* a NaN ends in 16 zeros, so no carry can turn the NaN into an infinity */
   return u + 0x7FFF + (u >> 16 & 1);
 }
 static inline void cd_step_bf16(const void *x, void *y, const uint8_t *keep, float scale) {
@@ -108,8 +108,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
   }
 }
 #if CD_HAS_FAST_F16
-/* This function takes half as many instructions as cd_scale_f16, but requires magnitudes below 2^16 / scale, so that no product is NaN or,
- * before rounding, infinite. */
+/* This function needs half as many instructions as cd_scale_f16. All magnitudes must be below 2^16 / scale: then no product is NaN, and
+ * every product is below 2^16 before it is rounded. */
 static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32 scale) {
   cd_f32 v = (cd_f32)_mm_madd_epi16((__m128i)magnitudes, _mm_set1_epi32(multiplier)) * scale;  /* one element per lane, times 4 */
   cd_u32 exponent = cd_bits_of(cd_max_f32(cd_float_of(cd_bits_of(v) & 0x7F800000), 0x1p-12f)); /* as in cd_scale_magnitude_f16 */
@@ -117,7 +117,7 @@ static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* the exponent, modulo 64, is added above the digits */
 }
 static inline int16_t cd_fast_limit_f16(float scale) { /* the magnitude from which cd_step_any_f16 is used; <= 2^16 / scale */
-  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; > 13 if scale is negative or NaN */
+  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; exponent > 13 if scale is negative or NaN */
   return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
 }
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
@@ -138,7 +138,7 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 #endif
 #endif
 
-/* Conversions to float, which are exact, and back to the nearest number. */
+/* Conversions to float are exact; conversions from float round to the nearest number. */
 static inline void cd_widen_bf16(const void *x, float *y) {
   for (int i = 0; i < 32; i++) {
     uint16_t v;
@@ -147,7 +147,7 @@ static inline void cd_widen_bf16(const void *x, float *y) {
     memcpy(y + i, &u, 4);
   }
 }
-static inline void cd_narrow_bf16(const float *x, void *y) { /* a NaN must end in 16 zeros, like a sum of two widened numbers */
+static inline void cd_narrow_bf16(const float *x, void *y) { /* a NaN must end in 16 zeros, like a NaN computed from widened numbers */
   for (int i = 0; i < 32; i++) {
     uint32_t u;
     memcpy(&u, x + i, 4);

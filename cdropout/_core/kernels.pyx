@@ -1,8 +1,8 @@
-"""The kernels draw, mask and scale in one pass. This file is compiled once per instruction set (see setup.py).
+"""The kernels draw keep bits, and mask and scale elements, in one pass.
 
-The capsule `table` contains the table of kernels. The kernels use no Python objects, and their only state is one setting,
-so any number of threads may run them at the same time. Kernels allocate memory only for large tiles (see tiles.pxd), and
-free it before they return.
+This file is compiled once per instruction set (see setup.py). The capsule `table` contains the table of kernels. The
+kernels use no Python objects, and their only state is `streaming_threshold`, so any number of threads may run them at the
+same time. Kernels allocate memory only for large tiles (see tiles.pxd), and free it before they return.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
@@ -33,11 +33,11 @@ cdef enum:
 cdef extern from "simd.h" nogil:
     void fill_bit_masks "cd_fill_bit_masks"()
 
-cdef size_t streaming_threshold = SIZE_MAX        # size of y in bytes from which streaming stores are used
+cdef size_t streaming_threshold = SIZE_MAX        # minimum size of y, in bytes, for streaming stores
 
 
 def set_streaming_threshold(size_t bytes):
-    """Set the number of bytes from which an output is written with streaming stores."""
+    """Set the minimum size, in bytes, of outputs that are written with streaming stores."""
     global streaming_threshold
     streaming_threshold = bytes
 
@@ -45,10 +45,10 @@ def set_streaming_threshold(size_t bytes):
 cdef inline void apply_and_draw(
     const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
 ) noexcept nogil:
-    """Mask and scale a GROUP of elements and draw the bits of the next group, alternating between steps and rounds.
+    """Mask and scale a GROUP of elements in steps, and draw the bits of the next group in rounds.
 
-    The alternating steps and rounds take 1.07 times as long as memcpy. If all rounds came before all steps, they would
-    take 1.40 times as long, because the CPU's reorder buffer is too small to overlap steps and rounds.
+    The steps alternate with the rounds, which takes 1.07 times as long as memcpy. If all rounds came before all steps,
+    this would take 1.40 times as long, because the CPU's reorder buffer is too small to overlap steps and rounds.
     """
     cdef PartState state
     cdef int done = 0
@@ -73,7 +73,7 @@ cdef void apply_stream(
 ) noexcept nogil:
     cdef Stream stream
     cdef uint8_t drawn[GROUP_BYTES]
-    cdef uint8_t keep[GROUP_BYTES]                # bits of the next GROUP elements of y, which begin at a cache line
+    cdef uint8_t keep[GROUP_BYTES]                # keep bits of the next GROUP elements of y, which may belong to two groups
     cdef uint64_t first = start % GROUP
     cdef size_t head = min(GROUP - first, n)
     cdef Writer writer                            # holds bits that are drawn but not yet written to keep
@@ -132,7 +132,7 @@ cdef inline bint are_known(uint32_t flags) noexcept nogil:
 
 
 cdef inline bint is_large(uint32_t flags, size_t bytes) noexcept nogil:
-    """Return whether to write an output of this many bytes with streaming stores."""
+    """Return whether an output with these flags and this size in bytes is large enough for streaming stores."""
     return flags & <uint32_t>CDROPOUT_PART_OF_LARGE or bytes >= streaming_threshold
 
 
@@ -213,13 +213,13 @@ cdef int bools(uint8_t* out, size_t n, const cdropout_mask* mask, uint64_t start
 # ---- views ------------------------------------------------------------------------------------------
 
 cdef enum:
-    LONG_ROW = 4096                               # elements per row from which opening one stream per row costs little time
+    LONG_ROW = 4096                               # minimum elements per row for which one stream per row costs little time
 
 
 cdef inline void apply_long_rows(
     const View* view, const cdropout_mask* mask, bint large, floating* typed
 ) noexcept nogil:
-    """Draw, mask and scale row by row. Only the type of `typed` is used."""
+    """Apply a mask to a view row by row, with one stream per row. Only the type of `typed` is used."""
     cdef Rows rows
     cdef size_t n = view.axes[view.ndim - 1].length
     begin_rows(&rows, view)
@@ -342,7 +342,7 @@ cdef void add_rows(
     const floating* x, const floating* bias, const floating* residual, floating* y, size_t rows, size_t columns,
     const cdropout_mask* mask, uint64_t start,
 ) noexcept nogil:
-    """Process rows of x. If bias is NULL, -0.0 is added, which changes no number."""
+    """Set the rows of y to residual + dropout(x + bias). If bias is NULL, -0.0 is added instead, which changes no number."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
     cdef floating neutral[GROUP]
@@ -393,7 +393,7 @@ cdef int bias_dropout_add(
 cdef void sum_rows(
     const floating* gy, floating* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    """Write gx one block of the stream at a time, and add each block to the sums while it is in the cache."""
+    """Write gx block by block. Add the elements of each block to the column sums in gbias while they are in the cache."""
     cdef size_t left = rows * columns
     cdef size_t column = 0
     cdef size_t block, part

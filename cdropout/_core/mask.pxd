@@ -6,7 +6,7 @@ from cdropout cimport cdropout_mask
 
 cdef class Mask:
     cdef cdropout_mask id             # seed, call, threshold and scale
-    cdef uint64_t start_              # position in the mask stream of the element with index 0, ..., 0
+    cdef uint64_t start_              # position of the element with index 0, ..., 0 in the mask stream
     cdef readonly tuple shape
     cdef readonly double p
     cdef tuple strides_               # None for C order

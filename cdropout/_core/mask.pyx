@@ -34,7 +34,7 @@ cdef tuple normal_strides(tuple shape, strides):
 
 
 cdef tuple as_shape(shape):
-    """Return shape, an int or a sequence of ints, as a tuple of Python ints."""
+    """Return shape, which is an int, or a tuple or list of ints, as a tuple of Python ints."""
     lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
     lengths = tuple([as_index(length, "each length in shape") for length in lengths])
     if any(length < 0 for length in lengths):
@@ -51,7 +51,7 @@ cdef tuple as_axes(broadcast_dims):
 cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
     """Return the strides of a mask with one draw along the axes in broadcast_dims, or None for C order.
 
-    These axes get the stride 0. The other axes get the strides that C order has without the axes in broadcast_dims.
+    These axes get the stride 0. The other axes get the strides of C order for a shape without these axes.
     """
     return axes_to_strides(shape, as_axes(broadcast_dims))
 
@@ -102,10 +102,10 @@ cdef class Mask:
     call : int, default 0
         The call number, in [0, 2**64), which distinguishes the masks of one seed.
     start : int, default 0
-        The position in the mask stream of the element with index 0, ..., 0.
+        The position of the element with index 0, ..., 0 in the mask stream.
     strides : tuple of int, optional
-        The steps in the mask stream from one index to the next along each axis; by default, the strides of C order. All
-        elements along an axis with stride 0 share one draw.
+        For each axis, the difference between the positions of neighboring elements in the mask stream; by default, the
+        strides of C order. All elements along an axis with stride 0 share one draw.
     scale : float, optional
         The positive number by which kept elements are multiplied; by default ``1 / (1 - p)``.
 
@@ -213,12 +213,12 @@ cdef class Mask:
 
     @property
     def start(self):
-        """The position in the mask stream of the element with index 0, ..., 0."""
+        """The position of the element with index 0, ..., 0 in the mask stream."""
         return self.start_
 
     @property
     def strides(self):
-        """The steps in the mask stream from one index to the next along each axis."""
+        """For each axis, the difference between the positions of neighboring elements in the mask stream."""
         return c_strides(self.shape) if self.strides_ is None else self.strides_
 
     @property
@@ -394,7 +394,7 @@ cdef class Mask:
         return self.apply(ones, ones)
 
     def apply(self, x, out=None):
-        """Apply the mask to an array, as the forward and the backward pass of dropout do.
+        """Apply the mask to an array, as the forward pass and the backward pass of dropout do.
 
         Parameters
         ----------
@@ -428,7 +428,7 @@ cdef class Mask:
 
 
 def draw_into(cnp.ndarray out, Mask mask):
-    """Fill `out`, an array of bools with the shape of the mask, with True for kept elements, otherwise False."""
+    """Write True to `out` for kept elements, otherwise False. `out` is an array of bools and has the shape of the mask."""
     draw_bools(out, &mask.id, mask.start_, mask.strides_)
 
 
@@ -547,6 +547,6 @@ cpdef check_mask(mask, tuple shape, tuple axes, p, default=0.5):
 
 
 cpdef check_not_given(name, value):
-    """Raise ValueError if an argument that cannot be combined with mask= was given: its value is not None, () or []."""
+    """Raise ValueError unless the value is None, () or []: the argument `name` cannot be combined with mask=."""
     if value is not None and not (isinstance(value, (tuple, list)) and not value):
         raise ValueError(f"mask= cannot be combined with {name}")

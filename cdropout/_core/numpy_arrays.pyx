@@ -1,4 +1,4 @@
-"""Validation of NumPy arrays and of objects that export their memory, and application of masks to them."""
+"""Validation of NumPy arrays and of objects that export their memory, and application of masks to arrays."""
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -61,7 +61,7 @@ cdef refuse_subclass(x, name):
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray; only NumPy scalars are copied. Raise a TypeError with `name` if x is not supported."""
+    """Return x as an ndarray; only NumPy scalars are copied. Raise a TypeError about `name` if x is not supported."""
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -82,13 +82,13 @@ cdef cnp.ndarray as_array(object x, name="x"):
 
 
 def from_exporter(x, name):
-    """Return a NumPy array that shares the memory of an object with DLPack or the buffer protocol."""
+    """Return a NumPy array that shares the memory of x, which has to have DLPack or the buffer protocol."""
     if hasattr(type(x), "__dlpack__"):  # tested on the type, because some wrappers forward attributes
         try:
             return np.from_dlpack(x)
         except Exception as error:
             suggestion = advice(x, name)
-            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises both
+            if not suggestion and not isinstance(error, (BufferError, RuntimeError)):  # from_dlpack raises these errors
                 raise
             kind = TypeError if isinstance(error, TypeError) else BufferError
             problem = f"{name}, of type {type(x).__name__}, cannot be read as a NumPy array{suggestion}"
@@ -133,7 +133,7 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
-    """Return whether two arrays share memory without being identical. Return True if this is too hard to determine."""
+    """Return whether two arrays overlap, but not at the same addresses. Return True if this is too hard to determine."""
     cdef const char* first = <const char*>cnp.PyArray_DATA(a)
     cdef const char* second = <const char*>cnp.PyArray_DATA(b)
     if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
@@ -241,7 +241,7 @@ cdef draw_bools(cnp.ndarray out, const cdropout_mask* mask, uint64_t start, tupl
 
 
 cdef draw_bits(cnp.ndarray out, size_t n, const cdropout_mask* mask, uint64_t start):
-    """Fill `out`, a contiguous array of uint8, with n bits of the mask, packed with the least significant bit first."""
+    """Write n bits of the mask to `out`, a contiguous array of uint8. The least significant bit of a byte is first."""
     cdef Operation operation
     operation.view.x = operation.view.y = <char*>cnp.PyArray_DATA(out)
     operation.view.start = start

@@ -12,7 +12,7 @@ cdef extern from "simd.h" nogil:
 cdef struct Rows:
     const View* view                  # a row extends along the last axis of the view
     size_t index[MAX_DIMS]
-    size_t x, y                       # offsets in bytes; unsigned, because the last addition may overflow
+    size_t x, y                       # offsets in bytes; unsigned, because the addition after the last row may overflow
     uint64_t mask                     # offset in the mask, in elements
 
 cdef struct Prefetcher:
@@ -52,7 +52,7 @@ cdef inline bint next_row(Rows* rows) noexcept nogil:
 
 
 cdef inline void begin_prefetch(Prefetcher* prefetcher, const View* view, size_t lines) noexcept nogil:
-    """Prepare to prefetch at most `lines` cache lines of x and the same number of y, from the first row of the view on."""
+    """Prepare to prefetch the first rows of a view: at most `lines` cache lines of x and at most `lines` of y."""
     cdef const cdropout_axis* row
     cdef uint64_t stride
     cdef int axis

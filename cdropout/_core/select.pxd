@@ -54,7 +54,7 @@ ctypedef fused element:
 cdef enum:
     STEP = 32                                     # elements per step
     LINE_BYTES = 64                               # bytes per cache line, and per vector of the widest instruction set
-    GROUP_BUFFER_BYTES = 4160                     # bytes of a buffer for a GROUP of doubles that begins at a cache line
+    GROUP_BUFFER_BYTES = 4160                     # bytes of a GROUP of doubles, plus LINE_BYTES for alignment
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
@@ -143,7 +143,7 @@ cdef inline void mask_and_scale(
 
 
 cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
-    """Return whether streaming stores save time: they avoid reading y, which matters if memory is the bottleneck."""
+    """Return whether streaming stores save time. They do not read y, which helps if memory bandwidth limits the speed."""
     return large and VECTORS <= 2 and sizeof(element) >= 4 and x != y
 
 
@@ -155,7 +155,7 @@ cdef inline element* aligned_buffer(uint8_t* buffer, const element* typed) noexc
 cdef inline void mask_and_scale_large(
     const element* x, element* y, const uint8_t* keep, uint64_t first, size_t n, double scale, bint large
 ) noexcept nogil:
-    """Apply `mask_and_scale`. If y is part of a large array and streaming stores save time, use streaming stores."""
+    """Do the same as `mask_and_scale`, but use streaming stores if y is part of a large array and they save time."""
     cdef uint8_t buffer[GROUP_BUFFER_BYTES]
     cdef element* lines = aligned_buffer(buffer, x)
     cdef size_t done = elements_to_line(y, n)
@@ -205,7 +205,7 @@ cdef inline void step_bias_dropout_add(
 ) noexcept nogil:
     """Set STEP elements of y to residual + (x + bias) * scale where the bit in keep is set, otherwise to residual + 0.
 
-    Each of the three results is rounded to the type of y.
+    Both sums and the product are rounded to the type of y.
     """
     cdef floating total[STEP]
     cdef size_t i
@@ -274,7 +274,7 @@ cdef inline void add_reals_to(double* sums, const real* x, size_t n) noexcept no
 
 
 cdef inline void add_four_rows_to(double* sums, const floating* x, size_t columns) noexcept nogil:
-    """Add four rows of x, without gaps, to the sums, in order. The sums are read and written only once."""
+    """Add four contiguous rows of x to the sums, in order. For float and double, each sum is read and written once."""
     cdef double total
     cdef floating value
     cdef size_t i

@@ -38,7 +38,7 @@ cdef extern from *:
     const uint64_t MIX_2 "CD_MIX_2"
     const uint64_t CALL "CD_CALL"
     const uint64_t INCREMENT "CD_INCREMENT"
-    const uint64_t* LANE_OFFSETS "CD_LANE_OFFSETS"  # added to the seed of the first lane
+    const uint64_t* LANE_OFFSETS "CD_LANE_OFFSETS"  # for each lane, its seed minus the seed of the first lane
     const int VECTORS "CD_VECTORS"                # vectors per 8 lanes
     const int PART_VECTORS "CD_PART_VECTORS"      # vectors per part of a group; more would not fit in registers
     const int PARTS "CD_PARTS"                    # parts per group
@@ -66,7 +66,7 @@ cdef inline uint64_t mix(uint64_t z) noexcept nogil:
 
 
 cdef inline vector draw(vector* s0, vector* s1) noexcept nogil:
-    """Advance xoroshiro128++ (Blackman and Vigna 2021; 17, 49, 21, 28) in each lane of a vector; return the output."""
+    """Advance xoroshiro128++ (Blackman and Vigna 2021; constants 17, 49, 21, 28) in each lane. Return the output."""
     cdef vector a = s0[0]
     cdef vector b = s1[0]
     cdef vector r = a + b
@@ -95,7 +95,7 @@ cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
 
 
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:
-    """Prepare to draw from position `group` on, which must be a multiple of GROUP. p must be in (0, 1)."""
+    """Prepare to draw the bits from position `group` on. `group` must be a multiple of GROUP, and p must be in (0, 1)."""
     cdef uint64_t key = mix(mask.seed + GAMMA)
     cdef uint64_t _step
     cdef int v

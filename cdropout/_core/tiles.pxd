@@ -1,6 +1,6 @@
 """Functions that mask and scale a view tile by tile.
 
-The bits of a tile are drawn in the order of the mask, reordered to the memory order of y, and applied to its rows.
+The bits of a tile are drawn in the order of the mask, reordered to the memory order of y, and applied row by row.
 """
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -26,16 +26,16 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     SMALL_BYTES = 1 << 15             # bytes of packed bits per SMALL_TILE
-    STRIP = 1 << 16                   # elements per strip, which is a part of a tile whose bits are reordered together
+    STRIP = 1 << 16                   # maximum elements per strip; a tile is divided into strips to reorder its bits
     STRIP_BYTES = 1 << 13             # bytes of packed bits per strip
-    LONG_RUN = 512                    # bits per row from which joining rows does not save time
-    PREFETCH_ELEMENTS = 1 << 17       # elements per tile from which prefetching saves time; smaller tiles fit in the cache
+    LONG_RUN = 512                    # minimum bits per row for which joining rows does not save time
+    PREFETCH_ELEMENTS = 1 << 17       # minimum bits per tile for prefetching; the elements of smaller tiles fit in the cache
     PREFETCH_LINES = 4096             # maximum number of lines that are prefetched while the bits of a tile are drawn
     PREFETCH_PER_GROUP = 8            # number of lines that are prefetched per group of bits
-    SHORT_ROW_BYTES = 2048            # length of a row in bytes up to which the CPU does not prefetch the next row
+    SHORT_ROW_BYTES = 2048            # maximum bytes per short row, after which the CPU does not prefetch the next row
     PREFETCH_DISTANCE = 64            # number of lines between the line in use and the prefetched line, for short rows
     BUFFER_ELEMENTS = 128             # number of elements that are gathered or scattered at once
-    STREAMED_ROW = 4 * GROUP          # elements per row from which streaming stores save time
+    STREAMED_ROW = 4 * GROUP          # minimum elements per row for which streaming stores save time
 
 cdef struct Source:                   # the source of the keep bits: exactly one of these pointers is not NULL
     const cdropout_mask* mask
@@ -52,7 +52,7 @@ cdef inline void append_stream(
     """Append n keep bits from position `start` on. Prefetch memory at the same time unless `prefetcher` is NULL."""
     cdef Stream stream
     cdef uint8_t keep[GROUP_BYTES]
-    cdef uint64_t first = start % GROUP  # the first bit of the group that is appended
+    cdef uint64_t first = start % GROUP  # index in the group of the next bit to append
     cdef uint64_t count
     if mask.scale == 0:               # p is 1, whose threshold 2^64 does not fit in 64 bits
         while n:
@@ -231,7 +231,7 @@ cdef inline void apply_strided_row(
     cdef const element* source
     cdef element* target
     cdef size_t done, n
-    for done in range(0, row.length, 128):  # 128 is BUFFER_ELEMENTS; a C loop requires a literal step in Cython
+    for done in range(0, row.length, 128):  # 128 is BUFFER_ELEMENTS; Cython generates a C loop only for a literal step
         n = min(row.length - done, <size_t>BUFFER_ELEMENTS)
         source = <const element*>x
         target = <element*>y if row.y == sizeof(element) else buffer
@@ -282,7 +282,7 @@ cdef inline void apply_rows(
 
 
 cdef inline void choose_strip(size_t* lengths, const View* tile) noexcept nogil:
-    """Choose the lengths of the strips of a tile, so that a strip consists of whole 64 x 64 blocks if possible."""
+    """Choose the lengths of the strips of a tile, so that a strip consists of squares of 64 x 64 bits if possible."""
     cdef size_t size = STRIP
     cdef size_t kept = 1
     cdef int unit = tile.ndim

@@ -10,8 +10,8 @@ cdef enum:
     SMALL_TILE = 1 << 18              # the same maximum for tiles that have long rows and long runs of the mask
     MIN_ROW = 64                      # minimum number of elements per row of a tile, if the tile's bits fit in the buffer
     TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
-    TARGET_RUN = 8192                 # bits drawn at once; equal to a block, because entering a block in the middle is slow
-    MAX_GAP = 4096                    # longest gap whose unused bits are drawn, because entering the stream again is slower
+    TARGET_RUN = 8192                 # bits per run; one block, because opening the stream in the middle of a block is slow
+    MAX_GAP = 4096                    # longest gap in a run, in bits; drawing it is faster than opening the stream again
 
 cdef struct View:
     int ndim
@@ -43,11 +43,11 @@ cdef inline bint continues(const cdropout_axis* outer, const cdropout_axis* inne
     cdef ptrdiff_t n = <ptrdiff_t>inner.length
     if not continues_in_memory(outer, inner):
         return False
-    return outer.mask % n == 0 and outer.mask // n == inner.mask    # no product, because a product may wrap around
+    return outer.mask % n == 0 and outer.mask // n == inner.mask    # no product, because inner.mask * n may wrap around
 
 
 cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
-    """Insert an axis in memory order, with a positive stride in y. An axis of length 1 is omitted."""
+    """Insert an axis in memory order. Reverse it if its stride in y is negative. Omit an axis of length 1."""
     cdef int i = view.ndim
     cdef ptrdiff_t last = <ptrdiff_t>axis.length - 1
     if axis.length == 1:
@@ -122,7 +122,7 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
 
 
 cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
-    """Return whether elements of y may share memory, as with a stride of 0. The result is True for all interleaved axes."""
+    """Return whether elements of y may share memory, as with a stride of 0. For interleaved axes, return True."""
     cdef size_t extent = itemsize
     cdef int i
     for i in range(view.ndim - 1, -1, -1):
@@ -221,7 +221,7 @@ cdef inline bint fits_buffer(BitLayout* layout, const View* view, const size_t* 
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout, const View* view) noexcept nogil:
-    """Lengthen a tile along one axis, to at most `limit`, while its bits fit. Tiles along this axis get similar lengths."""
+    """Lengthen a tile along one axis to at most `limit` if its bits fit. Make tiles along this axis similar in length."""
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before

@@ -12,7 +12,7 @@ INTERRUPTED = 128 + 2  # exit code of a program that the signal SIGINT has ended
 
 
 def load(name, dtype, options):
-    """Return (implementation, None), or (None, error) if the implementation fails or is wrong."""
+    """Return (implementation, None), or (None, error) if it fails or returns wrong results."""
     factory = {**peers.OURS, **peers.ADAPTERS, **peers.PEERS}[name]
     try:
         implementation = factory(options.threads, dtype)
@@ -23,7 +23,7 @@ def load(name, dtype, options):
 
 
 def load_all(names, dtype, results, options, begin):
-    """Return the implementations that pass their checks; record all of them in `results`."""
+    """Return the implementations that pass their checks; add versions and errors to `results`."""
     loaded = []
     for name in names:
         begin(f"check of {name} with {dtype}")

@@ -7,13 +7,13 @@ import numpy as np
 from cdropout.bench.peers import example_arrays
 from cdropout.selftest import keep_bound
 
-SIZE = 1 << 22  # elements; enough to detect a keep rate that is off by a thousandth
+SIZE = 1 << 22  # elements; enough to detect a keep rate that is off by 0.002
 TOLERANCE = 4  # ulps per kept element, because 1 - p, its inverse and the product are rounded
 LOAD_SECONDS = 0.2  # duration of the measurement of CPU usage
 
 
 def is_scaled(result, source, kept, p):
-    """Return whether result is source / (1 - p) up to rounding where kept, and 0 elsewhere."""
+    """Return whether result is source / (1 - p), up to rounding, where kept is true, else 0."""
     expected = np.where(kept, source.astype(np.float64) / (1 - p), 0)
     kind = result.dtype.type
     ulp = float(np.nextafter(kind(1), kind(2))) - 1

@@ -1,4 +1,4 @@
-"""The implementations of dropout that `cdropout bench` times, and copies of as many bytes.
+"""The implementations of dropout that `cdropout bench` times, and copies for comparison.
 
 A factory takes the number of threads and the name of an element type, and returns an
 Implementation. Each factory imports its library only when it is called.
@@ -19,7 +19,7 @@ import cdropout as cd
 from cdropout._core import streaming_copy
 from cdropout._core.dtypes import element_type
 
-MIN_COPY = 1 << 18  # bytes per thread; with fewer, another thread does not save time
+MIN_COPY = 1 << 18  # minimum bytes per thread; smaller parts do not save time
 
 
 class Arrays(NamedTuple):
@@ -34,8 +34,8 @@ class Arrays(NamedTuple):
 class Implementation(NamedTuple):
     """An implementation of dropout.
 
-    `prepare(arrays, p)` returns two functions without arguments: `forward()` returns y, `both()`
-    returns (y, gx). Each call draws a new mask, and returns when its result is ready.
+    `prepare(arrays, p)` returns two functions without arguments: `forward()` returns y, and
+    `both()` returns (y, gx). Each call draws a new mask, and returns when its result is ready.
     """
 
     name: str
@@ -64,7 +64,7 @@ def split_copy(copy, target, source, pool, threads):
 
 
 def prepare_copy(copy, threads=1):
-    """Return a function `prepare` for a copy of as many bytes as dropout reads and writes."""
+    """Return a function `prepare` of copies that read and write the same arrays as dropout."""
     pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def prepare(arrays, _):
@@ -76,11 +76,11 @@ def prepare_copy(copy, threads=1):
 
 
 def copies(threads):
-    """Return {name: prepare} of copies, whose times show the limits of the memory.
+    """Return {name: prepare} of copies, whose times show the memory bandwidth.
 
     `memcpy` uses one thread and `memcpy-threads` uses all threads. `memcpy-stream` uses all threads
     and streaming stores, which do not read the memory that is overwritten. The C library uses
-    streaming stores only for large copies, on some machines from hundreds of megabytes.
+    streaming stores only for large copies; on some machines, these are hundreds of megabytes.
     """
     found = {"memcpy": prepare_copy(np.copyto)}
     if threads > 1:
@@ -94,7 +94,7 @@ def copies(threads):
 
 
 def cdropout_out(threads, _):
-    """Return an Implementation with `out=`, whose backward pass needs only the mask."""
+    """Return an Implementation with `cdropout.dropout`, which writes to reused arrays (`out=`)."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -110,7 +110,7 @@ def cdropout_out(threads, _):
 
 
 def cdropout_new(threads, _):
-    """Return an Implementation that allocates its results, like the frameworks."""
+    """Return an Implementation with `cdropout.dropout`, which returns new arrays."""
     cd.set_num_threads(threads)
 
     def prepare(arrays, p):
@@ -198,7 +198,7 @@ def from_torch(torch, tensor):
 
 
 def torch_autograd(torch, name, dropout, wrap=lambda function: function):
-    """Return an Implementation that applies autograd to `dropout(x, p)`, wrapped by `wrap`."""
+    """Return an Implementation that differentiates `wrap(lambda x: dropout(x, p))` by autograd."""
 
     def prepare(arrays, p):
         drop = wrap(lambda x: dropout(x, p))
@@ -233,7 +233,7 @@ def torch_compiled(threads, _):
     torch = import_torch(threads)
 
     def wrap(function):
-        torch.compiler.reset()  # otherwise nothing is compiled after eight sizes
+        torch.compiler.reset()  # otherwise torch.compile compiles at most eight sizes
         return torch.compile(function, dynamic=False)
 
     return torch_autograd(torch, "torch-compile", torch.nn.functional.dropout, wrap)
@@ -358,7 +358,7 @@ def import_jax(threads, dtype):
 
 
 def jitted_calls(jax, key, arrays, p):
-    """Return `forward` and `both`, which are compiled by `jit` and include the split of the key."""
+    """Return `forward` and `both`, which are compiled by `jit`. Each call also splits the key."""
 
     def drop(key, x):
         return jax.numpy.where(jax.random.bernoulli(key, 1 - p, x.shape), x / (1 - p), 0)

@@ -13,7 +13,7 @@ def progress_bar(total):
     """Yield `begin` as `show_progress` does; tqdm draws a bar with the count and the time left."""
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # no thread that runs during the measurements
+    tqdm.monitor_interval = 0  # start no thread that would run during the measurements
     count = itertools.count()
     options = {"file": sys.stderr, "leave": False, "dynamic_ncols": True, "bar_format": BAR}
     with tqdm(total=total, **options) as bar:
@@ -28,7 +28,7 @@ def progress_bar(total):
 
 @contextlib.contextmanager
 def progress_line(total):
-    """Yield `begin` as `show_progress` does; it rewrites one plain line."""
+    """Yield `begin` as `show_progress` does; each call of `begin` rewrites the same line."""
     stderr, count = sys.stderr, itertools.count()
 
     def begin(text):
@@ -44,8 +44,8 @@ def progress_line(total):
 def show_progress(total):
     """Return a context manager that yields a function `begin(text)`.
 
-    Call `begin` at the start of each of `total` steps. If standard error is no terminal, nothing is
-    printed.
+    Call `begin` at the start of each of `total` steps. If standard error is not a terminal, nothing
+    is printed.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return contextlib.nullcontext(lambda text: None)

@@ -10,7 +10,7 @@ from cdropout.bench.timing import MODES, size_name
 from cdropout.selftest import FALSE_ALARM
 
 MIN_CPU_USAGE = 0.9  # CPUs; with a lower usage, other processes used the CPU during the measurement
-NARROW, WIDE = 66, 106  # columns of a table with one mode, and with both modes side by side
+NARROW, WIDE = 66, 106  # characters per line of a table with one mode, and with both modes
 VERDICT_SIZE = 1 << 20  # elements; the verdict is about the measured size that is closest to this
 EQUAL = 1.05  # ratio of times below which two implementations are called equally fast
 COLUMNS = f"{'ns/element':>10} {'GB/s':>8} {'/memcpy':>8} {'speedup':>8}"
@@ -21,8 +21,8 @@ COLUMN_NOTES = {
     "speedup": "how many times as fast cdropout is as this row",
 }
 
-# In the chart, libraries differ in color, lightness and dashes, and their variants in markers. The
-# adapters have the marker of their library, open and on a black line.
+# In the chart, libraries differ in color, lightness and dashes, and variants of a library differ in
+# markers. The line of an adapter is black and has the marker of its library, but open.
 LIBRARY_STYLES = {
     "cdropout": {"color": "black", "linestyle": "-"},
     "numpy": {"color": "#0d0887", "linestyle": "--"},
@@ -91,7 +91,7 @@ def heading(results):
 
 
 def short(ratio):
-    """Return a ratio as text with at least two digits, such as 0.73, 1.4 or 31."""
+    """Return a ratio as text, such as 0.73, 1.4 or 31."""
     digits = 0 if ratio >= 9.95 else 1 if ratio >= 0.95 else 2
     return f"{ratio:.{digits}f}"
 
@@ -154,7 +154,7 @@ def sentence(subject, clauses):
 
 
 def mode_verdict(found):
-    """Yield sentences about the measurements of one type, size and mode, {name: Measurement}."""
+    """Yield sentences about {name: Measurement}, the measurements of one type, size and mode."""
     libraries = {name: text for name, text in peers.LIBRARIES.items() if name in found}
     clauses = [comparison(found[name].to_cdropout, text) for name, text in libraries.items()]
     clauses.append(comparison(1 / found["cdropout"].to_memcpy, "a memcpy"))
@@ -190,7 +190,7 @@ def wrap(paragraphs, width, indent):
 
 
 def report(results, measurements, width):
-    """Yield the lines of the report, in `width` columns, but at least as many as a table needs."""
+    """Yield the lines of the report, wrapped at `width` characters, but at least at NARROW."""
     width = max(width, NARROW)
     yield from wrap(heading(results), width, 2)
     yield ""
@@ -207,7 +207,7 @@ def report(results, measurements, width):
 
 
 def line_style(name):
-    """Return the style of an implementation's line: copies are wide, variants have open markers."""
+    """Return the style of a line: copies are wide, and variants of a library have open markers."""
     if name in COPY_LINES:
         return {"color": "0.75", "linestyle": COPY_LINES[name], "linewidth": 4}
     library, _, variant = name.partition("-")
@@ -235,7 +235,8 @@ def legend_lines(axes):
 def chart(about, measurements):
     """Return a figure of ns per element against size, with one column of panels per element type.
 
-    The modes are below one another and the letters are large, so that a phone can show a column.
+    The modes are below one another and the letters are large, so that one column of panels is
+    legible on a phone.
     """
     from matplotlib.figure import Figure
 

@@ -68,7 +68,7 @@ def environment(options):
 
 
 def start_cpu_usage():
-    """Return a function that returns how many CPUs this process has used on average from now on."""
+    """Return a function that returns the mean CPU usage of this process since this call."""
     start, cpu_start = time.perf_counter(), time.process_time()
     return lambda: (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
@@ -80,7 +80,7 @@ def cache_filler():
 
 
 def empty_cache():
-    """Fill the cache by reading other data; unmodified data are not written back later."""
+    """Fill the cache with other data; data that are only read are not written back later."""
     cache_filler().max()
 
 
@@ -118,7 +118,7 @@ def time_batch(call, count, cold, previous):
 
 
 def time_calls(calls, seconds, cold=False):
-    """Time callables in rounds. Each round times one batch of calls of each, in random order.
+    """Time callables in rounds. Each round times one batch of each callable, in random order.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def time_calls(calls, seconds, cold=False):
 
 
 def median_ratio(times, others):
-    """Return the median of the ratios per round, in which changes of the CPU speed cancel out."""
+    """Return the median ratio of the rounds. Changes of the CPU speed cancel out in each ratio."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
@@ -176,7 +176,7 @@ class Measurement(NamedTuple):
 
 
 def summarize(dtype, size, mode, nbytes, times, counts):
-    """Yield a Measurement of each implementation, whose calls read and write `nbytes` bytes."""
+    """Yield a Measurement per implementation. A call reads and writes `nbytes` bytes in total."""
     ours = times.get("cdropout")
     for name, seconds in times.items():
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")

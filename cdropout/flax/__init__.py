@@ -1,6 +1,6 @@
-"""Dropout for Flax: `Dropout` replaces that of nnx, and `linen.Dropout` that of linen."""
+"""Dropout for Flax: `Dropout` replaces `nnx.Dropout`; `LinenDropout` replaces `linen.Dropout`."""
 
-import cdropout.jax  # noqa: F401  # without JAX, the ImportError has the install command
+import cdropout.jax  # noqa: F401  # its ImportError contains the install command for JAX
 from cdropout.environment import check_version
 
 try:

@@ -12,7 +12,7 @@ from cdropout.jax import dropout
 
 
 def result_without_mask(inputs: Any, rate: Any, deterministic: bool) -> Any:
-    """Return the result of dropout if it needs no mask, or None if it needs one.
+    """Return the result of dropout if no mask is needed, otherwise None.
 
     A traced rate needs a mask, even if it is 0 or 1 when the program runs.
     """
@@ -29,7 +29,7 @@ def drop_weights(
 ) -> Any:
     """Return attention weights after dropout.
 
-    If broadcast_dropout is true, one mask is applied for all batch dimensions and heads.
+    If broadcast_dropout is true, all batch dimensions and heads share one mask.
     """
     result = result_without_mask(weights, rate, deterministic)
     if result is not None:

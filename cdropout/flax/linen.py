@@ -77,7 +77,7 @@ def dot_product_attention(
     dropout_rate : float or scalar array
         The probability that a weight is dropped. It may be traced.
     broadcast_dropout : bool, default True
-        Apply one mask of the last two axes for all batch dimensions and heads.
+        If true, all batch dimensions and heads of the weights share one mask.
     deterministic : bool, default False
         If true, no weight is dropped.
     query, key, value, bias, mask, dtype, precision, module, force_fp32_for_softmax, \

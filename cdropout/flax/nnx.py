@@ -70,7 +70,7 @@ class Dropout(nnx.Dropout):
                 return result
         rngs = self.rngs if rngs is None else rngs
         if deterministic is None or not isinstance(rngs, (nnx.Rngs, nnx.RngStream, jax.Array)):
-            # Flax's module raises its error, but not if the rate is traced.
+            # This raises Flax's error. The rate is 0.5, since Flax does not support a traced rate.
             return nnx.Dropout(0.5, deterministic=deterministic)(inputs, rngs=rngs)
         if isinstance(rngs, nnx.Rngs):
             rngs = rngs[self.rng_collection]
@@ -102,7 +102,7 @@ def dot_product_attention(
     dropout_rate : float or scalar array
         The probability that a weight is dropped. It may be traced.
     broadcast_dropout : bool, default True
-        Apply one mask of the last two axes for all batch dimensions and heads.
+        If true, all batch dimensions and heads of the weights share one mask.
     deterministic : bool, default False
         If true, no weight is dropped.
     query, key, value, bias, mask, dtype, precision, module, **options

@@ -1,7 +1,7 @@
 /* The C interface for C and C++: cdropout_mask and the table of kernels. The declarations must match cdropout/__init__.pxd.
  *
- * If Python.h is included before this header, cdropout_import() returns the table. Python.h is optional: in Python,
- * cdropout.get_table() returns the address of the table as an int, which a program can receive as a pointer. */
+ * If Python.h is included before this header, cdropout_import() returns the table. A program without Python.h can receive
+ * the address of the table, an int, from the Python function cdropout.get_table(). */
 #ifndef CDROPOUT_H
 #define CDROPOUT_H
 
@@ -14,7 +14,7 @@ extern "C" {
 
 /* A mask determines which elements are dropped, and the scale of the other elements. The caller owns the struct.
  * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all elements are
- * dropped. If threshold is 0 and scale is not, all elements are kept. */
+ * dropped. If threshold is 0 and scale is not 0, all elements are kept. */
 typedef struct {
   uint64_t seed, call, threshold;
   double scale;
@@ -30,8 +30,8 @@ typedef enum {
 
 /* The argument `flags` is a sum of these values, or 0. */
 typedef enum {
-  /* y is part of an array that does not fit in the cache, so it is written with streaming stores. The flag is not needed if y
-   * alone does not fit in the cache. It never changes the result. */
+  /* y is part of an array that does not fit in the cache, so y is written with streaming stores. The flag is not needed if y
+   * alone does not fit in the cache. The flag never changes the result. */
   CDROPOUT_PART_OF_LARGE = 1
 } cdropout_flags;
 
@@ -66,15 +66,15 @@ typedef struct {
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
   uint32_t size;    /* size of the table in bytes */
-  /* Initialize a mask from a seed, a call number and p. The result is -1 also if p is not in [0, 1]. */
+  /* Initialize a mask from a seed, a call number and p. The function also returns -1 if p is not in [0, 1]. */
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* Apply packed bits, from bit bit_start on, in the same way as apply uses a mask. An element is kept if its bit is 1. */
+  /* The same as apply, with packed bits instead of a mask. Element i is kept if the bit at position bit_start + i is 1. */
   int (*apply_bits)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start,
                     double scale);
-  /* Write which elements the mask keeps: bits writes packed bits (n / 8 bytes, rounded up; the unused bits are 0), and bools writes
-   * n bytes of 0 or 1. */
+  /* Write 1 where the mask keeps an element, otherwise 0. `bits` writes packed bits (n / 8 bytes, rounded up; the unused
+   * bits are 0), and `bools` writes n bytes. */
   int (*bits)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   int (*bools)(uint8_t *out, size_t n, const cdropout_mask *mask, uint64_t start);
   /* y = residual + (x + bias) * scale where the mask keeps an element, otherwise residual + 0. The results of the three operations
@@ -86,10 +86,11 @@ typedef struct {
    * of gbias. */
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
-  /* The same as apply and apply_bits for arrays with any strides and 0 to 64 axes, in any order. x and y point to the elements with
-   * index 0 along every axis; start, or bit_start, is the position of that element in the mask, or in the packed bits. In
-   * apply_bools_strided, bools points to the byte of that element; an element is kept if its byte is not 0. All bits or bytes from
-   * the first to the last element may be read, including those between elements. A call uses up to 100 KB of stack.
+  /* The same as apply and apply_bits for arrays with any strides and 0 to 64 axes, in any order. x and y point to the
+   * elements with index 0 along every axis. For this element, start is the position in the mask, bit_start is the position
+   * in the packed bits, and bools points to the byte. In apply_bools_strided, an element is kept if its byte is not 0. All
+   * bits or bytes from the first to the last element may be read, including those between elements. A call uses up to
+   * 100 KB of stack.
    *
    * If dtype is CDROPOUT_BOOL, y gets one byte per element: 1 where an element is kept, otherwise 0. Then x and the strides of x
    * are not read, x may be NULL, and scale is not used. */

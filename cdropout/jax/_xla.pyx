@@ -15,16 +15,16 @@ x, y
 p
     float32, float64, or uint32[2] with the bits of a float64. There is one p for all keys, or one p per key.
 window
-    uint32[n, 4] for the n dimensions of a mask: an offset and a length per axis. Along each axis, the mask has this length
-    and x begins at this offset of the mask. A length of 0 stands for the length of x. If the length is 1, the axis is a
+    uint32[n, 4] with an offset and a length for each of the n axes of a mask. Along an axis, the mask has this length, and
+    x begins at this offset of the mask. A length of 0 stands for the length of x. If the length is 1, the axis is a
     broadcast axis.
 
 Each 64-bit number is stored as two uint32, with the higher half first.
 
 The call has no attributes, because jaxlib 0.5 to 0.7 ends the process when it reads them as JSON in some programs, for
-example after jax.random.fold_in. Moreover, a program can compute operands, such as p and the offset of a shard. The window
-contains offsets and lengths instead of a start and strides, because the program would have to compute these as 64-bit
-products, and because lengths can be 0 for shapes that are known only at run time.
+example after jax.random.fold_in. Moreover, a program can compute an operand, such as p or the offset of a shard, but not an
+attribute. The window contains offsets and lengths instead of a start and strides. The program would have to compute a start
+and strides as 64-bit products. Moreover, a length can be 0 if a shape is known only at run time.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -184,7 +184,7 @@ cdef bint multiply(size_t* product, uint64_t factor) noexcept nogil:
 
 
 cdef size_t itemsize_of(const Buffer* buffer) noexcept nogil:
-    """Return the bytes per element, or 0 if the dtype is not supported."""
+    """Return the itemsize, or 0 if the dtype is not supported."""
     cdef const ElementType* element_type = by_number(XLA, buffer.dtype)
     if buffer.dtype == XLA_U32:
         return 4
@@ -244,7 +244,7 @@ cdef bint has_dtype(const Buffer* buffer, cdropout_dtype dtype) noexcept nogil:
 
 
 cdef bint has_dtype_of_p(const Buffer* p) noexcept nogil:
-    """Return whether the elements are float32, float64, or pairs of uint32."""
+    """Return whether the elements of p are float32, float64, or pairs of uint32."""
     if p.dtype == XLA_U32:
         return p.rank > 0 and p.dims[p.rank - 1] == 2
     return has_dtype(p, CDROPOUT_FLOAT32) or has_dtype(p, CDROPOUT_FLOAT64)
@@ -280,11 +280,11 @@ cdef inline uint64_t to_uint64(const uint32_t* halves) noexcept nogil:
 
 
 cdef const char* check_window(Call* call) noexcept nogil:
-    """Set the view for the first mask, in which x and y are dense, and return NULL; or return an error message."""
+    """Set the view for the first mask, with dense x and y. Return NULL, or an error message if the window is invalid."""
     cdef const uint32_t* window = <const uint32_t*>call.window.data
     cdef View* view = &call.operation.view
     cdef size_t itemsize = itemsize_of(call.x)
-    cdef size_t size = 1              # number of elements of x in the axes that were visited
+    cdef size_t size = 1              # number of elements of x along the visited axes
     cdef size_t stride = 1            # stride of the mask along the current axis
     cdef uint64_t offset, length, covered
     cdef cdropout_axis* axis

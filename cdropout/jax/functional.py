@@ -56,9 +56,9 @@ def dropout(
         ``inplace=False``.
     mask : cdropout.Mask, optional
         A mask of the shape of `x` to apply instead of a new one. It cannot be combined with key or
-        broadcast_dims. A compiled program contains the mask as a constant: use a variable from
-        outside of the function, or list the argument in ``static_argnames``. Under ``vmap`` the
-        same mask is applied to each example.
+        broadcast_dims. A compiled program contains the mask as a constant: define the mask outside
+        of the function, or list its name in ``static_argnames``. Under ``vmap`` the same mask is
+        applied to each example.
 
     Returns
     -------
@@ -86,8 +86,8 @@ def dropout(
     backward pass draws the mask again from the key and p; nothing is stored per element. Under
     ``vmap`` each key determines its own mask; examples with the same key and p have the same mask.
     If `x` is sharded over CPU devices, each device draws the window of the mask that belongs to its
-    shard, without communication. In ``jax.shard_map`` each device applies the mask that its key
-    determines to its shard.
+    shard, without communication. In ``jax.shard_map`` the key of each device determines the mask
+    for its shard.
 
     A given mask that has a scale other than 1 / (1 - p), or is a window of another mask, is drawn
     when the program is traced. The program stores the mask as an array of bools and multiplies
@@ -131,12 +131,12 @@ def _broadcast_axes(strides: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def _to_uint32(numbers: Any) -> Any:
-    """Return a 64-bit array as uint32, two for each number, with the higher half first."""
+    """Return each 64-bit number of an array as two uint32, with the higher half first."""
     return numbers.astype(numbers.dtype.newbyteorder(">")).view(">u4").astype(np.uint32)
 
 
 def _apply_mask(x: Any, mask: Mask, p: Any, inplace: bool) -> Any:
-    """Return x with a given mask applied: by a key that determines the mask, or else by bools."""
+    """Apply a given mask to x: use a key if a key can determine this mask, otherwise bools."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p has to be left out if mask is given, but it is traced")
     check_mask(mask, x.shape, (), p, None)
@@ -178,9 +178,9 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
     """Return the seed and the call number of the mask that a key determines.
 
     The data of a key are two or four uint32. The first two are the halves of the seed, with the
-    higher half first. In a key of four (rbg), the last two are the halves of the call number. For a
-    key of two (threefry, JAX's default), the call number is 0: ``jax.random.key(7)`` determines the
-    mask with seed 7.
+    higher half first. In a key of four uint32 (rbg), the last two are the halves of the call
+    number. For a key of two uint32 (threefry, JAX's default), the call number is 0:
+    ``jax.random.key(7)`` determines the mask with seed 7.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
 
 
 def _split_key_data(data: Any) -> tuple[int, int]:
-    """Return the seed and the call number, as init_mask in jax/_xla.pyx determines them."""
+    """Return the same seed and call number as `init_mask` in jax/_xla.pyx."""
     high, low, *call = (int(number) for number in data)
     return high << 32 | low, call[0] << 32 | call[1] if call else 0
 
@@ -240,9 +240,9 @@ def _apply_key(
     """Bind the primitive for one key, and return the result.
 
     The operands of the primitive are key data, x and p. The shape of x begins with that of the
-    keys; the other dimensions are those of a mask. broadcast_axes are the indices of axes of this
-    mask. A traced p is a float32 or float64. A known p is passed as the bits of a float64, in two
-    uint32 with the higher half first. Under `vmap` there may be one p per key.
+    keys; the other dimensions are those of a mask. broadcast_axes contains the indices of the
+    broadcast axes of a mask. A traced p is a float32 or float64. A known p is passed as the bits of
+    a float64, in two uint32 with the higher half first. Under `vmap` there may be one p per key.
     """
     return _dropout.bind(_key_data(key), x, p, broadcast_axes=broadcast_axes, inplace=inplace)
 
@@ -254,7 +254,7 @@ def _execute(*operands: Any, **parameters: Any) -> Any:
 
 
 def _varying(aval: Any) -> frozenset[Any]:
-    """Return the mesh axes along which a value differs, from its `mat`, or `vma` in older JAX."""
+    """Return the mesh axes along which a value differs: `mat.varying`, or `vma` in older JAX."""
     kind = getattr(aval, "mat", None)
     return getattr(aval, "vma", frozenset()) if kind is None else kind.varying
 
@@ -316,7 +316,7 @@ def _batch(
 
 
 def _to_front(operand: Any, axis: int | None, size: int) -> Any:
-    """Return the operand with the batch axis first; if there is none, add one of length `size`."""
+    """Move the batch axis of an operand to the front, or add one of length `size` at the front."""
     if axis is None:
         return jnp.broadcast_to(operand, (size, *operand.shape))
     return jnp.moveaxis(operand, axis, 0)
@@ -347,14 +347,14 @@ def _register_handler() -> bool:
 
 
 def _window(ndim: int, broadcast_axes: tuple[int, ...]) -> Any:
-    """Return the operand `window` of jax/_xla.pyx for a mask that is no part of another mask."""
+    """Return the operand `window` of jax/_xla.pyx for a mask that is not part of another mask."""
     window = np.zeros((ndim, 4), np.uint32)
     window[:, 3] = [axis in broadcast_axes for axis in range(ndim)]
     return window
 
 
 def _apply_in_python(key: Any, x: Any, p: Any, window: Any) -> Any:
-    """Return the handler's result, computed on NumPy arrays."""
+    """Compute the result of the handler in Python, with NumPy arrays."""
     key, x, p, window = (np.asarray(operand) for operand in (key, x, p, window))
     y = np.empty_like(x)
     keys, shape = key.shape[:-1], x.shape[key.ndim - 1 :]

@@ -2,8 +2,8 @@
 
 In a program for several devices, the custom call has one of the names in `TARGETS`. XLA calls
 `_partition` and replaces the custom call by the program that `_partition` returns. Each device
-executes this program on its shards: the custom call ``cdropout``, with the window of the mask that
-belongs to the shard.
+executes this program on its shards. The program contains the custom call ``cdropout`` with the
+window of the mask that belongs to the shard.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from jax.interpreters import mlir
 from jaxlib import xla_client
 
-MAX_AXES = 28  # NumPy 1 arrays have at most 32 axes, and those of shardings have additional axes
+MAX_AXES = 28  # NumPy 1 allows 32 axes, and the arrays of devices have more axes than x
 REPLICATED = xla_client.OpSharding.Type.REPLICATED
 ALIAS = (
     "output_operand_aliases = [#stablehlo.output_operand_alias<"
     "output_tuple_indices = [], operand_index = 1, operand_tuple_indices = []>], "
 )
 TARGETS = {False: "cdropout_sharded", True: "cdropout_sharded_inplace"}
-"""The names of the custom call, by `inplace`, because XLA does not show aliases to `_partition`."""
+"""The name of the custom call for each `inplace`. XLA does not show aliases to `_partition`."""
 
 
 def register_partitioner() -> None:
@@ -31,9 +31,9 @@ def register_partitioner() -> None:
     for inplace, target in TARGETS.items():
         xla_client.register_custom_call_partitioner(
             target,
-            lambda sharding, *_: sharding,  # the result may have the sharding that its user needs
+            lambda sharding, *_: sharding,  # a later operation may choose the sharding
             partial(_partition, inplace),
-            lambda _, shardings, *__: shardings[1],  # otherwise it has the sharding of x
+            lambda _, shardings, *__: shardings[1],  # otherwise the result has the sharding of x
             can_side_effecting_have_replicated_sharding=True,
         )
 
@@ -41,7 +41,7 @@ def register_partitioner() -> None:
 def set_sharding_rule(call: Any, key: Any, x: Any, p: Any, window: Any) -> None:
     """Set the rule with which Shardy propagates shardings through a custom call.
 
-    The axes of the result are those of x, and the first of them are those of the keys. Lengths that
+    The axes of the result are those of x. The first axes of x are those of the keys. Lengths that
     are 0 or known only at run time cannot be part of a rule. JAX before 0.7 does not use Shardy by
     default, and rejects the rule.
     """
@@ -68,7 +68,7 @@ def set_sharding_rule(call: Any, key: Any, x: Any, p: Any, window: Any) -> None:
 
 
 def _factor_names(count: int) -> list[str]:
-    """Return the first names of factors in Shardy: i, ..., z, z_1, z_2, and so on."""
+    """Return the first `count` names of factors in Shardy: i, ..., z, z_1, z_2, and so on."""
     return [*"ijklmnopqrstuvwxyz", *(f"z_{i}" for i in range(1, count))][:count]
 
 
@@ -86,7 +86,7 @@ def _partition(
         key=lambda tiling: np.prod(tiling[0].shape[:ndim]),
     )
     # XLA pads the shards along an axis that it does not divide evenly. A padded shard exceeds the
-    # mask, which is possible along the first axis only, because its length has no effect.
+    # mask. Only the first axis of a mask may be padded, since its length does not affect the draws.
     axes = [i for i in range(ndim) if i == key_ndim or x[i] % devices.shape[i] == 0]
     batch = [i for i in axes if i < key_ndim]
     one_p = len(p) == (shapes[2].numpy_dtype() == np.uint32)
@@ -109,10 +109,10 @@ def _partition(
 
 
 def _tiling(sharding: Any, ndim: int) -> tuple[Any, list[Any]]:
-    """Return the devices that hold each tile of an array, and the kinds of the additional axes.
+    """Return an array with the devices of each tile of x or y, and the kinds of additional axes.
 
-    The first axes of the result are those of the array. The devices along the additional axes hold
-    the same tile. If the array is not sharded, the result is an array of one number.
+    The first axes of this array are those of x. The devices along its additional axes hold the same
+    tile. If the sharding has no tiles, the array has one element and no additional axes.
     """
     if not sharding.is_tiled():
         return np.zeros((1,) * ndim, np.int64), []
@@ -121,7 +121,7 @@ def _tiling(sharding: Any, ndim: int) -> tuple[Any, list[Any]]:
 
 
 def _shard(devices: Any, kinds: list[Any], axes: list[int], ndim: int) -> Any:
-    """Return the sharding of an operand that has only `axes` of the axes of a tiling."""
+    """Return the sharding of an operand with `ndim` axes, of which only `axes` are tiled."""
     if devices.size == 1:
         return xla_client.HloSharding.replicate()
     x_ndim = devices.ndim - len(kinds)
@@ -141,8 +141,8 @@ TYPES = {"uint32": "ui32", "float16": "f16", "bfloat16": "bf16", "float32": "f32
 def _make_program(inplace: bool, shapes: Any, windows: Any) -> bytes:
     """Return a program in StableHLO that executes the custom call.
 
-    `windows` contains the offset and the length of each axis per device, except that a length of 1
-    in the operand marks a broadcast axis. If `windows` is None, the operand is used unchanged.
+    `windows` contains an offset and a length per device and axis. They replace the values of the
+    operand `window`, except along broadcast axes. If `windows` is None, the operand is unchanged.
     """
     key, x, p, window = types = [_type(shape) for shape in shapes]
     layouts = [_layout(len(shape.dimensions())) for shape in shapes]
@@ -163,7 +163,7 @@ module @dropout {{
 
 
 def _select_window(windows: Any, window: str) -> str:
-    """Return the operations that compute the operand `window` of a device, named %part."""
+    """Return the operations that compute %part, the operand `window` of a device."""
     count, n, _ = windows.shape
     halves = windows.astype(">u8").view(">u4").tolist()
     one, all_windows = f"tensor<1x{n}x4xui32>", f"tensor<{count}x{n}x4xui32>"

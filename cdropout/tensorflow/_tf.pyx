@@ -10,15 +10,16 @@ x, y
     Float tensors of the same type and shape. The shape begins with that of the mask ids; the other dimensions are those of
     a mask. y may use the memory of x.
 mask_id
-    int64[..., 2]. A mask id consists of the seed and the call number, as two's complements, and determines one mask.
+    int64[..., 2]. A mask id determines one mask. It consists of the seed and the call number, each a uint64
+    that is stored as the int64 with the same bits.
 rate
     float64. There is one rate for all mask ids, or one rate per mask id.
 noise_shape
     int64[n], aligned with the last axes of x, or any scalar for a mask without broadcast axes. An entry is 1, the length of
     the axis of x, or AXIS_LENGTH, which stands for that length. An axis whose entry is 1 or missing is a broadcast axis.
 
-The only attribute is the type. All other arguments are inputs, because a program can compute inputs, and because a float
-attribute would be rounded to float32.
+The only attribute is the type of x and y. All other arguments are inputs: a program can compute inputs, but not attributes,
+and a float attribute would be rounded to float32.
 """
 import ctypes
 import threading
@@ -98,7 +99,7 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # the checked inputs of one call
-    Operation operation               # the operation for the first mask, without the mask itself
+    Operation operation               # the operation for the first part of x, without a mask
     size_t mask_count
     const int64_t* mask_ids           # two numbers per mask
     size_t rate_count                 # number of rates: 1, or one per mask
@@ -109,7 +110,7 @@ cdef struct Call:                     # the checked inputs of one call
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
-    """Set all members except the axes and y. If an input is not valid, set the error."""
+    """Set all members, except the axes and y of the view. If an input is not valid, set the error."""
     cdef View* view = &call.operation.view
     cdef int mask_id_ndim = tf.get_ndim(inputs[MASK_ID]) - 1    # number of dimensions of the mask ids
     cdef int x_ndim = tf.get_ndim(inputs[X])

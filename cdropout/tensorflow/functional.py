@@ -24,14 +24,14 @@ def dropout(
 ) -> tf.Tensor:
     """Zero each element of `x` with probability `rate`; scale the others by ``1 / (1 - rate)``.
 
-    The arguments are those of `tf.nn.dropout`. Each call applies another mask.
+    The arguments are those of `tf.nn.dropout`. Each call applies a new mask.
 
     Parameters
     ----------
     x : Tensor
         A tensor of float16, bfloat16, float32 or float64, of any shape, on the CPU. `tf.nn.dropout`
-        is called for other types, ragged tensors, other devices, and in functions that XLA compiles
-        (``jit_compile=True``).
+        computes the result for other types, for ragged tensors, on other devices, and in functions
+        that XLA compiles (``jit_compile=True``).
     rate : float or scalar Tensor
         The probability that an element is dropped: a number in [0, 1), or a tensor of any float
         type with a value in [0, 1]. The result has no derivative with respect to `rate`.
@@ -61,11 +61,12 @@ def dropout(
 
     Notes
     -----
-    The gradient draws the mask again. In a graph, nothing is stored per element; in eager mode,
-    a `tf.GradientTape` keeps `x`. Dropped elements are +0.0 even where `x` is NaN or infinite.
+    The gradient draws the mask again. In a graph, it needs no stored tensor of the size of
+    `x`; in eager mode, a `tf.GradientTape` keeps `x`. Dropped elements are +0.0 even where `x` is
+    NaN or infinite.
 
-    In a graph, a random operation of TensorFlow draws the seed and the call number of each mask.
-    In eager mode, both numbers are computed from TensorFlow's seeds
+    In a graph, or if `seed` is given, a random operation of TensorFlow draws the seed and the call
+    number of each mask. Otherwise, both numbers are computed from TensorFlow's seeds
     (`tf.compat.v1.random.get_seed`), or from the system's entropy if no seed was set.
 
     Examples
@@ -120,7 +121,7 @@ def stateless_dropout(
     Notes
     -----
     `tf.nn.experimental.stateless_dropout` is called in the cases in which `dropout` calls
-    `tf.nn.dropout`. TensorFlow's function draws another mask from the same seed.
+    `tf.nn.dropout`. From the same seed, TensorFlow's function draws a different mask.
 
     Examples
     --------

@@ -41,7 +41,7 @@ def _is_registered(name: str) -> bool:
 
 
 def _make_wrapper() -> Any:
-    """Return the Python function that TensorFlow generates for the op. It records gradients."""
+    """Return TensorFlow's generated Python function for the op. The function records gradients."""
     ops = op_def_pb2.OpList(op=[op_def_registry.get(NAME)])
     module = ModuleType(f"{__name__}_wrapper")
     exec(_pywrap_python_op_gen.GetPythonWrappers(ops.SerializeToString()), module.__dict__)
@@ -49,9 +49,9 @@ def _make_wrapper() -> Any:
 
 
 def _gradient(op: Any, gy: Any) -> tuple[Any, ...]:
-    """Return the gradients of the inputs: the mask applied to gy, and None for other inputs.
+    """Return the gradients: gy with the mask applied for x, and None for the other inputs.
 
-    The op is linear in x, so that derivatives of any order are correct.
+    The op is linear in x. Therefore, derivatives of any order are correct.
     """
     _, mask_id, rate, noise_shape = op.inputs
     return apply(gy, mask_id, rate, noise_shape), None, None, None

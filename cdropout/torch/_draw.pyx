@@ -1,4 +1,7 @@
-"""Masks that are drawn from generators of PyTorch or of this package; compiled to reduce the overhead of small calls."""
+"""Masks that are drawn from generators of PyTorch or of this package.
+
+This module is compiled to reduce the overhead of small calls.
+"""
 from contextlib import contextmanager
 from threading import local
 
@@ -142,7 +145,7 @@ def state_of(generator):
 
 
 def set_state(generator, state):
-    """Set a generator to a state from `state_of`. A cdropout.Generator without a seed from the user remains without one."""
+    """Set a generator to a state from `state_of`. A cdropout.Generator that the user did not seed remains unseeded."""
     if isinstance(generator, Generator):
         (<Generator>generator).restore_state(state, (<Generator>generator).forks_at_seeding)
     else:
@@ -170,7 +173,7 @@ cdef state_after(before):
 
 
 cdef class LazyMask:
-    """A mask that may be drawn only when it is applied, and the options of the call that applies it.
+    """A mask that is drawn when it is applied or earlier, and the options of the call that applies it.
 
     `apply_mask` draws the seed and the call number after it has allocated memory, so that a failed allocation leaves the
     generator unchanged.
@@ -206,7 +209,10 @@ cdef class LazyMask:
             self.shifts = form == "alpha"
 
     cdef draw(self, bint interruptible):
-        """Draw the seed and call number unless p is 1 or they are already drawn. `undo_draw` requires `interruptible`."""
+        """Draw the seed and call number unless p is 1 or they are already drawn.
+
+        If `interruptible` is false, `undo_draw` cannot restore a PyTorch generator.
+        """
         if self.drawn:
             return
         if self.p != 1:
@@ -262,7 +268,7 @@ cdef class LazyMask:
         return mask
 
     def with_batch_axis(self, bint shared):
-        """Return a copy with a new first axis: a broadcast axis if `shared`, which is required for given masks."""
+        """Return a copy with a new first axis, a broadcast axis if `shared` is true. For a given mask, it must be true."""
         cdef LazyMask mask = self.copy()
         if self.strides is not None:
             mask.strides = (0, *self.strides)
@@ -275,7 +281,7 @@ cdef class LazyMask:
         return self.id.call, self.p, list(self.broadcast_axes), self.form
 
     def apply_mask_arguments(self, tuple shape):
-        """Return the arguments of cdropout::apply_mask that follow x, which has this shape. 64-bit numbers are signed."""
+        """Return the arguments of cdropout::apply_mask that follow x, which has this shape. uint64 numbers become int64."""
         strides = self.strides if self.strides is not None else broadcast_strides(shape, self.broadcast_axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts

@@ -1,4 +1,4 @@
-"""The passes of `bias_dropout_add` over tensors whose elements have no gaps."""
+"""The passes of `bias_dropout_add` over contiguous tensors."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t
 
@@ -17,7 +17,7 @@ cdef object contiguous_format = torch.contiguous_format
 # PyTorch has no public functions that report whether modes are active
 cdef object active_function_modes = torch._C._len_torch_function_stack
 cdef object active_modes = torch._C._len_torch_dispatch_stack
-cdef dict codes = {getattr(torch, types[code].name.decode()): code for code in range(4)}    # CDROPOUT_FLOAT32 to _BFLOAT16
+cdef dict codes = {getattr(torch, types[code].name.decode()): code for code in range(4)}    # the supported types of x
 
 
 cdef const char* address_of(tensor) except? NULL:
@@ -25,7 +25,7 @@ cdef const char* address_of(tensor) except? NULL:
 
 
 cdef new_like(x):
-    """Return a new tensor like x, without gaps, which a mode of PyTorch must not have replaced."""
+    """Return a new contiguous tensor like x. Raise RuntimeError if a mode of PyTorch returns anything else."""
     y = empty_like(x, memory_format=contiguous_format)
     if not active_function_modes() and not active_modes():
         return y
@@ -60,10 +60,10 @@ def is_in_c_order(LazyMask mask):
 
 
 def add_in_one_pass(x, bias, residual, LazyMask mask):
-    """Return residual + dropout(x + bias); each of the three results is rounded.
+    """Return residual + dropout(x + bias). Each of the three operations rounds its result.
 
-    The tensors must be supported, of one type, and without gaps; bias repeats along x, or is None. The mask must be in C
-    order. If a signal's handler raises an exception, a draw by this call is undone.
+    The tensors must be supported, contiguous and of one type. bias is None or repeats along x. The mask must be in C order.
+    If a signal's handler raises an exception, a draw by this call is undone.
     """
     cdef size_t columns = (x if bias is None else bias).numel()
     cdef bint interruptible = x.numel() > INTERRUPTIBLE_MIN
@@ -87,7 +87,7 @@ def add_in_one_pass(x, bias, residual, LazyMask mask):
 
 
 def differentiate_in_one_pass(gy, bias_shape, LazyMask mask):
-    """Return the gradients with respect to x and bias. gy must be like x of `add_in_one_pass`.
+    """Return the gradients with respect to x and bias. gy must meet the conditions for x in `add_in_one_pass`.
 
     The sums over the rows are computed in float64 and in an order that does not depend on the number of threads.
     """

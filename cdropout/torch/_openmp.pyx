@@ -68,7 +68,7 @@ cdef void run_thread(void* range_) noexcept nogil:
 cdef int run_in_openmp(
     Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
-    """Execute all work chunks on PyTorch's threads. Use at most max_threads, and at most the limit of `set_num_threads`."""
+    """Execute all work chunks on PyTorch's threads. max_threads and `set_num_threads` limit the number of threads."""
     cdef size_t team_size = min(exchange_thread_limit(0), max_threads, chunks)
     cdef ChunkRange range_ = ChunkRange(work, call, 0, 0, team_size)
     cdef int64_t last = 0
@@ -99,7 +99,7 @@ cdef const Executor* executor_of_pytorch() noexcept nogil:
 
 
 cdef void call_function(void* context) noexcept nogil:
-    """Call the function of `call_on_threads` on this thread, and append an exception to its list of errors."""
+    """Call the function of `call_on_threads` on this thread. If it raises an exception, append the exception to `errors`."""
     with gil:
         function, errors = <tuple>context
         if exchange_thread_limit(0) > <size_t>thread_num():
@@ -115,10 +115,10 @@ def can_call_on_threads():
 
 
 def call_on_threads(function):
-    """Call function() once on each of PyTorch's threads at the same time, and wait for all calls.
+    """Call function() once on each of PyTorch's threads, up to the limit of `set_num_threads`, and wait for all calls.
 
-    Within `function`, operations of PyTorch use one thread. They release the GIL, so that they run at the same time. If
-    calls raise exceptions, one of these exceptions is raised.
+    Within `function`, operations of PyTorch use one thread. The operations release the GIL, so that the
+    calls run at the same time. If calls raise exceptions, one of these exceptions is raised.
     """
     errors = []
     context = function, errors

@@ -1,4 +1,7 @@
-"""Application of masks to CPU tensors, which are read by DLPack; compiled to reduce the overhead of small calls."""
+"""Application of masks to CPU tensors, which are read by DLPack.
+
+This module is compiled to reduce the overhead of small calls.
+"""
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stddef cimport ptrdiff_t
@@ -19,7 +22,7 @@ from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
 cdef enum:
     DLPACK_CPU = 1                    # the device type kDLCPU
-    MAX_READ_DIMS = 128               # if attributes are read; this includes axes of length 1
+    MAX_READ_DIMS = 128               # limit of `read_attributes`, which includes axes of length 1
 
 cdef struct TensorView:               # DLTensor, followed by memory that shape and strides may point to
     char* data
@@ -52,13 +55,16 @@ if hasattr(Tensor, "__dlpack_c_exchange_api__"):  # since PyTorch 2.10
     if exchange.major != 1:
         raise ImportError(f"cdropout reads PyTorch's tensors by DLPack 1, but found DLPack {exchange.major}")
 
-cdef dict TYPE_CODES = {              # the type code and the bits of DLPack
+cdef dict TYPE_CODES = {              # DLPack's type code and number of bits
     torch.float16: (2, 16), torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.bool: (6, 8)
 }
 
 
 cdef bint read(x, TensorView* view):
-    """Read x into view, whose memory must not be moved. Return False if x has no memory or its type is unknown."""
+    """Read x into view. Return False if x has no memory or its type is unknown.
+
+    The view must not be moved, since its pointers may refer to its own memory.
+    """
     if exchange == NULL:
         if not read_attributes(x, view):
             return False
@@ -105,8 +111,8 @@ cdef size_t size_of(const TensorView* view) noexcept nogil:
 cdef bint read_tensor(x, TensorView* view):
     """Read x into view. Return whether `apply_mask` supports x.
 
-    A supported x is a Tensor or Parameter, but not of another subclass, on the CPU and of a supported float type. Its values
-    are those in its memory, unlike those of a lazily negated tensor.
+    A supported x is on the CPU and of a supported float type. It is a Tensor or a Parameter; other subclasses of Tensor are
+    not supported. Its values are those in its memory, unlike those of a lazily negated tensor.
     """
     cdef const ElementType* dtype
     if type(x) is not Tensor and type(x) is not Parameter:
@@ -220,8 +226,8 @@ cdef tuple mask_strides(const TensorView* x, LazyMask mask):
 cpdef apply_mask(x, LazyMask mask):
     """Apply a mask to x. Return the result in the memory order of x, or None if x is not supported.
 
-    The result is x itself if `mask.inplace`. Memory is allocated before the mask is drawn. If a signal's handler raises an
-    exception, a draw by this call is undone.
+    The result is x itself if `mask.inplace` is true. Memory is allocated before the mask is drawn. If a signal's handler
+    raises an exception, a draw by this call is undone.
     """
     cdef Operation operation, keep_operation
     cdef TensorView source, target, wide, keep
@@ -271,7 +277,7 @@ cpdef apply_mask(x, LazyMask mask):
 
 
 def apply_window(x, y, LazyMask mask, uint64_t start, tuple strides):
-    """Write to y the tensor x with a window of a drawn mask applied.
+    """Apply a window of a drawn mask to x, and write the result to y.
 
     y is x, or a tensor of the same shape and type that does not overlap x. The window begins at the position `start` of the
     mask stream, and has these strides along the axes of x. Both tensors must be supported.

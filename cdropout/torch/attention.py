@@ -46,7 +46,7 @@ MIN_WEIGHTS = 1 << 19  # with fewer weights, it takes less time to replace only 
 
 # ---- operators ----------------------------------------------------------------------------------
 
-# The arguments that determine the weights. The numbers from seed to dropout_scale are the mask's.
+# The arguments that determine the weights. Those from `seed` to `dropout_scale` determine the mask.
 ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor seed, SymInt call, "
     "int start, SymInt[]? strides, float p, float? dropout_scale, bool is_causal, float scale"
@@ -94,7 +94,7 @@ def _mask(
     p: float,
     dropout_scale: float | None,
 ) -> Mask:
-    """Return the mask of the weights. In the schema, 64-bit numbers are signed."""
+    """Return the mask of the weights. The schema passes uint64 numbers as int64."""
     shape = (*query.shape[:-1], key.shape[-2])
     number, call, start = (int(n) & UINT64_MAX for n in (seed.item(), call, start))
     return Mask(shape, p, number, call, start, strides, dropout_scale)
@@ -128,7 +128,7 @@ def _(gy: Tensor, _sums: Tensor, needed: list[bool], *args: Any) -> tuple[Tensor
 
 
 def _batched(info: Any, dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[Any]:
-    """Return the arguments ARGUMENTS with the batch axis as the first leading axis."""
+    """Return the values of ARGUMENTS, with the batch axis first in query to attn_mask."""
     query, key, value, attn_mask, seed, call, start, strides, *others = args
     shape = *_without(query, dims[0])[:-1], _without(key, dims[1])[-2]
     tensors = [
@@ -136,7 +136,7 @@ def _batched(info: Any, dims: tuple[Any, ...], args: tuple[Any, ...]) -> list[An
         for t, dim in zip((query, key, value, attn_mask), dims, strict=False)
     ]
     m = tensors[3]
-    if m is not None:  # its other axes are aligned at the end
+    if m is not None:  # the axes after the batch axis are aligned at the end
         tensors[3] = m.reshape(m.shape[0], *[1] * (len(shape) + 1 - m.dim()), *m.shape[1:])
     if dims[4] is None:
         strides = 0, *(Mask(shape, 0).strides if strides is None else strides)
@@ -329,8 +329,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Compute attention, with dropout applied to the attention weights.
 
-    The weights, of shape (..., L, S), are computed in tiles and never stored as a whole: neither by
-    the forward pass nor for the backward pass, which draws the mask again.
+    The weights, of shape (..., L, S), are computed in tiles and never stored as a whole. The
+    backward pass computes the weights and draws the mask again.
 
     Parameters
     ----------
@@ -347,7 +347,7 @@ def scaled_dot_product_attention(
         The number by which the scores are multiplied; by default ``1 / sqrt(E)``.
     enable_gqa : bool, default False
         If true, `key` and `value` may have fewer heads than `query`, along the third axis from the
-        end. Each of them is used by several adjacent heads of `query`.
+        end. Each head of `key` and `value` is used by several adjacent heads of `query`.
     generator : None, torch.Generator or cdropout.Generator
         The source of the mask, as in `dropout`.
     mask : cdropout.Mask, optional
@@ -373,8 +373,8 @@ def scaled_dot_product_attention(
     Notes
     -----
     The mask is the one that ``dropout(weights, dropout_p)`` would draw at this point. Softmax and
-    scores of 16-bit types are computed in float32. A weight that is dropped is +0.0, even if it is
-    NaN.
+    scores of 16-bit types are computed in float32. A dropped weight is replaced by +0.0, even if it
+    is NaN.
 
     Each tile contains all keys of some rows, so that softmax needs no second pass over the tiles.
     The derivatives of the gradient, and all derivatives under torch.func and in forward mode, are
@@ -437,7 +437,7 @@ _attention_uncompiled = torch.compiler.disable(
 
 
 def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
-    """Return whether attn_mask is None or a strided CPU tensor, but not of another subclass."""
+    """Return whether attn_mask is None or a strided CPU tensor, plain or of query's type."""
     return attn_mask is None or (
         type(attn_mask) in (Tensor, Parameter, type(query))
         and attn_mask.device.type == "cpu"
@@ -474,7 +474,7 @@ def align(
     is_causal: bool,
     enable_gqa: bool,
 ) -> Aligned | None:
-    """Return views of the tensors with equal leading axes, or None if the operator lacks support.
+    """Return views with equal leading axes, or None if the operator does not support the tensors.
 
     With `enable_gqa`, the heads become two axes: the heads of `key`, and for each of them the heads
     of `query`.
@@ -516,7 +516,7 @@ def align(
 
 
 def _broadcast(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] | None:
-    """Return the shape to which two shapes are broadcast, or None if they cannot be."""
+    """Return the shape to which two shapes are broadcast, or None if they do not fit."""
     ndim = max(len(first), len(second))
     pairs = list(
         zip(*((1,) * (ndim - len(shape)) + tuple(shape) for shape in (first, second)), strict=True)
@@ -573,7 +573,7 @@ def replaced_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """Return attention by the operator, or None if PyTorch has to call dropout."""
+    """Return the result of the operator, or None if only PyTorch's dropout is to be replaced."""
     if not 0 < dropout_p < 1 or forward_ad._current_level >= 0:
         return None
     implementations = {implementation_for(t) for t in (query, key, value)}

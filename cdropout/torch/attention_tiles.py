@@ -1,4 +1,4 @@
-"""Attention with dropout in tiles: scores are computed, dropped and used while in the cache.
+"""Attention with dropout in tiles: each tile of weights is used while it is in the cache.
 
 The forward pass saves one number per row of the scores. The backward pass computes each tile and
 its window of the mask again.
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
 CAUSAL_TILES = 8  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
-MAX_SCORE = 40  # up to this number, exponentials are summed without subtracting the largest
+MAX_SCORE = 40  # if no score is larger, the largest is not subtracted before the exponentials
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
 class Heads(NamedTuple):
-    """Tensors of three axes: heads, rows (or keys), and columns; and positions in the mask."""
+    """Tensors with the axes heads, rows (or keys) and columns, and their positions in the mask."""
 
     query: Tensor
     key: Tensor
@@ -43,7 +43,7 @@ class Heads(NamedTuple):
 
 
 class Attention:
-    """Attention of tensors of equal leading axes, with a drawn mask; it needs no autograd."""
+    """Attention of tensors with equal leading axes, with a drawn mask and without autograd."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Attention:
         self.dtype = torch.float32 if query.dtype.itemsize == 2 else query.dtype
 
     def heads(self, *others: Tensor) -> Iterator[Heads]:
-        """Yield the heads; all leading axes are merged into one if this copies no tensor."""
+        """Yield Heads. All leading axes are merged into one axis if this requires no copies."""
         query, key, value = self.tensors
         lead = query.shape[:-2]
         attn_mask = self.attn_mask
@@ -138,7 +138,7 @@ class Attention:
         If `bounded` is true, the largest score of a row is not subtracted before the exponentials.
 
         If `normalize` is true, weights are normalized before the dropout instead of afterwards.
-        This takes longer, but only then, a dropped weight is 0 if the sum of its row is NaN.
+        This takes longer, but makes a dropped weight 0 even if the sum of its row is NaN.
         """
         buffer = Buffer(self.dtype)
         masked = self.is_causal or h.attn_mask is not None
@@ -168,7 +168,7 @@ class Attention:
     # ---- backward -------------------------------------------------------------------------------
 
     def backward(self, gy: Tensor, sums: Tensor, needed: list[bool]) -> list[Tensor]:
-        """Return the gradients of query, key, value and attn_mask, empty where not needed."""
+        """Return the gradients of query, key, value and attn_mask. Unneeded gradients are empty."""
         none = gy.new_empty(0)
         gradients = [
             torch.empty(t.shape, dtype=t.dtype, device="cpu") if need else none
@@ -204,7 +204,7 @@ class Attention:
             split = (gy[heads].to(self.dtype), sums[heads], *(t[heads] for t in targets[3:]))
             tiles = list(zip(*(t.split(rows, 1) for t in split), strict=True))
             gq_tiles = [None] * len(tiles) if gq is None else gq.split(rows, 1)
-            # The first tile overwrites the sums: with `is_causal`, the last rows see the most keys
+            # The tile of the last rows, which see the most keys, is first and overwrites the sums
             for i in reversed(range(len(tiles))):
                 beta = 0 if i == len(tiles) - 1 else 1
                 gy_tile, sums_tile, *ga = tiles[i]
@@ -216,7 +216,7 @@ class Attention:
                     target[heads] = total
 
     def _new_sum(self, target: Tensor) -> Tensor:
-        """Return a tensor to which products can be added: `target` if it has the right type."""
+        """Return a tensor for sums of products: `target` itself if it is of type `self.dtype`."""
         if target.dtype == self.dtype:
             return target
         return torch.empty(target.shape, dtype=self.dtype, device="cpu")
@@ -255,7 +255,7 @@ class Attention:
 
 
 class Buffer:
-    """Memory for one tile. A call returns a view of the given shape, and the transposed view.
+    """Memory for one tile. Calling the buffer returns a view of the given shape and its transpose.
 
     Tensors that several tiles need are made once.
     """
@@ -276,7 +276,7 @@ class Buffer:
         return self.views[shape]
 
     def hidden(self, rows: int, keys: int) -> Tensor:
-        """Return which keys `is_causal` hides if row 0 sees key 0 only."""
+        """Return bools, True where `is_causal` hides a key, if row 0 sees only key 0."""
         if (rows, keys) not in self.hidden_keys:
             ones = torch.ones(rows, keys, dtype=torch.bool, device="cpu")
             self.hidden_keys[rows, keys] = ones.triu_(1)
@@ -317,13 +317,13 @@ class Group:
         return scores
 
     def drop(self, i: int, x: Tensor, y: Tensor) -> None:
-        """Write x with the mask of tile i applied to y."""
+        """Apply the mask of tile i to x, and write the result to y."""
         start = self.start + i * self.rows * self.strides[1]
         apply_window(x, y, self.attention.mask, start, self.strides)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, scale: float) -> None:
-    """Set the first rows of total to beta * total + scale * a @ b; if not beta, clear the rest."""
+    """Set the first rows of total to beta * total + scale * a @ b. If beta is 0, clear the rest."""
     rows = a.shape[1]
     if rows < total.shape[1]:
         if beta == 0:
@@ -343,7 +343,7 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _run(tasks: list[Any], work: Callable[[Iterator[Any]], None], parallel: bool = True) -> None:
-    """Process all tasks: at the same time on PyTorch's threads if there are enough tasks."""
+    """Process all tasks, in parallel on PyTorch's threads if there are enough tasks."""
     iterator = iter(tasks)
 
     def run() -> None:

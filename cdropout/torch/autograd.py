@@ -74,7 +74,7 @@ def next_seed(p: float, generator: Source) -> tuple[Tensor, int]:
                 "PyTorch's default generator can"
             )
         return draw_from(generator)
-    # If the argument generator were omitted, the compiler would draw from its own generator
+    # Without the argument `generator`, the compiler would draw from its own generator
     return torch.randint(SEED_LIMIT, (), generator=None, device="cpu"), 0
 
 
@@ -137,7 +137,7 @@ class TransformableDropout(torch.autograd.Function):
             return mask_operator(x, *mask.apply_mask_arguments(tuple(x.shape)))
         if is_supported(x):
             return apply_mask(x, mask)
-        # x is a gradient without plain memory, such as a lazy zero tensor or one of a legacy vmap
+        # x is a gradient without plain memory, such as a lazy zero or a tensor of a legacy vmap
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         scales = apply_mask(torch.ones(x.shape, dtype=wide, device="cpu"), mask.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
@@ -297,7 +297,7 @@ def apply_given_mask(
 
 
 def is_dtensor(x: Tensor) -> bool:
-    """Return whether x is a DTensor, without an import of torch.distributed.tensor."""
+    """Return whether x is a DTensor, without importing torch.distributed.tensor."""
     return type(x).__name__ == "DTensor" and hasattr(x, "device_mesh")
 
 
@@ -309,7 +309,7 @@ def is_supported_dtensor(x: Tensor) -> bool:
 def implementation_for(x: Tensor) -> Implementation | None:
     """Return the function that applies masks to x.
 
-    Return None for a DTensor, and if x has to be passed to PyTorch.
+    Return None if x is a DTensor or has to be passed to PyTorch.
     """
     if is_dtensor(x):
         return None
@@ -394,7 +394,7 @@ def apply_dropout(
 
 @torch.compiler.disable(reason="dropout of a DTensor breaks the graph")
 def dropout_of_dtensor(*arguments: Any) -> Tensor:
-    """Return the result for a DTensor. The module is imported here, as it imports collectives."""
+    """Apply dropout to a DTensor. `dtensor` is imported only here, as it imports collectives."""
     from cdropout.torch import dtensor
 
     return dtensor.dropout_of_dtensor(*arguments)
@@ -407,7 +407,7 @@ apply_dropout_uncompiled = torch.compiler.disable(
 
 
 def _check_fallback(x: Tensor, generator: Source, mask: Mask | None) -> None:
-    """Raise NotImplementedError if `generator` or `mask` is given, which PyTorch lacks."""
+    """Raise NotImplementedError if `generator` or `mask` is given: PyTorch has neither argument."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is None:
             continue

@@ -36,7 +36,7 @@ def try_one_pass(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor | None:
-    """Return the result of `bias_dropout_add`, or None if one pass does not support the call."""
+    """Return the result of `bias_dropout_add`, or None if it cannot be computed in one pass."""
     if training is not True or not 0 <= p <= 1 or (p == 0 and mask is None):
         return None
     if not is_dynamo_compiling() and runs_eagerly(x):
@@ -47,7 +47,7 @@ def try_one_pass(
 
 
 def _repeats_along(x: Tensor, bias: Tensor) -> bool:
-    """Return whether the shape of `bias` is that of the last dimensions of x."""
+    """Return whether the shape of `bias`, without leading ones, is that of the last axes of x."""
     shape = bias.shape
     while len(shape) > 0 and shape[0] == 1:
         shape = shape[1:]
@@ -55,7 +55,7 @@ def _repeats_along(x: Tensor, bias: Tensor) -> bool:
 
 
 def _have_equal_form(x: Tensor, bias: Tensor | None, residual: Tensor) -> bool:
-    """Return whether the types are equal and the shapes are those of one pass."""
+    """Return whether the types are equal and one pass supports the shapes."""
     if residual.dtype != x.dtype or residual.shape != x.shape:
         return False
     return bias is None or (

@@ -1,9 +1,9 @@
 """Dropout of DTensors, whose ranks apply windows of one mask.
 
-The mask is the one of the whole tensor. Each rank applies the window that its shard covers, so that
-the result does not depend on the mesh or the placements. Every rank of the mesh draws a seed from
-its own generator, as for an ordinary tensor, and the seed of the first rank replaces the others: it
-is broadcast once per call. The generators therefore need not be in the same state.
+The mask has the shape of the whole tensor. Each rank applies the window that its shard covers, so
+that the result does not depend on the mesh or the placements. Every rank of the mesh draws a seed
+from its own generator, as for an ordinary tensor. Each call then broadcasts the seed of the first
+rank, and all ranks use it. The generators therefore need not be in the same state.
 """
 
 import torch

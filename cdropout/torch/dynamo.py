@@ -32,7 +32,7 @@ def guard_on(switch: Any) -> None:
     the disk. The keys remain the same while the value is False. Graphs that were compiled earlier
     have no such guard and are deleted.
     """
-    from torch._functorch._aot_autograd import autograd_cache  # imports half a second of modules
+    from torch._functorch._aot_autograd import autograd_cache  # this import takes half a second
 
     graph: Any = OutputGraph
     cache_details: Any = autograd_cache.FxGraphHashDetails

@@ -1,4 +1,4 @@
-"""Dropout functions for tensors: those of torch.nn.functional, and others that PyTorch lacks."""
+"""Dropout functions for tensors: those of torch.nn.functional, and some that PyTorch lacks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dropout(
     training : bool, default True
         If false, return `input` itself and draw nothing.
     inplace : bool, default False
-        Write the result to `input`.
+        If true, write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
         The source of the mask; by default PyTorch's generator for the CPU. Each call draws one
         seed, for any shape. Under vmap, a mask from a cdropout.Generator applies to all samples.
@@ -92,10 +92,10 @@ def dropout(
 
     `torch.compile`, `torch.export`, `make_fx` and `aot_function` record an operator that draws a
     new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
-    ``fullgraph=True`` it raises an error. The other three record a torch.Generator or the numbers
-    of a mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of this
-    function, but raises an error for `generator` and `mask`. `torch.jit.trace` records PyTorch's
-    function, and `torch.jit.script` compiles PyTorch's function.
+    ``fullgraph=True`` it raises an error. The other three tracers record a torch.Generator or the
+    numbers of a mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of
+    this function, but raises an error for `generator` and `mask`. `torch.jit.trace` records
+    PyTorch's function, and `torch.jit.script` compiles PyTorch's function.
     """
     return apply_dropout(F.dropout, input, p, training, inplace, generator, mask)
 
@@ -244,7 +244,7 @@ def drop_path(
     generator: Source = None,
     mask: Mask | None = None,
 ) -> Tensor:
-    """Drop whole samples of an input of shape (N, ...), which is called stochastic depth.
+    """Apply stochastic depth: drop whole samples of an input of shape (N, ...).
 
     See `dropout` for results and errors.
 
@@ -317,20 +317,21 @@ def bias_dropout_add(
     ----------
     input : Tensor
     bias : Tensor or None
-        A tensor that is broadcast to the shape of the sum. If None, nothing is added to `input`.
+        A tensor that is broadcast together with `input`. If None, nothing is added to `input`.
     residual : Tensor
-        A tensor that is broadcast to the shape of the sum.
+        A tensor that is broadcast together with ``input + bias``.
     p, training, generator, mask
-        As in `dropout`. See `dropout` also for errors.
+        As in `dropout`. See `dropout` for errors too.
 
     Notes
     -----
     The forward pass and the backward pass each read and write memory once if all tensors are
     contiguous CPU tensors of one supported type, `residual` has the shape of `input`, and the shape
-    of `bias` is that of the last dimensions of `input`. Otherwise, and in evaluation, at p = 0,
-    under transforms of torch.func and for a window of a mask, the three operations are executed
-    one after the other. The result is the same, except that the gradient of `bias` may be rounded
-    differently: in one pass, it is summed in float64, independently of the number of threads.
+    of `bias` is that of the last dimensions of `input`. In all other cases, the three
+    operations are executed one after the other. This also applies if `training` is false or p is 0,
+    under transforms of torch.func, and for a window of a mask. The result is the same, except that
+    the gradient of `bias` may be rounded differently: in one pass, it is summed in float64,
+    independently of the number of threads.
     """
     if has_proxy(input, bias, residual):
         return record_call(

@@ -8,9 +8,9 @@ from torch.fx import Proxy, Tracer
 from torch.nn import Module
 from torch.nn.modules import module as nn_module
 
-# The classes of modules that are recorded as one node, like the modules of torch.nn
+# Classes of modules whose calls torch.fx records as one node, like calls of torch.nn's modules
 LEAF_MODULES: set[type] = set()
-# PyTorch's functions, each with the function of this package that replaces it
+# A dict from PyTorch's functions for dropout to the functions of this package that replace them
 REPLACEMENTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
 

@@ -153,7 +153,10 @@ class AlphaDropout(_DropoutModule, nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(_DropoutModule, nn.FeatureAlphaDropout):
-    """`torch.nn.FeatureAlphaDropout`, for whole channels of (N, C, ...). See `AlphaDropout`."""
+    """`torch.nn.FeatureAlphaDropout`, which drops whole channels. See `AlphaDropout`.
+
+    The input has the shape (N, C, ...).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function of `cdropout.torch` that corresponds to this module."""
@@ -215,25 +218,25 @@ class DropPath(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Return the text in parentheses in the repr, as in timm."""
+        """Return the text between the parentheses of the repr, as timm's module does."""
         return f"drop_prob={self.drop_prob:0.3f}"
 
     __prepare_scriptable__ = _DropoutModule.__prepare_scriptable__
 
 
 class StochasticDepth(DropPath):
-    """A module of torchvision with mode "row" that `convert` has converted."""
+    """The class that `convert` gives to torchvision's StochasticDepth with mode "row"."""
 
     p: float
     scale_by_keep = True
 
     @property
     def drop_prob(self) -> float:  # type: ignore[override]
-        """Return p, as the attribute is called in torchvision."""
+        """Return p, which is torchvision's name of this attribute."""
         return self.p
 
     def extra_repr(self) -> str:
-        """Return the text in parentheses in the repr, as in torchvision."""
+        """Return the text between the parentheses of the repr, as torchvision's module does."""
         return f"p={self.p}, mode={self.mode}"
 
 
@@ -249,7 +252,7 @@ TORCH_CLASSES = {
 }
 CDROPOUT_CLASSES = {original: replacement for replacement, original in TORCH_CLASSES.items()}
 LEAF_MODULES |= {*TORCH_CLASSES, DropPath, StochasticDepth}
-OTHER_CLASSES = {  # the package, class and mode of modules with the same meaning as a module here
+OTHER_CLASSES = {  # (package, class, mode) of other modules, and the equivalent class here
     ("timm", "DropPath", None): DropPath,
     ("torchvision", "StochasticDepth", "row"): StochasticDepth,
 }
@@ -283,9 +286,9 @@ def convert(model: nn.Module) -> Swap:
     Swap
         ``(swapped, kept)``: a list of the names of the changed modules, and a dict from the names
         of other modules with dropout to the reasons why these are kept. Subclasses of PyTorch's
-        dropout modules are kept, since they may change the computation. Modules that call dropout
-        internally, such as attention and recurrent networks, and modules whose methods call
-        functions of PyTorch for dropout, are kept too; use `accelerate` for such modules.
+        dropout modules are kept, since they may change the computation. Attention modules and
+        recurrent networks, which call dropout internally, are kept, and so are modules whose
+        methods call PyTorch's functions for dropout. Use `accelerate` for such modules.
 
     Raises
     ------
@@ -300,11 +303,12 @@ def convert(model: nn.Module) -> Swap:
     Notes
     -----
     timm's DropPath and torchvision's StochasticDepth with mode "row" become modules that call
-    `drop_path`; they are not instances of the original class any more. DropBlock and mode "batch"
-    are kept.
+    `drop_path`; they are not instances of the original class any more. DropBlock modules, and
+    StochasticDepth modules with mode "batch", are kept.
 
-    Quantization-aware training with `torch.ao.quantization.prepare_qat` replaces the converted
-    modules by PyTorch's, whose special rules it applies. For ``prepare_fx``, call `revert` first.
+    `torch.ao.quantization.prepare_qat`, for quantization-aware training, replaces the converted
+    modules by PyTorch's modules, for which it has special rules. Call `revert` before
+    ``prepare_fx``.
     """
     swap = Swap([], {})
     calls_functions = False
@@ -344,7 +348,7 @@ def convert(model: nn.Module) -> Swap:
 def dropout_functions(kind: type[nn.Module]) -> Iterator[str]:
     """Yield the names of PyTorch's functions for dropout that the methods of a class refer to.
 
-    The methods of classes of PyTorch are not inspected.
+    Methods that are defined in classes of PyTorch or cdropout are not inspected.
     """
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in ("torch", "cdropout"):
@@ -413,9 +417,9 @@ def _modules_of(model: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 
 class _OriginalForTraining:
-    """The rule of prepare_qat for a converted module: it becomes PyTorch's module again.
+    """The rule by which prepare_qat replaces a converted module by PyTorch's module.
 
-    prepare_qat inserts no observer after nn.Dropout, but after instances of subclasses.
+    prepare_qat inserts no observer after nn.Dropout, but it would insert one after a subclass.
     """
 
     @staticmethod

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 
 # The modules of PyTorch in which `training` determines only whether dropout is active.
-# TransformerEncoderLayer, and TransformerEncoder for its first layer, test it before they use a
-# fast path, which has no dropout.
+# TransformerEncoderLayer uses a fast path without dropout only if `training` is false.
+# TransformerEncoder tests `training` of its first layer for the same purpose.
 DROPOUT_MODULES = (
     nn.modules.dropout._DropoutNd,
     nn.MultiheadAttention,
     nn.RNNBase,
     nn.TransformerEncoderLayer,
 )
-SCRIPTED_NAMES = {  # the original names of such modules that torch.jit.script has compiled
+SCRIPTED_NAMES = {  # `original_name` of such modules after torch.jit.script compiled them
     *("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"),
     *("MultiheadAttention", "RNN", "LSTM", "GRU", "TransformerEncoderLayer"),
 }
-# Functions that are called with a probability or a mode which depends on `self.training`
+# Names of functions whose probability or mode usually depends on `self.training`
 DROPOUT_FUNCTIONS = {
     *(name for name in dir(F) if "dropout" in name),
     *("dropout_", "alpha_dropout_", "feature_dropout", "feature_dropout_", "native_dropout"),
@@ -32,7 +32,7 @@ DROPOUT_FUNCTIONS = {
     *("bernoulli", "bernoulli_", "drop_path", "drop_block_2d", "drop_block_fast_2d"),
     *("drop_block2d", "drop_block3d", "stochastic_depth", "mc_dropout", "bias_dropout_add"),
 }
-MAX_NAMES = 5  # names of modules per class in a warning
+MAX_NAMES = 5  # maximum number of names of modules per class in a warning
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     *modules : torch.nn.Module, list, tuple, set or dict
         Models, or nested containers of models. Only the values of a dict are used.
     also : tuple of type, optional
-        Other classes of modules to put in training mode. Modules inside of them are not affected.
+        Other classes of modules to put in training mode. Their submodules are not affected.
 
     Warns
     -----
@@ -69,14 +69,14 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     `torch.nn.TransformerEncoderLayer`, which otherwise uses a fast path without dropout. All other
     modules, such as batch norm, keep their mode. At the end of the block, all modules return to
     their previous modes, even if an error is raised. ``model.eval()`` within the block makes
-    dropout inactive. The modes are those of the modules, so that they affect all threads.
+    dropout inactive. The block affects all threads, since the mode is an attribute of a module.
 
-    To find functional dropout, the bytecode of `forward`, and of the methods and Python functions
-    that it names, is searched for names of functions such as ``F.dropout``,
-    ``F.scaled_dot_product_attention`` or ``drop_path`` together with the attribute `training`.
-    Functions with other names, callables that are stored in attributes or containers, and compiled
-    or scripted code are not found. Some modules of this kind use `training` only for dropout: pass
-    their classes as `also`.
+    To find functional dropout, `always_on` inspects the bytecode of `forward`, and of the methods
+    and Python functions that `forward` names. It warns if this code contains the name `training`
+    and the name of a function such as ``F.dropout``, ``F.scaled_dot_product_attention`` or
+    ``drop_path``. Functions with other names, callables that are stored in attributes or
+    containers, and compiled or scripted code are not found. If a module with functional dropout
+    uses `training` only for dropout, pass its class in `also`.
 
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
 
@@ -149,13 +149,13 @@ def _warn_about_functions(modules: dict[nn.Module, str]) -> None:
 
 
 def _calls_functional_dropout(module: nn.Module) -> bool:
-    """Return whether `forward`, or Python code that it names, names dropout and `training`."""
+    """Return whether `forward` and the functions that it names use `training` and dropout."""
     kind = type(module)
     if kind.__module__.startswith(("torch.", "cdropout.")):
         return False
     names: set[str] = set()
     seen: set[types.CodeType] = set()
-    # Each item is a function, and whether its first argument is the module
+    # Each item is a function and a bool, which is true if its first argument is the module
     functions: list[tuple[Any, bool]] = [
         (getattr(module.forward, "__func__", module.forward), True)
     ]
@@ -183,7 +183,7 @@ def _calls_functional_dropout(module: nn.Module) -> bool:
 
 
 def _names_in(code: types.CodeType, owner: str | None) -> Iterator[tuple[bool, str]]:
-    """Yield whether a name in the code is an attribute of `owner`, and the name."""
+    """Yield (True if the name is an attribute of `owner`, name) for each name in the code."""
     before: Any = None
     for instruction in dis.get_instructions(code):
         name = instruction.argval

@@ -18,7 +18,7 @@ from cdropout.torch._draw import derivative_of, given_mask, seeded_mask
 from cdropout.torch._tensors import apply_mask
 
 UINT64_MAX = 2**64 - 1
-# PyTorch has region_activation_memory_budget since version 2.13
+# PyTorch 2.13 and later have region_activation_memory_budget
 REGION_BUDGET = getattr(traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)
 
 
@@ -183,8 +183,8 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     """Record the operator so that the partitioner cannot repeat it in the backward pass.
 
     With a small ``activation_memory_budget``, the backward pass would otherwise draw another seed.
-    With a budget of 0, the partitioner would save nothing, so that the budget of this operator is
-    replaced by the smallest positive number.
+    With a budget of 0, the partitioner would save nothing. This function therefore replaces the
+    budget of this operator by the smallest positive number.
     """
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)

@@ -61,7 +61,7 @@ COMPOSITE = DispatchKey.CompositeImplicitAutograd
 
 
 class _Switch:
-    """The state of the replacement, shared by all threads, like the registered kernels."""
+    """The state of the replacement. All threads share this state and the registered kernels."""
 
     def __init__(self) -> None:
         self.library: torch.library.Library | None = None
@@ -91,23 +91,25 @@ _change_uncompiled = torch.compiler.disable(
 def enable() -> None:
     """Replace PyTorch's dropout on the CPU, in all threads, until `disable` is called.
 
-    The replacement affects all callers of the operators aten::dropout, feature_dropout,
-    alpha_dropout and feature_alpha_dropout, in place or not, of aten::native_dropout and, with
-    dropout, of aten::scaled_dot_product_attention: functions and modules of torch.nn, attention,
-    recurrent networks, scripted and third-party models. Attention with few weights calls PyTorch's
-    operations and this package's dropout, with the same masks. Each call draws one seed from
-    PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but the masks
-    differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
-    masks. PyTorch's kernels are still used for other devices, types and layouts, for subclasses and
-    under transforms of torch.func.
+    The replacement affects the operators aten::dropout, feature_dropout, alpha_dropout and
+    feature_alpha_dropout, their in-place variants, aten::native_dropout, and
+    aten::scaled_dot_product_attention if its `dropout_p` is not 0. These operators are called by
+    functions and modules of torch.nn, attention, recurrent networks, scripted models and
+    third-party models. In attention with fewer than 2**19 weights, only the dropout is replaced,
+    without a change of the masks. Each call draws one seed from PyTorch's generator.
+    `torch.manual_seed` therefore makes the masks reproducible, but the masks differ from those of
+    PyTorch. A dispatch mode, such as FlopCounterMode, does not change the masks. PyTorch's kernels
+    are still used for other devices, types and layouts, for most subclasses of Tensor, and under
+    transforms of torch.func.
 
-    In code of torch.compile, the masks are those of code that is not compiled. The replacement is
-    a global state on which PyTorch guards compiled code, like the grad mode: a function is compiled
-    once for calls with the replacement and once for calls without it. The files of the compiler's
-    caches are separate, too. Compiled code must not change this state: with ``fullgraph=True``,
-    that raises an error; otherwise such a function is not compiled, but the functions that it calls
-    are. An exported program contains PyTorch's dropout, which is replaced when the program runs, or
-    by ``run_decompositions``.
+    Code that torch.compile has compiled has the same masks as code that is not compiled. The
+    replacement is a global state on which PyTorch guards compiled code, like the grad mode: a
+    function is compiled once for calls with the replacement and once for calls without it. The
+    compiler's caches also have separate files for the two cases. Compiled code must not change this
+    state. With ``fullgraph=True``, a change raises an error. Otherwise, PyTorch does not compile
+    the function that makes the change, but compiles the functions that it calls. An exported
+    program contains PyTorch's dropout, which is replaced when the program runs, or by
+    ``run_decompositions``.
 
     Notes
     -----
@@ -154,8 +156,8 @@ def accelerate() -> _Acceleration:
     """Replace PyTorch's dropout on the CPU, as `enable` does, within a context.
 
     The result can be used as a context manager or as a decorator of functions. Contexts can be
-    nested. The replacement affects all threads of the process, and ends when the last context is
-    left, also if an exception is raised.
+    nested. The replacement affects all threads of the process. It ends when the last context is
+    left, even if an exception is raised.
 
     Raises
     ------
@@ -170,10 +172,11 @@ def accelerate() -> _Acceleration:
 
 
 def _register_kernels() -> torch.library.Library:
-    """Return a library with a kernel for each operator, above and below autograd.
+    """Return a library with two kernels for each operator, one for each key in DISPATCH_KEYS.
 
-    While a graph is traced, and within a dispatch mode, PyTorch calls the Python kernels of an
-    operator, if there are any, or its decomposition, instead of the kernels in the library.
+    While a graph is traced, and within a dispatch mode, PyTorch calls an operator's Python kernel
+    or decomposition instead of the kernels in the library. This function therefore also sets
+    the Python kernels.
     """
     library = torch.library.Library("aten", "IMPL")
     never_compile(_dropout_kernel)
@@ -203,7 +206,7 @@ def _register_kernels() -> torch.library.Library:
 
 
 def _register_attention(library: torch.library.Library) -> None:
-    """Register kernels of scaled_dot_product_attention, like the kernels of dropout."""
+    """Register kernels of scaled_dot_product_attention in the same way as those of dropout."""
     operator = torch.ops.aten.scaled_dot_product_attention.default
     never_compile(_attention_kernel)
     original = operator.py_kernels.get(COMPOSITE, partial(operator._op_dk, COMPOSITE))
@@ -255,7 +258,7 @@ def _traced_dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Return what `_dropout_kernel` returns; `original` is the Python kernel or decomposition."""
+    """Return the result of one of OPERATORS; `original` is its Python kernel or decomposition."""
     y = _replaced_dropout(form, first_axis, inplace, x, p, train)
     return original(x, p, train) if y is None else y
 
@@ -281,7 +284,7 @@ def _native_dropout_kernel(
     p: float,
     train: bool | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return y and the mask as bools, like native_dropout; backward does not use the bools."""
+    """Return y and a mask of bools, like native_dropout; the backward pass ignores the bools."""
     implementation = _implementation_for(x, p, train)
     if implementation is None or implementation is dropout_of_dtensor:
         return native(keys, x, p, train)
@@ -305,6 +308,6 @@ def _attention_kernel(
 
 
 def _traced_attention_kernel(original: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-    """Return what `_attention_kernel` returns; `original` is the Python kernel or decomposition."""
+    """Return the result of attention; `original` is PyTorch's Python kernel or decomposition."""
     y = replaced_attention(*args, **options) if _switch.active else None
     return original(*args, **options) if y is None else y

@@ -51,7 +51,7 @@ def torch(x, **options):
     torch = import_or_skip("torch")
     from cdropout.torch import dropout
 
-    integers = x.view(f"i{x.itemsize}")  # NumPy's bfloat16 is unknown to PyTorch
+    integers = x.view(f"i{x.itemsize}")  # torch.from_numpy rejects bfloat16
     tensor = torch.from_numpy(integers).view(getattr(torch, x.dtype.name))
     assert tensor.stride() == tuple(stride // x.itemsize for stride in x.strides)
     y = dropout(tensor, **(options or {"p": P, "generator": generator()}))

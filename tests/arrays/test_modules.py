@@ -255,5 +255,5 @@ def test_backward_before_forward_raises():
             module.backward(normal(SHAPE))
     with pytest.raises(TypeError):
         m(None)
-    with pytest.raises(RuntimeError, match="before forward"):  # m(None) raised and stored no mask
+    with pytest.raises(RuntimeError, match="before forward"):  # m(None) has stored no mask
         m.backward(normal(SHAPE))

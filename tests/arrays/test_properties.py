@@ -193,7 +193,7 @@ def test_alpha_dropout_equals_reference(data, dtype, p, seed, call):
     a = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     b = -a * p * saturation
     exact = np.where(keep, a * x.astype(float) + b, a * saturation + b)
-    # The rounding errors of a, b, the product and the sum are at most 2 eps (size + abs(exact)).
+    # The rounding errors of all operations add up to at most 2 eps (size + abs(exact)).
     size = np.where(keep, abs(a * x.astype(float)) + abs(b), a)
     assert (abs(y - exact) <= 2 * np.finfo(dtype).eps * (size + abs(exact))).all()
     function(x, p, True, True, rng=generator_at(seed, call))

@@ -71,7 +71,7 @@ def test_kernels_reject_null_pointers(table, code):
 @pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
 @pytest.mark.parametrize("code", DTYPES.values())
 def test_kernels_accept_null_pointers_if_there_are_no_elements(table, code, rows, columns):
-    """The pointer to the axes must not be null, because the axes contain the length 0."""
+    """The pointer to the axes must not be null, because kernels read the length 0 from the axes."""
     for kernel, arguments in calls(table, rows, columns, code, None):
         for index in pointers(table, kernel):
             if tables.KERNELS[kernel][1 + index] is not tables.AXES:

@@ -1,7 +1,7 @@
 """Tests that the C interface is binary compatible with its recorded layout.
 
-Functions may be added at the end of the table, and codes to the enums; nothing else may change.
-Before a release, record the additions in capi_layout.json with
+Functions may be added at the end of the table, and codes may be added to the enums. Nothing else
+may change. Before a release, record the additions in capi_layout.json with
 `python -m tests.capi.test_layout --record`.
 """
 
@@ -69,7 +69,7 @@ def test_recorded_layout_is_unchanged():
 
 
 def test_recorded_layout_is_complete():
-    """A layout with additions that are not recorded must have a later version."""
+    """A layout with additions that are not recorded must have a later version than the record."""
     present = layout(HEADER)
     assert present["version"] > record()["version"] or present == record()
 

@@ -31,7 +31,7 @@ def quick_bench():
 def refuse(capsys):
     """Return a function that runs the command line with arguments that are invalid.
 
-    The function asserts that the exit code is 2 and that only one line is printed, to standard
+    The function asserts that the exit code is 2 and that the only output is one line on standard
     error. It returns this line.
     """
 

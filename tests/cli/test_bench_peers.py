@@ -35,7 +35,7 @@ def test_copies_write_y_and_gx(threads, size):
 
 def test_large_copy_uses_all_threads():
     idents = set()
-    barrier = threading.Barrier(3, timeout=60)  # wait raises unless three threads copy at once
+    barrier = threading.Barrier(3, timeout=60)  # wait fails unless three threads call it
 
     def copy(target, source):
         barrier.wait()

@@ -35,7 +35,7 @@ def heading(cpu_usage=0.99, **changes):
 
 
 def measurements(ns, dtype="float32", size=1 << 20):
-    """Return the Measurements of both modes for {implementation: ns per element}."""
+    """Return Measurements of both modes; ns is a dict {implementation: ns per element}."""
     return [
         timing.Measurement(
             dtype=dtype,
@@ -132,7 +132,7 @@ def test_short_keeps_two_digits(ratio, text):
     assert table.short(ratio) == text
 
 
-def test_rows_have_speedups_with_an_x():
+def test_speedup_in_each_row_ends_with_the_letter_x():
     lines = report(80, measurements({"memcpy": 0.5, "cdropout": 1.0, "numpy": 22.2}))
     rows = [line.split()[1:] for line in lines if line.startswith("   1Mi ")]
     assert [row[0] for row in rows] == 2 * ["memcpy", "cdropout", "numpy"]

@@ -1,4 +1,4 @@
-"""Tests of errors of imports: invalid environment variables, unsupported versions of frameworks."""
+"""Tests of errors at import: invalid environment variables, unsupported framework versions."""
 
 import importlib
 import os
@@ -85,7 +85,7 @@ def test_cdropout_isa_and_option_isa_ignore_case(command, isa):
 
 # ---- versions of frameworks ---------------------------------------------------------------------
 
-VERSIONS = {  # supported versions, and others
+VERSIONS = {  # requirement: (supported versions, unsupported versions)
     "dask[array]>=2024.12": (["2024.12.0", "2024.12.1", "2025.1.0"], ["2024.9.9", "2024.11.2"]),
     "keras>=3.0": (["3", "3.0.0", "3.10.0", "4.0.0"], ["2.15.0", "2.16.0rc1"]),
     "torch<3,>=2.9": (["2.9.0+cpu", "2.14.1"], ["2.8.1", "3.0.0a1+cpu"]),

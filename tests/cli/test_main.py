@@ -29,7 +29,7 @@ STREAM_P_WANTED = "expected a probability from 1e-06 to 0.999999, but got "
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Return a function that parses arguments of `cdropout bench` but does not run it."""
+    """Return a function that parses arguments of `cdropout bench` but runs no benchmark."""
     there = "numpy", "numpy-rand", "torch"
     monkeypatch.setattr(peers, "missing", lambda name: None if name in there else name)
     parsed = []

@@ -104,7 +104,7 @@ def test_block_length_equals_block_length_of_reference():
 @pytest.mark.parametrize("depth", [1, 2, 3, DEPTH])
 @pytest.mark.parametrize("n", [2, 5, 8, 11])
 def test_extract_gives_results_of_equal_length_equally_often(n, depth):
-    """Count inputs with the same number of ones together; they are equally likely for every p."""
+    """Inputs with the same number of ones form one group; for every p, they are equally likely."""
     counts = {}
     for bits in itertools.product((False, True), repeat=n):
         found = tuple(extract(np.array(bits), depth).tolist())

@@ -86,7 +86,8 @@ static void draw(const cdropout_mask *mask) {
   CALL(bools, (uint8_t *)output(current.n), current.n, mask, current.start);
 }
 
-/* Return how many items a view with these steps spans. Set *before to the distance of the first item from the lowest one. */
+/* Return the number of items from the lowest to the highest address of a view with these steps. Set *before to the position
+ * of the view's first item among these items. */
 static size_t extent(const ptrdiff_t steps[2], size_t *before) {
   size_t lengths[] = {current.rows, current.columns}, total = 1;
   *before = 0;
@@ -140,13 +141,13 @@ static void views(const cdropout_mask *mask) {
       {{columns, -1}, {-columns, 1}, {-columns, -1}}, /* backwards */
       {{0, 1}, {3 * columns, 3}, {-2 * columns, -2}}, /* gaps */
       {{1, rows}, {1, rows}, {columns, 1}},           /* Fortran order */
-      {{columns, 1}, {1, rows}, {columns + 7, 1}},    /* from C to Fortran order, with a window of a mask */
+      {{columns, 1}, {1, rows}, {columns + 7, 1}},    /* C to Fortran order; part of a larger mask */
   };
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) apply_view(mask, &kinds[i]);
 }
 
-/* Call the kernels for the current length and offset. Strided kernels and those with a bias take longer, so that they are
- * called only for one in `every` combinations of length, offset and dtype. */
+/* Call the kernels for the current length and offset. Strided kernels and kernels with a bias take longer. They are
+ * therefore called only for a fraction 1 / every of the combinations of length, offset and dtype. */
 static void all_kernels(const cdropout_mask *masks, int every) {
   current.rows = current.columns = 0;
   draw(&masks[0]);
@@ -171,8 +172,8 @@ static void write_outside(const cdropout_mask *mask, int where) {
   CALL(bools, (uint8_t *)y - (where == -2), current.n + 1, mask, 0);
 }
 
-/* Make the calls for one in `sparse` combinations of length and offset. Return the number of calls, or -1 if mmap or
- * mprotect fails.
+/* Make the calls for a fraction 1 / sparse of the combinations of length and offset. Return the number of calls, or -1 if
+ * mmap or mprotect fails.
  *
  * If every = 0, call only kernels that may use streaming stores. If every < 0, first write one byte outside the output. */
 long long run(const cdropout_table *kernels, int every, int sparse) {
@@ -183,7 +184,7 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
     if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) || mprotect(memory + page + size, page, PROT_NONE)) return -1;
     low[i] = memory + page;
     high[i] = low[i] + size;
-    memset(low[i], 1, size); /* valid as floats, packed bits and bools */
+    memset(low[i], 1, size); /* these bytes are valid floats, packed bits and bools */
   }
   table = kernels;
   signal(SIGSEGV, on_fault);

@@ -30,7 +30,7 @@ def test_functions_reject_flags_that_are_not_bools(calls_with, flag, value):
 
 
 def results(flag, value):
-    """Call every function that has the flag, with this value.
+    """Call every function that has the flag; the flag has this value in each call.
 
     Return {name: (type, bytes and identity of each result, state of the arguments afterwards)}.
     """

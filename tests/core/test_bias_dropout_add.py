@@ -36,7 +36,7 @@ def assert_same(actual, expected):
 
 
 def round_to(dtype, y):
-    """Return y, which has the computation dtype of `dtype`, rounded to `dtype`."""
+    """Round y, an array of the computation dtype of `dtype`, to `dtype`."""
     if np.dtype(dtype).name in reference.HALVES:
         bits = reference.round_to_half(y.view(np.uint32), np.dtype(dtype).name)
         return bits.view(dtype).reshape(y.shape)
@@ -326,7 +326,7 @@ def test_backward_accepts_windows_and_masks_with_broadcast_axes():
 
 @pytest.mark.parametrize("bias_shape", [(C,), (T, 1), (T, C)], ids=str)
 def test_gradients_equal_finite_differences(bias_shape):
-    """Compare derivatives of sum(w * y**2) in random directions with differences, for one mask."""
+    """For one mask, compare directional derivatives of sum(w * y**2) with central differences."""
     operand = operands((T, C), bias_shape, np.float64)
     weight = normal((T, C), np.float64, 6)
 

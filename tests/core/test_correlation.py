@@ -1,4 +1,4 @@
-"""Tests of two- and three-point correlations of mask bits, which a xorshift128+ stream fails."""
+"""Tests of two- and three-point correlations of mask bits. A xorshift128+ stream fails them."""
 
 import math
 from functools import cache, partial
@@ -39,9 +39,10 @@ def draw_by_xorshift(*arguments):
 
 
 def bound(p, points, samples, pooled=1):
-    """Return the limit, in sigmas, for the absolute values of sums over `samples` samples.
+    """Return the limit, in sigmas, for the absolute value of a sum over this number of samples.
 
-    Each term of a sum can itself be the sum of `pooled` products divided by sqrt(pooled).
+    Each term of the sum can itself be a sum of several products, divided by sqrt(pooled), where
+    `pooled` is the number of products.
     """
     max_term = randomness.max_term(rarer_probability(p)) ** points
     return correlation.bernstein(max_term * math.sqrt(pooled), samples, TESTS / FALSE_ALARM)
@@ -55,7 +56,7 @@ def triple_sigmas(draw, p):
 
 
 def distance_sigmas(draw, p, distance):
-    """Return the sum over all pairs of bits at this distance in the same word, in sigmas."""
+    """Return the summed correlation, in sigmas, of all pairs of bits at this distance in a word."""
     sigmas = pair_sigmas(draw, p)
     words = sigmas[:64, :64], sigmas[64:, 64:]
     pooled = sum(np.diagonal(word, distance).sum() for word in words)

@@ -59,8 +59,8 @@ def test_built_and_runnable_contain_the_baseline():
     assert set(dispatch.built()) <= set(SETS) and set(dispatch.runnable()) <= set(SETS)
 
 
-SAVED = 7 << 27  # the bits OSXSAVE, AVX and F16C of leaf 1
-HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of leaf 7 on these CPUs
+SAVED = 7 << 27  # the bits OSXSAVE, AVX and F16C in ECX of CPUID leaf 1
+HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of CPUID leaf 7 on these CPUs
 
 
 @pytest.mark.parametrize(

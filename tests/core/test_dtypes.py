@@ -32,7 +32,7 @@ def test_dropout_draws_the_same_mask_for_all_types(shape, p):
         assert kept == {reference.keep(SEED, call, p, 0, x.size).tobytes()}
 
 
-SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", on a big-endian machine "<f2"
+SWAPPED = np.dtype(np.float16).newbyteorder().str  # ">f2", or "<f2" on big-endian machines
 
 
 @pytest.mark.parametrize("name", ["int16", "uint16", SWAPPED, "float8_e5m2", "float8_e4m3fn"])
@@ -43,7 +43,7 @@ def test_dropout_raises_for_other_types_of_1_or_2_bytes(name):
 
 
 def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
-    """Use a dtype of NumPy's own tests with the type number -1; other packages have such dtypes."""
+    """Use a dtype from NumPy's own tests. Dtypes of other packages can have this number, too."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:

@@ -30,7 +30,7 @@ def unaligned(x, offset):
 
 
 def view_in(x, index, shape):
-    """Return a copy of x that is the view `memory[index]` of an array with the given shape."""
+    """Return a copy of x that is the view `memory[index]` of an array `memory` of this shape."""
     memory = np.full(shape, FILL, x.dtype)
     view = memory[index]
     view[...] = x

@@ -18,7 +18,7 @@ from ..helpers.requirements import unix_only
 from ..helpers.subprocess_runner import run
 from ..helpers.threads import run_in_threads
 
-SIGMAS = 5.6  # the two-sided tail probability is 2e-8, below 1e-6 for all 36 pairs
+SIGMAS = 5.6  # two-sided tail probability: 2e-8 per pair, below 1e-6 for all 36 pairs
 X = np.ones(300, np.float32)
 LAST = 2**64 - 1
 SEEDS = [0, 1, -1, 2**63 - 1, 2**63, -(2**63), LAST, np.int8(-7), np.uint64(5)]

@@ -12,7 +12,8 @@ from ..helpers.requirements import linux_only
 
 SEED = 31
 SIZE = (1 << 32) + (1 << 20)
-# The tests compare 1000 elements from each of these indices; 2**31 and 2**32 are among them.
+# The tests compare 1000 elements from each of these indices on. These elements include those
+# with the indices 2**31 and 2**32.
 STARTS = [0, (1 << 31) - 500, (1 << 31) + (1 << 17), (1 << 32) - 500, SIZE - 1008]
 
 

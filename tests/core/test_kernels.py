@@ -28,7 +28,7 @@ LENGTHS = [*range(71), *range(126, 132), *range(510, 515), 1023, 1024, 1025, 819
 STARTS = [0, 1, 7, 8, 31, 63, 64, 65, 511, 512, 513, 8191, 8192,
           2**31 - 5, 2**32 - 3, 2**40 + 17, 2**62 + 1]  # fmt: skip
 MAX_LENGTH = max(LENGTHS)
-LONG = (1 << 21) + 4321  # elements; enough for streaming stores
+LONG = (1 << 21) + 4321  # number of elements of a long range
 
 
 @pytest.fixture(params=ISAS)
@@ -160,7 +160,7 @@ def test_two_parts_of_a_range_equal_the_whole(table, dtype, p):
 
 
 def test_an_element_is_kept_if_its_random_number_equals_p(table):
-    """The random number of the element equals the first p and is less than the second one."""
+    """The random number of the element equals the first p and is less than the second p."""
     # This is the first element whose 12 drawn bits are 0 and whose hash is a multiple of 4096.
     seed, call, element = 1, 0, 23_804_840
     _, _, tie = reference.mask_constants(seed, call)
@@ -273,7 +273,7 @@ def test_bias_dropout_add_backward_equals_the_reference(table, dtype, p):
 
 
 def product(value, scale, dtype):
-    """Return value * scale, for scale > 0, rounded to dtype; for half types, first to float32."""
+    """Return value * scale rounded to dtype; scale > 0. For half types, first round to float32."""
     if not np.isfinite(value):
         return value
     try:  # for two float32 numbers, the product is exact in float64
@@ -315,7 +315,7 @@ def test_kernels_round_products_of_special_values_correctly(table, dtype, p, ker
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @every_half
 def test_apply_bits_with_every_half_precision_number(table, dtype, p):
-    """Kernels load elements in pairs; each number is tested as the first and second of a pair."""
+    """Kernels load pairs of elements. Each number is tested as first and as second element."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):

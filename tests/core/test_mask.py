@@ -52,7 +52,7 @@ def window_positions(shape, index):
 
 
 def keep_at(positions, p, seed, call):
-    """Return which elements at these positions are kept; draw only blocks with such elements."""
+    """Return an array of bools, True for kept elements; draw only the blocks of these positions."""
     kept = np.empty(positions.shape, bool)
     blocks = positions // np.uint64(BLOCK)
     for block in np.unique(blocks):
@@ -264,7 +264,7 @@ def random_index(rng, shape):
     for extra in (None, ...):
         if rng.random() < 0.3 and len(shape) < 6:
             items.insert(rng.randint(0, len(items)), extra)
-    # Items after '...' would index other axes and could be out of bounds for these axes.
+    # Omit items after '...': they index the last axes, where they could be out of bounds.
     return tuple(items if ... not in items else items[: items.index(...) + 1])
 
 
@@ -363,7 +363,7 @@ def test_windows_with_a_stride_of_2_to_the_63_equal_the_reference():
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("seed", range(10))
 def test_apply_equals_the_reference_for_mask_strides_that_wrap_around(seed, order):
-    """The stride between columns, which is negative, is twice the row stride modulo 2**64."""
+    """The column stride is negative and equals twice the row stride modulo 2**64."""
     columns = (2**64 + 2) // 3
     mask = cd.Mask((2, columns), 0.5, seed=seed)[:, columns - 1 :: 2 - columns]
     elements = [row * columns + column for row in (0, 1) for column in (columns - 1, 1)]
@@ -385,7 +385,7 @@ def test_bool_of_a_mask_is_true_for_any_shape():
 
 
 def test_masks_that_differ_only_in_p_are_nested():
-    """A mask drops all elements that one with a lower p drops if both draw 12 bits per element."""
+    """With 12 bits per element, a mask drops every element that a mask with a lower p drops."""
     n = 50_000
     probabilities = (2.0**-60, 0.01, 0.1, 0.1000001, 0.3, 0.7, 0.999)
     dropped = [~np.asarray(cd.Mask(n, p, 3, 4)) for p in probabilities]

@@ -87,7 +87,7 @@ for function in [
         failed.append(function)
 assert len(failed) == 9 and generator.calls == 0, len(failed)
 assert (x.min(), x.max(), large.min(), large.max()) == (1, 1, 1, 1)
-y = cd.dropout(large, 0.5, rng=generator, out=out)  # the stacks of threads exceed the limit
+y = cd.dropout(large, 0.5, rng=generator, out=out)  # threads cannot start within the memory limit
 assert y is out and set(y[:100].tolist()) == {0, 2} and generator.calls == 1
 print("done")
 """
@@ -205,8 +205,8 @@ def test_calls_with_out_allocate_little_memory(threads):
     status, output, errors = run(PRINT_PEAK, CDROPOUT_NUM_THREADS=str(threads))
     assert (status, errors) == (0, "")
     used, with_an_array = map(int, output.split())
-    assert used < 4 << 20  # thread stacks and small objects; x has 64 MiB
-    assert with_an_array > 60 << 20  # the measured peak includes a new array
+    assert used < 4 << 20  # enough for thread stacks, but not for a copy of x (64 MiB)
+    assert with_an_array > 60 << 20  # peak() detects a new array of 64 MiB
 
 
 # ---- leaks ------------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ def run_all(functions, rounds):
     return failed
 
 
-# Free-threaded CPython frees a few hundred objects late. The limit, which is proportional to the
-# number of rounds, has to be larger than these objects.
+# Free-threaded CPython frees a few hundred objects late. With more rounds, the limit of 20 bytes
+# per round is larger than the size of these objects.
 ROUNDS = 4000 if sysconfig.get_config_var("Py_GIL_DISABLED") else 400
 
 
@@ -283,7 +283,7 @@ def test_calls_leak_no_memory_and_no_references():
         # uses for str(dtype). The cache fills up once, whereas a leak grows in each measurement.
         for _ in range(3):
             growth = measure_growth(functions)
-            if growth < 20 * ROUNDS:  # bytes; a leak of one object per round takes 24
+            if growth < 20 * ROUNDS:  # in bytes; one leaked float per round takes 24 bytes
                 break
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Tests of NumPy generators and seed sequences as `rng`.
+"""Tests of NumPy generators and seed sequences that are passed as `rng`.
 
 Each call draws one seed from a generator. A SeedSequence always gives the same seed.
 """

@@ -37,7 +37,7 @@ first = threading.Thread(target=int)  # makes the C library install a signal han
 first.start()
 first.join()
 before = state()
-lazy = {"numpy.ma"} - set(sys.modules)  # NumPy 1 imports numpy.ma
+lazy = {"numpy.ma"} - set(sys.modules)  # empty with NumPy 1, which imports numpy.ma
 import cdropout as cd
 imported = state()
 assert all(before[name] == imported[name] for name in before), [

@@ -16,7 +16,7 @@ SEED = 31
 
 
 def draw(generator, mask, module):
-    """Return the mask that `generator` draws, the result of each argument, and the process ID."""
+    """Return the mask drawn from `generator`, one result per argument, and the process ID."""
     x = np.ones(99, np.float32)
     y, next_mask = cd.dropout(x, 0.5, rng=generator, return_mask=True)
     return next_mask, y, mask.apply(x), module(x), os.getpid()

@@ -29,7 +29,7 @@ FEW = 1 << 20  # number of elements in the tests of score_lags and score_grams
 @pytest.mark.parametrize("p", randomness.PROBABILITIES)
 def test_masks_pass_all_statistical_tests(p):
     rate, *others = randomness.all_tests(draw, p, QUICK_EFFORT)
-    assert abs(rate.sigmas[0]) < 4  # the number of kept elements, of 10**10
+    assert abs(rate.sigmas[0]) < 4  # deviation of the number of kept elements among 10**10
     for scores in others:
         assert scores.passes(), (scores.test, scores.worst())
 
@@ -57,7 +57,7 @@ def draw_biased(*arguments):
 
 
 def damaged(order, damage):
-    """Return a draw function whose bits `damage` changes while they are arranged along `order`."""
+    """Return a draw function that arranges bits along `order` and changes them with `damage`."""
 
     def draw_damaged(*arguments):
         bits = randomness.ordered(draw(*arguments), order)
@@ -81,7 +81,7 @@ def add_neighbours(bits):
 
 
 def shorten_runs(bits):
-    """Shorten runs of dropped elements to at most 12."""
+    """Shorten runs of dropped elements to at most 12 elements."""
     dropped = bits == 0
     bits[np.all([np.roll(dropped, i) for i in range(13)], axis=0)] = 1
 
@@ -134,7 +134,7 @@ def test_generator_with_short_runs_fails():
     assert "runs along elements" in names
 
 
-# For each family, a function that maps the (seed, call, block) of some masks to the same values.
+# For each family, a function that returns the same (seed, call, block) for two or more masks.
 LEAKS = {
     "consecutive seeds": lambda seed, call, block: (seed & ~1, call, block),
     "consecutive calls": lambda seed, call, block: (seed, call & ~1, block),

@@ -12,7 +12,7 @@ from .. import reference
 from ..helpers.arrays import DTYPES, assert_same_bits, every_dtype, every_half
 
 RECORDS = json.loads((Path(__file__).parents[2] / "cdropout" / "stream_v1.json").read_text())
-SIGMAS = 5.6  # the two-sided tail probability is 2e-8, about 1e-6 for all 40 rates
+SIGMAS = 5.6  # the two-sided tail probability is 2e-8 for one rate, and about 1e-6 for all 40 rates
 
 
 def all_values(dtype):
@@ -55,7 +55,7 @@ def test_the_hash_drops_and_keeps_elements_in_the_long_cases():
 
 
 def test_mix_is_the_finalizer_of_splitmix64():
-    # The authors published these values as the first outputs for the seed 1234567.
+    # These are the first outputs of the C program splitmix64.c for the seed 1234567.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423,
                  4593380528125082431, 16408922859458223821]  # fmt: skip
     outputs = [reference.mix(1234567 + reference.GAMMA * (i + 1)) for i in range(5)]

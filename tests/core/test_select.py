@@ -11,7 +11,7 @@ from ..helpers.arrays import assert_same_bits, every_half, pack
 from ..helpers.requirements import ISAS
 
 SEED = 0x0123456789ABCDEF
-# The scales for these p are powers of 2, have few or many significant bits, or exceed float16.
+# These p give scales that are powers of 2, have many bits, or are too large for float16.
 PROBABILITIES = [5e-324, 0.1, 0.25, 0.3, 0.5, 0.9, 0.999, 1 - 2.0**-10, 1 - 2.0**-40, 1 - 2.0**-53]
 
 
@@ -51,7 +51,7 @@ def test_dropout_in_evaluation_copies_every_number(dtype):
 @every_half
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_dropout_with_a_given_mask_equals_the_reference_for_every_number(p, dtype):
-    """Each number is kept by the first or by the second mask, and by the third one."""
+    """Each number is kept by either the first or the second mask, and by the third mask."""
     x = every_number(dtype)
     keep = np.random.default_rng(1).integers(0, 2, x.shape).astype(bool)
     for bools in (keep, ~keep, np.ones_like(keep)):
@@ -78,8 +78,8 @@ def test_apply_bits_multiplies_by_a_scale_of_0(isa, dtype):
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
 
 
-# Bit patterns of 0 and of numbers next to a limit of float16 or bfloat16: the limits of subnormals,
-# of numbers whose product can overflow, of finite numbers, and of signalling NaNs.
+# Bit patterns of 0 and of numbers at the ends of these ranges of float16 or bfloat16: subnormal
+# numbers, numbers whose product can overflow, finite numbers, and signalling NaNs.
 SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77FE, 0x7800, 0x7BFE,
            0x7BFF, 0x7C00, 0x7C01, 0x7DFF, 0x7E00, 0x7F7F, 0x7F80, 0x7F81, 0x7FFF]  # fmt: skip
 

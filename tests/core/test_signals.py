@@ -13,7 +13,7 @@ from ..helpers.requirements import linux_only, slow
 from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SEED = 31
-SIZE = 1 << 36  # float32 elements: 256 GiB, for which a call takes at least ten seconds
+SIZE = 1 << 36  # float32 elements, or 256 GiB; a call takes at least ten seconds
 END = SIZE - (1 << 14)  # first element of the last 64 KiB
 ROW = 1 << 18
 DELAY = 0.1  # seconds until the signal, which arrives during the call
@@ -23,7 +23,7 @@ DELAY = 0.1  # seconds until the signal, which arrives during the call
 def huge():
     """Return an array of ones; only its first and its last 64 KiB have their own memory."""
     array = aliased_array(np.float32, SIZE, [0, END])
-    array[: 1 << 23] = array[END:] = 1  # the first 32 MiB cover all memory but the end
+    array[: 1 << 23] = array[END:] = 1  # all other elements share memory with the first 32 MiB
     return array
 
 
@@ -102,7 +102,7 @@ def test_keyboard_interrupt_ends_the_drawing_of_a_mask(alarm):
 def test_sigint_raises_keyboard_interrupt_during_a_call():
     script = (
         f"{FIND_TESTS}import numpy as np, cdropout as cd, os, signal, threading\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs may ignore SIGINT
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
         "from tests.helpers.aliased_array import aliased_array\n"
         f"x, g = aliased_array(np.float32, {SIZE}), cd.Generator(1)\n"
         f"threading.Timer({DELAY}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"

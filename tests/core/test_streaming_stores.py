@@ -1,4 +1,4 @@
-"""Tests that streaming stores do not change the output, and that only the output is written."""
+"""Tests that kernels write the same output with streaming stores, and write nothing else."""
 
 import random
 
@@ -20,7 +20,7 @@ from ..helpers.kernel_tables import (
 )
 from ..helpers.requirements import ISAS, slow
 
-SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # SEED, CALL: as in new_mask
+SEED, CALL, P = 0xFEDCBA9876543210, 2**40 + 3, 0.3  # SEED and CALL are the defaults of new_mask
 LENGTHS = [0, 127, 129, 512, 640, 1025, 8704, 20000]
 LENGTHS += slow(1, 128, 511, 513, 1023, 1024, 1600, 8191)
 START = 2**33 - 77

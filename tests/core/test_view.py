@@ -30,7 +30,7 @@ STARTS = [0, 1, 77, 511, 8190, 2**33 - 77]
 
 
 class Layout(NamedTuple):
-    """The order of the axes in memory, fastest axis last, and the steps along the axes in items."""
+    """The order of the axes in memory, fastest axis last, and their steps, as in slices."""
 
     order: tuple
     steps: tuple
@@ -84,7 +84,7 @@ def case(shape, order=None, y_order=None, steps=None, y_steps=None, start=77, **
 
 @cache
 def keep(p, first, n):
-    """Return the keep bits of n elements from `first` on; position 0 follows position 2**64 - 1."""
+    """Return the keep bits of n elements starting at `first`; position 0 follows 2**64 - 1."""
     first %= 2**64
     before = min(n, 2**64 - first)
     parts = [reference.keep(SEED, CALL, p, first, before)]
@@ -130,7 +130,7 @@ def axes_of(shape, x, y, mask):
 
 
 def given_bits(case, p, first):
-    """Return a buffer of `first` bits and the bits of the case, and the bit index of element 0."""
+    """Return a buffer of `first` ones and the bits of the case, and the bit index of element 0."""
     position, n = extent(case)
     bits = np.concatenate([np.ones(first, bool), keep(p, position, n)])
     packed = pack(bits)
@@ -364,7 +364,7 @@ REALS = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float32"
 
 @cache
 def expected_alpha(case, dtype, p, shift, constant):
-    """Return x * scale + shift for kept elements and the constant for others; all +0.0 if p = 1."""
+    """Return x * scale + shift where kept and `constant` where dropped, or only +0.0 if p is 1."""
     x, scale = values(dtype, case.shape), reference.scale(p, dtype)
     with np.errstate(all="ignore"):
         shifted = x * scale + dtype(shift)

@@ -67,7 +67,7 @@ def compute_checksums(y):
 
 
 def expected_checksums(rows):
-    """Return the checksum of each chunk of `rows` planes of NumPy's result."""
+    """Return the checksum of each chunk of `rows` planes of the result for a NumPy array."""
     x = np.ones(MASK.shape, np.float32) * np.arange(1, 65, dtype=np.float32)[:, None, None]
     y = cd.dropout(x, mask=MASK)
     return [zlib.crc32(y[i : i + rows]) for i in range(0, 64, rows)]

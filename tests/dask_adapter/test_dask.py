@@ -147,7 +147,7 @@ def test_layer_can_be_fused_with_its_neighbours(optimize_graph):
     np.testing.assert_allclose(z, (expected * 2)[:, 5:31].sum(axis=1), rtol=1e-5)
 
 
-@pytest.mark.slow  # the option has to be set before the import
+@pytest.mark.slow  # starts a process to set the option before the import
 def test_result_is_equal_with_array_expressions():
     script = (
         "import dask; dask.config.set({'array.query-planning': True})\n"

@@ -33,7 +33,7 @@ BLOCKS = [
 ]
 
 
-# The blocks of these pages build on each other. Those of COMPILED also need a compiled program.
+# On these pages, blocks depend on earlier blocks. COMPILED pages also need a compiled program.
 COMPILED = ("docs/howto/from_c.md", "docs/howto/cython.md")
 PAGES = [
     name
@@ -114,7 +114,7 @@ def test_pages_show_the_output_of_their_code(name):
 
 
 def build(folder, *command):
-    """Run a command that needs a C compiler in a folder, with the programs of this environment."""
+    """Run a command in a folder, with this environment's programs in PATH; needs a C compiler."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])

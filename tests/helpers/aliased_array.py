@@ -28,8 +28,8 @@ def aliased_array(dtype, n, private=()):
     Parameters
     ----------
     private : sequence of int
-        Indices of elements. For each index, 64 KiB that begin with the page of the element are not
-        shared.
+        Indices of elements. For each index, the 64 KiB from the start of the element's page are
+        not shared.
     """
     size = n * np.dtype(dtype).itemsize
     mapping = mmap.mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, READ_WRITE)

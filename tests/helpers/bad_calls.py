@@ -73,7 +73,7 @@ class ValidCall:
         return self.name
 
     def has(self, *names):
-        """Return whether the call has an argument of each of these names."""
+        """Return whether the call has arguments with all of these names."""
         return self.arguments.keys() >= set(names)
 
 

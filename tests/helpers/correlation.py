@@ -37,7 +37,7 @@ def bernstein(max_term, terms, odds):
 
 
 def samples(draw, p, n):
-    """Yield the first n samples in arrays bool [CHUNK, 128], in which the rarer outcome is True.
+    """Yield the first n samples in bool arrays of shape (CHUNK, 128); the rarer outcome is True.
 
     `draw(seed, call, p, start, n)` returns the packed keep bits of n elements.
     """
@@ -56,7 +56,7 @@ def count_pairs(bits):
 
 
 def count_triples(bits):
-    """Return an array; for i < j < k, element [i, j, k] counts the samples with these bits."""
+    """Return an array; for i < j < k, element [i, j, k] counts samples with bits i, j and k set."""
     x = bits.astype(np.float32)
     triples = np.zeros((BITS, BITS, BITS))
     for k in range(2, BITS):
@@ -66,7 +66,7 @@ def count_triples(bits):
 
 
 def centre_pairs(pairs, n, q):
-    """Return the sum of (bit i - q) (bit j - q) over n samples, in sigmas; 0 unless i < j.
+    """Return sums of (bit i - q) (bit j - q) over n samples, in sigmas; elements with i >= j are 0.
 
     `pairs` is the sum of `count_pairs` over all samples.
     """
@@ -76,9 +76,9 @@ def centre_pairs(pairs, n, q):
 
 
 def centre_triples(triples, pairs, n, q):
-    """Return sums of products of three centred bits over n samples, in sigmas; 0 unless i < j < k.
+    """Return sums of products of centred bits i < j < k over n samples, in sigmas; 0 elsewhere.
 
-    A centred bit is the bit minus q, the exact probability of a set bit, not an estimate.
+    A centred bit is the bit minus q, where q is the exact probability that a bit is set.
     """
     ones = np.diagonal(pairs)
     two = pairs[:, :, None] + pairs[:, None, :] + pairs

@@ -9,7 +9,8 @@ from .requirements import slow
 def given_examples(count, *strategies):
     """Return a decorator that tests a property with `count` // 5 examples.
 
-    A slow test uses `count` examples. The examples are the same in every run and have no deadline.
+    A second test, which is slow, uses `count` examples. The examples are the same in every run and
+    have no deadline.
     """
 
     def decorate(check):

@@ -1,4 +1,4 @@
-"""JAX keys and arrays, and dropout computed with NumPy from the same key."""
+"""JAX keys and arrays, and the result of dropout for a JAX key, computed with NumPy."""
 
 import numpy as np
 import pytest

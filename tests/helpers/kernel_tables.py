@@ -105,7 +105,7 @@ def tables():
 
 
 def set_streaming_threshold(isa, size):
-    """Set the output size in bytes from which kernels of this set use streaming stores."""
+    """Set the smallest output size in bytes for which kernels of this set use streaming stores."""
     importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 
@@ -175,7 +175,7 @@ def numbers(dtype, n):
 
 @cache
 def random_bools(size):
-    """Return random bytes, about half of which are 0 and the others 1, 2, 128 or 255."""
+    """Return random bytes: about half are 0, and the others are 1, 2, 128 or 255."""
     values = np.array([0, 0, 0, 0, 1, 2, 128, 255], np.uint8)
     return values[np.random.default_rng(size).integers(0, 8, size)]
 

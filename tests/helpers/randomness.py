@@ -22,7 +22,7 @@ FALSE_ALARM = 1e-6  # the probability that a perfect generator fails any of TEST
 TESTS = 250
 GRAM = 16  # number of consecutive elements, all subsets of which are tested
 LAGS = [*range(1, 65), *(2**k + d for k in range(7, 17) for d in (-1, 0, 1))]
-ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # the axis of each order
+ORDERS = {"blocks": 0, "groups": 1, "lanes": 2, "elements": 3}  # the axis that varies fastest
 
 
 class Scores(NamedTuple):
@@ -90,7 +90,7 @@ QUICK_EFFORT = Effort(10**10, 2 * CHUNK, 4, 400)
 
 
 def rate(draw, p, n, seed=SEED):
-    """Return the scores of the number of kept elements among n."""
+    """Return the scores of the number of kept elements among n elements."""
     excess = sum(map(count_bits, chunks(draw, p, n, seed))) - n * (1 - p)
     sigmas = np.array([excess / math.sqrt(n * p * (1 - p))])
     return Scores("keep rate", p, sigmas, n, max_term(p))
@@ -123,7 +123,7 @@ def tally_lags(bits):
 def score_lags(tally, p, n):
     """Return sums of products of two standardised elements at each lag, in sigmas.
 
-    All `score_` functions also return the number and the largest magnitude of the terms of a sum.
+    Each `score_` function also returns the number of terms of a sum and their largest magnitude.
     """
     q = 1 - p
     products = tally[:-1] - 2 * q * tally[-1] + n * q**2
@@ -131,7 +131,7 @@ def score_lags(tally, p, n):
 
 
 def tally_grams(bits):
-    """Split the bits into blocks of GRAM bits; return the number of occurrences of each block."""
+    """Split the bits into grams of GRAM bits; return the number of occurrences of each gram."""
     return np.bincount(np.packbits(bits, bitorder="little").view("<u2"), minlength=1 << GRAM)
 
 
@@ -169,7 +169,7 @@ def score_lengths(tally, stop):
 
 
 def tally_gaps(bits, p):
-    """Return the `tally_lengths` of the distances between successive dropped elements.
+    """Return the result of `tally_lengths` for the distances between successive dropped elements.
 
     The elements form a ring.
     """
@@ -178,7 +178,7 @@ def tally_gaps(bits, p):
 
 
 def tally_runs(bits, p):
-    """Return the `tally_lengths` of the runs of dropped elements. The elements form a ring."""
+    """Return the result of `tally_lengths` for the runs of dropped elements in a ring."""
     changes = np.flatnonzero(bits != np.roll(bits, 1))
     lengths = np.diff(changes, append=changes[0] + bits.size)
     return tally_lengths(lengths[bits[changes] == 0], 1 - p)

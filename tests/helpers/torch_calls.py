@@ -91,7 +91,7 @@ def assert_equal(results, expected):
 
 
 class NothingDrawn:
-    """Assert on exit that the given generators and PyTorch's default generator were not used."""
+    """Context in which the given generators and PyTorch's default generator must not be used."""
 
     def __init__(self, *generators):
         self.generators = [torch.default_generator, *[g for g in generators if g is not None]]

@@ -20,7 +20,7 @@ def register_handler():
 
 
 def call(*operands, result=None, **attributes):
-    """Execute the custom call with a side effect, so that XLA keeps it, and return the result."""
+    """Return the result of the custom call; a declared side effect makes XLA keep the call."""
     x = operands[1] if len(operands) > 1 else X
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype) if result is None else result
     function = jax.ffi.ffi_call("cdropout", shape, has_side_effect=True)
@@ -37,7 +37,7 @@ def float64_bits(p):
 
 
 def window(*axes):
-    """Return the operand `window` for axes that are pairs (offset, length)."""
+    """Return the operand `window` for one pair (offset, length) per axis."""
     halves = [(o >> 32, o & 0xFFFFFFFF, n >> 32, n & 0xFFFFFFFF) for o, n in axes]
     return np.array(halves, np.uint32).reshape(-1, 4)
 

@@ -285,7 +285,7 @@ def test_nnx_attention_of_grouped_queries_and_causal():
 
 
 def nnx_attention(attention_fn, x, deterministic):
-    """Return the result of a module of nnx."""
+    """Return the result of an attention module of nnx."""
     module = nnx.MultiHeadAttention(
         num_heads=5, in_features=30, dropout_rate=0.4, attention_fn=attention_fn, decode=False,
         deterministic=deterministic, rngs=nnx.Rngs(0),
@@ -294,7 +294,7 @@ def nnx_attention(attention_fn, x, deterministic):
 
 
 def linen_attention(attention_fn, x, deterministic):
-    """Return the result of a module of linen."""
+    """Return the result of an attention module of linen."""
     options = {"num_heads": 5, "dropout_rate": 0.4, "deterministic": deterministic}
     variables = linen.MultiHeadDotProductAttention(**options).init(KEY, x)
     module = linen.MultiHeadDotProductAttention(**options, attention_fn=attention_fn)
@@ -323,7 +323,7 @@ def test_attention_modules_with_attention_fn(run_module, ours, theirs):
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [True, False])
 def test_recurrent_dropout_of_linen(split):
-    """Flax's cells have no dropout; a cell that contains a module has one mask per step or one."""
+    """A cell with a dropout module has one mask per step if keys are split, and one mask if not."""
 
     class Cell(linen.RNNCellBase):
         features: int = 30

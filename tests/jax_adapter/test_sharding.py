@@ -144,7 +144,7 @@ UNEVEN = [
 
 @pytest.mark.parametrize("shape_and_spec", UNEVEN)
 def test_shards_of_different_lengths(shape_and_spec, mesh):
-    """JAX allows such shards of intermediate results only."""
+    """JAX allows shards of different lengths only for intermediate results."""
     shape, spec = shape_and_spec
     x, sharding = normal_jax(shape), NamedSharding(mesh, P(*spec))
 

@@ -235,7 +235,7 @@ def test_vmap_of_vmap(outer, inner):
 
 @pytest.mark.parametrize("p", [0.3, None])
 def test_cond_under_vmap(p):
-    """vmap replaces cond by select and batches all operands of cond, including a known p."""
+    """In vmap, cond becomes select, and all operands of cond get a batch axis, even a known p."""
     keys, xs, ps = jax.random.split(KEY, 4), normal_jax((4, 30)), jnp.float32([0.1, 0.2, 0.5, 1])
 
     def dropout_or_identity(key, x, q):

@@ -1,4 +1,4 @@
-"""Tests of the XLA handler's checks of structs, threads and versions, in calls without XLA."""
+"""Tests of the XLA handler, called without XLA: checks of structs, threads, and API versions."""
 
 import ctypes
 import os
@@ -120,9 +120,9 @@ def test_valid_call_writes_the_result():
 
 
 def shrink(*names):
-    """Return a function that subtracts 1 from `struct_size` of the struct at a path in a call.
+    """Return a function that subtracts 1 from `struct_size` of a struct in a call.
 
-    The path consists of names of attributes and of indices.
+    `names` are the attribute names and indices that lead from the call to the struct.
     """
 
     def change(call):
@@ -252,7 +252,7 @@ def is_correct(call, seed=7):
 
 
 def run_with_module(script):
-    """Run a script that can use the names of this module, and return the same as `run`."""
+    """Run a script that can use the names of this module; return the result of `run`."""
     script = f"{FIND_TESTS}from {__name__} import *\n{script}"
     return run(script, CDROPOUT_NUM_THREADS="3")
 

@@ -197,7 +197,7 @@ def make_model():
 
 
 def test_loaded_model_starts_at_call_number_0(tmp_path):
-    """Keras does not save the call number of a layer with the model."""
+    """Keras does not save the call numbers of a model's layers."""
     first, x = make_model(), normal((8, 6, 4))
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")
@@ -224,7 +224,7 @@ def test_fit_draws_one_mask_per_step():
 
 @needs_training
 def test_gradient_uses_same_mask():
-    """With a learning rate of 1, a step of gradient descent subtracts the gradient."""
+    """With a learning rate of 1, a gradient descent step subtracts the gradient from the kernel."""
     x = normal((1, 50))
     model = keras.Sequential(
         [

@@ -1,4 +1,4 @@
-"""Tests of cdropout.keras: keras_checks.py with each backend, and errors of the import."""
+"""Tests that run keras_checks.py with each backend, and tests of import errors."""
 
 import os
 import subprocess
@@ -20,8 +20,8 @@ BACKENDS = {  # each backend and the package that it requires
 }
 
 CHECKS = Path(__file__).with_name("keras_checks.py")
-# The first installed backend. The tests with all other backends are marked as slow, but the tests
-# with one backend also compare the masks of the other backends, except TensorFlow.
+# FIRST is the first installed backend. The tests with the other backends are marked as slow, but
+# the tests with any backend also check the masks of the other backends, except TensorFlow.
 FIRST = next((name for name, module in BACKENDS.items() if find_spec(module)), "numpy")
 WARNING_OF_KERAS = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 MESSAGE = "cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`"
@@ -56,7 +56,7 @@ def test_import_without_keras_raises_with_the_install_command():
 
 
 def test_import_of_keras_without_its_backend_raises_with_the_backend(tmp_path):
-    """The file stands for Keras, which imports its backend."""
+    """Replace Keras with a file that imports a missing backend."""
     (tmp_path / "keras.py").write_text("import missing_backend")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
     status, _, errors = run(script)

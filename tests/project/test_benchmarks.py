@@ -29,7 +29,7 @@ def growth():
 def row(size, ns, memcpy=0.1, threads=1, extra=0):
     """Return a row of the results of growth.py.
 
-    `extra` is the peak memory in bytes besides input and output, or None if the peak is unknown.
+    `extra` is the peak memory in bytes, less the input and output, or None if the peak is unknown.
     """
     peak = None if extra is None else 8 * size + extra
     costs = {"dropout": ns, "memcpy": memcpy, "nbytes": 8 * size, "peak": peak}
@@ -63,8 +63,8 @@ def test_growth_script_prints_a_row_per_size():
     )
     rows = [line.split() for line in printed.splitlines()[1:3]]
     assert [each[:2] for each in rows] == [["64", "2"], ["1Mi", "2"]]
-    assert rows[1][6] == "4.00"  # MiB for input and output
-    assert code == 0 or "TOO SLOW" in printed  # possible on a busy machine
+    assert rows[1][6] == "4.00"  # MiB of the input and the output together
+    assert code == 0 or "TOO SLOW" in printed  # a busy machine can be too slow
 
 
 @pytest.mark.slow

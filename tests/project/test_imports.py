@@ -1,4 +1,4 @@
-"""Tests that modules import only lower layers and that no folder of tests is on the import path."""
+"""Tests that modules import only from lower layers, and that no folder of tests is on sys.path."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdropout"
 LAYERS = [  # modules import only from lines above their own
-    "include environment",  # the C interface; errors in environment variables
+    "include environment",  # the C interface, and errors during imports
     "_core.stream _core.view",
     "_core.bits",
     "_core.select",
@@ -25,7 +25,7 @@ LAYERS = [  # modules import only from lines above their own
     "typing",
     "functional",
     "modules",
-    "cdropout",  # __init__.py; it imports no module below this line
+    "cdropout",  # __init__.py, which imports no module below this line
     "selftest stream_command torch jax dask tensorflow thinc",
     "flax keras",
     "bench",
@@ -33,7 +33,7 @@ LAYERS = [  # modules import only from lines above their own
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
-# These imports are inside functions.
+# Imports inside functions, as (importing module, imported module).
 WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch"), ("modules", "torch")}
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
@@ -82,7 +82,7 @@ def test_modules_import_only_from_lower_layers():
 def test_each_module_of_the_core_has_a_test_file():
     modules = {path.stem for path in (PACKAGE / "_core").glob("*.p[xy]*")}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "core").glob("*.py")}
-    # test_kernels.py and test_view.py test the inline functions of the last three
+    # test_kernels.py and test_view.py test the inline functions of these three modules
     assert modules - tests == {"bits", "rows", "tiles"}
 
 

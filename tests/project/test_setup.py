@@ -1,4 +1,4 @@
-"""Tests of the lowest NumPy, and of the compiler and the flags that setup.py uses on Windows."""
+"""Tests of the lowest NumPy version, and of the compiler and flags for Windows in setup.py."""
 
 import runpy
 import sys
@@ -16,7 +16,7 @@ NAME = "clang-cl.exe" if sys.platform == "win32" else "clang-cl"
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Return a build_ext command for 64-bit Windows with MSVC; clang-cl is not installed."""
+    """Return a build_ext command for 64-bit Windows with MSVC and without clang-cl."""
     setuptools = pytest.importorskip("setuptools")
     pytest.importorskip("Cython")
     arguments_of_setup = {}
@@ -61,7 +61,7 @@ def test_modules_require_the_lowest_numpy_of_pyproject(build):
     (version,) = macros
     lowest = version.removeprefix("NPY_").removesuffix("_API_VERSION").replace("_", ".")
     assert f'dependencies = ["numpy>={lowest}"]' in SETUP.with_name("pyproject.toml").read_text()
-    # the compiler takes an unknown name for 0, the first version
+    # the preprocessor reads an unknown name as 0, that is, as a very old version
     header = Path(np.get_include(), "numpy", "numpyconfig.h").read_text()
     assert f"#define {version} " in header
 

@@ -39,7 +39,7 @@ METHODS = {
     for name in dir(kind)
     if not name.startswith("_") and callable(method := getattr(kind, name))
 }
-# `Dropout` documents the methods of all modules; extra_repr is for subclasses.
+# Only `Dropout` documents the methods that all modules share. extra_repr is for subclasses.
 METHODS_WITH_EXAMPLES = [
     name
     for name in METHODS
@@ -77,7 +77,7 @@ def test_class_docstrings_begin_with_the_signature():
 
 @pytest.mark.parametrize("name", [*CALLABLES, *METHODS_WITH_EXAMPLES])
 def test_examples_in_docstrings_run(name):
-    """Run the examples of each public function, class and method, which must have examples."""
+    """Run the examples in the docstring of a callable, which must contain examples."""
     if name == "Mask.to_dask":
         find_or_skip("dask")
     generator_state, threads = cd.default_generator.state, cd.get_num_threads()

@@ -12,7 +12,7 @@ from cdropout.typing import RNG, Exporter
 
 Row = np.ndarray[tuple[int], np.dtype[np.float32]]
 Table = np.ndarray[tuple[int, int], np.dtype[np.float64]]
-Numbers: TypeAlias = "array[float]"  # array.array has no subscripts at run time
+Numbers: TypeAlias = "array[float]"  # CPython 3.11 cannot subscript array.array
 
 row: Row = np.arange(1, 9, dtype=np.float32)
 table: Table = np.ones((3, 4))

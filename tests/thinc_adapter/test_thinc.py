@@ -47,7 +47,7 @@ def restore_ops_and_seed():
 
 
 def next_mask(shape, drop):
-    """Return the mask of the next call, computed by the reference; restore NumPy's generator."""
+    """Compute the next mask with the reference implementation; restore NumPy's generator."""
     state = np.random.get_state()
     seed = np.random.randint(2**64, dtype=np.uint64)
     np.random.set_state(state)
@@ -104,7 +104,7 @@ def test_ops_are_consistent_with_those_of_thinc():
     reason = "needs the tests of thinc, which this version does not install"
     thinc_tests = pytest.importorskip(module, reason=reason, exc_type=ImportError)
     thinc_tests.test_ops_consistency(CdropoutOps)
-    base = Ops.get_dropout_mask  # newer versions of thinc do not compare the annotations
+    base = Ops.get_dropout_mask  # the test in newer versions of thinc ignores annotations
     assert inspect.signature(CdropoutOps.get_dropout_mask) == inspect.signature(base)
 
 
@@ -223,7 +223,7 @@ SENTENCES = [("I like green eggs", "PVAN"), ("Eat blue ham", "VAN"), ("They eat 
 
 
 def make_pipeline(config):
-    """Return a spaCy pipeline, initialized with SENTENCES, its examples and its optimizer."""
+    """Initialize a spaCy pipeline with SENTENCES; return it, the examples and the optimizer."""
     spacy = import_or_skip("spacy")
     from spacy.training import Example
     from spacy.util import load_model_from_config

@@ -1,4 +1,4 @@
-"""A program of which test_dtensor.py runs one process per rank."""
+"""Program that test_dtensor.py runs in one process per rank."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ SHAPE = (7, 6, 10)  # 7 rows do not divide into 2 or 4 shards of equal size
 
 
 def whole(function, seed):
-    """Return the result and the gradient of the function of a tensor that is not sharded."""
+    """Return the result and the gradient of the function for a tensor that is not sharded."""
     torch.manual_seed(seed)
     x = torch.linspace(-1, 2, 420).reshape(SHAPE).requires_grad_()
     y = function(x)
@@ -27,7 +27,7 @@ def whole(function, seed):
 
 
 def sharded(function, seed, mesh, placements):
-    """Return the same for a DTensor, gathered; only rank 0 gets the seed of `whole`."""
+    """Return gathered results and gradients of a DTensor; only rank 0 has the seed of `whole`."""
     torch.manual_seed(seed + 100 * dist.get_rank())
     values = torch.linspace(-1, 2, 420).reshape(SHAPE)
     x = distribute_tensor(values, mesh, placements).requires_grad_()
@@ -99,7 +99,7 @@ def partial_sums():
 
 
 def tensor_parallel():
-    """A block whose dropout has a sharded input gives the results of one process."""
+    """Check that a block that shards the input of dropout gives the results of one process."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
@@ -134,7 +134,7 @@ def tensor_parallel():
 
 
 def train(wrap):
-    """Train a model whose ranks draw their own masks; return the numbers of the parameters."""
+    """Train a model in which each rank draws its own masks; return the parameters."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), ct.Dropout(0.2), nn.Linear(64, 1))
     kept = []
@@ -169,7 +169,7 @@ def data_parallel():
 
 
 def run(case, rank, ranks, file):
-    """Run a case, which raises an error if it fails, on one rank."""
+    """Run a case on one rank; raise an error if the case fails."""
     torch.set_num_threads(1)
     store = Path(file).as_uri()
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)

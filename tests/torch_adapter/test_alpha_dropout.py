@@ -31,7 +31,7 @@ def special_values(dtype, *shape):
 
 
 def bits(x):
-    """Return a tensor of the bits of a tensor or an array, in which all NaNs have the same bits."""
+    """Return the bits of a tensor or an array as a tensor; all NaNs have the same bits."""
     x = x.detach().resolve_conj() if isinstance(x, torch.Tensor) else torch.from_numpy(as_ints(x))
     if x.is_floating_point():
         x = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)

@@ -1,4 +1,4 @@
-"""Tests of scaled_dot_product_attention, compared with the whole matrix of weights in float64."""
+"""Tests that compare scaled_dot_product_attention with the whole matrix of weights in float64."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from cdropout.torch import attention, attention_tiles  # noqa: E402
 
 F, nn = torch.nn.functional, torch.nn
 P = 0.3
-TOLERANCE = {  # of the output and gradients, relative to their largest elements
+TOLERANCE = {  # largest error of an output or gradient, relative to its largest element or 1
     torch.float64: 1e-13,
     torch.float32: 1e-5,
     torch.bfloat16: 0.02,
@@ -36,7 +36,7 @@ def next_mask(shape, p=P):
 
 
 def expected_attention(q, k, v, mask, attn_mask=None, is_causal=False, scale=None, gqa=False):
-    """Return attention in float64, with the mask as an array of bools."""
+    """Compute attention in float64, with the whole mask as an array of bools."""
     q, k, v = (t.double() for t in (q, k, v))
     if gqa:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
@@ -78,11 +78,11 @@ def count_operators(monkeypatch):
 
 HEADS = (2, 3, 40, 8)
 VISIBLE = torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) < 0.7
-VISIBLE[3] = VISIBLE[17] = False  # rows that see nothing
+VISIBLE[3] = VISIBLE[17] = False  # rows in which all keys are hidden
 BIAS = torch.randn(2, 3, 40, 30, generator=torch.Generator().manual_seed(2))
 KEYS = (2, 3, 30, 8)
 
-FORMS = {  # shapes of query, key and value; options
+FORMS = {  # shapes of query, key and value, and options
     "square": (HEADS, HEADS, HEADS, {}),
     "wide values": (HEADS, KEYS, (2, 3, 30, 5), {}),
     "causal": (HEADS, HEADS, HEADS, {"is_causal": True}),
@@ -121,7 +121,7 @@ FORMS = {  # shapes of query, key and value; options
 
 
 def check_form(q, k, v, options, dtype):
-    """Compare the function, its gradients and PyTorch's result at p = 0."""
+    """Compare the result and gradients with those in float64, and the shape with PyTorch's."""
     q, k, v = inputs = [t.requires_grad_() for t in (q, k, v)]
     options = dict(options)
     gqa = options.get("enable_gqa", False)
@@ -144,7 +144,7 @@ def check_form(q, k, v, options, dtype):
 
 @pytest.mark.parametrize("tile", [attention_tiles.TILE, 700])
 @pytest.mark.parametrize("form", FORMS)
-def test_all_forms_agree_with_the_whole_matrix(form, tile, monkeypatch):
+def test_attention_in_tiles_equals_the_whole_matrix_for_every_form(form, tile, monkeypatch):
     monkeypatch.setattr(attention_tiles, "TILE", tile)
     monkeypatch.setattr(attention_tiles, "MIN_CAUSAL_ROWS", 7)
     calls = count_operators(monkeypatch)
@@ -155,7 +155,7 @@ def test_all_forms_agree_with_the_whole_matrix(form, tile, monkeypatch):
 
 @pytest.mark.parametrize("form", ["causal", "floats", "infinities", "groups, bools"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_all_dtypes_agree_with_the_whole_matrix(dtype, form, monkeypatch):
+def test_attention_in_tiles_equals_the_whole_matrix_for_every_dtype(dtype, form, monkeypatch):
     calls = count_operators(monkeypatch)
     *shapes, options = FORMS[form]
     check_form(*random_tensors(*shapes, dtype=dtype), options, dtype)
@@ -271,7 +271,7 @@ print(peak() - before)
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_weights():
     def peak(length, call="ct.scaled_dot_product_attention"):
-        """Return the peak memory of both passes in KiB, measured in a new process."""
+        """Return the peak memory of the forward and backward pass in KiB, in a new process."""
         code = PEAK.format(length=length, call=call)
         command = [sys.executable, "-c", code]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -295,7 +295,7 @@ def test_special_numbers_propagate_as_in_the_whole_matrix(number, position):
         expected = expected_attention(*tensors, mask, **options)
         seen = torch.ones(2, 3, 40, 1, dtype=torch.bool)
         if position and "is_causal" in options:
-            seen[:, :, :7] = False  # whether hidden keys are skipped is not defined
+            seen[:, :, :7] = False  # numbers of hidden keys may propagate or not
         torch.testing.assert_close(
             y[seen.expand_as(y)], expected.float()[seen.expand_as(y)], equal_nan=True
         )
@@ -641,7 +641,7 @@ def test_accelerate_uses_the_operator(name, monkeypatch):
     x.requires_grad_()
     calls = count_operators(monkeypatch)
     results = []
-    for smallest in (0, 2**62):  # of the operator; otherwise dropout alone is replaced
+    for smallest in (0, 2**62):  # with 2**62, only dropout is replaced
         monkeypatch.setattr(attention, "MIN_WEIGHTS", smallest)
         with ct.accelerate():
             torch.manual_seed(7)
@@ -661,7 +661,7 @@ def test_accelerate_in_modules(use_always, monkeypatch):
     with ct.accelerate():
         attention(x, x, x, need_weights=False)
         assert len(calls) == 1
-        attention(x, x, x)  # returns the weights, so that dropout alone is replaced
+        attention(x, x, x)  # returns the weights: only dropout is replaced
         nn.TransformerEncoderLayer(8, 2, batch_first=True)(x)
         attention.eval()(x, x, x, need_weights=False)
     assert len(calls) == 2

@@ -119,7 +119,7 @@ for restore in replay, fail:
 def test_unseeded_generator_remains_unseeded_when_its_state_is_restored():
     """Check that an unseeded generator has another seed in a forked child.
 
-    JAX warns about forks, so that the script runs in a process that does not import JAX.
+    JAX warns about forks. Therefore, the script runs in a process that does not import JAX.
     """
     assert run_with_torch(UNSEEDED) == (0, "True True", "")
 

@@ -1,4 +1,4 @@
-"""Tests of bias_dropout_add in one pass, which are compared with the three operations."""
+"""Tests that compare bias_dropout_add in one pass with the three separate operations."""
 
 import pytest
 
@@ -61,7 +61,7 @@ def with_gradients(function, inputs, **options):
 
 
 def assert_same_gradients(actual, expected):
-    """Assert that results are equal; the gradient of the bias may be rounded differently."""
+    """Assert that results and gradients are equal, except for rounding of the bias gradient."""
     for result, other in zip(actual, expected, strict=True):
         if result.shape == actual[0].shape:
             assert torch.equal(result, other)
@@ -70,7 +70,7 @@ def assert_same_gradients(actual, expected):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Return a list to which each pass over tensors appends its name."""
+    """Return a list to which each call of a one-pass function appends the function's name."""
     seen = []
     for name in ("add_in_one_pass", "differentiate_in_one_pass"):
         original = getattr(implementation, name)
@@ -249,7 +249,7 @@ def test_result_that_a_function_mode_replaced_is_refused():
 
 
 def compiled_graphs(function, inputs, dynamic=None):
-    """Return the results of the compiled function, and the targets of the forward and backward."""
+    """Return the results of the compiled function, and the targets of each compiled graph."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 

@@ -22,7 +22,7 @@ MODES = ["eager", "inference", "vmap", "vjp", "jvp", "compiled"]
 CASES = [(mode, FUNCTIONS[name]) for mode in MODES[:-1] for name in FUNCTIONS]
 CASES += [(mode, OPERATORS[name]) for mode in MODES[:2] for name in OPERATORS]
 CASES = [(*case, dtype) for case in CASES for dtype in DTYPES]
-# The compiled cases are slow. Only those with float32 are not marked as slow.
+# The compiled cases take long. All of them except those with float32 are marked as slow.
 CASES += [
     pytest.param("compiled", function, dtype, marks=[pytest.mark.slow] * (dtype != torch.float32))
     for function in FUNCTIONS.values()

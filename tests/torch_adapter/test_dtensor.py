@@ -1,4 +1,4 @@
-"""Tests of dropout of DTensors, whose ranks apply windows of one mask."""
+"""Tests of dropout of DTensors, in which each rank applies a window of one mask."""
 
 import multiprocessing
 import subprocess
@@ -36,7 +36,7 @@ def run_forked(*arguments):
 @unix_only
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_ranks_apply_windows_of_one_mask(tmp_path):
-    context = multiprocessing.get_context("fork")  # PyTorch is imported already
+    context = multiprocessing.get_context("fork")  # forked processes need not import PyTorch
     processes = [
         context.Process(target=run_forked, args=("one_shard", rank, 2, tmp_path / "store"))
         for rank in range(2)
@@ -80,7 +80,7 @@ def test_ranks_agree(case, ranks, tmp_path):
 
 @pytest.fixture
 def on_rank():
-    """Return a function that makes this process a rank, whose collectives do nothing."""
+    """Return a function that makes this process a rank of a group whose collectives do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     def become(rank, mesh_shape):
@@ -96,7 +96,7 @@ def on_rank():
 
 
 def shard(x, mesh, placements):
-    """Return the part of x on this rank: a chunk for each placement that is a Shard."""
+    """Return the part of x on this rank; each placement that is a Shard divides x into chunks."""
     for placement, size, position in zip(
         placements, mesh.shape, mesh.get_coordinate(), strict=True
     ):

@@ -54,7 +54,7 @@ def create_encoder():
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
-MODELS = {  # functions that return a model, and the shapes of an input
+MODELS = {  # a function that returns the model, and the shape of its input
     "MLP": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 8)), (4, 8)),
     "in place": (lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3, inplace=True)), (4, 8)),
     "alpha": (lambda: nn.Sequential(nn.Linear(8, 16), nn.AlphaDropout(0.3)), (4, 8)),
@@ -69,7 +69,7 @@ MODELS = {  # functions that return a model, and the shapes of an input
 
 
 def gradients_of(function, model, x):
-    """Return the first result of the function and its gradients."""
+    """Return the first result of the function and the gradients of the parameters."""
     y = with_seed(function, x)
     y = y[0] if isinstance(y, tuple) else y
     return y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))
@@ -88,7 +88,7 @@ def gradients_of(function, model, x):
     "name", [name if name in ("MLP", "attention") else slow(name)[0] for name in MODELS]
 )
 def test_compiled_model_equals_eager(name, backend, dynamic, first):
-    """`first` is the state in which the model is compiled first."""
+    """`first` states whether cdropout is enabled when the model is first compiled."""
     create, shape = MODELS[name]
     model = create()
     # PyTorch does not compile recurrent networks
@@ -273,7 +273,7 @@ def show_compiled(function, x):
 """
 SHOW_CODE = """
 import re
-MODES = torch.enable_grad,  # compilation takes long
+MODES = torch.enable_grad,  # only one mode, because compilation takes long
 NAMES = "dropout", "alpha_dropout", "attention"
 OPERATORS = {name: OPERATORS[name] for name in NAMES}
 from torch._inductor.utils import run_and_get_code
@@ -285,7 +285,7 @@ def show_compiled(function, x):
     print(y.tolist(), *[re.sub(r"# AOT ID.*|/tmp/\\S+|c\\w{51}", "", code) for code in codes])
 
 """
-USES = {  # what happens before the report
+USES = {  # the code that runs before the report
     "imported": "import cdropout.torch",
     "used": "import cdropout.torch as ct\nwith ct.accelerate(): F.dropout(torch.ones(9))",
     "compiled inside": """

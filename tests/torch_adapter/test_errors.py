@@ -88,7 +88,7 @@ def states():
 with open("/proc/self/statm") as status:
     used = int(status.read().split()[0]) * resource.getpagesize()
 maximum = resource.getrlimit(resource.RLIMIT_AS)[1]
-for free in (4 << 20, 18 << 20):  # in bytes; one output of the size of x has 16 MiB
+for free in (4 << 20, 18 << 20):  # bytes; an output of the size of x needs 16 MiB
     resource.setrlimit(resource.RLIMIT_AS, (used + free, maximum))
     for call in calls:
         before = states()

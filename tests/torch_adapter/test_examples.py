@@ -203,7 +203,7 @@ def test_torch_distributed_prints_losses_and_agreements(tmp_path):
         assert float(losses[1]) < 0.2 * float(losses[0])
     assert output.count("weights equal on all ranks: True") == 2
     by_chance, seeded = map(float, re.findall(r"in ([\d.]+)%", output))
-    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 standard deviations, and an error of rounding
+    assert abs(by_chance - 50) < 0.8 + 0.05  # 5 standard deviations and the rounding error
     assert seeded == 100
 
 

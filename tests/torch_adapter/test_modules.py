@@ -97,7 +97,7 @@ def test_convert_and_revert():
     assert type(model.again) is nn.Dropout and ct.revert(model) == ([], {})
 
 
-def test_convert_of_one_module_and_of_other_objects():
+def test_convert_accepts_one_module_and_refuses_functions():
     module = nn.Dropout2d()
     assert ct.convert(module) == ([""], {}) and type(module) is ct.Dropout2d
     model = nn.Sequential(ct.Dropout(generator=cd.Generator(1)))
@@ -108,7 +108,7 @@ def test_convert_of_one_module_and_of_other_objects():
 
 
 def test_convert_and_revert_drop_path():
-    class DropPath(nn.Module):  # has the name, attributes and text of timm's class
+    class DropPath(nn.Module):  # has the name, module and attributes of timm's class
         __module__ = "timm.layers.drop"
 
         def __init__(self, drop_prob, scale_by_keep):
@@ -188,7 +188,7 @@ def test_convert_of_modules_of_timm_and_torchvision():
 
 
 class Functional(nn.Module):
-    """A module that calls a function for dropout, and a module with the same name."""
+    """A module that calls the function `dropout` and has an attribute with the same name."""
 
     def __init__(self, dropout):
         super().__init__()

@@ -247,7 +247,7 @@ class AlwaysActive(nn.Module):
 
 
 class WithModule(nn.Module):
-    """A module that tests its mode for another reason, and calls a dropout module."""
+    """A module that calls a dropout module, and tests `training` for another purpose."""
 
     def __init__(self):
         super().__init__()
@@ -260,5 +260,5 @@ class WithModule(nn.Module):
 
 @pytest.mark.parametrize("kind", [AlwaysActive, WithModule, nn.RReLU])
 def test_other_modules_are_not_reported(kind):
-    with ct.always_on(kind().eval()):  # a warning would be an error
+    with ct.always_on(kind().eval()):  # pytest turns a warning into an error
         pass

@@ -86,9 +86,9 @@ for case in CASES:
         run_case(*case)
     os.wait()
 """
-# Each case consists of the arguments of run_case and the expected output: how many threads are
-# started by dropout, by a multiplication, by dropout of a smaller array and by the multiplication
-# again, and whether x holds the result of dropout.
+# Each case consists of the arguments of run_case and the expected output. The output is the number
+# of threads that each of four calls starts (dropout, a multiplication, dropout of a part of x, and
+# the multiplication again), and True if x holds the result of the first call.
 CASES = {
     "PyTorch": ((False, 3, 3, True), "2 0 0 0 True"),
     "PyTorch, limited by cdropout": ((False, 4, 2, True), "3 0 0 0 True"),
@@ -221,5 +221,5 @@ print(correct, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @unix_only
 def test_forked_child_uses_no_threads_of_pytorch():
-    """Check that a forked child uses the pool. With PyTorch's threads, the child would hang."""
+    """Check that a forked child uses cdropout's pool. With PyTorch's threads, it would hang."""
     assert run_with_torch(FORK) == (0, "True 0", "")

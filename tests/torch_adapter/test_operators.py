@@ -86,7 +86,7 @@ def test_memory_budget_of_a_region():
     y = torch.compile(region(0.1), fullgraph=True, backend=PARTITION)(x)
     (gx,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gx != 0, y != 1)
-    torch._dynamo.reset()  # without this, the next budget becomes a symbol
+    torch._dynamo.reset()  # without a reset, the next budget becomes a symbol
     with pytest.raises(RuntimeError, match=r"budget\(0\) saves nothing: use a small positive bud"):
         torch.compile(region(0.0), fullgraph=True, backend=PARTITION)(x)
 
@@ -266,7 +266,7 @@ def test_functionalize_does_not_change_the_result(name):
     assert torch.equal(with_seed(functionalize(grad(loss)), x), expected)
     if name == "in place":
         with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
-            grad(functionalize(loss))(x)  # every copy_ under functionalize raises this
+            grad(functionalize(loss))(x)  # every copy_ under functionalize raises this error
         return
     assert torch.equal(with_seed(grad(functionalize(loss)), x), expected)
     x.requires_grad_()

@@ -3,7 +3,7 @@
     python tools/mutants [--only PATTERN ...] [--jobs N] [--nearest] [--again] [--report]
 
 A mutant is killed if the package cannot be imported, or if a quick test fails, crashes or exceeds a
-time limit. The tests in NEAREST run first, then all others. A mutant in the log is not run again
+time limit. The tests in NEAREST run first, then all tests. A mutant in the log is not run again
 until its function changes. The environment must contain the requirements for building and testing,
 and no cdropout except an editable install. The exit status is 1 if less than 95 % of the mutants
 that were run are killed.
@@ -286,7 +286,7 @@ def write_log(log):
 
 
 def report(log):
-    """Print the surviving mutants and a table of counts per file. Return the fraction killed."""
+    """Print the surviving mutants and counts per file. Return the fraction of killed mutants."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
         digest, outcome = log.get(mutant.id, ("", "not run"))[:2]

@@ -1,8 +1,8 @@
-"""Search for the expressions that mutants change. A function and a pattern define each one.
+"""Search for the expressions that mutants change. A function and a pattern define each expression.
 
 A pattern is source text in which `$name` matches a variable, with or without attributes, and
 `$*name` matches any tokens of one statement with balanced brackets. Spaces, line breaks and
-comments are ignored. Therefore, patterns still match after renaming of variables or formatting:
+comments are ignored. So patterns still match after formatting or after variables are renamed:
 
 >>> replace("def f(n):  # halves\\n    return (n\\n        + 1) // 2\\n", "f", "$n + 1", "$n")
 'def f(n):  # halves\\n    return (n) // 2\\n'
@@ -99,7 +99,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 
 
 def ends_of_names(source, at):
-    """Yield the ends of all names with attributes that begin at a token, from long to short."""
+    """Yield the ends of the names, with and without attributes, at a token, longest first."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
         ends.append(at + 1)
@@ -169,7 +169,7 @@ def matches(text, function, pattern, syntax=PYTHON):
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
     """Return the text with one match replaced: the only one, or match `number` (from 1).
 
-    Raise LookupError if there is not exactly one match, or if there are fewer than `number`.
+    Raise LookupError unless there is exactly one match, or at least `number` if this is given.
     """
     found = matches(text, function, pattern, syntax)
     if len(found) != 1 if number is None else len(found) < number:
