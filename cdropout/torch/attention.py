@@ -115,7 +115,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_others: Any) -> tuple[Tensor,
     wide = torch.float32 if query.dtype.itemsize == 2 else query.dtype
     return (
         query.new_empty(*query.shape[:-1], value.shape[-1]),
-        query.new_empty(*query.shape[:-1], 1, dtype=wide),
+        query.new_empty(*query.shape[:-1], 2, dtype=wide),
     )
 
 
@@ -216,7 +216,7 @@ def _differentiable(keys: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
     if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return OperatorAttention.apply(*inputs, keys)
     y = _attention_in_steps(*inputs)
-    sums = y.detach().new_zeros(*y.shape[:-1], 1)  # only the backward operator needs the sums
+    sums = y.detach().new_zeros(*y.shape[:-1], 2)  # only the backward operator needs the sums
     return y, sums if y.dtype.itemsize > 2 else sums.float()
 
 
@@ -244,8 +244,10 @@ def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) ->
 
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
     """Return the gradients that `backward` returns, with a graph for further derivatives."""
-    y = _attention_in_steps(*inputs)
-    wanted = [t for t, need in zip(inputs[:4], needed, strict=True) if need]
+    # Views keep the gradients apart if one of the inputs was computed from another one
+    tensors = [t if t is None else t.view_as(t) for t in inputs[:4]]
+    y = _attention_in_steps(*tensors, *inputs[4:])
+    wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))
     return [next(gradients) if need else None for need in needed]
 
@@ -292,9 +294,7 @@ def _unfused(
         scores = (query * scale) @ key.transpose(-2, -1)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device="cpu").tril()
-        if attn_mask is None:
-            weights = scores.softmax(-1)
-        else:
+        if attn_mask is not None:
             if attn_mask.dtype is torch.bool:
                 attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(
                     attn_mask.logical_not(), -math.inf
@@ -306,8 +306,8 @@ def _unfused(
                     f"{list(total.shape)}"
                 )
             scores = total
-            hidden = (scores == -math.inf).all(-1, keepdim=True)  # rows whose weights are all zero
-            weights = scores.masked_fill(hidden, 0).softmax(-1).masked_fill(hidden, 0)
+        hidden = (scores == -math.inf).all(-1, keepdim=True)  # rows whose weights are all zero
+        weights = scores.masked_fill(hidden, 0).softmax(-1).masked_fill(hidden, 0)
         return (drop(weights) @ value).to(dtype)
 
 
@@ -419,6 +419,8 @@ def scaled_dot_product_attention(
                     check_mask(mask, aligned.shape, (), dropout_p, default=0.0)
                 traced = implementations != {dropout_eagerly}
                 return attend(aligned, dropout_p, is_causal, scale, generator, mask, traced)
+    if mask is not None and dropout_p not in (0.0, mask.p):
+        check_mask(mask, mask.shape, (), dropout_p, default=0.0)  # raises ValueError
     tensors = query, key, value, attn_mask
     metas: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in tensors]
     options["is_causal"] = is_causal
@@ -479,7 +481,8 @@ def align(
     With `enable_gqa`, the heads become two axes: the heads of `key`, and for each of them the heads
     of `query`.
     """
-    if any(t.dtype != query.dtype or t.dim() < 2 or 0 in t.shape for t in (query, key, value)):
+    tensors = query, key, value
+    if any(t.dtype != query.dtype or t.dim() < 2 or 0 in t.shape for t in tensors):
         return None
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         return None
@@ -498,11 +501,12 @@ def align(
         query = query.unflatten(-3, (groups, -1))
         key, value = key.unsqueeze(-3), value.unsqueeze(-3)
         if attn_mask is not None and attn_mask.dim() > 2:
-            attn_mask = (
-                attn_mask.unsqueeze(-3)
-                if attn_mask.shape[-3] == 1
-                else attn_mask.unflatten(-3, (groups, -1))
-            )
+            if attn_mask.shape[-3] == 1:
+                attn_mask = attn_mask.unsqueeze(-3)
+            elif attn_mask.shape[-3] == heads:
+                attn_mask = attn_mask.unflatten(-3, (groups, -1))
+            else:
+                return None
     lead = _broadcast(query.shape[:-2], key.shape[:-2])
     if lead is None or shape is None or _broadcast(lead, value.shape[:-2]) != lead:
         return None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
 CAUSAL_TILES = 8  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
-MAX_SCORE = 40  # if no score is larger, the largest is not subtracted before the exponentials
+MAX_SCORE = 20  # if no score is larger, the largest is not subtracted before the exponentials
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -104,17 +104,22 @@ class Attention:
     # ---- forward --------------------------------------------------------------------------------
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Return the output, and the logarithm of the sum of the exponentials of each row."""
+        """Return the output, and two numbers per row of the scores.
+
+        The second number was subtracted from the scores: the largest score, or 0. The first number
+        is the logarithm of the sum of the exponentials of these differences. One number, the sum of
+        both, would be less exact, because a large score would hide the digits of the logarithm.
+        """
         query, _key, value = self.tensors
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        sums = query.new_empty(*query.shape[:-1], 1, dtype=self.dtype)
+        sums = query.new_zeros(*query.shape[:-1], 2, dtype=self.dtype)
         bounded = self._has_small_scores()
         for normalize in (False, True):
             for h in self.heads(out, sums):
                 together, rows = self.lengths(len(h.query))
                 work = partial(self._forward_heads, h, rows, bounded, normalize)
                 _run(_slices(len(h.query), together), work)
-            if math.isfinite(sums.sum().item()):
+            if math.isfinite(sums.sum().item()) and math.isfinite(out.sum(dtype=self.dtype).item()):
                 break
         return out, sums
 
@@ -141,7 +146,6 @@ class Attention:
         This takes longer, but makes a dropped weight 0 even if the sum of its row is NaN.
         """
         buffer = Buffer(self.dtype)
-        masked = self.is_causal or h.attn_mask is not None
         for heads in groups:
             group = Group(self, h, heads, rows)
             targets = zip(*(t[heads].split(rows, 1) for t in h.others), strict=True)
@@ -149,15 +153,13 @@ class Attention:
                 weights = group.scores(i, buffer)
                 if not bounded:
                     largest = torch.amax(weights, -1, keepdim=True)
-                    if masked:  # the weights of a row without visible keys are zeros
-                        largest.masked_fill_(largest == -math.inf, 0)
+                    # The weights of a row whose scores are all -inf are zeros
+                    largest.masked_fill_(largest == -math.inf, 0)
                     weights.sub_(largest)
+                    sums[..., 1:] = largest
                 total = weights.exp_().sum(-1, keepdim=True)
-                if masked:
-                    total.masked_fill_(total == 0, 1)
-                torch.log(total, out=sums)
-                if not bounded:
-                    sums.add_(largest)
+                total.masked_fill_(total == 0, 1)
+                torch.log(total, out=sums[..., :1])
                 if normalize:
                     weights.div_(total)
                     total.fill_(1)
@@ -234,7 +236,10 @@ class Attention:
         gv: Tensor | None,
         ga: list[Tensor],
     ) -> None:
-        weights = group.scores(i, buffers[0]).sub_(sums).exp_()
+        weights = group.scores(i, buffers[0])
+        if sums[..., 1:].any():
+            weights.sub_(sums[..., 1:])
+        weights.sub_(sums[..., :1]).exp_()
         gradient, transposed = buffers[1](*weights.shape)
         if gv is not None:
             group.drop(i, weights, gradient)
