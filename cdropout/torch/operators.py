@@ -8,6 +8,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY
 from torch.utils.checkpoint import CheckpointPolicy
@@ -125,8 +126,10 @@ class OperatorDerivatives(torch.autograd.Function):
         ctx.save_for_forward(*seeds)
         ctx.operator, ctx.arguments = operator, len(args)
         ctx.constants = (*args[len(seeds) : -1], last)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, x, *args)
+        # Function.apply disables gradients, but the lower levels of torch.func need them
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keys & torch._C._after_autograd_keyset, x, *args)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:

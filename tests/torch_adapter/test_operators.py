@@ -108,6 +108,32 @@ def test_transforms_within_a_compiled_graph(name):
         torch.testing.assert_close(with_seed(compiled, x), with_seed(run, x))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nested_transforms_of_the_operator(compiled):
+    from cdropout.torch.operators import dropout_operator
+
+    x, seed = torch.arange(1.0, 9) / 8, torch.tensor(3)
+    func = torch.func
+
+    def run(x):
+        return dropout_operator(x, seed, 0, 0.3, [], "scale")
+
+    def loss(x):
+        return run(x).exp().sum()
+
+    kept = run(torch.ones(8))
+    second = run(x).exp() * kept**2
+    for transformed, expected in (
+        (lambda x: func.grad(lambda x: func.grad(loss)(x).sum())(x), second),
+        (lambda x: func.jacfwd(func.grad(loss))(x).diagonal(), second),
+        (lambda x: func.jacrev(func.jacfwd(loss))(x).diagonal(), second),
+        (lambda x: func.grad(lambda x: func.hessian(loss)(x).sum())(x), second * kept),
+    ):
+        if compiled:
+            transformed = torch.compile(transformed, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(transformed(x), expected)
+
+
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_vmap_within_a_compiled_graph(randomness):
     def rows(x):
