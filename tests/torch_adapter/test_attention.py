@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import pytest
 import cdropout
 
 from ..helpers.requirements import import_or_skip, linux_only, slow
+from ..helpers.subprocess_runner import run
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -276,8 +275,9 @@ def test_memory_does_not_grow_with_the_number_of_weights():
     def peak(length, call="ct.scaled_dot_product_attention"):
         """Return the peak memory of the forward and backward pass in KiB, in a new process."""
         code = PEAK.format(length=length, call=call)
-        command = [sys.executable, "-c", code]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        status, output, errors = run(code)
+        assert status == 0, errors
+        return int(output)
 
     weights = 2 * 4096**2 * 4 // 1024
     assert peak(4096, "torch.nn.functional.scaled_dot_product_attention") > weights
