@@ -286,6 +286,38 @@ def test_shard_map_over_one_of_two_axes(mesh):
     assert_same_bits(y[24:], numpy_dropout(KEY, x[24:], 0.3))
 
 
+def export(x):
+    """Return a serialized and deserialized program that applies dropout to arrays like x."""
+    jax_export = pytest.importorskip("jax.export")
+    names = "cdropout", "cdropout_sharded"
+    checks = [jax_export.DisabledSafetyCheck.custom_call(name) for name in names]
+    program = jax.jit(lambda x: dropout(KEY, x, 0.3))
+    serialized = jax_export.export(program, disabled_checks=checks)(x).serialize()
+    return jax_export.deserialize(serialized).call
+
+
+@pytest.mark.slow
+@needs_shard_map
+def test_exported_program_in_shard_map(mesh):
+    x = put(normal_jax(SHAPE), mesh, "a", "b")
+    exported = export(put(x[:24], mesh))
+    y = map_shards(mesh, lambda x: exported(x * 1), P("a"), P("a"))(x)
+    assert_same_bits(y[:24], numpy_dropout(KEY, x[:24], 0.3))
+    assert_same_bits(y[24:], numpy_dropout(KEY, x[24:], 0.3))
+
+
+@pytest.mark.slow
+@needs_shard_map
+@pytest.mark.parametrize("manual, auto", ["ab", "ba"])
+def test_exported_program_in_shard_map_over_one_of_two_axes_raises(manual, auto, mesh):
+    """The devices of the exported program are fewer than those of the mesh."""
+    x, specs = put(normal_jax(SHAPE), mesh, "a", "b"), (P(manual), P(manual))
+    exported = export(put(x[:24], mesh, None, auto))
+    program = map_shards(mesh, lambda x: exported(x * 1), *specs, axis_names={manual})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="window has to be part of a mask"):
+        jax.block_until_ready(program(x))
+
+
 @needs_shard_map
 def test_shard_map_of_replicated_array_raises(mesh):
     x, keys = normal_jax(SHAPE), jax.random.split(KEY, 2)
