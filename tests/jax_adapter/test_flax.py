@@ -423,6 +423,31 @@ def test_recurrent_dropout_of_linen(split):
     assert equal == ([True] + [False] * 5 if split else [True] * 6)
 
 
+@pytest.mark.slow
+def test_recurrent_dropout_of_nnx():
+    """A cell with a dropout module has one mask per step."""
+
+    class Cell(nnx.RNNCellBase):
+        def __init__(self):
+            self.dropout = Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, carry, x):
+            return carry, self.dropout(x)
+
+        def initialize_carry(self, *_, **__):
+            return jnp.zeros(())
+
+        @property
+        def num_feature_axes(self):
+            return 1
+
+    cell, x = Cell(), normal_jax((1, 6, 30))
+    keys = next_keys(cell.dropout, 6)
+    y = nnx.RNN(cell)(x)
+    for step, key in enumerate(keys):
+        assert_same_bits(y[:, step], dropout(key, x[:, step], 0.5))
+
+
 # ---- without Flax -------------------------------------------------------------------------------
 
 
