@@ -137,9 +137,9 @@ def dropout(
     check_flag(training, "training")
     check_flag(return_mask, "return_mask")
     p = check_probability(p)
-    _check_type(x)
+    _check_type("x", x)
     needs_shape = return_mask or (training and (p != 0 or mask is not None))
-    shape = _known_shape(x) if needs_shape else (0,) * x.ndim
+    shape = _known_shape("x", x) if needs_shape else (0,) * x.ndim
     if mask is not None:
         if training:
             check_not_given("seed", seed)
@@ -184,12 +184,12 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     ValueError
         If mask and gy have different shapes, or gy has chunks of unknown size.
     """
-    _check_type(gy)
+    _check_type("gy", gy)
     if not isinstance(mask, Mask):
         raise TypeError(f"mask has to be a Mask, but got {type(mask).__name__}")
-    shape = _known_shape(gy)
+    shape = _known_shape("gy", gy)
     if mask.shape != shape:
-        raise ValueError(f"the mask has the shape {mask.shape}, but x has {shape}")
+        raise ValueError(f"the mask has the shape {mask.shape}, but gy has {shape}")
     return _apply(gy, mask)
 
 
@@ -211,25 +211,26 @@ def mask_to_dask(mask: Mask, chunks: Any = "auto") -> da.Array:
     return _blockwise(mask_chunk, mask, chunks, meta)
 
 
-def _check_type(x: Any) -> None:
+def _check_type(name: str, x: Any) -> None:
     """Raise a TypeError if x is not a Dask array, or if the type of its chunks is not supported."""
     if not isinstance(x, da.Array):
         hint = ""
         if hasattr(type(x), "to_dask_array"):
-            hint = ": pass x.to_dask_array(lengths=True)"  # a DataFrame or Series of Dask
+            hint = f": pass {name}.to_dask_array(lengths=True)"  # a DataFrame or Series of Dask
         elif isinstance(getattr(x, "data", None), da.Array):
-            hint = ": pass x.data"  # a DataArray of xarray
-        raise TypeError(f"x has to be a Dask array, but got {type(x).__name__}{hint}")
+            hint = f": pass {name}.data"  # a DataArray of xarray
+        raise TypeError(f"{name} has to be a Dask array, but got {type(x).__name__}{hint}")
     meta = meta_from_array(x)
     Mask(meta.shape, 0.5).apply(meta)
 
 
-def _known_shape(x: da.Array) -> tuple[int, ...]:
+def _known_shape(name: str, x: da.Array) -> tuple[int, ...]:
     """Return the shape of x; raise an error if x has chunks of unknown size."""
     if any(math.isnan(length) for length in x.shape):
         raise ValueError(
-            f"x has chunks of unknown size, its shape is {x.shape}: call x.compute_chunk_sizes() "
-            "first, since the position of a chunk determines its part of the mask"
+            f"{name} has chunks of unknown size, its shape is {x.shape}: call "
+            f"{name}.compute_chunk_sizes() first, since the position of a chunk determines its "
+            "part of the mask"
         )
     return x.shape
 

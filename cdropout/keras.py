@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cdropout._core.dropout import dropout
@@ -12,12 +13,14 @@ from cdropout.environment import check_version
 try:
     import keras
 except ImportError as error:
-    if error.name not in (None, "keras"):
+    if find_spec("keras") is None:
         raise ImportError(
-            f"cdropout.keras needs the backend of Keras, but it cannot be imported ({error}): "
-            "install the backend, or select another one with the variable KERAS_BACKEND"
+            "cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`"
         ) from error
-    raise ImportError("cdropout.keras needs Keras: run `pip install 'cdropout[keras]'`") from error
+    raise ImportError(
+        f"cdropout.keras: Keras or its backend cannot be imported ({error}): "
+        "install the backend, or select another one with the variable KERAS_BACKEND"
+    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,14 +109,16 @@ def _stored_seed(seed: Any) -> Any:
 class _Layer:
     """Base class of the layers. Each subclass defines `_broadcast_axes`."""
 
+    _supports_jit: bool
+
     @property
     def supports_jit(self) -> bool:
-        """True unless the backend is TensorFlow, in which XLA cannot call the kernels."""
-        return keras.backend.backend() != "tensorflow"
+        """The value that was assigned, but False with TensorFlow: XLA cannot call the kernels."""
+        return self._supports_jit and keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
-        """Ignore the value. The setter exists because the constructor of Keras assigns True."""
+        self._supports_jit = value  # the constructor of Keras assigns True
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
         """Apply dropout to the inputs if training; otherwise return them unchanged."""

@@ -8,7 +8,7 @@ import numpy as np
 
 try:
     import thinc
-    from thinc.backends import NumpyOps, Ops, set_current_ops
+    from thinc.backends import NumpyOps, Ops, get_current_ops, set_current_ops
     from thinc.model import Model
 except ImportError as error:
     raise ImportError("cdropout.thinc needs thinc: run `pip install 'cdropout[thinc]'`") from error
@@ -80,10 +80,11 @@ CdropoutOps.get_dropout_mask.__annotations__ = dict(Ops.get_dropout_mask.__annot
 
 
 def use_cdropout() -> Callable[[Any], Any]:
-    """Return a callback for spaCy that makes `CdropoutOps` the current ops.
+    """Return a callback for spaCy that replaces `NumpyOps` by `CdropoutOps`.
 
     To use it, write ``before_init = {"@callbacks":"cdropout.use_cdropout.v1"}`` in ``[initialize]``
-    of a config. The callback also changes the ops of existing layers, unless these are on a GPU.
+    of a config. The callback changes the current ops and those of existing layers if their type is
+    `NumpyOps`. Other ops, for example those of a GPU or of a subclass of `NumpyOps`, do not change.
     spaCy resolves ``[initialize]`` for training only, so that the trained pipeline loads without
     cdropout.
 
@@ -93,13 +94,14 @@ def use_cdropout() -> Callable[[Any], Any]:
 
     def callback(language: Any) -> Any:
         ops = CdropoutOps()
-        set_current_ops(ops)
+        if type(get_current_ops()) is NumpyOps:
+            set_current_ops(ops)
         if isinstance(language, type):  # spaCy passes the class to before_creation
             return language
         models = (getattr(pipe, "model", None) for _, pipe in language.components)
         for model in models:
             for node in model.walk() if isinstance(model, Model) else ():
-                if isinstance(node.ops, NumpyOps):
+                if type(node.ops) is NumpyOps:
                     node.ops = ops
         return language
 

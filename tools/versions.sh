@@ -54,12 +54,13 @@ run_row() {
 
 main() {
   local name tests words status=0
+  for name; do
+    [[ $name != *==* ]] || table+="$name | ${name%%==*}_adapter | $name"$'\n'
+    [[ $table == *$'\n'"$name "* ]] || { echo "versions.sh: the table has no row $name" >&2 && exit 2; }
+  done
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   [ -n "${WHEEL:-}" ] || { pip wheel --quiet --no-deps --wheel-dir "$work" . && WHEEL=$(echo "$work"/cdropout-*.whl); }
-  for name; do
-    [[ $name != *==* ]] || table+="$name | ${name%%==*}_adapter | $name"$'\n'
-  done
   while IFS='|' read -r name tests words; do
     name=${name// /}
     [ -n "$name" ] && { [ $# = 0 ] || [[ " $* " == *" $name "* ]]; } || continue

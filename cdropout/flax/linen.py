@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 from flax import linen
 from jax import numpy as jnp
 
@@ -13,8 +14,6 @@ from cdropout.jax import dropout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import jax
 
 __all__ = ["Dropout", "dot_product_attention"]
 
@@ -65,6 +64,7 @@ def dot_product_attention(
     precision: Any = None,
     module: linen.Module | None = None,
     force_fp32_for_softmax: bool = False,
+    einsum_dot_general: Callable[..., Any] | None = None,
     qk_attn_weights_einsum: Callable[..., Any] | None = None,
     attn_weights_value_einsum: Callable[..., Any] | None = None,
 ) -> jax.Array:
@@ -81,17 +81,27 @@ def dot_product_attention(
     deterministic : bool, default False
         If true, no weight is dropped.
     query, key, value, bias, mask, dtype, precision, module, force_fp32_for_softmax, \
-qk_attn_weights_einsum, attn_weights_value_einsum
+einsum_dot_general, qk_attn_weights_einsum, attn_weights_value_einsum
         As in `flax.linen.dot_product_attention`.
 
     Returns
     -------
     array of shape ``[batch..., q_length, num_heads, v_depth_per_head]``
     """
-    dtype = dtype or jnp.result_type(query, key, value)
-    weights = linen.dot_product_attention_weights(
+    if not (qk_attn_weights_einsum or attn_weights_value_einsum):
+        dot_general = einsum_dot_general or jax.lax.dot_general
+        einsum = partial(jnp.einsum, precision=precision, _dot_general=dot_general)
+        qk_attn_weights_einsum = attn_weights_value_einsum = einsum
+        precision = einsum_dot_general = None
+
+    def drop_and_multiply(equation: str, weights: Any, value: Any) -> Any:
+        weights = drop_weights(weights, dropout_rng, dropout_rate, broadcast_dropout, deterministic)
+        return attn_weights_value_einsum(equation, weights, value)  # type: ignore[misc]
+
+    return linen.dot_product_attention(
         query,
         key,
+        value,
         bias,
         mask,
         deterministic=True,
@@ -99,8 +109,7 @@ qk_attn_weights_einsum, attn_weights_value_einsum
         precision=precision,
         module=module,
         force_fp32_for_softmax=force_fp32_for_softmax,
-        einsum=qk_attn_weights_einsum,
+        einsum_dot_general=einsum_dot_general,
+        qk_attn_weights_einsum=qk_attn_weights_einsum,
+        attn_weights_value_einsum=attn_weights_value_einsum and drop_and_multiply,
     )
-    weights = drop_weights(weights, dropout_rng, dropout_rate, broadcast_dropout, deterministic)
-    einsum = attn_weights_value_einsum or partial(jnp.einsum, precision=precision)
-    return einsum("...hqk,...khd->...qhd", weights, value.astype(dtype))

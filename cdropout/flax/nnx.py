@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
 from flax.nnx.nn.attention import dot_product_attention_weights
+from flax.nnx.nn.dtypes import promote_dtype
 from jax import numpy as jnp
 
 from cdropout.flax.functional import drop_weights, result_without_mask
 from cdropout.jax import dropout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Dropout", "dot_product_attention"]
 
@@ -91,6 +95,7 @@ def dot_product_attention(
     dtype: Any = None,
     precision: Any = None,
     module: nnx.Module | None = None,
+    promote_dtype: Callable[..., Any] = promote_dtype,
     **options: Any,
 ) -> jax.Array:
     """Replacement for `flax.nnx.dot_product_attention` as ``attention_fn`` of modules of nnx.
@@ -105,26 +110,34 @@ def dot_product_attention(
         If true, all batch dimensions and heads of the weights share one mask.
     deterministic : bool, default False
         If true, no weight is dropped.
-    query, key, value, bias, mask, dtype, precision, module, **options
+    query, key, value, bias, mask, dtype, precision, module, promote_dtype, **options
         As in `flax.nnx.dot_product_attention`.
 
     Returns
     -------
     array of shape ``[batch..., q_length, num_heads, v_depth_per_head]``
     """
-    dtype = dtype or jnp.result_type(query, key, value)
+    query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    if (
+        not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]
+        or key.shape[-3] != value.shape[-3]
+        or query.shape[-2] % value.shape[-2]
+    ):
+        # This raises Flax's error. The arguments select the function without fused kernels.
+        nnx.dot_product_attention(query, key, value, dropout_rate=0.5, deterministic=True)
     weights = dot_product_attention_weights(
         query,
         key,
         bias,
         mask,
         deterministic=True,
-        dtype=dtype,
+        dtype=query.dtype,
         precision=precision,
         module=module,
+        promote_dtype=promote_dtype,
         **options,
     )
     weights = drop_weights(weights, dropout_rng, dropout_rate, broadcast_dropout, deterministic)
     heads_per_value = weights.shape[-3] // value.shape[-2]  # more than 1 in grouped-query attention
-    value = jnp.repeat(value.astype(dtype), heads_per_value, axis=-2)
+    value = jnp.repeat(value, heads_per_value, axis=-2)
     return jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=precision)

@@ -79,6 +79,8 @@ def _partition(
     inplace: bool, shapes: Any, shardings: Any, _: Any, sharding_of_result: Any, __: Any
 ) -> tuple[bytes, list[Any], Any]:
     """Return the program of each device, and the shardings of its operands and its result."""
+    if sharding_of_result.is_manual():  # in shard_map, the operands are already those of a device
+        return _make_program(inplace, shapes, None), list(shardings), sharding_of_result
     key, x, p = (tuple(shape.dimensions()) for shape in shapes[:3])
     ndim, key_ndim = len(x), len(key) - 1
     devices, kinds = max(
@@ -102,7 +104,7 @@ def _partition(
         lengths, of_shard = (np.array(n[key_ndim:], np.uint64) for n in (x, shard))
         tiles = np.argwhere(devices >= 0)[:, key_ndim:ndim].astype(np.uint64)
         offsets = tiles * np.where(of_shard == lengths, np.uint64(0), of_shard)
-        windows = np.empty((*offsets.shape, 2), np.uint64)
+        windows = np.full((devices.size + 1, offsets.shape[1], 2), 2**64 - 1, np.uint64)
         windows[devices.ravel(), :, 0] = offsets
         windows[devices.ravel(), :, 1] = np.maximum(lengths, offsets + of_shard)
     return _make_program(inplace, shards, windows), operands, operands[1]
@@ -143,6 +145,10 @@ def _make_program(inplace: bool, shapes: Any, windows: Any) -> bytes:
 
     `windows` contains an offset and a length per device and axis. They replace the values of the
     operand `window`, except along broadcast axes. If `windows` is None, the operand is unchanged.
+
+    The last window is not part of any mask, so that the custom call raises an error. A device has
+    this window if its number is too high. This occurs if an exported program for a few devices runs
+    inside shard_map on a larger mesh, because partition_id is the number in the whole mesh.
     """
     key, x, p, window = types = [_type(shape) for shape in shapes]
     layouts = [_layout(len(shape.dimensions())) for shape in shapes]
@@ -163,7 +169,10 @@ module @dropout {{
 
 
 def _select_window(windows: Any, window: str) -> str:
-    """Return the operations that compute %part, the operand `window` of a device."""
+    """Return the operations that compute %part, the operand `window` of a device.
+
+    If the number of the device is too high, dynamic_slice selects the last window.
+    """
     count, n, _ = windows.shape
     halves = windows.astype(">u8").view(">u4").tolist()
     one, all_windows = f"tensor<1x{n}x4xui32>", f"tensor<{count}x{n}x4xui32>"

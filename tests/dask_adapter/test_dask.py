@@ -342,7 +342,17 @@ ERRORS = {
     "shape": (
         lambda x: cdd.dropout_backward(x, cd.Mask((60, 47), 0.5)),
         ValueError,
-        "the mask has the shape (60, 47), but x has (60, 47, 5)",
+        "the mask has the shape (60, 47), but gy has (60, 47, 5)",
+    ),
+    "gy": (
+        lambda x: cdd.dropout_backward(X, MASK),
+        TypeError,
+        "gy has to be a Dask array, but got ndarray",
+    ),
+    "gy of unknown size": (
+        lambda x: cdd.dropout_backward(x[x[:, 0, 0] > 0], MASK),
+        ValueError,
+        "gy has chunks of unknown size, its shape is (nan, 47, 5): call gy.compute_chunk_sizes()",
     ),
 }
 
@@ -356,15 +366,18 @@ def test_errors_are_raised_when_the_graph_is_built(case):
     assert cd.default_generator.state == before
 
 
+CALLS = {"x": cdd.dropout, "gy": lambda gy: cdd.dropout_backward(gy, MASK)}
+
+
 @pytest.mark.parametrize("kind", ["DataFrame", "Series"])
 def test_dask_dataframe_raises_with_the_conversion(kind):
     reason = "needs Dask's DataFrame: pip install 'dask[dataframe]'"
     dataframe = pytest.importorskip("dask.dataframe", reason=reason, exc_type=ImportError)
     frame = dataframe.from_array(X[0])
     x = frame if kind == "DataFrame" else frame[0]
-    message = f"x has to be a Dask array, but got {kind}: pass x.to_dask_array(lengths=True)"
-    for call in (cdd.dropout, lambda x: cdd.dropout_backward(x, MASK)):
-        with pytest.raises(TypeError, match=re.escape(message)):
+    message = "{0} has to be a Dask array, but got {1}: pass {0}.to_dask_array(lengths=True)"
+    for name, call in CALLS.items():
+        with pytest.raises(TypeError, match=re.escape(message.format(name, kind))):
             call(x)
     y = cdd.dropout(x.to_dask_array(lengths=True), 0.3, seed=1).compute()
     np.testing.assert_array_equal(y, cd.dropout(x.compute().to_numpy(), 0.3, rng=1))
@@ -372,8 +385,8 @@ def test_dask_dataframe_raises_with_the_conversion(kind):
 
 def test_xarray_raises_with_the_conversion():
     x = import_or_skip("xarray").DataArray(lazy())
-    message = "x has to be a Dask array, but got DataArray: pass x.data$"
-    for call in (cdd.dropout, lambda x: cdd.dropout_backward(x, MASK)):
+    for name, call in CALLS.items():
+        message = f"^{name} has to be a Dask array, but got DataArray: pass {name}.data$"
         with pytest.raises(TypeError, match=message):
             call(x)
     assert_same_bits(cdd.dropout(x.data, 0.3, seed=1).compute(), cd.dropout(X, 0.3, rng=1))

@@ -76,7 +76,7 @@ def test_rate_0_or_1_uses_no_key(rate):
 
 def error_of(call, *args, **options):
     """Return the exception that a call raises."""
-    with pytest.raises((ValueError, TypeError)) as caught:
+    with pytest.raises((ValueError, TypeError, AssertionError)) as caught:
         call(*args, **options)
     return caught.value
 
@@ -273,6 +273,82 @@ def test_attention_without_dropout_equals_that_of_flax(ours, theirs, options):
     )
 
 
+ATTENTIONS = [
+    (dot_product_attention, nnx.dot_product_attention),
+    (cdropout_linen.dot_product_attention, linen.dot_product_attention),
+]
+
+
+@pytest.mark.parametrize("ours, theirs", ATTENTIONS)
+@pytest.mark.parametrize(
+    "index, shape",
+    [(0, (5, 4, 8)), (1, (1, 5, 4, 8)), (2, (2, 4, 4, 8)), (2, (1, 5, 4, 8)), (2, (2, 5, 3, 8)),
+     (2, (5, 4, 8)), (2, (1, 2, 5, 4, 8))],
+)  # fmt: skip
+def test_attention_of_arrays_that_do_not_fit_raises_errors_of_flax(ours, theirs, index, shape):
+    arguments = [QUERY, KEYS, VALUES]
+    arguments[index] = normal_jax(shape)
+    options = {"dropout_rate": 0.4, "dropout_rng": KEY}
+    expected, error = (error_of(f, *arguments, **options) for f in (theirs, ours))
+    assert (type(error), str(error)) == (type(expected), str(expected))
+
+
+@pytest.mark.parametrize("ours, theirs", ATTENTIONS)
+@pytest.mark.parametrize("dtypes", ["int32 int32 int32", "float16 bfloat16 int32"])
+def test_attention_promotes_types_like_flax(ours, theirs, dtypes):
+    arrays = zip((QUERY, KEYS, VALUES), dtypes.split(), strict=True)
+    arguments = [(x * 4).astype(dtype) for x, dtype in arrays]
+    options = {"dropout_rate": 0.4, "deterministic": True}
+    y, expected = (f(*arguments, **options) for f in (ours, theirs))
+    assert_same_bits(y, expected)
+
+
+def test_nnx_attention_with_promote_dtype():
+    def promote(arrays, dtype=None):
+        return tuple(x.astype(jnp.float16) for x in arrays)
+
+    options = {"promote_dtype": promote, "dropout_rate": 0.4, "deterministic": True}
+    y, expected = (f(QUERY, KEYS, VALUES, **options) for f in ATTENTIONS[0])
+    assert y.dtype == jnp.float16
+    assert_same_bits(y, expected)
+
+
+def test_linen_attention_has_the_arguments_of_flax():
+    ours, theirs = (inspect.signature(f).parameters for f in ATTENTIONS[1])
+    assert [*ours] == [*theirs]
+
+
+def test_linen_attention_with_einsum_dot_general():
+    calls = []
+
+    def dot_general(*args, **options):
+        calls.append(args)
+        return jax.lax.dot_general(*args, **options)
+
+    options = {"dropout_rate": 0.4, "dropout_rng": KEY}
+    attention = cdropout_linen.dot_product_attention
+    y = attention(QUERY, KEYS, VALUES, einsum_dot_general=dot_general, **options)
+    assert_same_bits(y, attention(QUERY, KEYS, VALUES, **options))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"qk_attn_weights_einsum": jnp.einsum},
+        {"attn_weights_value_einsum": jnp.einsum},
+        {
+            "qk_attn_weights_einsum": jnp.einsum,
+            "attn_weights_value_einsum": jnp.einsum,
+            "precision": "highest",
+        },
+    ],
+)
+def test_linen_attention_with_invalid_einsum_raises_errors_of_flax(options):
+    error, expected = (error_of(f, QUERY, KEYS, VALUES, **options) for f in ATTENTIONS[1])
+    assert str(error) == str(expected)
+
+
 @pytest.mark.slow
 def test_nnx_attention_of_grouped_queries_and_causal():
     if "is_causal" not in inspect.signature(nnx.dot_product_attention).parameters:
@@ -345,6 +421,31 @@ def test_recurrent_dropout_of_linen(split):
     assert {float(value) for value in np.unique(y)} == {0, 2}
     equal = [bool((row == y[0]).all()) for row in y]
     assert equal == ([True] + [False] * 5 if split else [True] * 6)
+
+
+@pytest.mark.slow
+def test_recurrent_dropout_of_nnx():
+    """A cell with a dropout module has one mask per step."""
+
+    class Cell(nnx.RNNCellBase):
+        def __init__(self):
+            self.dropout = Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, carry, x):
+            return carry, self.dropout(x)
+
+        def initialize_carry(self, *_, **__):
+            return jnp.zeros(())
+
+        @property
+        def num_feature_axes(self):
+            return 1
+
+    cell, x = Cell(), normal_jax((1, 6, 30))
+    keys = next_keys(cell.dropout, 6)
+    y = nnx.RNN(cell)(x)
+    for step, key in enumerate(keys):
+        assert_same_bits(y[:, step], dropout(key, x[:, step], 0.5))
 
 
 # ---- without Flax -------------------------------------------------------------------------------

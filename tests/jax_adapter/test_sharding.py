@@ -26,6 +26,11 @@ needs_shard_map = pytest.mark.skipif(
     not hasattr(jax, "shard_map"), reason="needs jax.shard_map, of JAX 0.6 or newer"
 )
 
+needs_jax_0_7 = pytest.mark.skipif(
+    jax.__version_info__ < (0, 7),
+    reason="needs JAX 0.7 or newer: in older versions, XLA aborts the process",
+)
+
 
 def make_mesh(axis_type="Auto"):
     """Return a mesh of 2 x 2 devices with the axes a and b."""
@@ -277,13 +282,44 @@ def test_p_per_shard_in_shard_map(mesh):
 
 
 @pytest.mark.slow
-@needs_shard_map
+@needs_jax_0_7
 def test_shard_map_over_one_of_two_axes(mesh):
     x = put(normal_jax(SHAPE), mesh, "a", "b")
     program = map_shards(mesh, lambda x: dropout(KEY, x * 1, 0.3), P("a"), P("a"), axis_names={"a"})
     y = program(x)
     assert_same_bits(y[:24], numpy_dropout(KEY, x[:24], 0.3))
     assert_same_bits(y[24:], numpy_dropout(KEY, x[24:], 0.3))
+
+
+def export(x):
+    """Return an exported program that applies dropout to arrays like x, as a function."""
+    from jax import export
+
+    names = "cdropout", "cdropout_sharded"
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in names]
+    return export.export(jax.jit(lambda x: dropout(KEY, x, 0.3)), disabled_checks=checks)(x).call
+
+
+@pytest.mark.slow
+@needs_jax_0_7
+def test_exported_program_in_shard_map(mesh):
+    x = put(normal_jax(SHAPE), mesh, "a", "b")
+    exported = export(put(x[:24], mesh))
+    y = map_shards(mesh, lambda x: exported(x * 1), P("a"), P("a"))(x)
+    assert_same_bits(y[:24], numpy_dropout(KEY, x[:24], 0.3))
+    assert_same_bits(y[24:], numpy_dropout(KEY, x[24:], 0.3))
+
+
+@pytest.mark.slow
+@needs_jax_0_7
+@pytest.mark.parametrize("manual, auto", ["ab", "ba"])
+def test_exported_program_in_shard_map_over_one_of_two_axes_raises(manual, auto, mesh):
+    """The devices of the exported program are fewer than those of the mesh."""
+    x, specs = put(normal_jax(SHAPE), mesh, "a", "b"), (P(manual), P(manual))
+    exported = export(put(x[:24], mesh, None, auto))
+    program = map_shards(mesh, lambda x: exported(x * 1), *specs, axis_names={manual})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="window has to be part of a mask"):
+        jax.block_until_ready(program(x))
 
 
 @needs_shard_map

@@ -162,6 +162,14 @@ def test_dropout_of_integers_falls_back_to_keras(monkeypatch):
     assert calls == [True]
 
 
+def test_supports_jit_can_be_set_to_false():
+    layer = Dropout(0.3)
+    assert layer.supports_jit == (BACKEND != "tensorflow")
+    for value in (False, True):
+        layer.supports_jit = value
+        assert layer.supports_jit == (value and BACKEND != "tensorflow")
+
+
 def test_invalid_rate_raises():
     with pytest.raises(
         ValueError, match="Expected a float value between 0 and 1. Received: rate=2"

@@ -55,14 +55,22 @@ def test_import_without_keras_raises_with_the_install_command():
     assert errors.endswith(MESSAGE)
 
 
-def test_import_of_keras_without_its_backend_raises_with_the_backend(tmp_path):
-    """Replace Keras with a file that imports a missing backend."""
-    (tmp_path / "keras.py").write_text("import missing_backend")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cdropout.keras"
-    status, _, errors = run(script)
+@pytest.mark.parametrize("module", ["jaxlib", "missing"])
+def test_import_without_the_backend_of_keras_raises_with_its_error(module, tmp_path):
+    """Block jaxlib, whose absence JAX reports in its own words, or import a missing backend."""
+    if module == "jaxlib":
+        find_or_skip("jax")
+        script, error = "import sys; sys.modules['jaxlib'] = None", "jax requires jaxlib"
+    else:
+        (tmp_path / "keras.py").write_text("import missing")
+        script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+        error = "No module named 'missing'): install"
+    status, _, errors = run(script + "; import cdropout.keras", KERAS_BACKEND="jax")
     assert status == 1
-    assert errors.endswith(
-        "cdropout.keras needs the backend of Keras, but it cannot be imported (No module named "
-        "'missing_backend'): install the backend, or select another one with the variable "
-        "KERAS_BACKEND"
+    message = errors[errors.rindex("ImportError: ") :]
+    assert message.startswith(
+        f"ImportError: cdropout.keras: Keras or its backend cannot be imported ({error}"
+    )
+    assert message.endswith(
+        "): install the backend, or select another one with the variable KERAS_BACKEND"
     )

@@ -32,7 +32,7 @@ from thinc.api import (  # noqa: E402
     use_ops,
 )
 
-from cdropout.thinc import CdropoutOps  # noqa: E402
+from cdropout.thinc import CdropoutOps, use_cdropout  # noqa: E402
 
 OPS = CdropoutOps()
 
@@ -251,6 +251,25 @@ def test_spacy_training_with_cdropout_is_reproducible(callback):
         runs.append(losses["tagger"])
     assert runs[0] == runs[1]
     assert [token.tag_ for token in nlp("They like blue ham")] == list("PVAN")
+
+
+class GpuOps(Ops):
+    """Ops that stand for those of a GPU."""
+
+
+class OwnOps(NumpyOps):
+    """Ops with functions of the user."""
+
+
+@pytest.mark.parametrize("ops", [GpuOps, OwnOps])
+def test_callback_does_not_replace_other_ops(ops):
+    spacy = import_or_skip("spacy")
+    set_current_ops(ops())
+    nlp = spacy.blank("en")
+    model = nlp.add_pipe("tagger").model
+    use_cdropout()(nlp)
+    assert type(get_current_ops()) is ops
+    assert {type(node.ops) for node in model.walk()} == {ops}
 
 
 WITHOUT_CDROPOUT = """
