@@ -203,6 +203,18 @@ class Nested(nn.Module):
         return [F.scaled_dot_product_attention(y, y, y, dropout_p=0.5) for y in x]
 
 
+def attend(module, x):
+    return F.dropout(x, 0.5, module.training)
+
+
+class InFunction(nn.Module):
+    """A module that calls dropout in a function, like those of Hugging Face's transformers."""
+
+    def forward(self, x):
+        function = attend
+        return function(self, x)
+
+
 class Indirect(nn.Module):
     def __init__(self):
         super().__init__()
@@ -214,7 +226,11 @@ class Indirect(nn.Module):
 
 @pytest.mark.parametrize(
     "module, function",
-    [(Functional(0.1), "torch.nn.functional.dropout"), (Nested(), "scaled_dot_product_attention")],
+    [
+        (Functional(0.1), "torch.nn.functional.dropout"),
+        (Nested(), "scaled_dot_product_attention"),
+        (InFunction(), "torch.nn.functional.dropout"),
+    ],
 )
 def test_convert_reports_calls_of_functions(module, function):
     model = nn.Sequential(nn.Dropout(), module)
