@@ -9,6 +9,7 @@ rank, and all ranks use it. The generators therefore need not be in the same sta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -81,6 +82,8 @@ def _agree(mesh: DeviceMesh, seed: Tensor, call: int) -> tuple[int, int]:
 
 def _apply_window(x: DTensor, mask: Mask, form: str) -> DTensor:
     """Return x with a mask of the global shape applied."""
+    if isinstance(x._local_tensor, AsyncCollectiveTensor):  # the result of a pending collective
+        x._local_tensor = x._local_tensor.trigger_wait()
     local = x.to_local()
     if local.numel() == 0:
         y = local * 1

@@ -17,7 +17,7 @@ ct = import_or_skip("cdropout.torch")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("requires a PyTorch with gloo", allow_module_level=True)
 
-dist = torch.distributed
+dist, F = torch.distributed, torch.nn.functional
 tensor = import_or_skip("torch.distributed.tensor")
 DTensor, Shard, Replicate = tensor.DTensor, tensor.Shard, tensor.Replicate
 SHAPE = (7, 6, 10)
@@ -153,6 +153,26 @@ def test_mask_and_generator(kind, dtype, on_rank):
     with NothingDrawn():
         y = ct.dropout(as_dtensor(x, mesh, [Shard(0)]), 0.3, **options)
     assert torch.equal(y.to_local(), ct.dropout(x, mask=mask)[3:6])
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_input_of_a_pending_collective(needs_grad, on_rank):
+    local = torch.randn(4, 6, requires_grad=needs_grad)
+    mesh = on_rank(0, (2,))
+
+    def redistribute():
+        x = DTensor.from_local(local, mesh, [tensor.Partial()])
+        return x.redistribute(placements=[Replicate()], async_op=True)
+
+    y = ct.dropout(redistribute(), mask=cd.Mask((4, 6), 0.3))
+    expected = ct.dropout(redistribute().to_local() * 1, mask=cd.Mask((4, 6), 0.3))
+    assert type(y.to_local()) is torch.Tensor and torch.equal(y.to_local(), expected)
+    if needs_grad:
+        gx, = torch.autograd.grad(y.to_local().sum(), local)
+        assert torch.equal(gx, torch.autograd.grad(expected.sum(), local)[0])
+    with ct.accelerate():
+        y = F.dropout(redistribute(), 0.5, inplace=not needs_grad)
+    assert set((y.to_local() / local).unique().tolist()) <= {0.0, 2.0}
 
 
 def test_a_call_has_one_collective_and_draws_one_seed(on_rank, monkeypatch):
