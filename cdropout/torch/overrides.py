@@ -79,6 +79,10 @@ class _Switch:
             self.depth += depth_change
             self.active = self.enabled or self.depth > 0
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle `active` only, for the guards of compiled graphs that PyTorch stores on the disk."""
+        return types.SimpleNamespace, (), {"active": self.active}
+
 
 _switch = _Switch()
 _change_uncompiled = torch.compiler.disable(
