@@ -308,8 +308,8 @@ def convert(model: nn.Module) -> Swap:
     StochasticDepth modules with mode "batch", are kept.
 
     `torch.ao.quantization.prepare_qat`, for quantization-aware training, replaces the converted
-    modules by PyTorch's modules, for which it has special rules. Call `revert` before
-    ``prepare_fx``.
+    modules by PyTorch's modules, for which it has special rules. It raises NotImplementedError for a
+    module with a generator. Call `revert` before ``prepare_fx``.
     """
     swap = Swap([], {})
     calls_functions = False
@@ -409,6 +409,11 @@ class _OriginalForTraining:
 
     @staticmethod
     def from_float(module: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        if module.generator is not None:
+            raise NotImplementedError(
+                f"prepare_qat does not support a {type(module).__qualname__} with a generator, since "
+                "it inserts PyTorch's modules, which have none: set module.generator = None"
+            )
         original = TORCH_CLASSES[type(module)](module.p, module.inplace).train(module.training)
         original.qconfig = module.qconfig
         return original

@@ -276,3 +276,14 @@ def test_quantization_of_a_converted_model_equals_that_of_the_original():
 
     assert quantize(True, True) == quantize(True, False)
     assert quantize(False, True)[1] == quantize(False, False)[1]
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_quantization_aware_training_refuses_a_generator():
+    quantization = torch.ao.quantization
+    model = nn.Sequential(nn.Linear(4, 4), ct.Dropout(generator=cd.Generator(1)))
+    model.qconfig = quantization.QConfig(nn.Identity, nn.Identity)
+    with pytest.raises(NotImplementedError, match=r"a Dropout with a generator.*generator = None$"):
+        quantization.prepare_qat(model)
+    model[1].generator = None
+    assert type(quantization.prepare_qat(model)[1]) is nn.Dropout
