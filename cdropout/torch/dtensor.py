@@ -20,6 +20,7 @@ from cdropout.torch.autograd import (
     Source,
     apply_given_mask,
     implementation_for,
+    is_traced,
     next_seed,
     restore_on_error,
 )
@@ -41,6 +42,10 @@ def dropout_of_dtensor(
         check_mask(mask, tuple(x.shape), broadcast_axes, p)
     elif p == 0 or x.numel() == 0:
         return x
+    if is_traced(x._local_tensor):
+        raise NotImplementedError(
+            "dropout of a DTensor cannot be traced: compile it without fullgraph=True"
+        )
     if any(isinstance(placement, _StridedShard) for placement in x.placements):
         raise NotImplementedError(
             f"dropout of a DTensor does not support the placements {x.placements}: redistribute it"

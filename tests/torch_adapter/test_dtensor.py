@@ -1,5 +1,6 @@
 """Tests of dropout of DTensors, in which each rank applies a window of one mask."""
 
+import contextlib
 import multiprocessing
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_input_of_a_pending_collective(needs_grad, on_rank):
     expected = ct.dropout(redistribute().to_local() * 1, mask=cd.Mask((4, 6), 0.3))
     assert type(y.to_local()) is torch.Tensor and torch.equal(y.to_local(), expected)
     if needs_grad:
-        gx, = torch.autograd.grad(y.to_local().sum(), local)
+        (gx,) = torch.autograd.grad(y.to_local().sum(), local)
         assert torch.equal(gx, torch.autograd.grad(expected.sum(), local)[0])
     with ct.accelerate():
         y = F.dropout(redistribute(), 0.5, inplace=not needs_grad)
@@ -226,15 +227,25 @@ def test_invalid_arguments(on_rank):
         ct.dropout(strided)
 
 
-@pytest.mark.slow
-def test_compiled_function_breaks_the_graph(on_rank):
+@pytest.mark.parametrize("name", ["function", *slow("accelerate")])
+def test_compiled_function_breaks_the_graph(name, on_rank):
     x = as_dtensor(torch.randn(SHAPE), on_rank(1, (2,)), [Shard(0)])
+    dropout, context = {
+        "function": (ct.dropout, contextlib.nullcontext()),
+        "accelerate": (F.dropout, ct.accelerate()),
+    }[name]
 
     def function(x):
-        return ct.dropout(x, 0.3)
+        return dropout(x, 0.3)
 
-    torch.manual_seed(3)
-    expected = function(x)
-    torch.manual_seed(3)
-    compiled = torch.compile(function, backend="aot_eager")(x)
-    assert torch.equal(compiled.to_local(), expected.to_local())
+    with context:
+        torch.manual_seed(3)
+        expected = function(x)
+        torch.manual_seed(3)
+        compiled = torch.compile(function, backend="aot_eager")(x)
+        assert torch.equal(compiled.to_local(), expected.to_local())
+        torch._dynamo.reset()
+        whole = torch.compile(function, backend="aot_eager", fullgraph=True)
+        message = "dropout of a DTensor cannot be traced: compile it without fullgraph=True"
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
+            whole(x)
