@@ -411,8 +411,8 @@ class _OriginalForTraining:
     def from_float(module: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
         if module.generator is not None:
             raise NotImplementedError(
-                f"prepare_qat does not support a {type(module).__qualname__} with a generator, since "
-                "it inserts PyTorch's modules, which have none: set module.generator = None"
+                f"prepare_qat does not support a {type(module).__qualname__} with a generator, "
+                "since it inserts PyTorch's modules, which have none: set module.generator = None"
             )
         original = TORCH_CLASSES[type(module)](module.p, module.inplace).train(module.training)
         original.qconfig = module.qconfig

@@ -79,8 +79,8 @@ class _Switch:
             self.depth += depth_change
             self.active = self.enabled or self.depth > 0
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickle `active` only, for the guards of compiled graphs that PyTorch stores on the disk."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle only `active`, for the guards that PyTorch stores with compiled graphs."""
         return types.SimpleNamespace, (), {"active": self.active}
 
 
