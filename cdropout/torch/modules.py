@@ -308,8 +308,8 @@ def convert(model: nn.Module) -> Swap:
     StochasticDepth modules with mode "batch", are kept.
 
     `torch.ao.quantization.prepare_qat`, for quantization-aware training, replaces the converted
-    modules by PyTorch's modules, for which it has special rules. It raises NotImplementedError for a
-    module with a generator. Call `revert` before ``prepare_fx``.
+    modules by PyTorch's modules, for which it has special rules. It raises NotImplementedError for
+    a module with a generator. Call `revert` before ``prepare_fx``.
     """
     swap = Swap([], {})
     calls_functions = False
