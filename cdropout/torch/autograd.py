@@ -392,7 +392,9 @@ def apply_dropout(
     return implementation(x, float(p), inplace, generator, broadcast_axes, form)
 
 
-@torch.compiler.disable(reason="dropout of a DTensor breaks the graph")
+@torch.compiler.disable(
+    reason="dropout of a DTensor cannot be traced: compile it without fullgraph=True"
+)
 def dropout_of_dtensor(*arguments: Any) -> Tensor:
     """Apply dropout to a DTensor. `dtensor` is imported only here, as it imports collectives."""
     from cdropout.torch import dtensor

@@ -22,6 +22,8 @@ from cdropout.torch.autograd import (
 from cdropout.torch.operators import (
     UINT64_MAX,
     dropout_operator,
+    is_transformed,
+    library,
     move_batch_axis_first,
     saved_seed,
 )
@@ -134,7 +136,6 @@ def _gradients(gy: Tensor, bias_shape: Size | None, mask: LazyMask) -> tuple[Ten
 
 # ---- operators ----------------------------------------------------------------------------------
 
-library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
     "bias_dropout_add(Tensor x, Tensor? bias, Tensor residual, Tensor seed, SymInt call, float p) "
     "-> Tensor",
@@ -285,16 +286,12 @@ class OperatorAddition(torch.autograd.Function):
         return None, gx, gbias, gy if needs_residual else None, *[None] * len(others)
 
 
-def _is_transformed() -> bool:
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
 def _differentiable_forward(keys: Any, *args: Any) -> Tensor:
-    return _add_in_three_steps(*args) if _is_transformed() else OperatorAddition.apply(keys, *args)
+    return _add_in_three_steps(*args) if is_transformed() else OperatorAddition.apply(keys, *args)
 
 
 def _differentiable_backward(keys: Any, gy: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    if _is_transformed() or (gy.requires_grad and is_grad_enabled()):
+    if is_transformed() or (gy.requires_grad and is_grad_enabled()):
         return _differentiate_in_two_steps(gy, *args)
     with torch._C._AutoDispatchBelowAutograd():
         return backward_operator.redispatch(keys & torch._C._after_autograd_keyset, gy, *args)

@@ -9,6 +9,7 @@ rank, and all ranks use it. The generators therefore need not be in the same sta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -19,6 +20,7 @@ from cdropout.torch.autograd import (
     Source,
     apply_given_mask,
     implementation_for,
+    is_traced,
     next_seed,
     restore_on_error,
 )
@@ -40,6 +42,10 @@ def dropout_of_dtensor(
         check_mask(mask, tuple(x.shape), broadcast_axes, p)
     elif p == 0 or x.numel() == 0:
         return x
+    if is_traced(x._local_tensor):
+        raise NotImplementedError(
+            "dropout of a DTensor cannot be traced: compile it without fullgraph=True"
+        )
     if any(isinstance(placement, _StridedShard) for placement in x.placements):
         raise NotImplementedError(
             f"dropout of a DTensor does not support the placements {x.placements}: redistribute it"
@@ -81,6 +87,8 @@ def _agree(mesh: DeviceMesh, seed: Tensor, call: int) -> tuple[int, int]:
 
 def _apply_window(x: DTensor, mask: Mask, form: str) -> DTensor:
     """Return x with a mask of the global shape applied."""
+    if isinstance(x._local_tensor, AsyncCollectiveTensor):  # the result of a pending collective
+        x._local_tensor = x._local_tensor.trigger_wait()
     local = x.to_local()
     if local.numel() == 0:
         y = local * 1

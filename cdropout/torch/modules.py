@@ -1,10 +1,9 @@
 """Dropout modules with the interface of torch.nn, and functions that convert a model to them."""
 
-import dis
 import re
-import types
 import warnings
 from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from cdropout.torch import functional
 from cdropout.torch._draw import check_generator
 from cdropout.torch.autograd import Source
+from cdropout.torch.bytecode import is_of_package, references
 from cdropout.torch.fx import LEAF_MODULES, REPLACEMENTS, is_traced_leaf, record_module
 
 
@@ -288,7 +288,8 @@ def convert(model: nn.Module) -> Swap:
         of other modules with dropout to the reasons why these are kept. Subclasses of PyTorch's
         dropout modules are kept, since they may change the computation. Attention modules and
         recurrent networks, which call dropout internally, are kept, and so are modules whose
-        methods call PyTorch's functions for dropout. Use `accelerate` for such modules.
+        methods call PyTorch's functions for dropout, also if a Python function that they name calls
+        these. Use `accelerate` for such modules.
 
     Raises
     ------
@@ -307,8 +308,8 @@ def convert(model: nn.Module) -> Swap:
     StochasticDepth modules with mode "batch", are kept.
 
     `torch.ao.quantization.prepare_qat`, for quantization-aware training, replaces the converted
-    modules by PyTorch's modules, for which it has special rules. Call `revert` before
-    ``prepare_fx``.
+    modules by PyTorch's modules, for which it has special rules. It raises NotImplementedError for
+    a module with a generator. Call `revert` before ``prepare_fx``.
     """
     swap = Swap([], {})
     calls_functions = False
@@ -348,31 +349,15 @@ def convert(model: nn.Module) -> Swap:
 def dropout_functions(kind: type[nn.Module]) -> Iterator[str]:
     """Yield the names of PyTorch's functions for dropout that the methods of a class refer to.
 
-    Methods that are defined in classes of PyTorch or cdropout are not inspected.
+    The functions that these methods refer to are inspected too, but not those of PyTorch or
+    cdropout.
     """
-    for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in ("torch", "cdropout"):
-            continue
-        for method in vars(base).values():
-            if isinstance(method, types.FunctionType):
-                yield from _functions_in(method.__code__, method.__globals__)
-
-
-def _functions_in(code: types.CodeType, names: dict[str, Any]) -> Iterator[str]:
-    value = None
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_GLOBAL":
-            value = names.get(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            in_module = isinstance(value, types.ModuleType)
-            value = getattr(value, instruction.argval, None) if in_module else None
-        elif instruction.opname not in ("CACHE", "EXTENDED_ARG"):
-            value = None
-        if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and value in FUNCTIONS:
-            yield f"{value.__module__ or 'torch'}.{value.__name__}"
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _functions_in(constant, names)
+    classes = [base for base in kind.__mro__ if not is_of_package(base)]
+    methods = [method for base in classes for method in vars(base).values()]
+    for reference in references(kind, methods):
+        function = reference.value
+        if isinstance(function, FunctionType | BuiltinFunctionType) and function in FUNCTIONS:
+            yield f"{function.__module__ or 'torch'}.{function.__name__}"
 
 
 def revert(model: nn.Module) -> Swap:
@@ -424,6 +409,11 @@ class _OriginalForTraining:
 
     @staticmethod
     def from_float(module: Any, use_precomputed_fake_quant: bool = False) -> nn.Module:
+        if module.generator is not None:
+            raise NotImplementedError(
+                f"prepare_qat does not support a {type(module).__qualname__} with a generator, "
+                "since it inserts PyTorch's modules, which have none: set module.generator = None"
+            )
         original = TORCH_CLASSES[type(module)](module.p, module.inplace).train(module.training)
         original.qconfig = module.qconfig
         return original

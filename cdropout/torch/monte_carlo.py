@@ -1,8 +1,6 @@
 """Dropout in evaluation mode, for Monte Carlo dropout of whole models."""
 
 import contextlib
-import dis
-import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The modules of PyTorch in which `training` determines only whether dropout is active.
+from cdropout.torch.bytecode import is_of_package, references
+from cdropout.torch.modules import DropPath
+
+# The modules in which `training` determines only whether dropout is active.
 # TransformerEncoderLayer uses a fast path without dropout only if `training` is false.
 # TransformerEncoder tests `training` of its first layer for the same purpose.
 DROPOUT_MODULES = (
     nn.modules.dropout._DropoutNd,
+    DropPath,
     nn.MultiheadAttention,
     nn.RNNBase,
     nn.TransformerEncoderLayer,
@@ -55,8 +57,7 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     Raises
     ------
     TypeError
-        If an object is neither a module nor a container, or `also` contains other objects than
-        classes.
+        If an object is neither a module nor a container, or `also` is not a tuple of classes.
 
     See Also
     --------
@@ -65,16 +66,17 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     Notes
     -----
     Within the block, the attribute `training` is True in these modules and their subclasses: the
-    dropout modules, `torch.nn.MultiheadAttention`, recurrent networks (RNN, LSTM and GRU), and
-    `torch.nn.TransformerEncoderLayer`, which otherwise uses a fast path without dropout. All other
-    modules, such as batch norm, keep their mode. At the end of the block, all modules return to
-    their previous modes, even if an error is raised. ``model.eval()`` within the block makes
-    dropout inactive. The block affects all threads, since the mode is an attribute of a module.
+    dropout modules of PyTorch and cdropout, `torch.nn.MultiheadAttention`, recurrent networks (RNN,
+    LSTM and GRU), and `torch.nn.TransformerEncoderLayer`, which otherwise uses a fast path without
+    dropout. All other modules, such as batch norm, keep their mode. At the end of the block, all
+    modules return to their previous modes, even if an error is raised. ``model.eval()`` within the
+    block makes dropout inactive. The block affects all threads, since the mode is an attribute of a
+    module.
 
-    To find functional dropout, `always_on` inspects the bytecode of `forward`, and of the methods
-    and Python functions that `forward` names. It warns if this code contains the name `training`
-    and the name of a function such as ``F.dropout``, ``F.scaled_dot_product_attention`` or
-    ``drop_path``. Functions with other names, callables that are stored in attributes or
+    To find functional dropout, `always_on` inspects the bytecode of `forward`, and of the methods,
+    properties and Python functions that `forward` names. It warns if this code contains the name
+    `training` and the name of a function such as ``F.dropout``, ``F.scaled_dot_product_attention``
+    or ``drop_path``. Functions with other names, callables that are stored in attributes or
     containers, and compiled or scripted code are not found. If a module with functional dropout
     uses `training` only for dropout, pass its class in `also`.
 
@@ -90,7 +92,7 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     >>> bool(samples.std(0).max() > 0), model[0].training, model[1].training
     (True, False, False)
     """
-    if not all(isinstance(kind, type) for kind in (*also,)):
+    if not (isinstance(also, tuple) and all(isinstance(kind, type) for kind in also)):
         raise TypeError(f"also has to be a tuple of classes, but got {also!r}")
     named = dict(_named_modules(modules))
     chosen = {module for module in named if _uses_training_for_dropout(module, also)}
@@ -149,50 +151,12 @@ def _warn_about_functions(modules: dict[nn.Module, str]) -> None:
 
 
 def _calls_functional_dropout(module: nn.Module) -> bool:
-    """Return whether `forward` and the functions that it names use `training` and dropout."""
-    kind = type(module)
-    if kind.__module__.startswith(("torch.", "cdropout.")):
+    """Return whether `forward` and the functions that it refers to use `training` and dropout."""
+    if is_of_package(type(module)):
         return False
-    names: set[str] = set()
-    seen: set[types.CodeType] = set()
-    # Each item is a function and a bool, which is true if its first argument is the module
-    functions: list[tuple[Any, bool]] = [
-        (getattr(module.forward, "__func__", module.forward), True)
-    ]
-    while functions:
-        function, is_method = functions.pop()
-        if not isinstance(function, types.FunctionType) or function.__code__ in seen:
-            continue
-        if function.__module__.startswith(("torch.", "cdropout.")):
-            continue
-        code = function.__code__
-        seen.add(code)
-        functions.append((getattr(function, "__wrapped__", None), is_method))
-        owner = code.co_varnames[0] if is_method and code.co_argcount else None
-        for of_module, name in _names_in(code, owner):
-            if of_module:
-                names |= {name} & {"training"}
-                functions.append((getattr(kind, name, None), True))
-            else:
-                names.add(name)
-                functions.append((function.__globals__.get(name), False))
-            if name == "super":
-                bases = [vars(base).get(function.__name__) for base in kind.__mro__]
-                functions += [(method, True) for method in bases]
+    names = {
+        reference.name
+        for reference in references(type(module), [module.forward])
+        if reference.name == "training" or not reference.of_module
+    }
     return "training" in names and not names.isdisjoint(DROPOUT_FUNCTIONS)
-
-
-def _names_in(code: types.CodeType, owner: str | None) -> Iterator[tuple[bool, str]]:
-    """Yield (True if the name is an attribute of `owner`, name) for each name in the code."""
-    before: Any = None
-    for instruction in dis.get_instructions(code):
-        name = instruction.argval
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            yield before == owner is not None, name
-        elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield False, name
-        loads = instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
-        before = (name[-1] if isinstance(name, tuple) else name) if loads else None
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names_in(constant, owner)

@@ -8,6 +8,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -20,6 +21,11 @@ from cdropout.torch._tensors import apply_mask
 UINT64_MAX = 2**64 - 1
 # PyTorch 2.13 and later have region_activation_memory_budget
 REGION_BUDGET = getattr(traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func or forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def move_batch_axis_first(

@@ -79,6 +79,10 @@ class _Switch:
             self.depth += depth_change
             self.active = self.enabled or self.depth > 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle only `active`, for the guards that PyTorch stores with compiled graphs."""
+        return types.SimpleNamespace, (), {"active": self.active}
+
 
 _switch = _Switch()
 _change_uncompiled = torch.compiler.disable(

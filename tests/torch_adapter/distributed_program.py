@@ -1,6 +1,5 @@
-"""Program that test_dtensor.py runs in one process per rank."""
+"""Cases that test_dtensor.py runs in one process per rank."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -176,7 +175,3 @@ def run(case, rank, ranks, file):
     globals()[case]()
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

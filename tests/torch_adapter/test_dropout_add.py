@@ -169,7 +169,7 @@ def test_given_mask(mask):
     result = with_gradients(one_call, inputs, p=0.5, mask=mask)
     assert_same_gradients(result, with_gradients(three_operations, inputs, p=0.5, mask=mask))
     for wrong, message in (
-        ({"mask": mask, "generator": cd.Generator(1)}, "mask= determines .* excludes generator"),
+        ({"mask": mask, "generator": cd.Generator(1)}, "mask= cannot be combined with generator"),
         ({"mask": cd.Mask((2, 3), 0.5)}, "the mask has the shape"),
         ({"mask": mask, "p": 0.25}, "but p=0.25 was given"),
     ):

@@ -1,15 +1,16 @@
 """Tests of dropout of DTensors, in which each rank applies a window of one mask."""
 
+import contextlib
 import multiprocessing
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import cdropout as cd
 
 from ..helpers.requirements import import_or_skip, slow, unix_only
+from ..helpers.subprocess_runner import FIND_TESTS
 from ..helpers.torch_calls import NothingDrawn
 
 torch = import_or_skip("torch")
@@ -17,10 +18,9 @@ ct = import_or_skip("cdropout.torch")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("requires a PyTorch with gloo", allow_module_level=True)
 
-dist = torch.distributed
+dist, F = torch.distributed, torch.nn.functional
 tensor = import_or_skip("torch.distributed.tensor")
 DTensor, Shard, Replicate = tensor.DTensor, tensor.Shard, tensor.Replicate
-ROOT = Path(__file__).parents[2]
 SHAPE = (7, 6, 10)
 
 
@@ -61,16 +61,12 @@ def test_two_ranks_apply_windows_of_one_mask(tmp_path):
     ],
 )
 def test_ranks_agree(case, ranks, tmp_path):
-    program = [sys.executable, "-m", "tests.torch_adapter.distributed_program", case]
-    processes = [
-        subprocess.Popen(
-            [*program, str(rank), str(ranks), str(tmp_path / "store")],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+    program = FIND_TESTS + "from tests.torch_adapter.distributed_program import run\n"
+    processes = []
+    for rank in range(ranks):
+        script = program + f"run({case!r}, {rank}, {ranks}, {str(tmp_path / 'store')!r})"
+        command = [sys.executable, "-P", "-c", script]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
 
@@ -160,6 +156,26 @@ def test_mask_and_generator(kind, dtype, on_rank):
     assert torch.equal(y.to_local(), ct.dropout(x, mask=mask)[3:6])
 
 
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_input_of_a_pending_collective(needs_grad, on_rank):
+    local = torch.randn(4, 6, requires_grad=needs_grad)
+    mesh = on_rank(0, (2,))
+
+    def redistribute():
+        x = DTensor.from_local(local, mesh, [tensor.Partial()])
+        return x.redistribute(placements=[Replicate()], async_op=True)
+
+    y = ct.dropout(redistribute(), mask=cd.Mask((4, 6), 0.3))
+    expected = ct.dropout(redistribute().to_local() * 1, mask=cd.Mask((4, 6), 0.3))
+    assert type(y.to_local()) is torch.Tensor and torch.equal(y.to_local(), expected)
+    if needs_grad:
+        (gx,) = torch.autograd.grad(y.to_local().sum(), local)
+        assert torch.equal(gx, torch.autograd.grad(expected.sum(), local)[0])
+    with ct.accelerate():
+        y = F.dropout(redistribute(), 0.5, inplace=not needs_grad)
+    assert set((y.to_local() / local).unique().tolist()) <= {0.0, 2.0}
+
+
 def test_a_call_has_one_collective_and_draws_one_seed(on_rank, monkeypatch):
     mesh, calls = on_rank(0, (2,)), []
     monkeypatch.setattr(dist, "broadcast", lambda *args, **kwargs: calls.append(args))
@@ -195,7 +211,7 @@ def test_invalid_arguments(on_rank):
     mesh = on_rank(0, (2,))
     x = as_dtensor(torch.ones(SHAPE), mesh, [Shard(0)])
     mask = cd.Mask(SHAPE, 0.3)
-    with pytest.raises(ValueError, match="mask= determines .* excludes generator"):
+    with pytest.raises(ValueError, match="mask= cannot be combined with generator"):
         ct.dropout(x, mask=mask, generator=cd.Generator(1))
     with pytest.raises(ValueError, match=r"the mask has the shape \(4, 6, 10\), but x has \(7, 6"):
         ct.dropout(x, mask=cd.Mask((4, 6, 10), 0.3))
@@ -211,15 +227,25 @@ def test_invalid_arguments(on_rank):
         ct.dropout(strided)
 
 
-@pytest.mark.slow
-def test_compiled_function_breaks_the_graph(on_rank):
+@pytest.mark.parametrize("name", ["function", *slow("accelerate")])
+def test_compiled_function_breaks_the_graph(name, on_rank):
     x = as_dtensor(torch.randn(SHAPE), on_rank(1, (2,)), [Shard(0)])
+    dropout, context = {
+        "function": (ct.dropout, contextlib.nullcontext()),
+        "accelerate": (F.dropout, ct.accelerate()),
+    }[name]
 
     def function(x):
-        return ct.dropout(x, 0.3)
+        return dropout(x, 0.3)
 
-    torch.manual_seed(3)
-    expected = function(x)
-    torch.manual_seed(3)
-    compiled = torch.compile(function, backend="aot_eager")(x)
-    assert torch.equal(compiled.to_local(), expected.to_local())
+    with context:
+        torch.manual_seed(3)
+        expected = function(x)
+        torch.manual_seed(3)
+        compiled = torch.compile(function, backend="aot_eager")(x)
+        assert torch.equal(compiled.to_local(), expected.to_local())
+        torch._dynamo.reset()
+        whole = torch.compile(function, backend="aot_eager", fullgraph=True)
+        message = "dropout of a DTensor cannot be traced: compile it without fullgraph=True"
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=message):
+            whole(x)

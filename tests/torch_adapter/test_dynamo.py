@@ -357,3 +357,23 @@ def test_processes_with_one_cache_directory(order, tmp_path):
         assert results[0][0] != results[1][0]
         values.append([lines[0] for lines in results])
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", *slow("inductor")])
+def test_guards_can_be_stored_by_the_precompile_cache(backend, tmp_path):
+    script = f"""
+import torch
+import cdropout.torch as ct
+torch._dynamo.config.caching_precompile = True
+function = torch.compile(lambda x: torch.dropout(x, 0.5, True), backend={backend!r})
+x = torch.ones(100)
+for active in (False, True, False):
+    ct.enable() if active else ct.disable()
+    torch.manual_seed(1)
+    y = function(x)
+    torch.manual_seed(1)
+    print(torch.equal(y, ct.dropout(x)))
+"""
+    status, output, errors = run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    assert status == 0, errors
+    assert output.split() == ["False", "True", "False"]

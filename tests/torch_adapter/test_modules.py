@@ -203,6 +203,18 @@ class Nested(nn.Module):
         return [F.scaled_dot_product_attention(y, y, y, dropout_p=0.5) for y in x]
 
 
+def attend(module, x):
+    return F.dropout(x, 0.5, module.training)
+
+
+class InFunction(nn.Module):
+    """A module that calls dropout in a function, like those of Hugging Face's transformers."""
+
+    def forward(self, x):
+        function = attend
+        return function(self, x)
+
+
 class Indirect(nn.Module):
     def __init__(self):
         super().__init__()
@@ -214,7 +226,11 @@ class Indirect(nn.Module):
 
 @pytest.mark.parametrize(
     "module, function",
-    [(Functional(0.1), "torch.nn.functional.dropout"), (Nested(), "scaled_dot_product_attention")],
+    [
+        (Functional(0.1), "torch.nn.functional.dropout"),
+        (Nested(), "scaled_dot_product_attention"),
+        (InFunction(), "torch.nn.functional.dropout"),
+    ],
 )
 def test_convert_reports_calls_of_functions(module, function):
     model = nn.Sequential(nn.Dropout(), module)
@@ -260,3 +276,14 @@ def test_quantization_of_a_converted_model_equals_that_of_the_original():
 
     assert quantize(True, True) == quantize(True, False)
     assert quantize(False, True)[1] == quantize(False, False)[1]
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_quantization_aware_training_refuses_a_generator():
+    quantization = torch.ao.quantization
+    model = nn.Sequential(nn.Linear(4, 4), ct.Dropout(generator=cd.Generator(1)))
+    model.qconfig = quantization.QConfig(nn.Identity, nn.Identity)
+    with pytest.raises(NotImplementedError, match=r"a Dropout with a generator.*generator = None$"):
+        quantization.prepare_qat(model)
+    model[1].generator = None
+    assert type(quantization.prepare_qat(model)[1]) is nn.Dropout

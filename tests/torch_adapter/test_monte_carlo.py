@@ -1,6 +1,9 @@
 """Tests of always_on, which keeps dropout active in models in evaluation mode."""
 
 import copy
+import functools
+import re
+import types
 
 import pytest
 
@@ -74,6 +77,7 @@ def block(kind):
 MODELS = {
     "Dropout": block(nn.Dropout),
     "Dropout of cdropout": block(ct.Dropout),
+    "DropPath of cdropout": block(ct.DropPath),
     "AlphaDropout": block(nn.AlphaDropout),
     "attention": attention,
     "attention without weights": attention_without_weights,
@@ -149,11 +153,11 @@ def test_other_objects_are_refused(function, thing):
     assert not drop.training
 
 
-def test_also_has_to_contain_classes():
-    with pytest.raises(
-        TypeError, match=r"^also has to be a tuple of classes, but got \('Block',\)"
-    ):
-        ct.always_on(nn.Dropout(), also=("Block",)).__enter__()
+@pytest.mark.parametrize("also", [("Block",), nn.Dropout, None])
+def test_also_has_to_be_a_tuple_of_classes(also):
+    message = f"^also has to be a tuple of classes, but got {re.escape(repr(also))}$"
+    with pytest.raises(TypeError, match=message):
+        ct.always_on(nn.Dropout(), also=also).__enter__()
 
 
 # ---- functional dropout -------------------------------------------------------------------------
@@ -214,8 +218,36 @@ class Decorated(nn.Module):
         return F.alpha_dropout(x, training=self.training)
 
 
+class InProperty(nn.Module):
+    @property
+    def rate(self):
+        return 0.5 if self.training else 0
+
+    def forward(self, x):
+        return F.dropout(x, self.rate)
+
+
+class InPartial(Functional):
+    """A module whose forward method was replaced as by Hugging Face's accelerate."""
+
+    def __init__(self):
+        super().__init__()
+        replacement = functools.partial(lambda module, x: module.old_forward(x), self)
+        self.old_forward = self.forward
+        self.forward = functools.update_wrapper(replacement, self.old_forward)
+
+
+class InFunctionWithoutModule(nn.Module):
+    def forward(self, x):
+        return function_without_module(x, self)
+
+
+function_without_module = types.FunctionType(helper.__code__, globals())
+function_without_module.__module__ = None
+
 FUNCTIONAL = [
-    *(Functional, WithKeyword, InMethod, InLambda, InFunction, DropPath, Inherited, Decorated)
+    *(Functional, WithKeyword, InMethod, InLambda, InFunction, DropPath, Inherited, Decorated),
+    *(InProperty, InPartial, InFunctionWithoutModule),
 ]
 
 
