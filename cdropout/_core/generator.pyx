@@ -149,8 +149,9 @@ cdef class Generator:
         Raises
         ------
         TypeError, ValueError
-            For the same reasons as in `Mask`. A ValueError is also raised if broadcast_dims contains an axis that does not
-            exist, or contains the same axis twice.
+            If `Mask` raises this error for the same arguments.
+        ValueError
+            If broadcast_dims contains an axis that does not exist, or the same axis twice.
         OverflowError
             If all 2**64 - 1 call numbers have been used.
 
