@@ -11,6 +11,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from cdropout cimport cdropout_table
+from cdropout._core.softmax cimport SoftmaxTable
 
 cdef extern from "simd.h" nogil:
     ctypedef struct cd_cpu:
@@ -21,13 +22,13 @@ cdef extern from "simd.h" nogil:
     bint CD_HAS_VECTORS
     const char* CD_COMPILER
 
-# The bits that each instruction set of setup.py requires in three registers: in ECX of CPUID leaf 1 (OSXSAVE, AVX, F16C),
-# in EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL), and in XCR0, whose bits stand for the registers that the
+# The bits that each instruction set of setup.py requires in three registers: in ECX of CPUID leaf 1 (FMA, OSXSAVE, AVX,
+# F16C), in EBX of CPUID leaf 7 (AVX2; AVX-512 F, DQ, BW and VL), and in XCR0, whose bits stand for the registers that the
 # operating system saves (XMM and YMM; mask registers and ZMM).
 NEEDED = {
     "baseline": (0, 0, 0),
-    "avx2": (7 << 27, 1 << 5, 0x06),
-    "avx512": (7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
+    "avx2": (1 << 12 | 7 << 27, 1 << 5, 0x06),
+    "avx512": (1 << 12 | 7 << 27, 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xE6),
 }
 INSTRUCTION_SETS = tuple(NEEDED)        # from narrow to wide
 vectors = bool(CD_HAS_VECTORS)          # False if this module was compiled with the portable form of simd.h
@@ -104,6 +105,7 @@ streaming_threshold = last_level_cache() // 2    # size of the output in bytes; 
 module.set_streaming_threshold(streaming_threshold)
 table = module.table
 kernels = <const cdropout_table*>PyCapsule_GetPointer(table, "cdropout._core.table")
+softmax_kernels = <const SoftmaxTable*>PyCapsule_GetPointer(module.softmax_table, "cdropout._core.softmax_table")
 
 
 def get_table():

@@ -20,6 +20,9 @@ from cdropout._core.select cimport (
     store_streaming,
 )
 from cdropout._core.rows cimport Rows, begin_rows, next_row
+from cdropout._core.softmax cimport (
+    Softmax, SoftmaxTable, backward_f32, backward_f64, forward_f32, forward_f64, recompute_f32, recompute_f64,
+)
 from cdropout._core.tiles cimport Source, Transform, append_stream, apply_view
 from cdropout._core.view cimport MAX_DIMS, View, arrange
 from cdropout._core.stream cimport (
@@ -439,6 +442,41 @@ cdef int bias_dropout_add_backward(
     return 0
 
 
+# ---- softmax with dropout ----------------------------------------------------------------------------
+
+
+cdef int softmax_forward(cdropout_dtype dtype, const Softmax* matrix, void* weights, void* sums) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT32:
+        forward_f32(matrix, <float*>weights, <float*>sums)
+    elif dtype == CDROPOUT_FLOAT64:
+        forward_f64(matrix, <double*>weights, <double*>sums)
+    else:
+        return -1
+    return 0
+
+
+cdef int softmax_recompute(
+    cdropout_dtype dtype, const Softmax* matrix, void* weights, const void* sums, void* dropped
+) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT32:
+        recompute_f32(matrix, <float*>weights, <const float*>sums, <float*>dropped)
+    elif dtype == CDROPOUT_FLOAT64:
+        recompute_f64(matrix, <double*>weights, <const double*>sums, <double*>dropped)
+    else:
+        return -1
+    return 0
+
+
+cdef int softmax_backward(cdropout_dtype dtype, const Softmax* matrix, const void* weights, void* gradient) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT32:
+        backward_f32(matrix, <const float*>weights, <float*>gradient)
+    elif dtype == CDROPOUT_FLOAT64:
+        backward_f64(matrix, <const double*>weights, <double*>gradient)
+    else:
+        return -1
+    return 0
+
+
 fill_bit_masks()                                  # this must run before the first call of a kernel
 
 cdef cdropout_table kernels
@@ -456,3 +494,6 @@ kernels.apply_bits_strided = apply_bits_strided
 kernels.apply_bools_strided = apply_bools_strided
 kernels.apply_alpha_strided = apply_alpha_strided
 table = PyCapsule_New(&kernels, "cdropout._core.table", NULL)
+
+cdef SoftmaxTable softmax_kernels = SoftmaxTable(softmax_forward, softmax_recompute, softmax_backward)
+softmax_table = PyCapsule_New(&softmax_kernels, "cdropout._core.softmax_table", NULL)

@@ -1,7 +1,7 @@
 """Attention with dropout in tiles: each tile of weights is used while it is in the cache.
 
-The forward pass saves one number per row of the scores. The backward pass computes each tile and
-its window of the mask again.
+The forward pass saves two numbers per row of the scores. The backward pass computes each tile and
+its window of the mask again. The products are PyTorch's; compiled functions compute the softmax.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
+from cdropout.torch._attention import TileSoftmax
 from cdropout.torch._openmp import call_on_threads, can_call_on_threads
-from cdropout.torch._tensors import apply_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 TILE = 1 << 18  # elements of a tile; two tiles of float32 fit in the second-level cache
 CAUSAL_TILES = 8  # tiles per column of the scores; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64  # matrix products of fewer rows are slow
-MAX_SCORE = 20  # if no score is larger, the largest is not subtracted before the exponentials
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
@@ -112,60 +111,28 @@ class Attention:
         """
         query, _key, value = self.tensors
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        sums = query.new_zeros(*query.shape[:-1], 2, dtype=self.dtype)
-        bounded = self._has_small_scores()
-        for normalize in (False, True):
-            for h in self.heads(out, sums):
-                together, rows = self.lengths(len(h.query))
-                work = partial(self._forward_heads, h, rows, bounded, normalize)
-                _run(_slices(len(h.query), together), work)
-            if math.isfinite(sums.sum().item()) and math.isfinite(out.sum(dtype=self.dtype).item()):
-                break
+        sums = query.new_empty(*query.shape[:-1], 2, dtype=self.dtype)
+        for h in self.heads(out, sums):
+            together, rows = self.lengths(len(h.query))
+            work = partial(self._forward_heads, h, rows)
+            _run(_slices(len(h.query), together), work)
         return out, sums
 
-    def _has_small_scores(self) -> bool:
-        """Return whether exponentials of the scores and their sums can neither over- nor underflow.
-
-        This is certain if the product of the largest norms of a query and of a key is small.
-        """
-        if self.attn_mask is not None and self.attn_mask.dtype is not torch.bool:
-            return False
-        query, key = (
-            torch.linalg.vector_norm(t, dim=-1, dtype=self.dtype).max() for t in self.tensors[:2]
-        )
-        return abs(self.scale) * (query * key).item() <= MAX_SCORE
-
-    def _forward_heads(
-        self, h: Heads, rows: int, bounded: bool, normalize: bool, groups: Iterator[slice]
-    ) -> None:
-        """Fill the output and the sums of groups of heads.
-
-        If `bounded` is true, the largest score of a row is not subtracted before the exponentials.
-
-        If `normalize` is true, weights are normalized before the dropout instead of afterwards.
-        This takes longer, but makes a dropped weight 0 even if the sum of its row is NaN.
-        """
+    def _forward_heads(self, h: Heads, rows: int, groups: Iterator[slice]) -> None:
+        """Fill the output and the sums of groups of heads."""
         buffer = Buffer(self.dtype)
         for heads in groups:
             group = Group(self, h, heads, rows)
             targets = zip(*(t[heads].split(rows, 1) for t in h.others), strict=True)
             for i, (out, sums) in enumerate(targets):
                 weights = group.scores(i, buffer)
-                if not bounded:
-                    largest = torch.amax(weights, -1, keepdim=True)
-                    # The weights of a row whose scores are all -inf are zeros
-                    largest.masked_fill_(largest == -math.inf, 0)
-                    weights.sub_(largest)
-                    sums[..., 1:] = largest
-                total = weights.exp_().sum(-1, keepdim=True)
-                total.masked_fill_(total == 0, 1)
-                torch.log(total, out=sums[..., :1])
-                if normalize:
-                    weights.div_(total)
-                    total.fill_(1)
-                group.drop(i, weights, weights)
-                product = torch.bmm(weights, group.visible(i, group.value))
-                torch.div(product, total, out=out)
+                group.draw(i, weights, buffer.softmax)
+                buffer.softmax.forward(weights, sums)
+                value = group.visible(i, group.value)
+                if out.dtype == self.dtype:
+                    torch.bmm(weights, value, out=out)
+                else:
+                    out.copy_(torch.bmm(weights, value))
 
     # ---- backward -------------------------------------------------------------------------------
 
@@ -236,19 +203,17 @@ class Attention:
         gv: Tensor | None,
         ga: list[Tensor],
     ) -> None:
+        softmax = buffers[0].softmax
         weights = group.scores(i, buffers[0])
-        if sums[..., 1:].any():
-            weights.sub_(sums[..., 1:])
-        weights.sub_(sums[..., :1]).exp_()
         gradient, transposed = buffers[1](*weights.shape)
+        group.draw(i, weights, softmax)
+        softmax.recompute(weights, sums, None if gv is None else gradient)
         if gv is not None:
-            group.drop(i, weights, gradient)
             _add_product(gv, transposed, gy, beta, 1)
         if gq is None and gk is None and not ga:
             return
         torch.bmm(gy, group.visible(i, group.value).mT, out=gradient)
-        group.drop(i, gradient, gradient)
-        torch._softmax_backward_data(gradient, weights, -1, self.dtype, grad_input=gradient)
+        softmax.backward(weights, gradient)
         for target in ga:
             axes = tuple(slice(0, None if stride else 1) for stride in target.stride())
             total = target[axes]
@@ -260,15 +225,12 @@ class Attention:
 
 
 class Buffer:
-    """Memory for one tile. Calling the buffer returns a view of the given shape and its transpose.
-
-    Tensors that several tiles need are made once.
-    """
+    """Memory for one tile. Calling the buffer returns a view of the given shape and its transpose."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.memory = torch.empty(0, dtype=dtype, device="cpu")
         self.views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        self.hidden_keys: dict[tuple[int, int], Tensor] = {}
+        self.softmax = TileSoftmax(dtype)
 
     def __call__(self, *shape: int) -> tuple[Tensor, Tensor]:
         if shape not in self.views:
@@ -279,13 +241,6 @@ class Buffer:
             view = self.memory[:size].view(shape)
             self.views[shape] = view, view.transpose(1, 2)
         return self.views[shape]
-
-    def hidden(self, rows: int, keys: int) -> Tensor:
-        """Return bools, True where `is_causal` hides a key, if row 0 sees only key 0."""
-        if (rows, keys) not in self.hidden_keys:
-            ones = torch.ones(rows, keys, dtype=torch.bool, device="cpu")
-            self.hidden_keys[rows, keys] = ones.triu_(1)
-        return self.hidden_keys[rows, keys]
 
 
 class Group:
@@ -309,11 +264,7 @@ class Group:
         query, key = self.query[i], self.visible(i, self.key)
         scores, _ = buffer(*query.shape[:2], key.shape[1])
         torch.baddbmm(scores, query, key.mT, beta=0, alpha=self.attention.scale, out=scores)
-        first = i * self.rows
-        if self.attention.is_causal and first < key.shape[1]:
-            part = scores[:, :, first:]
-            part.masked_fill_(buffer.hidden(*part.shape[1:]), -math.inf)
-        elif self.attn_mask is not None:
+        if self.attn_mask is not None:
             attn_mask = self.attn_mask[i]
             if attn_mask.dtype is torch.bool:
                 scores.masked_fill_(attn_mask.logical_not(), -math.inf)
@@ -321,10 +272,12 @@ class Group:
                 scores.add_(attn_mask)
         return scores
 
-    def drop(self, i: int, x: Tensor, y: Tensor) -> None:
-        """Apply the mask of tile i to x, and write the result to y."""
-        start = self.start + i * self.rows * self.strides[1]
-        apply_window(x, y, self.attention.mask, start, self.strides)
+    def draw(self, i: int, weights: Tensor, softmax: TileSoftmax) -> None:
+        """Draw the keep bits of the weights of tile i."""
+        first = i * self.rows
+        start = self.start + first * self.strides[1]
+        visible = first + 1 if self.attention.is_causal else weights.shape[2]
+        softmax.draw(self.attention.mask, start, self.strides, tuple(weights.shape), visible)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int, scale: float) -> None:

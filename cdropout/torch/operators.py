@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
@@ -121,10 +122,11 @@ def _(
     return mask_operator(x, seed, call, start, (0, *sample_strides), *others), 0
 
 
-class OperatorDerivatives(torch.autograd.Function):
-    """The derivatives of an operator at one level of autograd; torch.func nests several levels.
+class OperatorDerivatives(_SingleLevelFunction):
+    """The derivatives of an operator at one level of autograd.
 
-    The derivative applies the same operator with another value of the last argument.
+    torch.func calls the operator once per level. `torch.autograd.Function` would restart at the
+    first level. The derivative applies the same operator with another value of the last argument.
     """
 
     @staticmethod
@@ -134,7 +136,7 @@ class OperatorDerivatives(torch.autograd.Function):
         ctx.save_for_forward(*seeds)
         ctx.operator, ctx.arguments = operator, len(args)
         ctx.constants = (*args[len(seeds) : -1], last)
-        # Function.apply disables gradients, but the lower levels of torch.func need them
+        # `apply` disables gradients, but the lower levels of torch.func need them
         with (
             torch.enable_grad(),
             _set_fwd_grad_enabled(True),
@@ -154,10 +156,8 @@ class OperatorDerivatives(torch.autograd.Function):
 
 def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
     last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
-    # torch.func calls this function once per level; Function.apply would restart at the first level
-    apply = super(torch.autograd.Function, OperatorDerivatives).apply
     with enable_single_level_autograd_function():
-        return apply(operator, last, keys, x, *args)
+        return OperatorDerivatives.apply(operator, last, keys, x, *args)
 
 
 for _operator in dropout_operator, mask_operator:
