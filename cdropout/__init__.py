@@ -1,7 +1,7 @@
 """Dropout on the CPU at the speed of memory, with masks that are values."""
 
-# Cython allows the compiled modules in one interpreter only. NumPy is imported before them: if its
-# import fails in a second interpreter, these modules are not imported there.
+# Only the first interpreter that imports the compiled modules can use them. NumPy is imported
+# before them, so that another interpreter, in which this import fails, does not become the first.
 import numpy  # noqa: F401
 
 __version__ = "0.1.0.dev0"

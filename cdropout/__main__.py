@@ -174,7 +174,7 @@ def image_file(text: str) -> Path:
 
 
 def chosen_peers(named: list[str], error: Error) -> list[str]:
-    """Return the names of the peers to time; by default, one peer per installed library."""
+    """Return the names of the implementations to time; by default, one per installed library."""
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
@@ -190,7 +190,10 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
 
 
 def check_bench(options: argparse.Namespace, error: Error) -> None:
-    """Set options.peers. Exit with an error message if an option needs a missing package."""
+    """Set options.peers.
+
+    Exit with an error message if options contradict each other or need a missing package.
+    """
     options.peers = chosen_peers(options.peer, error)
     if options.plot and find_spec("matplotlib") is None:
         error("argument --plot: this needs matplotlib: pip install 'cdropout[bench]'")
@@ -222,7 +225,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
         error(f"argument --isa: {problem}")
     if isa != dispatch.isa:
         statement = f"from cdropout.__main__ import main; sys.exit(main({arguments!r}))"
-        with ignore_ctrl_c():  # after Ctrl-C, the new process prints the complete sizes
+        with ignore_ctrl_c():  # after Ctrl-C, the new process prints its results
             return selftest.run_with_isa(isa, statement).returncode
     try:
         return bench.run(options)
@@ -231,7 +234,7 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
 
 
 def run_info(options: argparse.Namespace, *_: object) -> int:
-    """Print the build and the settings, or only the include folder with --include; return 0."""
+    """Print versions, build, settings and CPU, or, with --include, the include folder; return 0."""
     if options.include:
         print(cd.get_include())
         return 0
@@ -255,7 +258,7 @@ def run_info(options: argparse.Namespace, *_: object) -> int:
 
 
 def run_selftest(*_: object) -> int:
-    """Check every instruction set on this machine, and return the exit code."""
+    """Check each instruction set that is built and that this CPU runs; return the exit code."""
     return selftest.run()
 
 
@@ -438,8 +441,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 1 after a failure, 130 after Ctrl-C, 141 if the reader of standard output
-        closed the pipe. A wrong option raises SystemExit with code 2.
+        The exit code: 0 on success, 1 after a failure, 130 after Ctrl-C. If the reader of standard
+        output closed the pipe, it is 0 for `stream` and 141 for the other commands. A wrong option
+        raises SystemExit with code 2.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:

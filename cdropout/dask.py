@@ -89,7 +89,7 @@ def dropout(
     """Zero each element of `x` with probability `p` and scale the others by ``1 / (1 - p)``.
 
     The mask is drawn when the result is computed. The result is bit-identical to that of
-    `cdropout.dropout` with the same mask, for all chunks, schedulers and numbers of workers.
+    `cdropout.dropout` with the same mask, for all chunk sizes, schedulers and numbers of workers.
 
     Parameters
     ----------
@@ -101,7 +101,8 @@ def dropout(
     training : bool, default True
         If false, return `x` itself.
     seed, call : int, optional
-        The seed and the call number of the mask: ``Mask(x.shape, p, seed, call)``.
+        The seed and the call number of the mask. Without `broadcast_dims`, the mask is
+        ``Mask(x.shape, p, seed, call)``.
     rng : None, Generator, int, numpy.random.Generator or numpy.random.SeedSequence
         The source of the mask if no seed is given, as in `cdropout.dropout`. The source is used
         when this function is called, not when the result is computed.
@@ -117,17 +118,17 @@ def dropout(
     Returns
     -------
     dask.array.Array, or (dask.array.Array, Mask) if return_mask is True
-        An array of the shape, type and chunks of `x`. It is `x` itself if p is 0 or `training` is
-        false.
+        An array of the shape, type and chunks of `x`. It is `x` itself if p is 0 and the scale of
+        the mask is 1, or if `training` is false.
 
     Raises
     ------
     TypeError
         If the type of an argument, or of the chunks of `x`, is not supported.
     ValueError
-        If p is not in [0, 1], `x` has chunks of unknown size but a mask is applied or returned,
-        `mask` and `x` have different shapes, two of the arguments exclude each other, or `call` is
-        given without `seed`.
+        If p is not in [0, 1], seed, call, rng or broadcast_dims is out of range, `x` has chunks of
+        unknown size but a mask is applied or returned, `mask` does not fit x and p, two of the
+        arguments exclude each other, or a `call` other than 0 is given without `seed`.
 
     Notes
     -----
@@ -168,7 +169,7 @@ def dropout_backward(gy: da.Array, mask: Mask) -> da.Array:
     Parameters
     ----------
     gy : dask.array.Array
-        The gradient of the output. The chunks of `gy` and of the output may differ.
+        The gradient with respect to the output. The chunks of `gy` and of the output may differ.
     mask : Mask
         The mask that ``dropout(..., return_mask=True)`` returned.
 
@@ -216,9 +217,9 @@ def _check_type(name: str, x: Any) -> None:
     if not isinstance(x, da.Array):
         hint = ""
         if hasattr(type(x), "to_dask_array"):
-            hint = f": pass {name}.to_dask_array(lengths=True)"  # a DataFrame or Series of Dask
+            hint = f": pass {name}.to_dask_array(lengths=True)"  # a Dask DataFrame or Series
         elif isinstance(getattr(x, "data", None), da.Array):
-            hint = f": pass {name}.data"  # a DataArray of xarray
+            hint = f": pass {name}.data"  # an xarray DataArray
         raise TypeError(f"{name} has to be a Dask array, but got {type(x).__name__}{hint}")
     meta = meta_from_array(x)
     Mask(meta.shape, 0.5).apply(meta)
@@ -239,7 +240,8 @@ def _apply(x: da.Array, mask: Mask) -> da.Array:
     """Return x with the mask applied, or x itself if the mask changes no element."""
     if mask.p == 0 and mask.scale == 1:
         return x
-    # Without this name, Dask would tokenize the chunks, which takes longer. x.name determines them.
+    # Without this name, Dask would also tokenize the chunk sizes, which takes time. x.name
+    # determines these sizes.
     name = f"dropout_chunk-{tokenize(x.name, mask)}"
     return _blockwise(dropout_chunk, mask, x.chunks, meta_from_array(x), x, name)
 
@@ -254,8 +256,9 @@ def _blockwise(
 ) -> da.Array:
     """Return the array whose chunks are ``function(window, chunk of x, mask=mask)``.
 
-    The graph is one layer. In contrast to `da.map_blocks` with ``block_info``, nothing is stored
-    per chunk: the window, a tuple of slices, is computed when the layer is turned into tasks.
+    If x is None, the function is called without a chunk. The graph is one layer. In contrast to
+    `da.map_blocks` with ``block_info``, nothing is stored per chunk: the window, a tuple of slices,
+    is computed when the layer is turned into tasks.
     """
     axes = tuple(range(mask.ndim))
     arrays = [ArraySliceDep(chunks), axes] + ([] if x is None else [x, axes])

@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def is_command() -> bool:
-    """Return whether this process was started as `cdropout` or as `python -m cdropout`."""
+    """During the import, return whether this process runs `cdropout` or `python -m cdropout`."""
     program = os.path.basename(next(iter(getattr(sys, "argv", [])), ""))
     if program == "-m":  # the value of sys.argv[0] until Python has found the module
         return module_to_run(sys.orig_argv[1:]) in ("cdropout", "cdropout.__main__")
@@ -52,10 +52,10 @@ def unbuilt_checkout() -> str:
 def check_version(framework: ModuleType) -> None:
     """Raise an ImportError if cdropout does not support the installed version of a framework.
 
-    The range of supported versions is read from the metadata of the package. If the package has no
-    metadata, for example because its folder was copied, all versions are accepted.
+    The range of supported versions is read from the metadata of cdropout. If there are no metadata,
+    for example because the folder of cdropout was copied, all versions are accepted.
     """
-    from importlib import metadata  # its import takes longer than that of cdropout
+    from importlib import metadata  # imported here, because the import takes about 20 ms
 
     name, version = framework.__name__, framework.__version__
     try:
@@ -75,7 +75,7 @@ def check_version(framework: ModuleType) -> None:
 
 
 def release(version: str) -> list[int]:
-    """Return up to three numbers of a version, without trailing zeros: [2, 16] for 2.16.0rc1."""
+    """Return the first three numbers of a version without trailing zeros: [2, 16] for 2.16.0rc1."""
     numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
     while numbers and numbers[-1] == 0:
         del numbers[-1]

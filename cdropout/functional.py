@@ -550,7 +550,7 @@ def mc_dropout(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | tuple[NDArray[Any], Mask]: ...
 def mc_dropout(x, p=0.5, n=1, *, rng=None, mask=None, return_mask=False, out=None):
-    """Return `n` copies of `x` with different masks, for Monte-Carlo dropout.
+    """Return `n` copies of `x` with different masks, for Monte Carlo dropout.
 
     Parameters
     ----------

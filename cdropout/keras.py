@@ -1,4 +1,4 @@
-"""Dropout layers for Keras 3, with kernels for each of its backends."""
+"""Dropout layers for Keras 3, with kernels for JAX, NumPy, PyTorch and TensorFlow."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ DROPOUT_OF_BACKEND = {
 
 
 def _dropout_for(x: Any) -> Callable[..., Any] | None:
-    """Return the dropout function for x, or None if its device or type is not supported."""
+    """Return the dropout function for x, or None if cdropout does not support x or the backend."""
     backend = keras.backend.backend()
     if keras.backend.standardize_dtype(x.dtype) not in FLOATS:
         return None
@@ -113,7 +113,7 @@ class _Layer:
 
     @property
     def supports_jit(self) -> bool:
-        """The value that was assigned, but False with TensorFlow: XLA cannot call the kernels."""
+        """The assigned value, but False with TensorFlow, whose XLA cannot call the kernels."""
         return self._supports_jit and keras.backend.backend() != "tensorflow"
 
     @supports_jit.setter
@@ -121,7 +121,7 @@ class _Layer:
         self._supports_jit = value  # the constructor of Keras assigns True
 
     def call(self: Any, inputs: Any, training: bool = False) -> Any:
-        """Apply dropout to the inputs if training; otherwise return them unchanged."""
+        """Apply dropout to the inputs if training is true; otherwise return them unchanged."""
         if training and self.rate == 1:
             return keras.ops.zeros_like(inputs)
         apply_dropout = _dropout_for(inputs) if training and self.rate > 0 else None
@@ -143,11 +143,12 @@ class _SpatialLayer(_Layer):
 class Dropout(_Layer, keras.layers.Dropout):
     """Replacement for `keras.layers.Dropout` with the same arguments.
 
-    In training, a layer with `seed` applies the mask ``cdropout.Mask(shape, rate, seed, i)`` in
-    call i, counted from 0, on each backend. Keras's own implementation is used on devices other
-    than the CPU, for unsupported types, and in TensorFlow functions that XLA compiles
-    (``jit_compile=True``). With TensorFlow, Keras does not use XLA for models with this layer.
-    A layer with rate 0 or 1 draws no mask and uses no call number.
+    In training, a layer with `seed` and without `noise_shape` applies the mask
+    ``cdropout.Mask(shape, rate, seed, i)`` in call i, counted from 0, with JAX, NumPy, PyTorch and
+    TensorFlow. Keras's own implementation is used with other backends, on devices other than the
+    CPU, for unsupported types, for TensorFlow tensors of unknown rank, and in TensorFlow functions
+    that XLA compiles (``jit_compile=True``). With TensorFlow, Keras does not use XLA for models
+    with this layer. A layer with rate 0 or 1 draws no mask and uses no call number.
 
     Parameters
     ----------

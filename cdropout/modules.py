@@ -227,7 +227,7 @@ class Dropout:
 
 
 class _Variant(Dropout):
-    """A module that applies ``_function``, which has the arguments of `dropout`."""
+    """Apply ``_function``, which has the arguments of `dropout` except broadcast_dims."""
 
     _function: ClassVar[Callable[..., Any]]
 
@@ -462,7 +462,7 @@ def always_on(*modules: object) -> Iterator[None]:
     False
     """
     found = list(_all_modules(modules))
-    models = [module for module in found if hasattr(module, "modules")]  # modules of PyTorch
+    models = [module for module in found if hasattr(module, "modules")]  # PyTorch modules
     found = [module for module in found if not hasattr(module, "modules")]
     modes = [module.training for module in found]
     with contextlib.ExitStack() as stack:
@@ -480,7 +480,7 @@ def always_on(*modules: object) -> Iterator[None]:
 
 
 def _all_modules(thing: Any) -> Iterator[Any]:
-    """Yield the modules in nested containers."""
+    """Yield the modules in nested containers; raise a TypeError for other objects."""
     if isinstance(thing, dict):
         thing = tuple(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset)):

@@ -25,7 +25,7 @@ APPLY_STARTS = (0, 1, 8191, 2**40 + 77)
 RATE_SIZE = 10**8  # number of elements whose keep rate is checked
 RATE_PART = 10**7  # number of elements drawn per call
 RATES = (0.001, 0.1, 0.5, 0.9)
-FALSE_ALARM = 1e-6  # probability that a check of a keep rate fails for correct masks
+FALSE_ALARM = 1e-6  # maximum probability that a check of a keep rate fails for correct masks
 DESCRIPTION = f"""\
 Check each instruction set that was built and that this CPU runs: the hashes of
 the recorded masks, forward and backward in float32 and float64, and the keep

@@ -1,4 +1,4 @@
-"""The command `cdropout stream`, which writes mask bits to standard output for test suites."""
+"""The command `cdropout stream`, which writes mask bits for tests of random number generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import cdropout as cd
 
 BLOCK = 8192  # elements per block of the stream, as in _core/stream.pxd
 INTERLEAVED = 16  # number of masks or blocks that are interleaved
-PART = 32 * BLOCK  # elements drawn per call; INTERLEAVED * PART bits take half a MiB
+PART = 32 * BLOCK  # an array has INTERLEAVED * PART mask bits, which take half a MiB
 PIPE_SIZE = 1 << 20  # bytes; a pipe of the default size, 64 KiB, halves the speed
 DEPTH = 6  # levels of the extractor, which finds 0.36 of 0.47 possible bits per element at p = 0.1
 MIN_P = 1e-6  # lower limit of p and of 1 - p, below which the extractor yields hardly any bytes
@@ -35,7 +35,7 @@ orders:
   blocks   {INTERLEAVED} interleaved blocks of one mask, each seeded separately; after
            their {BLOCK} elements, the next {INTERLEAVED} blocks
 
-The stream ends with exit code 0 when the reader closes the pipe.
+The command ends with exit code 0 when the reader closes the pipe.
 
 examples:
   cdropout stream --bytes 1000000 > bits
@@ -84,7 +84,7 @@ def extract(bits: NDArray[np.bool_], depth: int = DEPTH) -> NDArray[np.bool_]:
         Independent bits, all of which are 1 with the same, arbitrary probability.
     depth : int
         The number of levels, at least 1. The first level is von Neumann's procedure; each further
-        level uses bits that the previous level discards.
+        level uses information that the previous level discards.
 
     Notes
     -----

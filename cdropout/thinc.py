@@ -1,4 +1,4 @@
-"""Dropout for thinc and spaCy: an Ops class that overrides the dropout masks."""
+"""Dropout for thinc and spaCy: an Ops class that draws the dropout masks with cdropout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CdropoutOps(NumpyOps):
 
     An entry point registers the class with thinc. To use it, call ``use_ops("cdropout")`` in Python
     or write ``@ops = "CdropoutOps"`` in a config. The class affects all layers that get masks from
-    their ops: `Dropout`, layers with an argument ``dropout=``, the embeddings and the LSTM.
+    their ops: `Dropout`, and all layers with an argument ``dropout=`` other than `PyTorchLSTM`.
 
     Notes
     -----

@@ -33,7 +33,10 @@ HALVES = {"float16": (5, 10), "bfloat16": (8, 7)}  # exponent bits, mantissa bit
 
 
 def mix(z):
-    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014), for ints and arrays."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014), for ints and arrays.
+
+    z may also be an int outside of [0, 2**64), which is reduced modulo 2**64.
+    """
     z = z & MASK64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK64
@@ -61,7 +64,7 @@ def xoroshiro128pp(s0, s1):
 
 
 def mask_constants(seed, call):
-    """Return the constants (K, c, tie) of a mask.
+    """Return the constants of a mask: K and c seed the lanes, and tie seeds the hash.
 
     Parameters
     ----------
@@ -166,7 +169,7 @@ def unpack_bits(packed):
 def draw(seed, call, p, start, n, step=xoroshiro128pp):
     """Return which elements the lanes drop, and which elements the lanes leave undecided.
 
-    Draw n elements, beginning with element `start`. n has to be positive, and p between 0 and 1.
+    Draw n elements, beginning with element `start`. n must be positive, and 0 < p < 1.
 
     Returns
     -------
@@ -235,7 +238,7 @@ def window(shape, index, start=0):
 def broadcast_keep(shape, p, seed, call, broadcast_dims=()):
     """Return which elements a mask with broadcast axes keeps: bool [shape].
 
-    All elements along `broadcast_dims` share one draw: the drawn mask has length 1 along these
+    All elements along `broadcast_dims` use the same bit: the drawn mask has length 1 along these
     axes.
     """
     axes = {range(len(shape))[axis] for axis in broadcast_dims}
@@ -263,7 +266,8 @@ def round_to_half(bits32, name):
     """Round float32 (bits as uint32) to float16 or bfloat16 (bits as uint16).
 
     Numbers are rounded to nearest, ties to even. Numbers that are too large become infinite.
-    Subnormal results are kept. A NaN becomes quiet, and keeps its sign and upper payload bits.
+    Subnormal results are not flushed to 0. A NaN becomes quiet, and keeps its sign and upper
+    payload bits.
     """
     exponent_bits, mantissa_bits = HALVES[name]
     dropped = 23 - mantissa_bits
@@ -302,7 +306,9 @@ def scale(p, dtype):
 
 
 def apply(x, keep, p):
-    """Return x * scale, rounded once, for kept elements, and +0.0 for dropped ones.
+    """Return x * scale for kept elements, and +0.0 for dropped ones.
+
+    The product is computed in the computation dtype, and then rounded to the dtype of x.
 
     Parameters
     ----------

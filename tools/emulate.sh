@@ -45,8 +45,9 @@ unpack_root() {
   rm -f "$root"/usr/include/python3.*/numpy # old headers; the headers of the native NumPy are used instead
 }
 
-# The script sets sys.executable to its own path, so that processes started by tests are emulated too. PYTHONPATH contains
-# the checkout, because the package `tests` is in it. The checkout is last in PYTHONPATH, because its cdropout is not built.
+# Write the script $foreign. It sets sys.executable to its own path, so that processes started by tests are emulated too.
+# PYTHONPATH contains the checkout, because the package `tests` is in it. The checkout is last in PYTHONPATH, because its
+# cdropout is not built.
 write_foreign_python() {
   local libraries=/usr/lib/$target
   cat >"$foreign" <<END

@@ -1,7 +1,8 @@
 """Fuzz the Python functions with atheris; `tools/sanitize.sh fuzz-python` runs this file.
 
-Each call must either return the result of the reference implementation, or raise a documented
-exception and change nothing. AddressSanitizer checks the compiled modules at the same time.
+A call may raise only documented exceptions, and must then change nothing. The results of dropout
+and dropout_backward must be those of the reference implementation. AddressSanitizer and
+UndefinedBehaviorSanitizer check the compiled modules at the same time.
 """
 
 import math
@@ -17,7 +18,7 @@ import numpy as np
 
 import cdropout as cd
 
-sys.path.append(str(Path(__file__).parents[1]))  # last, because its cdropout is not built
+sys.path.append(str(Path(__file__).parents[1]))  # last, because cdropout/ in it is not built
 
 from tests import reference  # noqa: E402
 
@@ -108,7 +109,7 @@ def attempt(generator, arrays, function, *arguments, **options):
 
 
 def assert_same(y, expected):
-    """Assert that two arrays have the same bytes, except that the payloads of NaNs may differ."""
+    """Assert that two arrays have the same dtype, shape and bytes; NaNs are replaced by zeros."""
     assert (y.dtype, y.shape) == (expected.dtype, expected.shape), f"{y!r}, not {expected!r}"
     with np.errstate(all="ignore"):
         y, expected = (

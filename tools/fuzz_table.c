@@ -1,8 +1,9 @@
 /* Fuzz the kernels of every instruction set with libFuzzer; `tools/sanitize.sh fuzz-table` runs this file.
  *
- * cdropout.h allows all of the calls. Each buffer is a separate allocation of the exact size with any alignment, so that
- * AddressSanitizer detects every access outside of a buffer. All instruction sets must write the same bytes. The kernels that
- * draw a mask must write the same bytes as those that read this mask as bits or bools. */
+ * cdropout.h allows all of the calls. Each buffer is the end of a separate allocation, so that AddressSanitizer detects
+ * every access after the buffer. Up to 63 bytes precede the buffer and give it any alignment; accesses to them are not
+ * detected. All instruction sets must write the same bytes. The kernels that draw a mask must write the same bytes as those
+ * that read this mask as bits or bools. */
 #include <Python.h>
 
 #include <cdropout.h>
@@ -121,8 +122,8 @@ static void choose_strides(ptrdiff_t *strides, const View *view, ptrdiff_t strid
   }
 }
 
-/* Return the distance between the lowest and the highest address in a view. Set *first to the distance from the lowest address
- * to that of the first element. */
+/* Return the distance between the lowest and the highest element of a view, in the unit of the strides. Set *first to the
+ * distance from the lowest element to the first one. */
 static size_t extent_of(const View *view, const ptrdiff_t *strides, size_t *first) {
   size_t extent = 0;
   *first = 0;
@@ -190,7 +191,7 @@ static void fuzz_strided(int dtype) { /* test the strided kernels; dtype may be 
   }
 }
 
-/* Test bias_dropout_add and its backward pass, without NaN, because the sum of two NaNs may be either of them. */
+/* Test bias_dropout_add and its backward pass, without NaN, because the sum of two NaNs may have the bits of either. */
 static void fuzz_bias(int dtype) {
   size_t columns = 1 + (read_number(2) % 3000 >> read_number(1) % 8), rows = read_number(2) % (MAX_SIZE / columns + 2),
          itemsize = ITEMSIZES[dtype], bytes = rows * columns * itemsize;

@@ -1,8 +1,8 @@
-"""Run the statistical tests of tests/helpers/randomness.py on 10^11 elements for each p.
+"""Run the statistical tests of tests/helpers/randomness.py on up to 10^11 elements for each p.
 
     python tools/randomness.py [--p P ...]
 
-The program prints one line per test, and exits with status 1 if a test exceeds its limit.
+The program prints one line per test and p, and exits with status 1 if a test exceeds its limit.
 """
 
 import argparse

@@ -2,16 +2,16 @@
 # Run the tests or the fuzzers on a build with sanitizers, in a new environment:
 #
 #     tools/sanitize.sh address                run the tests with Address-, UndefinedBehavior- and LeakSanitizer (GCC)
-#     tools/sanitize.sh thread                 run the tests with ThreadSanitizer (GCC)
-#     tools/sanitize.sh fuzz-table [SECONDS]   run tools/fuzz_table.c with libFuzzer and the sanitizers of `address` (Clang)
+#     tools/sanitize.sh thread                 run the tests of threads with ThreadSanitizer (GCC)
+#     tools/sanitize.sh fuzz-table [SECONDS]   run tools/fuzz_table.c with libFuzzer and the first two sanitizers (Clang)
 #     tools/sanitize.sh fuzz-python [SECONDS]  run tools/fuzz_python.py with atheris and the same sanitizers
 #     tools/sanitize.sh fuzz [SECONDS]         run both fuzzers with one build
 #
-# The exit status is 1 if a sanitizer or a fuzzer reports an error. `address` and `thread` first check that the sanitizer detects
-# an error that is made on purpose. They omit these tests:
+# The exit status is not 0 if a test fails, or if a sanitizer or a fuzzer reports an error. `address` and `thread` first
+# check that the sanitizer detects an error that is made on purpose. `address` omits some tests, among them:
 # - statistics, the command line and the reference implementation, because other tests call the same compiled functions;
-# - huge arrays, and stress tests (`address` only), because they take too long;
-# - forks (`address` only), because a child of a process with threads may wait for a lock of AddressSanitizer's allocator forever;
+# - huge arrays and stress tests, because they take too long;
+# - forks, because a child of a process with threads may wait for a lock of AddressSanitizer's allocator forever;
 # - limits and measurements of memory, because sanitizers need memory themselves;
 # - guard pages, because AddressSanitizer detects the same errors and more.
 # `address` includes the tests of PyTorch and JAX, which call torch/_{draw,openmp,tensors}.pyx and jax/_xla.pyx.

@@ -123,7 +123,8 @@ import_library() {
   "llvm-dlltool-$llvm" -m i386:x86-64 -d "$definition" -l "$work/lib/$2"
 }
 
-# Write import libraries and an msvcrt.lib with the DLL entry point, the stack check and snprintf, which links both runtimes.
+# Write import libraries, and an msvcrt.lib that links vcruntime and ucrt and contains the DLL entry point, the check of the
+# stack cookie, and snprintf.
 write_libraries() {
   mkdir -p "$work/lib"
   import_library "$python/python3.dll" python3.lib

@@ -1,4 +1,4 @@
-"""Validation of arguments: p, flags, seeds, counts and indices. Error messages contain the argument's name."""
+"""Validation of arguments: p, flags, seeds, counts and indices. Each error message says which argument is wrong."""
 import operator
 
 from cpython.float cimport PyFloat_CheckExact
@@ -8,7 +8,7 @@ import numpy as np
 
 
 cdef double as_number(object value, requirement) except? -1:
-    """Return value as a double. Raise a TypeError that begins with `requirement` unless value is a real number."""
+    """Return value as a double. Raise a TypeError that begins with `requirement` unless it is a real number and no bool."""
     if PyFloat_CheckExact(value):
         return value
     numeric = getattr(getattr(value, "dtype", None), "kind", "f") not in "bcmMSUO"
@@ -42,13 +42,13 @@ cdef bint as_numpy_flag(object value, name) except -1:
 
 
 def check_flag(value, name):
-    """Raise a TypeError that contains the argument's name unless value is a bool or a numpy.bool_."""
+    """Raise a TypeError that contains `name` unless value is a bool or a numpy.bool_."""
     as_flag(value, name)
 
 
 cpdef object as_index(object value, name):
     """Return value as a Python int. Raise a TypeError that contains `name` if value is not an integer, or is a bool."""
-    if not isinstance(value, (bool, np.bool_)):    # in NumPy 1, numpy.bool_ has __index__
+    if not isinstance(value, (bool, np.bool_)):    # in old versions of NumPy, numpy.bool_ has __index__
         try:
             return operator.index(value)
         except TypeError:

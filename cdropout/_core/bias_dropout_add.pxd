@@ -16,7 +16,7 @@ cdef struct Matrix:                   # rows x columns elements without gaps; ev
     const char* bias                  # `columns` elements, or NULL if there is no bias; NULL in the backward pass
     const char* residual              # NULL in the backward pass
     char* y                           # the output; gx in the backward pass
-    double* sums                      # in the backward pass, `count_sums` x `columns` sums that begin at 0; otherwise NULL
+    double* sums                      # in the backward pass, `count_sums` x `columns` sums, initialized to 0; otherwise NULL
     const cdropout_mask* mask
     uint64_t start
 

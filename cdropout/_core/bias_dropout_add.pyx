@@ -1,4 +1,4 @@
-"""The function bias_dropout_add, which computes three operations in one pass over memory, and bias_dropout_add_backward."""
+"""The function bias_dropout_add, which combines three operations, and its backward pass, bias_dropout_add_backward."""
 cimport numpy as cnp
 from libc.stdint cimport SIZE_MAX
 
@@ -40,7 +40,7 @@ cdef tuple strip_leading_ones(tuple shape):
 
 
 def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=None, return_mask=False, out=None):
-    """Return ``residual + dropout(x + bias, p)``, computed in one pass.
+    """Return ``residual + dropout(x + bias, p)``.
 
     Parameters
     ----------
@@ -76,6 +76,9 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
     -----
     For float32 and float64, the result of each operation is rounded. For float16 and bfloat16, all operations are
     computed in float32, and only the final result is rounded to the type of x.
+
+    One pass over memory is enough for float32 and float64 if the arrays and the mask are in C order, and ``bias.shape``
+    equals the last dimensions of ``x.shape``.
 
     Examples
     --------
@@ -121,7 +124,7 @@ def bias_dropout_add(x, bias, residual, p=0.5, training=True, *, rng=None, mask=
         generator.next_id(&drawn.id)
     try:
         run_forward(sources[0], sources[1], sources[2], result, drawn)
-    except BaseException:             # a signal handler raised an exception
+    except BaseException:             # for example, a signal handler raised an exception
         if generator is not None:
             generator.undo_next_id(&drawn.id)
         raise
@@ -187,7 +190,7 @@ cdef size_t count_sums(const Matrix* matrix) noexcept nogil:
 cdef void choose_tiles(Matrix* matrix, bint backward) noexcept nogil:
     """Set `rows_per_tile`, which never depends on the number of threads.
 
-    In the backward pass, a column has at most MAX_SUMS tiles, because each tile has a sum for each of its columns.
+    In the backward pass, a column has at most MAX_SUMS tiles, which limits the memory for the sums of the tiles.
     """
     cdef size_t most
     if matrix.rows == 0 or matrix.columns == 0:
@@ -199,7 +202,7 @@ cdef void choose_tiles(Matrix* matrix, bint backward) noexcept nogil:
 
 
 cdef void run_rows(const Matrix* matrix, size_t tile, size_t row, size_t rows, size_t column, size_t columns) noexcept nogil:
-    """Process `columns` elements of each of `rows` rows of a tile. Two or more rows must be complete."""
+    """Process `columns` elements of each of `rows` rows of a tile. If there are two or more rows, they must be complete."""
     cdef size_t first = row * matrix.columns + column
     cdef size_t offset = first * matrix.itemsize
     cdef const char* bias = NULL
@@ -234,7 +237,7 @@ cdef void run_tile(const void* context, size_t number) noexcept nogil:
 
 
 cdef int run_matrix(const Matrix* matrix, const Executor* executor, size_t max_threads, bint checks_signals) except -1 nogil:
-    """Process a matrix after `choose_tiles`. In the backward pass, the results are then in the first `columns` sums.
+    """Process a matrix after `choose_tiles`. In the backward pass, the first `columns` sums are then the sums over all rows.
 
     The sums are added in a fixed order, so that the result does not depend on the number of threads.
     """
@@ -296,7 +299,7 @@ def bias_dropout_add_backward(gy, mask, bias_shape=None):
     -------
     gx, gbias, gresidual : ndarray
         The gradients, in the type of gy. gresidual is gy itself or, if gy is not an ndarray, an array that shares the
-        memory of gy.
+        memory of gy or, for a NumPy scalar, a read-only array.
 
     Raises
     ------
@@ -358,7 +361,7 @@ cdef as_lengths(bias_shape):
 
 
 cdef bint is_broadcast(i, tuple shape, tuple bias):
-    """Return whether bias is broadcast along axis i of x. The gradient with respect to bias is a sum over these axes."""
+    """Return whether bias is broadcast along axis i of x. The gradient with respect to bias is a sum over all such axes."""
     offset = i - (len(shape) - len(bias))
     return offset < 0 or (bias[offset] == 1 and shape[i] != 1)
 

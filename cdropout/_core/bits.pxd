@@ -123,7 +123,7 @@ cdef inline void exchange(vector* a, vector* b, int shift, uint64_t low) noexcep
 
 
 cdef inline void exchange_rows(vector* rows, int shift, int offset, uint64_t low) noexcept nogil:
-    """Exchange blocks of `shift` bits between rows i and i + offset. This is one step of a transpose."""
+    """Exchange ranges of `shift` bits, selected by `low`, between rows i and i + offset. This is one step of a transpose."""
     cdef int distance = offset // VECTOR_LANES
     cdef int i
     for i in range(ROW_VECTORS):

@@ -57,7 +57,7 @@ def runnable():
 
 
 def choose(wanted, built, runnable):
-    """Return the set `wanted`, the value of CDROPOUT_ISA. If `wanted` is None or empty, return the widest usable set."""
+    """Return the instruction set `wanted`. If `wanted` is None or empty, return the widest set in `built` and `runnable`."""
     usable = [isa for isa in built if isa in runnable]
     if not usable:
         raise ImportError(f"cdropout was built for {', '.join(built) or 'nothing'}, but this CPU runs {', '.join(runnable)}")
@@ -79,7 +79,7 @@ def describe(isas, vectors):
 
 
 def advise(isa, built, runnable, vectors):
-    """Return advice on how to make this package faster, or "" if `isa`, the set in use, is the widest that this CPU runs."""
+    """Return advice on how to make this package faster, or "" if it uses vectors and this CPU's widest instruction set."""
     if not vectors:
         return "build it with Clang or GCC, on Windows with clang-cl; the portable form is several times slower"
     widest = runnable[-1]

@@ -1,4 +1,4 @@
-"""Dropout of NumPy arrays with a new or a given mask. The module is compiled to make small calls fast."""
+"""Dropout of NumPy arrays with a new or a given mask. The module is compiled to make calls on small arrays fast."""
 cimport numpy as cnp
 
 import numpy as np
@@ -25,8 +25,8 @@ def dropout(
     Parameters
     ----------
     x : ndarray of float16, bfloat16, float32 or float64
-        The input, of any shape and strides. NumPy scalars and objects with DLPack or the buffer protocol are supported
-        too; these objects are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are not
+        The input, of any shape and strides. NumPy scalars are supported too, and objects with DLPack or the buffer
+        protocol, which are read without a copy. Subclasses of ndarray other than memmap, matrix and recarray are not
         supported, because the meaning of their elements, such as units, would be lost.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
@@ -215,7 +215,7 @@ cdef draw_and_apply(cnp.ndarray x, cnp.ndarray y, cdropout_mask* id, rng, tuple 
     generator.next_id(id)
     try:
         apply_mask(x, y, id, 0, strides, shift)
-    except BaseException:             # a signal handler raised an exception
+    except BaseException:             # a signal handler raised an exception or forked
         generator.undo_next_id(id)
         raise
 

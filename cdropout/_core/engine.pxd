@@ -1,4 +1,4 @@
-"""The engine applies a mask, packed bits or bools to views. The functions for all frameworks use the engine."""
+"""The engine applies a mask, packed bits or bools to views. It is used for arrays of NumPy and of the frameworks."""
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cdropout cimport cdropout_dtype, cdropout_mask
@@ -7,8 +7,8 @@ from cdropout._core.view cimport MAX_DIMS, View
 
 cdef enum:
     RELEASE_GIL_MIN = 1 << 14         # number of elements from which releasing the GIL saves time
-    CHUNK = 1 << 16                   # elements per work chunk
-    INTERRUPTIBLE_MIN = 1 << 22       # number of contiguous elements; smaller operations do not delay Ctrl-C noticeably
+    CHUNK = 1 << 16                   # elements per work chunk of a contiguous operation
+    INTERRUPTIBLE_MIN = 1 << 22       # size above which contiguous operations check for signals; smaller ones end soon
 
 cdef struct Operation:
     # The caller sets these fields:
@@ -22,12 +22,12 @@ cdef struct Operation:
     bint packs                        # y receives the mask as packed bits; the view has one axis
     bint shifts                       # shift and constant are used (float32 and float64 only)
     double shift                      # added to kept elements after they are multiplied by the scale
-    double constant                   # written in place of dropped elements, instead of +0.0
+    double constant                   # written for dropped elements, instead of +0.0
     # prepare sets these fields:
     size_t size                       # number of elements
     const Executor* executor
     size_t max_threads
-    bint contiguous                   # whether the view has one axis without gaps and a kernel; see has_row_kernel
+    bint contiguous                   # whether the view is one row without gaps that has a kernel; see has_row_kernel
     uint32_t flags
     size_t lengths[MAX_DIMS]          # lengths of a work chunk along the axes of the view
 
@@ -47,7 +47,7 @@ cdef inline void use_mask(Operation* operation, const cdropout_mask* mask) noexc
 cdef inline void use_stored_mask(
     Operation* operation, const uint8_t* bits, const uint8_t* bools, double scale
 ) noexcept nogil:
-    """Use packed bits or bools to determine which elements are kept. One of the two pointers must be NULL."""
+    """Use packed bits or bools to determine which elements are kept. Exactly one of the two pointers must be NULL."""
     use_mask(operation, NULL)
     operation.bits = bits
     operation.bools = bools

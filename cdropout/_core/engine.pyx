@@ -1,4 +1,4 @@
-"""The engine applies masks to the arrays of all callers.
+"""The engine executes operations, each of which applies a mask to an array.
 
 A caller describes its arrays and the mask in an `Operation`, and chooses an executor. The engine chooses the kernels, the
 work chunks and the number of threads, and decides when to use streaming stores and when to release the GIL.
@@ -14,7 +14,7 @@ from cdropout._core.executor cimport Executor, exchange_thread_limit, threads_fo
 from cdropout._core.view cimport MAX_TILE, BitLayout, View, arrange, choose_tile, count_elements, count_tiles, get_tile
 
 cdef enum:
-    MIN_TILE = 1 << 15                # minimum number of elements per tile; with smaller tiles, more threads save no time
+    MIN_TILE = 1 << 15                # smallest limit of elements per tile; with smaller tiles, more threads save no time
 
 cdef cdropout_mask drop_all           # the mask for p = 1; its scale is 0
 cdef size_t streaming_threshold = dispatch.streaming_threshold
@@ -137,12 +137,12 @@ cdef void run_chunk(const void* context, size_t number) noexcept nogil:
 
 
 cdef bint may_be_interrupted(const Operation* operation) noexcept nogil:
-    """Return whether `run` may check for signals. Short operations end before the first check."""
+    """Return whether `run` may check for signals. Short operations end without a check."""
     return operation.size > <size_t>(INTERRUPTIBLE_MIN if operation.contiguous else CHUNK)
 
 
 cdef int run(const Operation* operation) except -1 nogil:
-    """Execute a prepared operation. Return 0, or -1 if a signal handler raised an exception."""
+    """Execute a prepared operation. Return 0, or -1 if an exception was raised, for example by a signal handler."""
     if operation.size == 0:
         return 0
     if operation.contiguous and operation.size <= CHUNK:
@@ -180,7 +180,7 @@ cdef struct Batch:
 
 cdef void apply_range(const Batch* batch, size_t first, size_t last) noexcept nogil:
     """Apply each mask with an index in [first, last) to the part of x with the same index."""
-    cdef Operation operation = batch.operation[0]    # one copy per range, because a copy takes longer than a small mask
+    cdef Operation operation = batch.operation[0]    # one copy per range: a copy takes longer than applying a small mask
     cdef size_t nbytes = operation.size * types[<int>operation.dtype].itemsize
     cdef cdropout_mask mask
     cdef size_t i
@@ -205,9 +205,9 @@ cdef void apply_masks(
 ) noexcept nogil:
     """Apply a different mask to each of `masks` adjacent parts of x.
 
-    Small parts are processed in parallel. Large parts are processed one after another, each on several threads.
-    `operation` describes the first part, without a mask; `init_mask(&mask, context, i)` writes the mask with index i.
-    The executor must not check for signals.
+    Several threads may process small parts at the same time. Large parts are processed one after another, each on several
+    threads if it is large enough. `operation` describes the first part, without a mask; `init_mask(&mask, context, i)`
+    writes the mask with index i. The executor must not check for signals.
     """
     cdef Batch batch
     cdef size_t size = count_elements(&operation.view)

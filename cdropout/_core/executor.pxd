@@ -1,4 +1,4 @@
-"""Executors run the work chunks of an operation on one or more threads, and check for signals between two chunks."""
+"""Executors run the work chunks of an operation on one or more threads. Some check for signals between two chunks."""
 from libc.stdint cimport int64_t
 
 ctypedef void (*Work)(const void* context, size_t chunk) noexcept nogil
@@ -8,7 +8,7 @@ ctypedef int (*Run)(
 ) except -1 nogil
 
 cdef struct Executor:
-    Run run                           # calls work(context, i) for i < chunks; returns -1 if a signal handler raised an error
+    Run run                           # calls work(context, i) for i < chunks; returns -1 if an exception was raised
     size_t parallel_min               # number of elements from which a second thread saves time
     bint checks_signals               # whether signal handlers may run between two chunks
 

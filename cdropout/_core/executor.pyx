@@ -50,7 +50,7 @@ cdef struct Pool:
     const void* context
 
 cdef Pool* current = NULL
-cdef size_t thread_limit = 1          # threads per job, including the caller; protected by the pool's lock
+cdef size_t thread_limit = 1          # maximum number of threads per job, including the caller; protected by the pool's lock
 cdef unsigned long main_thread = 0    # identifier of the thread in which Python runs signal handlers
 
 
@@ -107,8 +107,8 @@ def get_num_threads():
     -------
     int
         The number that was given to `set_num_threads`. Before the first call of `set_num_threads`, it is the value
-        of the environment variable CDROPOUT_NUM_THREADS or, if this variable is not set, the number of CPUs that this
-        process may use.
+        of the environment variable CDROPOUT_NUM_THREADS or, if this variable is not set or empty, the number of CPUs
+        that this process may use.
 
     See Also
     --------
@@ -124,7 +124,7 @@ def get_num_threads():
 
 
 cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
-    """Return the present thread limit, and replace the limit by `new` unless `new` is 0."""
+    """Return the current thread limit, and replace the limit by `new` unless `new` is 0."""
     global thread_limit
     cdef size_t old
     if current != NULL:
@@ -138,7 +138,7 @@ cdef size_t exchange_thread_limit(size_t new) noexcept nogil:
 
 
 def threads_from_environment(text):
-    """Return the thread limit in `text`, the value of CDROPOUT_NUM_THREADS, or the number of CPUs if `text` is empty."""
+    """Return `text`, the value of CDROPOUT_NUM_THREADS, as an int, or the number of CPUs if it is None or empty."""
     if not text:
         return available_cpus()
     if not text.isdecimal() or int(text) < 1:
@@ -150,7 +150,7 @@ def threads_from_environment(text):
 
 
 cdef Pool* new_pool() noexcept:
-    """Return a pool without threads, or NULL if memory is short. Without a pool, callers execute all chunks themselves."""
+    """Return a pool without threads, or NULL if an allocation fails. Without a pool, callers execute all chunks."""
     cdef Pool* new = <Pool*>calloc(1, sizeof(Pool))
     if new == NULL:
         return NULL
@@ -309,7 +309,7 @@ cdef int check_signals(int64_t* last) except -1 nogil:
     """On the main thread, run pending signal handlers if SIGNAL_INTERVAL has passed since the time `last`.
 
     `last` must be 0 before the first call, which runs no handlers. The first call and each check for signals set `last`
-    to the present time. Return 0, or -1 if a handler raised an exception.
+    to the current time. Return 0, or -1 if a handler raised an exception.
     """
     cdef timespec time
     cdef int64_t now

@@ -1,4 +1,4 @@
-"""Generator, and conversions of the rng argument, for the other modules of the core."""
+"""Generator, and conversions of the rng argument, for the other compiled modules."""
 from libc.stdint cimport uint64_t
 
 from cdropout cimport cdropout_mask

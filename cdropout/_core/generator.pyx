@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 cdef class Generator:
     """Generator(seed=None)\n--\n
-    A source of masks. Each mask is determined by the seed and a call number, the number of masks before it.
+    A source of masks. A mask is determined by p, the seed of the generator and the next call number.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ cdef class Generator:
         self.restore_state(state, SEEDED)
 
     cdef restore_state(self, state, int forks_at_seeding):
-        """Set the state. `forks_at_seeding` must be SEEDED or, to keep the generator unseeded, its present value."""
+        """Set the state. Pass SEEDED as `forks_at_seeding`, or the generator's own value to keep the generator unseeded."""
         cdef uint64_t seed, calls, spawned
         seed = as_seed(state["seed"])
         calls = as_count(state["calls"], "calls")
@@ -212,7 +212,7 @@ cdef class Generator:
             self.forks_at_seeding = forks_at_seeding
 
     def spawn(self, n):
-        """Return new generators, whose independent seeds are determined by the seed of this generator.
+        """Return new generators with different seeds, which are computed from the seed of this generator.
 
         Parameters
         ----------
@@ -228,7 +228,7 @@ cdef class Generator:
         TypeError, ValueError
             If n is not an int, or is negative.
         OverflowError
-            If more than 2**64 - 1 generators were spawned in total.
+            If more than 2**64 - 1 generators would be spawned in total.
 
         Notes
         -----

@@ -1,7 +1,7 @@
 /* Steps of 32 elements for float16 and bfloat16: multiply by the scale and set dropped elements to 0; convert to float and back.
  *
- * A 32-bit lane holds two elements. Each element is converted to float in its lane, without a shuffle, then multiplied,
- * and rounded to nearest even.
+ * Unless the CPU has instructions that convert the type, a 32-bit lane holds two elements, and each of them is converted to
+ * float in its lane, without a shuffle. All products are rounded to nearest even.
  */
 #pragma once
 #include "simd.h"
@@ -58,7 +58,8 @@ static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, floa
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {
   for (int i = 0; i < 4; i++) {
     cd_f32 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x + i)) * scale;
-    cd_bit_masks rounded = (cd_bit_masks)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); /* a conversion to memory would take 2 cycles */
+    /* masked after the conversion, because a conversion to memory takes 2 cycles instead of 1 */
+    cd_bit_masks rounded = (cd_bit_masks)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128((__m128i *)y + i, (__m128i)(rounded & cd_bit_masks_16[keep[i]]));
   }
 }

@@ -1,8 +1,9 @@
-"""The kernels draw keep bits, and mask and scale elements, in one pass.
+"""Kernels: C functions that draw keep bits, mask and scale elements, or do both in one pass.
 
-This file is compiled once per instruction set (see setup.py). The capsule `table` contains the table of kernels. The
-kernels use no Python objects, and their only state is `streaming_threshold`, so any number of threads may run them at the
-same time. Kernels allocate memory only for large tiles (see tiles.pxd), and free it before they return.
+This file is compiled once per instruction set (see setup.py). The capsule `table` contains a pointer to the table of
+kernels. The kernels use no Python objects and change no global variables, so any number of threads may run them at the same
+time. Kernels allocate memory only if a tile needs more than SMALL_TILE bits (see tiles.pxd), and free the memory before
+they return.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stddef cimport ptrdiff_t
@@ -48,10 +49,11 @@ def set_streaming_threshold(size_t bytes):
 cdef inline void apply_and_draw(
     const floating* x, floating* y, const uint8_t* keep, double scale, Stream* stream, uint8_t* next_keep
 ) noexcept nogil:
-    """Mask and scale a GROUP of elements in steps, and draw the bits of the next group in rounds.
+    """Mask and scale GROUP elements in steps, and draw the bits of the next group in rounds.
 
-    The steps alternate with the rounds, which takes 1.07 times as long as memcpy. If all rounds came before all steps,
-    this would take 1.40 times as long, because the CPU's reorder buffer is too small to overlap steps and rounds.
+    The steps alternate with the rounds, so that the CPU executes both at the same time. In measurements, the kernel `apply`
+    took 1.07 times as long as memcpy. With all rounds before all steps, it took 1.40 times as long as memcpy, because the
+    CPU's reorder buffer is too small to overlap steps and rounds.
     """
     cdef PartState state
     cdef int done = 0
@@ -396,7 +398,7 @@ cdef int bias_dropout_add(
 cdef void sum_rows(
     const floating* gy, floating* gx, double* gbias, size_t rows, size_t columns, const cdropout_mask* mask, uint64_t start
 ) noexcept nogil:
-    """Write gx block by block. Add the elements of each block to the column sums in gbias while they are in the cache."""
+    """Set gx to the masked and scaled gy. Add each block of gx to the column sums in gbias while it is in the cache."""
     cdef size_t left = rows * columns
     cdef size_t column = 0
     cdef size_t block, part
@@ -445,39 +447,30 @@ cdef int bias_dropout_add_backward(
 # ---- softmax with dropout ----------------------------------------------------------------------------
 
 
-cdef int softmax_forward(cdropout_dtype dtype, const Softmax* matrix, void* weights, void* sums) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        forward_f32(matrix, <float*>weights, <float*>sums)
-    elif dtype == CDROPOUT_FLOAT64:
+cdef void softmax_forward(cdropout_dtype dtype, const Softmax* matrix, void* weights, void* sums) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT64:
         forward_f64(matrix, <double*>weights, <double*>sums)
     else:
-        return -1
-    return 0
+        forward_f32(matrix, <float*>weights, <float*>sums)
 
 
-cdef int softmax_recompute(
+cdef void softmax_recompute(
     cdropout_dtype dtype, const Softmax* matrix, void* weights, const void* sums, void* dropped
 ) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        recompute_f32(matrix, <float*>weights, <const float*>sums, <float*>dropped)
-    elif dtype == CDROPOUT_FLOAT64:
+    if dtype == CDROPOUT_FLOAT64:
         recompute_f64(matrix, <double*>weights, <const double*>sums, <double*>dropped)
     else:
-        return -1
-    return 0
+        recompute_f32(matrix, <float*>weights, <const float*>sums, <float*>dropped)
 
 
-cdef int softmax_backward(cdropout_dtype dtype, const Softmax* matrix, const void* weights, void* gradient) noexcept nogil:
-    if dtype == CDROPOUT_FLOAT32:
-        backward_f32(matrix, <const float*>weights, <float*>gradient)
-    elif dtype == CDROPOUT_FLOAT64:
+cdef void softmax_backward(cdropout_dtype dtype, const Softmax* matrix, const void* weights, void* gradient) noexcept nogil:
+    if dtype == CDROPOUT_FLOAT64:
         backward_f64(matrix, <const double*>weights, <double*>gradient)
     else:
-        return -1
-    return 0
+        backward_f32(matrix, <const float*>weights, <float*>gradient)
 
 
-fill_bit_masks()                                  # this must run before the first call of a kernel
+fill_bit_masks()                                  # fill cd_bit_masks_16, if it exists, before the first call of a kernel
 
 cdef cdropout_table kernels
 kernels.version = CDROPOUT_TABLE_VERSION

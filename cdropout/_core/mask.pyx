@@ -49,9 +49,10 @@ cdef tuple as_axes(broadcast_dims):
 
 
 cpdef tuple broadcast_strides(tuple shape, broadcast_dims):
-    """Return the strides of a mask with one draw along the axes in broadcast_dims, or None for C order.
+    """Return the strides of a mask with one draw along the axes in broadcast_dims.
 
-    These axes get the stride 0. The other axes get the strides of C order for a shape without these axes.
+    These axes, and axes of length 1, get the stride 0. The other axes get the strides of C order for a shape without these
+    axes. For C order, or if a length is 0, return None.
     """
     return axes_to_strides(shape, as_axes(broadcast_dims))
 
@@ -138,7 +139,8 @@ cdef class Mask:
 
     Notes
     -----
-    An element is dropped if its random number, which is determined by seed, call and position, is less than p.
+    An element is dropped if its random number, which is determined by seed, call and position, is less than p. If p is
+    a multiple of 2**-11, the random number also depends on p.
 
     Indexing with ints, slices, ``...`` and None returns a window of the mask, which is also a Mask.
     ``np.asarray(mask)`` is an array of bools. Functions that convert their arguments to arrays, such as ``np.dot``, use
@@ -146,7 +148,7 @@ cdef class Mask:
 
     A mask does not support arithmetic. ``mask * x`` raises TypeError, because the product would not be scaled.
 
-    Masks that differ only in p are not independent: they use the same random numbers. If neither p is a multiple of
+    Masks that differ only in p are not independent: they use the same random bits. If neither p is a multiple of
     2**-11, the mask with the higher p drops every element that the other mask drops. The layers of a network need
     masks with different seeds or call numbers.
 
@@ -513,7 +515,7 @@ cdef Mask new_mask(cdropout_mask id, tuple shape, double p, tuple strides):
 
 
 cdef Mask unseeded_mask(shape, p, broadcast_dims, scale):
-    """Return a mask with the seed 0 and the call number 0. A generator replaces these numbers."""
+    """Return a mask with the seed 0 and the call number 0. A generator replaces these numbers if the mask uses them."""
     cdef cdropout_mask id
     cdef double probability = as_probability(p)
     cdef tuple axes = as_axes(broadcast_dims)

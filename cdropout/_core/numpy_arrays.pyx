@@ -40,7 +40,7 @@ cdef dict ADVICE = {
 
 
 cdef bint is_plain_array(object x):
-    """Return whether x is an ndarray or an instance of a subclass that adds no meaning, such as units, to the elements."""
+    """Return whether type(x) is ndarray, or a subclass in NumPy that adds no meaning, such as units, to the elements."""
     return type(x) is cnp.ndarray or type(x) in (np.memmap, np.matrix, np.recarray)
 
 
@@ -61,7 +61,10 @@ cdef refuse_subclass(x, name):
 
 
 cdef cnp.ndarray as_array(object x, name="x"):
-    """Return x as an ndarray; only NumPy scalars are copied. Raise a TypeError about `name` if x is not supported."""
+    """Return x as an ndarray; only NumPy scalars are copied.
+
+    If x is not supported, raise TypeError, or BufferError if DLPack fails. The message contains `name`.
+    """
     cdef cnp.ndarray array
     if type(x) is cnp.ndarray:
         array = x
@@ -103,13 +106,13 @@ def from_exporter(x, name):
 
 
 def as_any_array(x):
-    """Return x if x is an ndarray, otherwise the array that `as_array` returns. Raise TypeError if x is not supported."""
+    """Return x if x is an ndarray, otherwise the result of `as_array`. Raise the same errors as `as_array`."""
     array = as_array(x)
     return x if isinstance(x, cnp.ndarray) else array
 
 
 cdef check_writable(cnp.ndarray array, name):
-    """Raise ValueError if the array is read-only or if its elements overlap in memory."""
+    """Raise ValueError if the array is read-only or if its elements may overlap in memory."""
     cdef View view
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} is read-only")
@@ -133,7 +136,10 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
 
 
 cdef bint partly_overlap(cnp.ndarray a, cnp.ndarray b):
-    """Return whether two arrays overlap, but not at the same addresses. Return True if this is too hard to determine."""
+    """Return whether two arrays of the same shape overlap but do not have their elements at the same addresses.
+
+    Return True if an overlap is too hard to determine.
+    """
     cdef const char* first = <const char*>cnp.PyArray_DATA(a)
     cdef const char* second = <const char*>cnp.PyArray_DATA(b)
     if cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b):
@@ -201,8 +207,8 @@ cdef apply_mask(
 ):
     """Apply a mask to x: ``y = x * scale`` where the mask keeps an element, otherwise +0.0.
 
-    `strides` contains the strides of the mask, or is None for C order. With `shift`, kept elements become
-    ``x * scale + shift[0]``, and dropped elements become ``shift[1]``.
+    `strides` contains the strides of the mask, or is None for C order. With `shift` and a scale other than 0,
+    kept elements become ``x * scale + shift[0]``, and dropped elements become ``shift[1]``.
     """
     cdef Operation operation
     fill_view(&operation.view, x, y, start, strides)

@@ -20,7 +20,7 @@ cdef struct Prefetcher:
     Rows rows
     size_t element                    # index of the next element in the row
     size_t elements_per_line
-    size_t left                       # number of cache lines that may still be prefetched
+    size_t left                       # number of cache lines of x, and of y, that may still be prefetched
 
 
 cdef inline void begin_rows(Rows* rows, const View* view) noexcept nogil:

@@ -54,7 +54,7 @@ ctypedef fused element:
 cdef enum:
     STEP = 32                                     # elements per step
     LINE_BYTES = 64                               # bytes per cache line, and per vector of the widest instruction set
-    GROUP_BUFFER_BYTES = 4160                     # bytes of a GROUP of doubles, plus LINE_BYTES for alignment
+    GROUP_BUFFER_BYTES = 4160                     # bytes of GROUP doubles, plus LINE_BYTES for alignment
 
 
 cdef inline void step(const element* x, element* y, const uint8_t* keep, double scale) noexcept nogil:
@@ -107,9 +107,10 @@ cdef inline void step_few(const element* x, element* y, uint32_t keep, size_t n,
 
 
 cdef inline size_t elements_to_line(const element* y, size_t n) noexcept nogil:
-    """Return the number of elements of y before the next cache line, or 0 if alignment would not save time.
+    """Return the number of elements of y before the next cache line, modulo STEP.
 
-    A store to two cache lines takes twice as long as a store to one.
+    Return 0 if alignment is impossible or would not save time. A store to two cache lines takes twice as long as a store
+    to one.
     """
     cdef size_t head = <size_t>(-<uintptr_t>y) % LINE_BYTES // sizeof(element) % STEP
     return head if n > 32 * STEP and <uintptr_t>y % sizeof(element) == 0 else 0
@@ -143,7 +144,7 @@ cdef inline void mask_and_scale(
 
 
 cdef inline bint may_stream(const element* x, const element* y, bint large) noexcept nogil:
-    """Return whether streaming stores save time. They do not read y, which helps if memory bandwidth limits the speed."""
+    """Return whether streaming stores save time. They write y without reading it first, so they need less bandwidth."""
     return large and VECTORS <= 2 and sizeof(element) >= 4 and x != y
 
 
@@ -262,7 +263,7 @@ ctypedef fused real:
 
 
 cdef inline void add_reals_to(double* sums, const real* x, size_t n) noexcept nogil:
-    """Add n elements of x to n sums. Each number is copied with memcpy, because the pointers may be unaligned."""
+    """Add n elements of x to n sums. Each number is copied with memcpy, because x may be unaligned."""
     cdef double total
     cdef real value
     cdef size_t i

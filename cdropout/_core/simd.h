@@ -1,7 +1,7 @@
 /* Vector types, loads and stores, streaming stores, and CPU detection.
  *
  * The vector types are those of GCC and Clang, in the native width of the instruction set that this file is compiled for.
- * With other compilers, a "vector" has one 64-bit lane or one element, and the same code runs.
+ * With other compilers, the same code uses "vectors" of one 64-bit integer, one element, or two half-precision elements.
  */
 #pragma once
 #include <stddef.h>
@@ -18,7 +18,7 @@
 #elif CD_HAS_VECTORS && defined(__AARCH64EL__)
 #include <arm_neon.h>
 #endif
-#if defined(__AVX512VL__) /* for float32 and p = 0.1, vectors of 32 bytes take 1.15 times as long as these */
+#if defined(__AVX512VL__) /* with vectors of 32 bytes, dropout of float32 at p = 0.1 takes 1.15 times as long */
 #define CD_BYTES 64
 #elif defined(__AVX2__)
 #define CD_BYTES 32
@@ -121,7 +121,7 @@ static inline cd_f32 cd_kept_f32(cd_f32 v, const uint8_t *keep, size_t i) {
 static inline cd_f64 cd_kept_f64(cd_f64 v, const uint8_t *keep, size_t i) { return _mm512_maskz_mov_pd(keep[i], v); }
 static inline void cd_fill_bit_masks(void) {}
 #else
-/* All lanes contain the same keep bits, and each lane tests its own bit. */
+/* All keep bits of the step are copied to each lane, and each lane tests the bit of its element. */
 #if CD_BYTES == 32
 #define CD_LANE_BITS_32 {1, 2, 4, 8, 16, 32, 64, 128}
 #define CD_LANE_BITS_64 {1, 1, 2, 2, 4, 4, 8, 8}
@@ -209,8 +209,8 @@ static inline cd_u32 cd_kept_16(cd_u32 v, const uint8_t *keep, size_t i) {
 }
 #endif
 
-/* Copy n elements of 2, 4 or 8 bytes from every second position of x, or to every second position of y; the positions in
- * between are not written. Only the first elements are copied. Return their number, which may be less than n and is 0 if
+/* Copy the first of n elements of 2, 4 or 8 bytes from every second position of x, or to every second position of y; the
+ * positions in between are not written. Return the number of copied elements, which may be less than n. The number is 0 if
  * the instruction set has no instructions for this copy. */
 #if defined(__AVX512VL__)
 static inline size_t cd_load_alternate(void *y, const void *x, size_t n, size_t itemsize) {
@@ -266,7 +266,7 @@ static inline void cd_prefetch(const void *p) { /* prefetch a line into the L2 c
   (void)p;
 #endif
 }
-/* Split the low bits of a, and in vectors of 64 bytes also those of b, into parts of 16 or 8 bits, one part per lane. */
+/* Split the low bits of a, and in vectors of 64 bytes also those of b, into parts of `bits` bits, one part per lane. */
 static inline cd_u64 cd_spread_parts(uint64_t a, uint64_t b, uint64_t bits) {
   (void)b;
 #if !CD_HAS_VECTORS
@@ -284,7 +284,7 @@ static inline cd_u64 cd_zero(void) { return CD_FILL(cd_u64, 0); }
 static inline cd_f32 cd_fill_f32(float v) { return CD_FILL(cd_f32, v); }
 static inline cd_f64 cd_fill_f64(double v) { return CD_FILL(cd_f64, v); }
 
-/* Write whole cache lines with streaming stores, so that the CPU does not read them first. `to` is aligned to 64 bytes. */
+/* Write whole cache lines with streaming stores, which do not read the lines first. `to` must be aligned to 64 bytes. */
 #if defined(__SSE2__) && CD_HAS_VECTORS
 #define CD_STREAMS 1
 #else
@@ -306,15 +306,15 @@ static inline void cd_store_streaming(void *to, const void *from, size_t bytes) 
   memcpy(to, from, bytes);
 #endif
 }
-static inline void cd_end_streaming(void) { /* streaming stores become visible to other threads before later stores */
+static inline void cd_end_streaming(void) { /* make streaming stores visible to other threads before later stores */
 #if CD_STREAMS
   _mm_sfence();
 #endif
 }
 
 /* The features of an x86 CPU and the registers that the system saves (see NEEDED in dispatch.pyx): ECX of CPUID leaf 1, EBX
- * of leaf 7, and XCR0. On other CPUs, all three are 0. __builtin_cpu_supports is not used, because it does not
- * link with clang-cl and returns 0 with Zig. */
+ * of leaf 7, and XCR0. On other CPUs, and in the portable form, all three are 0. __builtin_cpu_supports is not used, because
+ * it does not link with clang-cl and returns 0 with Zig. */
 typedef struct {
   uint32_t leaf1, leaf7;
   uint64_t xcr0;

@@ -18,10 +18,11 @@ cdef extern from "softmax.h" nogil:
     void backward_f32 "cd_softmax_backward_f32"(const Softmax*, const float* weights, float* gradient)
     void backward_f64 "cd_softmax_backward_f64"(const Softmax*, const double* weights, double* gradient)
 
-# The functions of softmax_rows.h. The matrices contain float32 or float64 numbers in C order. All pointers must be valid.
+# The functions of softmax_rows.h. The matrices contain numbers of the given type, float32 or
+# float64, in C order. `dropped` may be NULL; all other pointers must be valid.
 cdef struct SoftmaxTable:
-    int (*forward)(cdropout_dtype dtype, const Softmax* matrix, void* weights, void* sums) noexcept nogil
-    int (*recompute)(
+    void (*forward)(cdropout_dtype dtype, const Softmax* matrix, void* weights, void* sums) noexcept nogil
+    void (*recompute)(
         cdropout_dtype dtype, const Softmax* matrix, void* weights, const void* sums, void* dropped
     ) noexcept nogil
-    int (*backward)(cdropout_dtype dtype, const Softmax* matrix, const void* weights, void* gradient) noexcept nogil
+    void (*backward)(cdropout_dtype dtype, const Softmax* matrix, const void* weights, void* gradient) noexcept nogil

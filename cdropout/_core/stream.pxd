@@ -1,8 +1,8 @@
-"""The mask stream, version 1: xoroshiro128++ in 8 lanes, seeded by the numbers of a mask, and the drawing of keep bits.
+"""The mask stream, version 1: xoroshiro128++ in 8 lanes, seeded by a mask's seed and call number, and drawing of keep bits.
 
-The stream is frozen: changing any constant here would change the masks of released versions. tests/reference.py
-implements the same specification in plain Python, and cdropout/stream_v1.json records hashes that both implementations
-must reproduce.
+The stream is frozen: no change here may alter the drawn bits, because masks must be the same in all releases.
+tests/reference.py implements the same specification in plain Python, and cdropout/stream_v1.json records hashes that both
+implementations must reproduce.
 """
 from libc.stdint cimport uint8_t, uint64_t
 
@@ -48,7 +48,7 @@ cdef enum:
     GROUP = 512                                   # elements per group, 64 per lane
     GROUP_BYTES = 64                              # bytes of packed keep bits per group
     BLOCK = 8192                                  # elements per block of 16 groups, which is seeded once
-    ROUNDS = 12                                   # number of bits of p that are compared with drawn bits; a hash breaks ties
+    ROUNDS = 12                                   # maximum bits of p that are compared with drawn bits; a hash breaks ties
 
 cdef struct Stream:
     uint64_t K, c, tie, T, rest                   # constants of the mask, named as in the specification
@@ -95,7 +95,10 @@ cdef inline void seed_block(Stream* stream, uint64_t block) noexcept nogil:
 
 
 cdef inline void open_stream(Stream* stream, const cdropout_mask* mask, uint64_t group) noexcept nogil:
-    """Prepare to draw the bits from position `group` on. `group` must be a multiple of GROUP, and p must be in (0, 1)."""
+    """Prepare to draw the bits from position `group` on.
+
+    `group` must be a multiple of GROUP. The drawn bits are correct only for p < 1.
+    """
     cdef uint64_t key = mix(mask.seed + GAMMA)
     cdef uint64_t _step
     cdef int v

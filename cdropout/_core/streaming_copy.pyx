@@ -11,7 +11,7 @@ cdef extern from "simd.h" nogil:
 
 cnp.import_array()
 
-streams = CD_STREAMS != 0             # whether this platform has streaming stores
+streams = CD_STREAMS != 0             # whether this module was built with streaming stores
 
 
 cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
@@ -25,7 +25,7 @@ cdef void copy_lines(char* to, const char* source, size_t n) noexcept nogil:
 
 
 def stream_copy(cnp.ndarray to, cnp.ndarray source):
-    """Copy `source` to `to`, with streaming stores if possible. The arrays must be contiguous and of the same size."""
+    """Copy `source` to `to`, with streaming stores if possible. The arrays must be C-contiguous and have equal nbytes."""
     cdef size_t n = cnp.PyArray_NBYTES(to)
     if n != <size_t>cnp.PyArray_NBYTES(source):
         raise ValueError(f"to has to have the {source.nbytes} bytes of source, but has {to.nbytes}")

@@ -29,10 +29,10 @@ cdef enum:
     STRIP = 1 << 16                   # maximum elements per strip; a tile is divided into strips to reorder its bits
     STRIP_BYTES = 1 << 13             # bytes of packed bits per strip
     LONG_RUN = 512                    # minimum bits per row for which joining rows does not save time
-    PREFETCH_ELEMENTS = 1 << 17       # minimum bits per tile for prefetching; the elements of smaller tiles fit in the cache
+    PREFETCH_ELEMENTS = 1 << 17       # minimum bits per tile for prefetching; smaller tiles usually fit in the cache
     PREFETCH_LINES = 4096             # maximum number of lines that are prefetched while the bits of a tile are drawn
     PREFETCH_PER_GROUP = 8            # number of lines that are prefetched per group of bits
-    SHORT_ROW_BYTES = 2048            # maximum bytes per short row, after which the CPU does not prefetch the next row
+    SHORT_ROW_BYTES = 2048            # maximum bytes per short row; the CPU does not prefetch the row after a short row
     PREFETCH_DISTANCE = 64            # number of lines between the line in use and the prefetched line, for short rows
     BUFFER_ELEMENTS = 128             # number of elements that are gathered or scattered at once
     STREAMED_ROW = 4 * GROUP          # minimum elements per row for which streaming stores save time
@@ -104,7 +104,7 @@ cdef inline void append_run(
 
 
 cdef inline void append_packed(Writer* writer, const uint8_t* bits, uint64_t first, size_t n) noexcept nogil:
-    """Append n bits. Unlike append_bits, this function reads no bytes after the last bit."""
+    """Append n bits of `bits`, from bit `first` on. Unlike append_bits, this function reads no bytes after the last bit."""
     cdef uint64_t taken
     cdef size_t i
     while n >= 72:                    # append_bits reads 9 bytes, but no bits after first + 71
@@ -250,7 +250,7 @@ cdef inline void apply_strided_row(
 cdef inline void apply_rows(
     const View* strip, const uint8_t* bits, const Transform* transform, element* typed
 ) noexcept nogil:
-    """Apply bits to the rows of a strip. The `mask` strides of the strip are strides in these bits."""
+    """Apply bits to the rows of a strip. `start` and the `mask` strides of the strip are positions and strides in `bits`."""
     cdef Rows rows
     cdef Prefetcher prefetcher
     cdef const cdropout_axis* row = &strip.axes[strip.ndim - 1]
@@ -341,7 +341,7 @@ cdef inline void apply_tile(
         lengths[axis] = tile.axes[axis].length
     compute_layout(layout, tile, lengths)
     draw_tile(buffer, layout, source, tile)
-    tile.start = first_bit(layout, tile)  # from here on, positions in the mask are positions in the buffer
+    tile.start = first_bit(layout, tile)  # from here on, the tile's `start` and `mask` strides refer to the buffer
     for axis in range(tile.ndim):
         tile.axes[axis].mask = layout.stride[axis]
     choose_strip(lengths, tile)

@@ -5,9 +5,9 @@ from libc.stdint cimport int64_t, uint64_t
 from cdropout cimport cdropout_axis
 
 cdef enum:
-    MAX_DIMS = 64                     # NumPy's limit
+    MAX_DIMS = 64                     # the limit of NumPy 2
     MAX_TILE = 1 << 21                # maximum number of elements per tile, and of bits that are drawn for a tile (256 KiB)
-    SMALL_TILE = 1 << 18              # the same maximum for tiles that have long rows and long runs of the mask
+    SMALL_TILE = 1 << 18              # smaller maximum for the same numbers, exceeded only to lengthen rows or runs
     MIN_ROW = 64                      # minimum number of elements per row of a tile, if the tile's bits fit in the buffer
     TARGET_ROW = 1024                 # elements per row of a tile; longer rows save little time
     TARGET_RUN = 8192                 # bits per run; one block, because opening the stream in the middle of a block is slow
@@ -67,7 +67,7 @@ cdef inline void add_axis(View* view, cdropout_axis axis) noexcept nogil:
 
 
 cdef inline void join_axes(View* view) noexcept nogil:
-    """Join adjacent axes where possible. At least one axis remains."""
+    """Join adjacent axes where possible. If there are no axes, add an axis of length 1."""
     cdef int kept = 0
     cdef int i
     if view.ndim == 0:
@@ -103,7 +103,7 @@ cdef inline size_t count_elements(const View* view) noexcept nogil:
 
 
 cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexcept nogil:
-    """Set the axes of a view in memory order.
+    """Set the axes of a view to `axes`, in memory order and joined where possible.
 
     x, y and start must be set before the call, and no length may be 0. If x is NULL, y replaces x.
     """
@@ -122,7 +122,10 @@ cdef inline void arrange(View* view, int ndim, const cdropout_axis* axes) noexce
 
 
 cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nogil:
-    """Return whether elements of y may share memory, as with a stride of 0. For interleaved axes, return True."""
+    """Return whether elements of y may overlap, as with a stride of 0. The view must be in memory order.
+
+    For interleaved axes, return True even if no elements overlap.
+    """
     cdef size_t extent = itemsize
     cdef int i
     for i in range(view.ndim - 1, -1, -1):
@@ -138,8 +141,8 @@ cdef inline bint overlaps_itself(const View* view, size_t itemsize) noexcept nog
 
 # The bits of a tile are drawn into a buffer as runs: ranges of consecutive positions of the mask.
 cdef struct BitLayout:
-    int order[MAX_DIMS]               # axes whose stride in the mask is not 0, by increasing stride
-    int ndim                          # number of these axes
+    int order[MAX_DIMS]               # axes whose stride in the mask is not 0, by increasing absolute stride
+    int ndim                          # number of axes in `order`
     int run_ndim                      # number of axes within a run, which are the first ones in `order`
     uint64_t run_bits                 # bits per run
     uint64_t pitch                    # distance in bits from one run to the next in the buffer
@@ -179,7 +182,7 @@ cdef inline void choose_runs(BitLayout* layout, const View* view, const size_t* 
 
 
 cdef inline void compute_layout(BitLayout* layout, const View* view, const size_t* lengths) noexcept nogil:
-    """Compute the positions of a tile's bits in the buffer. Shorter tiles with the same axes in a run need fewer bits."""
+    """Compute the positions of a tile's bits in the buffer. With the same `run_ndim`, a shorter tile needs no more bits."""
     cdef int i, axis
     layout.run_bits = 1
     for axis in range(view.ndim):
@@ -221,7 +224,7 @@ cdef inline bint fits_buffer(BitLayout* layout, const View* view, const size_t* 
 
 
 cdef inline void grow(size_t* lengths, int axis, size_t limit, BitLayout* layout, const View* view) noexcept nogil:
-    """Lengthen a tile along one axis to at most `limit` if its bits fit. Make tiles along this axis similar in length."""
+    """Lengthen a tile along an axis to at most `limit` while its bits fit. Make tiles along this axis similar in length."""
     cdef size_t length = view.axes[axis].length
     cdef size_t before = lengths[axis]
     cdef size_t size = product(lengths, view.ndim) // before
@@ -251,11 +254,13 @@ cdef inline void grow_row(size_t* lengths, BitLayout* layout, const View* view, 
 
 
 cdef inline void grow_along_mask(size_t* lengths, BitLayout* layout, const View* view, size_t limit) noexcept nogil:
-    """Lengthen a tile to at most `limit` bits, along the axes in the order of increasing stride in the mask.
+    """Lengthen a tile along its axes, in the order of increasing absolute stride in the mask.
+
+    The tile gets at most `limit` bits per index of the last axis.
 
     Before the tile is lengthened along an axis, it is lengthened along all broadcast axes inside this axis.
     """
-    cdef size_t run = 1               # number of bits without a gap
+    cdef size_t run = 1               # number of consecutive bits of the mask in the tile
     cdef size_t bits
     cdef int i, j, axis
     for i in range(layout.ndim):

@@ -23,7 +23,10 @@ def load(name, dtype, options):
 
 
 def load_all(names, dtype, results, options, begin):
-    """Return the implementations that pass their checks; add versions and errors to `results`."""
+    """Return the implementations that pass their checks.
+
+    Add versions, errors, and CPU usages above the requested number of threads to `results`.
+    """
     loaded = []
     for name in names:
         begin(f"check of {name} with {dtype}")
@@ -87,13 +90,13 @@ def path_in_errors(path):
 
 
 def run(options: Any) -> int:
-    """Run the benchmark.
+    """Run the benchmark, print the report, and write the files for --json and --plot.
 
     Parameters
     ----------
     options : argparse.Namespace
         p, dtype and sizes (lists), threads, cold, seconds, peer (the names that were given), peers
-        (the names of the peers to time), json and plot (a path or None), as checked by
+        (the names in PEERS to time), json and plot (a path or None), as checked by
         `cdropout.__main__`.
 
     Returns

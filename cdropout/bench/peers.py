@@ -1,7 +1,7 @@
 """The implementations of dropout that `cdropout bench` times, and copies for comparison.
 
 A factory takes the number of threads and the name of an element type, and returns an
-Implementation. Each factory imports its library only when it is called.
+Implementation. A framework is imported only when a factory that needs it is called.
 """
 
 import os
@@ -55,7 +55,7 @@ def example_arrays(n, dtype):
 
 
 def split_copy(copy, target, source, pool, threads):
-    """Return a function without arguments that copies source to target, in one part per thread."""
+    """Return a function of no arguments that copies source to target on up to `threads` threads."""
     count = min(threads, target.size // MIN_COPY)
     if count < 2:
         return lambda: copy(target, source)
@@ -385,7 +385,7 @@ def jitted_calls(jax, key, arrays, p):
 
 
 def jax_jit(threads, dtype, *, name, generator):
-    """Return an Implementation with `jax.random.bernoulli` and one of JAX's generators."""
+    """Return an Implementation with `jax.random.bernoulli` and the JAX generator `generator`."""
     jax = import_jax(threads, dtype)
 
     def prepare(arrays, p):
@@ -440,23 +440,23 @@ DESCRIPTIONS = {
 
 
 def adapters_of(names):
-    """Return the names of the adapters whose peers are in `names`."""
+    """Return the names of the adapters to the frameworks in `names`."""
     return [name for name in ADAPTERS if name.removeprefix("cdropout-") in names]
 
 
 def is_variant(name: str) -> bool:
-    """Return whether the peer is another way to call the library of an earlier peer."""
+    """Return whether an implementation uses the same library as an earlier one in PEERS."""
     return "-" in name
 
 
 def missing(name: str) -> str | None:
-    """Return the name of a missing package that the peer needs, or None. Import no package."""
+    """Return the name of a missing package that `name` needs, or None. Import no package."""
     backend = ["tensorflow"] if name == "keras" else []
     return next((each for each in [name.partition("-")[0], *backend] if not find_spec(each)), None)
 
 
 def installed() -> list[str]:
-    """Return the names of the peers whose packages are installed. Import no package."""
+    """Return the names in PEERS whose packages are installed. Import no package."""
     return [name for name in PEERS if missing(name) is None]
 
 

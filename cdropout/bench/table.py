@@ -97,7 +97,7 @@ def short(ratio):
 
 
 def columns(measurement):
-    """Return those columns of a table row that show one mode."""
+    """Return the columns of a table row that show this measurement."""
     each, ratio = measurement, measurement.to_cdropout
     speedup = "-" if ratio is None else f"{short(ratio)}x"
     return f"{each.ns_per_element:10.3f} {each.gb_per_s:8.2f} {each.to_memcpy:8.2f} {speedup:>8}"
@@ -154,7 +154,7 @@ def sentence(subject, clauses):
 
 
 def mode_verdict(found):
-    """Yield sentences about {name: Measurement}, the measurements of one type, size and mode."""
+    """Yield sentences about `found`, {name: Measurement} of one element type, size and mode."""
     libraries = {name: text for name, text in peers.LIBRARIES.items() if name in found}
     clauses = [comparison(found[name].to_cdropout, text) for name, text in libraries.items()]
     clauses.append(comparison(1 / found["cdropout"].to_memcpy, "a memcpy"))

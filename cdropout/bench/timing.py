@@ -80,7 +80,10 @@ def cache_filler():
 
 
 def empty_cache():
-    """Fill the cache with other data; data that are only read are not written back later."""
+    """Evict all other data from the cache by reading an array.
+
+    The array is not written, because modified data would have to be written back to memory later.
+    """
     cache_filler().max()
 
 
@@ -152,7 +155,7 @@ def time_calls(calls, seconds, cold=False):
 
 
 def median_ratio(times, others):
-    """Return the median ratio of the rounds. Changes of the CPU speed cancel out in each ratio."""
+    """Return the median of times / others. Changes of the CPU speed cancel out in each ratio."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
@@ -170,7 +173,7 @@ class Measurement(NamedTuple):
     ns_quartiles: tuple[float, float]
     gb_per_s: float
     to_memcpy: float  # time divided by that of memcpy in the same round
-    to_cdropout: float | None  # the same for cdropout; None if cdropout failed its check
+    to_cdropout: float | None  # time divided by that of cdropout; None if cdropout failed its check
     rounds: int
     calls_per_batch: int
 

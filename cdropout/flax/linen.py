@@ -31,8 +31,8 @@ class Dropout(linen.Dropout):
     Raises
     ------
     ValueError, flax.errors.InvalidRngError
-        If deterministic is None both in the constructor and in the call, or if a call requires a
-        key but the stream is missing. The errors are those of Flax.
+        If deterministic is not given exactly once, in the constructor or in the call, or if a call
+        requires a key but the stream is missing. The errors are those of Flax.
     TypeError, ValueError
         If a call has arguments for which `cdropout.jax.dropout` raises these errors.
     """
@@ -68,7 +68,9 @@ def dot_product_attention(
     qk_attn_weights_einsum: Callable[..., Any] | None = None,
     attn_weights_value_einsum: Callable[..., Any] | None = None,
 ) -> jax.Array:
-    """Replacement for `flax.linen.dot_product_attention` as ``attention_fn`` of linen's modules.
+    """Compute attention with dropout, as `flax.linen.dot_product_attention` does.
+
+    Pass this function to the modules of linen as ``attention_fn``.
 
     Parameters
     ----------

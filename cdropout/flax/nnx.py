@@ -54,7 +54,7 @@ class Dropout(nnx.Dropout):
     Raises
     ------
     ValueError, TypeError
-        If a call requires a key but none is given, if rngs of a call has another type, or if
+        If a call requires a key but none is given, if rngs is of the wrong type, or if
         deterministic is None both in the constructor and in the call. The errors are those of Flax.
     TypeError, ValueError
         If a call has arguments for which `cdropout.jax.dropout` raises these errors.
@@ -98,7 +98,9 @@ def dot_product_attention(
     promote_dtype: Callable[..., Any] = promote_dtype,
     **options: Any,
 ) -> jax.Array:
-    """Replacement for `flax.nnx.dot_product_attention` as ``attention_fn`` of modules of nnx.
+    """Compute attention with dropout, as `flax.nnx.dot_product_attention` does.
+
+    Pass this function to the modules of nnx as ``attention_fn``.
 
     Parameters
     ----------
@@ -123,7 +125,7 @@ def dot_product_attention(
         or key.shape[-3] != value.shape[-3]
         or query.shape[-2] % value.shape[-2]
     ):
-        # This raises Flax's error. The arguments select the function without fused kernels.
+        # This raises Flax's error. With a rate other than 0, Flax does not call fused kernels.
         nnx.dot_product_attention(query, key, value, dropout_rate=0.5, deterministic=True)
     weights = dot_product_attention_weights(
         query,

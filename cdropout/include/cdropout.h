@@ -13,8 +13,8 @@ extern "C" {
 #endif
 
 /* A mask determines which elements are dropped, and the scale of the other elements. The caller owns the struct.
- * threshold is floor(p * 2^64), and scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all elements are
- * dropped. If threshold is 0 and scale is not 0, all elements are kept. */
+ * threshold is floor(p * 2^64), or 0 for p = 1. scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all
+ * elements are dropped. If threshold is 0 and scale is not 0, all elements are kept. */
 typedef struct {
   uint64_t seed, call, threshold;
   double scale;
@@ -30,8 +30,8 @@ typedef enum {
 
 /* The argument `flags` is a sum of these values, or 0. */
 typedef enum {
-  /* y is part of an array that does not fit in the cache, so y is written with streaming stores. The flag is not needed if y
-   * alone does not fit in the cache. The flag never changes the result. */
+  /* y is part of an array that does not fit in the cache. A kernel then uses streaming stores if they save time. The flag is
+   * not needed if y alone does not fit in the cache. The flag never changes the result. */
   CDROPOUT_PART_OF_LARGE = 1
 } cdropout_flags;
 
@@ -50,19 +50,21 @@ typedef struct {
 
 /* All kernels follow these rules:
  *
- * - A kernel does not call Python, does not lock and has no state. Any thread may call any kernel at any time, with or without the
- *   GIL, if no two calls write the same memory. `start` is the position in the mask of the first element, so several threads can
- *   apply one mask to different ranges.
- * - Most kernels allocate no memory. A strided kernel may allocate up to 257 KiB during a call on more than 2^18 elements; if the
- *   allocation fails, the call takes longer.
+ * - A kernel does not call Python, does not lock and has no state that a call changes. Any thread may call any kernel at any
+ *   time, with or without the GIL, if no call writes memory that another call uses at the same time. `start` is the position
+ *   in the mask of the first element, so several threads can apply one mask to different ranges.
+ * - Most kernels allocate no memory. A strided kernel may allocate up to 257 KiB during a call; if the allocation fails, the
+ *   call takes longer.
  * - n, rows, columns, start and bit_start are numbers of elements; the strides of x and y are numbers of bytes. Positions in a mask
  *   are 64-bit numbers, which wrap around after 2^64 - 1. Packed bits are bytes, least significant bit first.
  * - Input and output must be identical or must not overlap, and the elements of y must not overlap each other. Elements, bits and
  *   bytes need no alignment; masks, axes and the doubles of gbias need the alignment of their C types.
- * - A kernel returns 0. It returns -1 and writes nothing if a dtype or a flag is unknown or not supported, a pointer is NULL, or
- *   ndim is not in [0, 64]. If there are no elements, every pointer except the one to the axes may be NULL.
- * - A dropped element becomes +0.0 for any value of x. A kept element becomes x * scale, rounded once; float16 and bfloat16 are
- *   computed in float32, to which the scale is rounded too. */
+ * - A kernel returns 0 on success. It returns -1 and writes nothing if a dtype or a flag is unknown or not supported, a
+ *   pointer is NULL, or ndim is not in [0, 64], except as described below. If there are no elements, every pointer except
+ *   the one to the axes may be NULL.
+ * - Unless its comment below says otherwise, a kernel writes +0.0 for a dropped element, for any value of x, and x * scale
+ *   for a kept element. For float64, the product is computed in float64. For the other types, the scale is rounded to
+ *   float32 and the product is computed in float32. For float16 and bfloat16, the product is then rounded to that type. */
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
   uint32_t size;    /* size of the table in bytes */
@@ -93,7 +95,7 @@ typedef struct {
    * 100 KB of stack.
    *
    * If dtype is CDROPOUT_BOOL, y gets one byte per element: 1 where an element is kept, otherwise 0. Then x and the strides of x
-   * are not read, x may be NULL, and scale is not used. */
+   * are not read, x may be NULL, and the argument scale is not used. */
   int (*apply_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
                        const cdropout_mask *mask, uint64_t start);
   int (*apply_bits_strided)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, int ndim, const cdropout_axis *axes,
@@ -117,8 +119,10 @@ typedef struct {
 #elif !defined(CDROPOUT_IMPORT)
 #define CDROPOUT_IMPORT
 #undef cdropout_import
-/* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is older
- * than this header, return NULL and set ImportError. The caller must hold the GIL. Call this function once, at the import of a module. */
+/* Return the table of the installed package, which is valid until the process ends. If the package is not installed, or is
+ * older than this header, return NULL and set ImportError. If the import of the package fails for another reason, return
+ * NULL and set the exception of the import. The caller must hold the GIL. Call this function once, at the import of a
+ * module. */
 static inline const cdropout_table *cdropout_import(void) {
   const char *name = "cdropout._core.table";
   PyObject *capsule, *dispatch = PyImport_ImportModule("cdropout._core.dispatch");

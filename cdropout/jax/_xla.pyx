@@ -1,8 +1,8 @@
 """The XLA custom call that applies the masks of JAX keys.
 
 The structs are those parts of XLA's foreign function interface (jaxlib's xla/ffi/api/c_api.h, version 0.3) that this module
-uses. The order and the types of their members must match that header. Each struct begins with its size and a list of
-extensions.
+uses. The order and the types of their members must match that header. Each struct begins with its size. In most structs, a
+list of extensions follows.
 
 The call is ``y = cdropout(key, x, p, window)``:
 
@@ -19,12 +19,12 @@ window
     x begins at this offset of the mask. A length of 0 stands for the length of x. If the length is 1, the axis is a
     broadcast axis.
 
-Each 64-bit number is stored as two uint32, with the higher half first.
+In a uint32 operand, each 64-bit number consists of two elements, with the higher half first.
 
-The call has no attributes, because jaxlib 0.5 to 0.7 ends the process when it reads them as JSON in some programs, for
-example after jax.random.fold_in. Moreover, a program can compute an operand, such as p or the offset of a shard, but not an
-attribute. The window contains offsets and lengths instead of a start and strides. The program would have to compute a start
-and strides as 64-bit products. Moreover, a length can be 0 if a shape is known only at run time.
+The call has no attributes, because in some programs, for example after jax.random.fold_in, jaxlib 0.5 to 0.7 reads
+attributes as JSON and ends the process. Moreover, a program can compute an operand, such as p or the offset of a shard, but
+not an attribute. The window contains offsets and lengths instead of a start and strides, because the latter are 64-bit
+products, and JAX has no 64-bit integers by default. Moreover, a length can be 0 if a shape is known only at run time.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport NAN
@@ -66,7 +66,7 @@ cdef enum:
     INVALID_ARGUMENT = 3              # error code
     BUFFER = 1                        # type of an operand or a result
     EXECUTE = 3                       # stage of a call that may read and write the memory of buffers
-    XLA_U32 = 8                       # dtype of keys and windows
+    XLA_U32 = 8                       # dtype of keys, of windows and of p as bits
 
 cdef struct Extension:
     size_t struct_size
@@ -144,7 +144,7 @@ cdef struct Call:                     # the checked arguments of one custom call
     size_t p_count                    # number of values of p: 1, or one per key
     Operation operation               # the operation for the first mask, without the mask itself
 
-cdef size_t LARGEST = <size_t>-1 >> 1  # largest size in bytes, and largest size of a mask
+cdef size_t LARGEST = <size_t>-1 >> 1  # maximum number of bytes of a buffer, and of elements of a mask
 cdef bytes x_text = (
     f"x has to be {FLOATS_TEXT}, with the shape of the keys and at most {MAX_DIMS} dimensions of a mask"
 ).encode()
@@ -226,7 +226,7 @@ cdef bint equal_dims(const Buffer* a, const Buffer* b, int64_t rank) noexcept no
 
 
 cdef const char* check_frame(const CallFrame* frame) noexcept nogil:
-    """Return an error message, or NULL if the sizes, the stage and the buffers of the call are valid."""
+    """Return an error message, or NULL if the sizes of the structs, the stage and the buffers of the call are valid."""
     if (frame.struct_size < sizeof(CallFrame) or frame.operands.struct_size < sizeof(Buffers)
             or frame.results.struct_size < sizeof(Buffers) or frame.attributes.struct_size < sizeof(Attributes)):
         return "cdropout does not support this version of XLA: its structs are too small"
@@ -280,7 +280,7 @@ cdef inline uint64_t to_uint64(const uint32_t* halves) noexcept nogil:
 
 
 cdef const char* check_window(Call* call) noexcept nogil:
-    """Set the view for the first mask, with dense x and y. Return NULL, or an error message if the window is invalid."""
+    """Set the operation's dtype and view; x and y are in C order. Return NULL, or an error message for an invalid window."""
     cdef const uint32_t* window = <const uint32_t*>call.window.data
     cdef View* view = &call.operation.view
     cdef size_t itemsize = itemsize_of(call.x)
@@ -363,7 +363,7 @@ cdef void init_mask(cdropout_mask* mask, const void* checked, size_t i) noexcept
 
 
 cdef void* execute(const CallFrame* frame) noexcept nogil:
-    """Execute one custom call. Return NULL, or an XLA error."""
+    """Execute one custom call, or write the version if only the version is requested. Return NULL, or an XLA error."""
     cdef Call call
     cdef Operation* operation = &call.operation
     cdef void* error

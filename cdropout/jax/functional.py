@@ -41,8 +41,9 @@ def dropout(
     Parameters
     ----------
     key : JAX key or None
-        A typed (``jax.random.key``) or raw (``jax.random.PRNGKey``) key, which determines the mask:
-        ``Mask(x.shape, p, *seed_and_call(key))``. The key has to be None if mask is given.
+        A typed (``jax.random.key``) or raw (``jax.random.PRNGKey``) key, which determines the mask.
+        Without broadcast_dims, the mask is ``Mask(x.shape, p, *seed_and_call(key))``. The key has
+        to be None if mask is given.
     x : array of float16, bfloat16, float32 or float64, of any shape
     p : float or scalar array
         The probability that an element is dropped, in [0, 1]. If p is traced, the program is not
@@ -63,7 +64,7 @@ def dropout(
     Returns
     -------
     array of the shape and type of `x`
-        The result. It is `x` itself if p is known to be 0.
+        The result. It is `x` itself if p is known to be 0 and the scale of the mask is 1.
 
     Raises
     ------
@@ -71,8 +72,8 @@ def dropout(
         If key, x, p, broadcast_dims or mask has a type that is not supported.
     ValueError
         If a known p is not in [0, 1], broadcast_dims does not fit x, x has more than 64 dimensions,
-        key is neither one typed key nor a raw key of length 2 or 4, mask and x have different
-        shapes, or two of the arguments exclude each other.
+        key is neither one typed key nor a raw key of length 2 or 4, mask does not fit x and p, or
+        two of the arguments exclude each other.
     NotImplementedError
         If the program is compiled for a platform other than the CPU, or is differentiated with
         respect to p.
@@ -89,9 +90,9 @@ def dropout(
     shard, without communication. In ``jax.shard_map`` the key of each device determines the mask
     for its shard.
 
-    A given mask that has a scale other than 1 / (1 - p), or is a window of another mask, is drawn
-    when the program is traced. The program stores the mask as an array of bools and multiplies
-    kept elements by the scale; XLA may flush subnormal products to zero.
+    A given mask that no key determines, because of its start, strides or scale, is drawn when the
+    program is traced. The program stores the mask as an array of bools and multiplies kept elements
+    by the scale; XLA may flush subnormal products to zero.
 
     A traced p is rounded to its type, which is float32 unless 64-bit types are enabled:
     ``jax.jit(dropout)(key, x, 0.1)`` applies ``Mask(x.shape, float(np.float32(0.1)), ...)``, which
@@ -201,7 +202,7 @@ def seed_and_call(key: ArrayLike) -> tuple[int, int]:
 
 
 def _split_key_data(data: Any) -> tuple[int, int]:
-    """Return the same seed and call number as `init_mask` in jax/_xla.pyx."""
+    """Return the seed and the call number that `init_mask` in jax/_xla.pyx computes from a key."""
     high, low, *call = (int(number) for number in data)
     return high << 32 | low, call[0] << 32 | call[1] if call else 0
 

@@ -23,7 +23,7 @@ ALIAS = (
     "output_tuple_indices = [], operand_index = 1, operand_tuple_indices = []>], "
 )
 TARGETS = {False: "cdropout_sharded", True: "cdropout_sharded_inplace"}
-"""The name of the custom call for each `inplace`. XLA does not show aliases to `_partition`."""
+"""The name of the custom call per value of `inplace`. XLA passes no aliases to `_partition`."""
 
 
 def register_partitioner() -> None:
@@ -78,7 +78,7 @@ def _factor_names(count: int) -> list[str]:
 def _partition(
     inplace: bool, shapes: Any, shardings: Any, _: Any, sharding_of_result: Any, __: Any
 ) -> tuple[bytes, list[Any], Any]:
-    """Return the program of each device, and the shardings of its operands and its result."""
+    """Return the program that each device executes, and the shardings of operands and result."""
     if sharding_of_result.is_manual():  # in shard_map, the operands are already those of a device
         return _make_program(inplace, shapes, None), list(shardings), sharding_of_result
     key, x, p = (tuple(shape.dimensions()) for shape in shapes[:3])

@@ -1,4 +1,4 @@
-"""Dropout for TensorFlow on the CPU, with the arguments and errors of `tf.nn.dropout`."""
+"""Dropout for TensorFlow on the CPU, with the arguments of the dropout functions of `tf.nn`."""
 
 try:
     import tensorflow

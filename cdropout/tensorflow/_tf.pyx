@@ -2,16 +2,16 @@
 
 It is registered through TensorFlow's C functions, whose addresses are found at run time. TensorFlow is not required to
 build this module. The declarations of the functions are those of tensorflow/c/tf_status.h, tf_tensor.h, ops.h and
-kernels.h, with ``void*`` for pointers to TensorFlow's structs.
+kernels.h, with ``void*`` for pointers to TensorFlow's structs, and int for its enums.
 
 The op is ``y = CdropoutApplyV1(x, mask_id, rate, noise_shape)``:
 
 x, y
-    Float tensors of the same type and shape. The shape begins with that of the mask ids; the other dimensions are those of
-    a mask. y may use the memory of x.
+    Tensors of the same shape and float type. The shape begins with that of the mask ids; the other axes are those of one
+    mask. y may use the memory of x.
 mask_id
-    int64[..., 2]. A mask id determines one mask. It consists of the seed and the call number, each a uint64
-    that is stored as the int64 with the same bits.
+    int64[..., 2]. A mask id consists of the seed and the call number of one mask. Each is a uint64 that is stored as
+    the int64 with the same bits.
 rate
     float64. There is one rate for all mask ids, or one rate per mask id.
 noise_shape
@@ -99,9 +99,9 @@ cdef Functions tf
 # ---- the kernel ---------------------------------------------------------------------------------
 
 cdef struct Call:                     # the checked inputs of one call
-    Operation operation               # the operation for the first part of x, without a mask
+    Operation operation               # for the first mask and its part of x; apply_masks sets the mask
     size_t mask_count
-    const int64_t* mask_ids           # two numbers per mask
+    const int64_t* mask_ids           # seed and call number of each mask
     size_t rate_count                 # number of rates: 1, or one per mask
     const double* rates
     int64_t shape[MAX_DIMS]           # shape of x and y
@@ -110,7 +110,7 @@ cdef struct Call:                     # the checked inputs of one call
 
 
 cdef void check_masks(Call* call, void** inputs) noexcept nogil:
-    """Set all members, except the axes and y of the view. If an input is not valid, set the error."""
+    """Fill `call` from x, mask_id and rate. If the shape of one of them is not valid, set the error."""
     cdef View* view = &call.operation.view
     cdef int mask_id_ndim = tf.get_ndim(inputs[MASK_ID]) - 1    # number of dimensions of the mask ids
     cdef int x_ndim = tf.get_ndim(inputs[X])
@@ -153,7 +153,7 @@ cdef void check_rates(Call* call) noexcept nogil:
 
 
 cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
-    """Set the axes of the view, in which x and y are dense. If noise_shape does not fit x, set the error."""
+    """Set the axes of the view, in which x and y are contiguous. If noise_shape does not fit x, set the error."""
     cdef const int64_t* entries = <const int64_t*>tf.get_data(noise_shape)
     cdef bint is_scalar = tf.get_ndim(noise_shape) == 0
     cdef int ndim = call.operation.view.ndim
@@ -292,6 +292,8 @@ def register(str path, is_registered, symbols=SYMBOLS):
     ------
     AttributeError
         If a function is missing. The op is then not registered.
+    OSError
+        If the library cannot be loaded.
     RuntimeError
         If TensorFlow does not accept the op.
     """

@@ -1,4 +1,4 @@
-"""Dropout functions with the arguments and errors of `tf.nn`."""
+"""Dropout functions with the arguments of those in `tf.nn`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def dropout(
     ------
     ValueError
         If `rate` is a number not in [0, 1), or is neither a number nor a scalar tensor of floats,
-        or if `x` is not a tensor of floats.
+        if `x` is not a tensor of floats, or if a tensor `noise_shape` is not one-dimensional.
     tf.errors.InvalidArgumentError
         If a tensor `rate` is not in [0, 1], `noise_shape` does not fit `x`, or `x` has more than 64
         dimensions. The error is raised when the operation runs.
@@ -66,7 +66,7 @@ def dropout(
     NaN or infinite.
 
     In a graph, or if `seed` is given, a random operation of TensorFlow draws the seed and the call
-    number of each mask. Otherwise, both numbers are computed from TensorFlow's seeds
+    number of each mask. Otherwise, both numbers come from TensorFlow's seeds
     (`tf.compat.v1.random.get_seed`), or from the system's entropy if no seed was set.
 
     Examples
@@ -90,7 +90,7 @@ def stateless_dropout(
     noise_shape: Any = None,
     name: str | None = None,
 ) -> tf.Tensor:
-    """Apply the mask that `seed` determines.
+    """Apply the mask with the seed and the call number in `seed`.
 
     The arguments are those of `tf.nn.experimental.stateless_dropout`. With ``seed=[a, b]`` and
     without `noise_shape`, the mask is ``cdropout.Mask(x.shape, rate, seed=a, call=b)``.
@@ -103,7 +103,7 @@ def stateless_dropout(
         The seed and the call number of the mask, in [-2**63, 2**64). A negative number n stands for
         n + 2**64.
     rng_alg : {"auto_select"}
-        Has no effect on the mask, since cdropout has only one algorithm.
+        Must be "auto_select", since cdropout has only one algorithm.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def _dropout(
 
 
 def is_supported(x: tf.Tensor) -> bool:
-    """Return whether the op supports the type and device of x, and the context of the call."""
+    """Return whether the op is registered and supports x; functions for XLA are not supported."""
     if op.apply is None or x.dtype not in FLOATS:
         return False
     if x.device and "CPU:" not in x.device:
@@ -216,7 +216,7 @@ def _as_noise_shape(noise_shape: Any) -> Any:
 
 
 def _as_mask_id(seed: Any) -> Any:
-    """Return a seed as a mask id; raise a ValueError unless the seed has two integers."""
+    """Return the pair `seed` as a mask id; raise a ValueError if it is not valid."""
     if isinstance(seed, (tuple, list)) and len(seed) == 2 and all(map(_is_int64, seed)):
         return np.array([int(number) % (1 << 64) for number in seed], np.uint64).view(np.int64)
     if not isinstance(seed, (tuple, list)) or any(tf.is_tensor(number) for number in seed):

@@ -49,7 +49,7 @@ def _make_wrapper() -> Any:
 
 
 def _gradient(op: Any, gy: Any) -> tuple[Any, ...]:
-    """Return the gradients: gy with the mask applied for x, and None for the other inputs.
+    """Return the gradient of x, which is gy with the mask applied, and None for the other inputs.
 
     The op is linear in x. Therefore, derivatives of any order are correct.
     """

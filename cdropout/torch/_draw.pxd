@@ -1,4 +1,4 @@
-"""Declarations of torch/_draw.pyx for torch/_tensors.pyx."""
+"""Declarations of torch/_draw.pyx for torch/_tensors.pyx and torch/_dropout_add.pyx."""
 cimport cython
 from libc.stdint cimport uint64_t
 

@@ -35,7 +35,7 @@ cdef raise_unexpected(y, name):
     else:
         found = f"an object of type {type(y).__name__}"
     raise RuntimeError(
-        f"torch.{name} returned {found}, which dropout cannot use as its memory; a TorchFunctionMode or a "
+        f"torch.{name} returned {found}, which dropout cannot use; a TorchFunctionMode or a "
         "TorchDispatchMode may have changed it"
     )
 
@@ -98,8 +98,8 @@ cdef check_source(generator):
     Raises
     ------
     RuntimeError
-        During a backward pass, unless `checkpoint_context` has restored the generator. A checkpoint must draw the same mask
-        as in its first run, but it restores only PyTorch's default generator.
+        During a backward pass, unless the generator is PyTorch's default generator or `checkpoint_context` has restored it.
+        A checkpoint must draw the same mask as in its first run, but it restores only PyTorch's default generator.
     NotImplementedError
         If the generator is a cdropout.Generator and the call is traced. The seed would become a constant of the graph.
     """
@@ -121,7 +121,7 @@ cdef check_source(generator):
 
 @cython.binding(True)                 # torch.compile warns about functions without binding
 def draw_from(generator):
-    """Draw the next mask from an explicit generator. Return its seed, as a tensor, and its call number.
+    """Draw the next mask from an explicit generator. Return the seed, as a tensor, and the call number of the mask.
 
     Raises
     ------
@@ -173,7 +173,7 @@ cdef state_after(before):
 
 
 cdef class LazyMask:
-    """A mask that is drawn when it is applied or earlier, and the options of the call that applies it.
+    """A mask, which need not be drawn before it is applied, and the options of the call that applies it.
 
     `apply_mask` draws the seed and the call number after it has allocated memory, so that a failed allocation leaves the
     generator unchanged.
@@ -183,9 +183,9 @@ cdef class LazyMask:
     p : float
     broadcast_axes : tuple of int
     form : str
-        The result for an element x. "scale": x / (1 - p) if kept, else +0.0. "keep": x if kept, else +0.0. "alpha":
-        a * x + b if kept, else c, where `alpha_terms` returns (a, b, c). "alpha_gradient": a * x if kept, else +0.0. If
-        p is 1, the result is +0.0 in each form.
+        The result for an element x. "scale": x * scale if kept, with the scale of the mask, else +0.0. "keep": x if kept,
+        else +0.0. "alpha": a * x + b if kept, else c, where `alpha_terms` returns (a, b, c). "alpha_gradient": a * x if
+        kept, else +0.0. If p is 1, the result is +0.0 in each form.
     inplace : bool
         If true, `apply_mask` writes to its input.
     generator : None, torch.Generator or Generator
@@ -234,11 +234,11 @@ cdef class LazyMask:
             restore(self.generator, self.before, state_after(self.before))
 
     cdef release(self):
-        """Delete the references that are not needed after the mask was applied for the first time."""
+        """Delete the references that are needed only until the mask has been applied once."""
         self.before = self.keep = self.generator = None
 
     cdef LazyMask copy(self):
-        """Return a copy that has no generator and is applied out of place."""
+        """Return a copy that has neither a generator nor `keep`, and is applied out of place."""
         cdef LazyMask mask = LazyMask.__new__(LazyMask)
         mask.id, mask.start, mask.strides, mask.drawn = self.id, self.start, self.strides, self.drawn
         mask.p, mask.broadcast_axes, mask.form = self.p, self.broadcast_axes, self.form
@@ -262,13 +262,16 @@ cdef class LazyMask:
         return mask
 
     def with_call(self, uint64_t call):
-        """Return a copy with this call number, for an operator that takes the seed as a tensor."""
+        """Return a copy with the call number `call`, for an operator that takes the seed as a tensor."""
         cdef LazyMask mask = self.copy()
         mask.id.call = call
         return mask
 
     def with_batch_axis(self, bint shared):
-        """Return a copy with a new first axis, a broadcast axis if `shared` is true. For a given mask, it must be true."""
+        """Return a copy with a new first axis, which is a broadcast axis if `shared` is true.
+
+        For a given mask, `shared` must be true.
+        """
         cdef LazyMask mask = self.copy()
         if self.strides is not None:
             mask.strides = (0, *self.strides)
@@ -281,7 +284,7 @@ cdef class LazyMask:
         return self.id.call, self.p, list(self.broadcast_axes), self.form
 
     def apply_mask_arguments(self, tuple shape):
-        """Return the arguments of cdropout::apply_mask that follow x, which has this shape. uint64 numbers become int64."""
+        """Return the arguments of cdropout::apply_mask that follow x. `shape` is that of x; uint64 numbers become int64."""
         strides = self.strides if self.strides is not None else broadcast_strides(shape, self.broadcast_axes)
         return (
             <int64_t>self.id.seed, <int64_t>self.id.call, <int64_t>self.start, strides, self.p, self.id.scale, self.shifts
@@ -295,7 +298,7 @@ def derivative_of(form):
 
 
 def given_mask(Mask given, str form, bint inplace=False):
-    """Return a LazyMask for a Mask. The form "scale" uses the scale of the Mask; other forms replace that scale."""
+    """Return a LazyMask for a Mask. If 0 < p < 1, forms other than "scale" replace the scale of the Mask."""
     cdef LazyMask mask = LazyMask.__new__(LazyMask)
     mask.id, mask.start, mask.strides, mask.p = given.id, given.start_, given.strides_, given.p
     mask.broadcast_axes, mask.inplace, mask.drawn = (), inplace, True

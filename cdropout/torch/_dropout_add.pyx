@@ -1,4 +1,4 @@
-"""The passes of `bias_dropout_add` over contiguous tensors."""
+"""`bias_dropout_add` and its gradients for contiguous tensors, each in one pass over memory."""
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t
 
@@ -62,8 +62,9 @@ def is_in_c_order(LazyMask mask):
 def add_in_one_pass(x, bias, residual, LazyMask mask):
     """Return residual + dropout(x + bias). Each of the three operations rounds its result.
 
-    The tensors must be supported, contiguous and of one type. bias is None or repeats along x. The mask must be in C order.
-    If a signal's handler raises an exception, a draw by this call is undone.
+    The tensors must be supported, contiguous and of one type. residual must have the shape of x. bias must be None, or its
+    shape without leading ones must be that of the last axes of x. The mask must be in C order. If a signal handler raises
+    an exception, a draw by this call is undone.
     """
     cdef size_t columns = (x if bias is None else bias).numel()
     cdef bint interruptible = x.numel() > INTERRUPTIBLE_MIN
@@ -77,7 +78,7 @@ def add_in_one_pass(x, bias, residual, LazyMask mask):
     mask.draw(interruptible)
     try:
         run(&matrix, interruptible)
-    except BaseException:             # a signal's handler raised an exception
+    except BaseException:             # a signal handler raised an exception or forked
         if not drawn_before:
             mask.undo_draw()
         raise
@@ -89,12 +90,12 @@ def add_in_one_pass(x, bias, residual, LazyMask mask):
 def differentiate_in_one_pass(gy, bias_shape, LazyMask mask):
     """Return the gradients with respect to x and bias. gy must meet the conditions for x in `add_in_one_pass`.
 
-    The sums over the rows are computed in float64 and in an order that does not depend on the number of threads.
+    The gradient of bias is summed in float64, in an order that does not depend on the number of threads.
     """
     gx = new_like(gy)
     cdef Matrix matrix = matrix_of(gy, gx, bias_shape.numel(), mask)
     choose_tiles(&matrix, True)
-    with torch._C.DisableTorchFunction():    # a mode must not replace the memory
+    with torch._C.DisableTorchFunction():    # a TorchFunctionMode must not replace the sums
         sums = torch.zeros((count_sums(&matrix), matrix.columns), dtype=torch.float64, device="cpu")
     matrix.sums = <double*>address_of(sums)
     run(&matrix, matrix.rows * matrix.columns > INTERRUPTIBLE_MIN)

@@ -32,7 +32,7 @@ ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, u
 def find_functions(*names):
     """Return the addresses of the functions with these names that PyTorch's library calls.
 
-    All addresses are 0 if a function is missing or if PyTorch does not use OpenMP.
+    All addresses are 0 on Windows, if a function is missing, or if PyTorch does not use OpenMP.
     """
     functions = []
     if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
@@ -68,7 +68,7 @@ cdef void run_thread(void* range_) noexcept nogil:
 cdef int run_in_openmp(
     Work work, const void* call, size_t chunks, size_t max_threads, bint checks_signals
 ) except -1 nogil:
-    """Execute all work chunks on PyTorch's threads. max_threads and `set_num_threads` limit the number of threads."""
+    """Execute all work chunks on at most max_threads of PyTorch's threads, up to the limit of `cdropout.set_num_threads`."""
     cdef size_t team_size = min(exchange_thread_limit(0), max_threads, chunks)
     cdef ChunkRange range_ = ChunkRange(work, call, 0, 0, team_size)
     cdef int64_t last = 0
@@ -77,7 +77,7 @@ cdef int run_in_openmp(
     while range_.end < chunks:
         range_.first = range_.end
         range_.end = min(range_.first + CHUNKS_PER_CHECK * team_size, chunks) if checks_signals else chunks
-        if forked:                    # a signal's handler forked this process during the call
+        if forked:                    # a signal handler forked this process during the call
             run_thread(&range_)       # executes all chunks: outside of a parallel region, OpenMP reports one thread
         else:
             # 0 requests all threads. If a smaller team were requested, GNU OpenMP would end the other threads.
@@ -99,7 +99,10 @@ cdef const Executor* executor_of_pytorch() noexcept nogil:
 
 
 cdef void call_function(void* context) noexcept nogil:
-    """Call the function of `call_on_threads` on this thread. If it raises an exception, append the exception to `errors`."""
+    """Call the function of `call_on_threads` if the limit of `cdropout.set_num_threads` permits this thread.
+
+    If the function raises an exception, append the exception to `errors`.
+    """
     with gil:
         function, errors = <tuple>context
         if exchange_thread_limit(0) > <size_t>thread_num():
@@ -110,15 +113,16 @@ cdef void call_function(void* context) noexcept nogil:
 
 
 def can_call_on_threads():
-    """Return whether `call_on_threads` can be called: PyTorch's threads are found and are not in use by the caller."""
+    """Return whether OpenMP is found, this process is not forked, and the caller is not in a parallel region."""
     return parallel != NULL and not forked and not in_parallel()
 
 
 def call_on_threads(function):
-    """Call function() once on each of PyTorch's threads, up to the limit of `set_num_threads`, and wait for all calls.
+    """Call function() once on each of PyTorch's threads, up to the limit of `cdropout.set_num_threads`.
 
-    Within `function`, operations of PyTorch use one thread. The operations release the GIL, so that the
-    calls run at the same time. If calls raise exceptions, one of these exceptions is raised.
+    Wait for all calls. Within `function`, operations of PyTorch use one thread. The operations release the GIL, so that the
+    calls run at the same time. If calls raise exceptions, one of these exceptions is raised. The caller must check
+    `can_call_on_threads` first.
     """
     errors = []
     context = function, errors

@@ -1,4 +1,4 @@
-"""Application of masks to CPU tensors, which are read by DLPack.
+"""Application of masks to CPU tensors, which are read by DLPack, or by their attributes before PyTorch 2.10.
 
 This module is compiled to reduce the overhead of small calls.
 """
@@ -22,7 +22,7 @@ from cdropout._core.view cimport MAX_DIMS, View, arrange, overlaps_itself
 
 cdef enum:
     DLPACK_CPU = 1                    # the device type kDLCPU
-    MAX_READ_DIMS = 128               # limit of `read_attributes`, which includes axes of length 1
+    MAX_READ_DIMS = 128               # maximum number of axes in `read_attributes`, including those of length 1
 
 cdef struct TensorView:               # DLTensor, followed by memory that shape and strides may point to
     char* data
@@ -45,7 +45,7 @@ cdef object Parameter = torch.nn.Parameter
 cdef object empty_like = torch.empty_like
 cdef object is_grad_enabled = torch.is_grad_enabled
 cdef object forward_ad = torch.autograd.forward_ad
-# PyTorch has no public functions that report whether transforms, dispatch modes or tracers are active
+# The first two functions have no public equivalents in PyTorch; torch.jit.is_tracing takes longer than the third
 cdef object transforms_active = torch._C._are_functorch_transforms_active
 cdef object active_modes = torch._C._len_torch_dispatch_stack
 cdef object tracing_state = torch._C._get_tracing_state
@@ -61,9 +61,9 @@ cdef dict TYPE_CODES = {              # DLPack's type code and number of bits
 
 
 cdef bint read(x, TensorView* view):
-    """Read x into view. Return False if x has no memory or its type is unknown.
+    """Read x into view. Return False if x cannot be read, for example if x has no memory or an unknown type.
 
-    The view must not be moved, since its pointers may refer to its own memory.
+    The view must not be moved, since its pointers may refer to the member `numbers`.
     """
     if exchange == NULL:
         if not read_attributes(x, view):
@@ -76,7 +76,7 @@ cdef bint read(x, TensorView* view):
 
 
 cdef bint read_attributes(x, TensorView* view):
-    """Read x by its Python attributes."""
+    """Read x into view by its Python attributes. Return False unless x is a strided CPU tensor of a known type."""
     cdef int i
     type_code = TYPE_CODES.get(x.dtype)
     if type_code is None or x.layout is not torch.strided or x.is_nested or x.device.type != "cpu":
@@ -145,10 +145,10 @@ def runs_eagerly(x):
 
 
 def elements_overlap(shape, strides):
-    """Return whether elements of a tensor with this shape and these strides, in elements, may share memory."""
+    """Return whether elements of a tensor may share memory. `strides` are in elements."""
     cdef View view
     lengths = [(length, stride) for length, stride in zip(shape, strides) if length != 1]
-    # A tensor with more than MAX_DIMS of these axes has over 2**MAX_DIMS elements, which no memory can hold without overlaps
+    # A tensor with more than MAX_DIMS axes longer than 1 has over 2**MAX_DIMS elements, which must overlap in any memory
     if 0 in shape or len(lengths) > MAX_DIMS:
         return 0 not in shape
     for i, (length, stride) in enumerate(lengths):
@@ -164,7 +164,7 @@ def elements_overlap(shape, strides):
 
 
 cdef bint is_new(y, TensorView* view, const TensorView* x, const ElementType* dtype):
-    """Read y into view. Return whether y is a CPU tensor of this type with the shape of x, new memory and no overlaps."""
+    """Read y into view. Return whether y is a CPU tensor of type `dtype` with the shape of x, new memory and no overlaps."""
     cdef int64_t step = 1
     cdef bint dense = True
     cdef int i
@@ -226,7 +226,7 @@ cdef tuple mask_strides(const TensorView* x, LazyMask mask):
 cpdef apply_mask(x, LazyMask mask):
     """Apply a mask to x. Return the result in the memory order of x, or None if x is not supported.
 
-    The result is x itself if `mask.inplace` is true. Memory is allocated before the mask is drawn. If a signal's handler
+    The result is x itself if `mask.inplace` is true. Memory is allocated before the mask is drawn. If a signal handler
     raises an exception, a draw by this call is undone.
     """
     cdef Operation operation, keep_operation
@@ -267,7 +267,7 @@ cpdef apply_mask(x, LazyMask mask):
             run_prepared(&keep_operation)
         if copy is not None:
             y.copy_(copy)
-    except BaseException:             # a signal's handler raised an exception
+    except BaseException:             # a signal handler raised an exception or forked
         if not drawn_before:
             mask.undo_draw()
         raise
@@ -280,7 +280,7 @@ def apply_window(x, y, LazyMask mask, uint64_t start, tuple strides):
     """Apply a window of a drawn mask to x, and write the result to y.
 
     y is x, or a tensor of the same shape and type that does not overlap x. The window begins at the position `start` of the
-    mask stream, and has these strides along the axes of x. Both tensors must be supported.
+    mask stream, and `strides` contains its strides along the axes of x. Both tensors must be supported.
     """
     cdef Operation operation
     cdef TensorView source, target
@@ -297,7 +297,7 @@ def apply_window(x, y, LazyMask mask, uint64_t start, tuple strides):
 cdef float32_copy(x, const TensorView* source, TensorView* wide, LazyMask mask):
     """Return a float32 copy of x and read the copy into `wide`, or return None if no copy is needed.
 
-    Alpha dropout of a 16-bit type needs the copy, so that each result is rounded only once.
+    Alpha dropout of a 16-bit type needs the copy, because its kernel supports only float32 and float64.
     """
     if not mask.shifts or type_of(source).itemsize >= 4 or size_of(source) == 0:
         return None

@@ -329,8 +329,8 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Compute attention, with dropout applied to the attention weights.
 
-    The weights, of shape (..., L, S), are computed in tiles and never stored as a whole. The
-    backward pass computes the weights and draws the mask again.
+    The weights, of shape (..., L, S), are usually computed in tiles, without storing all of them.
+    The backward pass computes the weights and draws the mask again.
 
     Parameters
     ----------
@@ -340,7 +340,8 @@ def scaled_dot_product_attention(
         A tensor that can be expanded to the shape of the weights: bools, which are True where a key
         is visible, or numbers that are added to the scores. It may require a gradient.
     dropout_p : float, default 0.0
-        The probability that a weight is dropped. If it is 0, PyTorch computes the result.
+        The probability that a weight is dropped. If it is 0 and `mask` is None, PyTorch
+        computes the result.
     is_causal : bool, default False
         If true, row i sees only the keys 0, ..., i, and `attn_mask` must be None.
     scale : float, optional
@@ -377,8 +378,8 @@ def scaled_dot_product_attention(
     is NaN.
 
     Each tile contains all keys of some rows, so that softmax needs no second pass over the tiles.
-    The derivatives of the gradient, and all derivatives under torch.func and in forward mode, are
-    computed from the whole matrix of weights, as PyTorch computes them.
+    The derivatives of the gradient, and all results under torch.func, in forward mode and for
+    p = 1, are computed from the whole matrix of weights, as PyTorch computes them.
 
     Examples
     --------
@@ -439,7 +440,7 @@ _attention_uncompiled = torch.compiler.disable(
 
 
 def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
-    """Return whether attn_mask is None or a strided CPU tensor, plain or of query's type."""
+    """Return whether attn_mask is None or a strided CPU Tensor, Parameter or type(query)."""
     return attn_mask is None or (
         type(attn_mask) in (Tensor, Parameter, type(query))
         and attn_mask.device.type == "cpu"

@@ -116,9 +116,8 @@ class EagerDropout(torch.autograd.Function):
         return gx, None
 
 
-# In each call, Function.apply inspects the signature of forward, and the apply method of the node
-# inspects which methods exist. For small tensors, each inspection takes longer than dropout, so
-# both functions are bypassed.
+# Function.apply unwraps its arguments, and the apply method of the node looks up `backward`. For
+# small tensors, this takes a noticeable part of the time of a call, so both functions are bypassed.
 apply_eager_dropout = super(torch.autograd.Function, EagerDropout).apply
 EagerDropout._backward_cls.apply = EagerDropout.backward  # type: ignore[attr-defined]
 
@@ -137,7 +136,7 @@ class TransformableDropout(torch.autograd.Function):
             return mask_operator(x, *mask.apply_mask_arguments(tuple(x.shape)))
         if is_supported(x):
             return apply_mask(x, mask)
-        # x is a gradient without plain memory, such as a lazy zero or a tensor of a legacy vmap
+        # apply_mask does not support x, a gradient such as a lazy zero or a tensor of a legacy vmap
         wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         scales = apply_mask(torch.ones(x.shape, dtype=wide, device="cpu"), mask.derivative())
         return torch.where(scales != 0, x.to(wide) * scales, 0).to(x.dtype)
@@ -177,7 +176,7 @@ def _check_in_place(x: Tensor) -> None:
         _check_overlap(x)
     differentiable = x.requires_grad and torch.is_grad_enabled()
     if differentiable and (x.is_leaf or x._is_view()):
-        x.copy_(x)  # raises PyTorch's error
+        x.copy_(x)  # raises PyTorch's error unless x is a view that can be written to
     if x.is_inference() and not torch.is_inference_mode_enabled():
         x.copy_(x)  # raises PyTorch's error
 
@@ -215,7 +214,7 @@ def apply_eagerly(x: Tensor, mask: LazyMask) -> Tensor:
 
 
 def apply_under_transforms(x: Tensor, mask: LazyMask) -> Tensor:
-    """Return x with a mask applied under torch.func.
+    """Return x with a mask applied under torch.func or in forward mode.
 
     The option `randomness` of vmap determines how seeds are drawn.
     """
@@ -302,7 +301,7 @@ def is_dtensor(x: Tensor) -> bool:
 
 
 def is_supported_dtensor(x: Tensor) -> bool:
-    """Return whether x is a DTensor to which masks can be applied."""
+    """Return whether x is a DTensor of a supported type on the CPU."""
     return is_dtensor(x) and x.device.type == "cpu" and x.dtype in DTYPES
 
 

@@ -48,7 +48,7 @@ def references(kind: type, methods: Iterable[Any]) -> Iterator[Reference]:
 
 
 def _functions_within(function: Any) -> list[Any]:
-    """Return the functions that a wrapper of another function, or a property, calls."""
+    """Return the functions that `function` wraps, such as the getter of a property."""
     if isinstance(function, MethodType):
         return [function.__func__]
     if isinstance(function, property):

@@ -49,7 +49,7 @@ def try_one_pass(
 
 
 def _repeats_along(x: Tensor, bias: Tensor) -> bool:
-    """Return whether the shape of `bias`, without leading ones, is that of the last axes of x."""
+    """Return whether the shape of `bias`, without leading ones, is not empty and ends x.shape."""
     shape = bias.shape
     while len(shape) > 0 and shape[0] == 1:
         shape = shape[1:]

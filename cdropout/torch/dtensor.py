@@ -2,8 +2,9 @@
 
 The mask has the shape of the whole tensor. Each rank applies the window that its shard covers, so
 that the result does not depend on the mesh or the placements. Every rank of the mesh draws a seed
-from its own generator, as for an ordinary tensor. Each call then broadcasts the seed of the first
-rank, and all ranks use it. The generators therefore need not be in the same state.
+from its own generator, as for an ordinary tensor. Each call then broadcasts the seed and the call
+number of the first rank, and all ranks use them. The generators therefore need not be in the same
+state.
 """
 
 import torch

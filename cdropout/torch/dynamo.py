@@ -1,4 +1,4 @@
-"""Compiled code of torch.compile that depends on whether PyTorch's dropout is replaced."""
+"""Guards for torch.compile on whether PyTorch's dropout is replaced."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_lock", "guard_on", "never_compile"]
 
-SWITCH = "__cdropout_switch"  # a global variable for guards, in the modules of compiled functions
+SWITCH = "__cdropout_switch"  # name of the variable for guards in the modules of compiled functions
 
 
 def guard_on(switch: Any) -> None:
     """Compile separate code for each value of ``switch.active``, which is a bool.
 
-    PyTorch guards each compiled graph on its own global state, such as the grad mode. The value of
+    Each compiled graph has guards on PyTorch's global state, such as the grad mode. The value of
     ``switch.active`` becomes a part of this state, in the guards and in the keys of the caches on
     the disk. The keys remain the same while the value is False. Graphs that were compiled earlier
     have no such guard and are deleted.

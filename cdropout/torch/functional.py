@@ -41,8 +41,8 @@ def dropout(
     ----------
     input : Tensor
         A tensor of any shape and strides. For strided CPU tensors of float16, bfloat16, float32 and
-        float64, cdropout computes the result. All other tensors, including those of subclasses, are
-        passed to `torch.nn.functional.dropout`.
+        float64, including Parameters and DTensors, cdropout computes the result. All other tensors,
+        such as those of other subclasses, are passed to `torch.nn.functional.dropout`.
     p : float, default 0.5
         The probability that an element is dropped, in [0, 1].
     training : bool, default True
@@ -51,7 +51,8 @@ def dropout(
         If true, write the result to `input`.
     generator : None, torch.Generator or cdropout.Generator
         The source of the mask; by default PyTorch's generator for the CPU. Each call draws one
-        seed, for any shape. Under vmap, a mask from a cdropout.Generator applies to all samples.
+        seed, for any shape, but none if p is 0 or 1 or `input` is empty. A cdropout.Generator
+        supplies a call number instead. Under vmap, a mask from it applies to all samples.
         A checkpoint must restore an explicit generator: use `checkpoint_context`.
     mask : cdropout.Mask, optional
         A mask to apply instead of a new one, for example from `cdropout.Generator.next_mask`. Its
@@ -62,8 +63,8 @@ def dropout(
     Returns
     -------
     Tensor
-        The result, in the memory order of `input`. It is `input` itself if p is 0 or `training` is
-        false.
+        The result, in the memory order of `input`. It is `input` itself if `inplace` is true, if
+        `training` is false, or if p is 0 and no mask is given.
 
     Raises
     ------
@@ -82,20 +83,21 @@ def dropout(
     Notes
     -----
     The function differs from PyTorch's as follows. Dropped elements are +0.0 even if `input` is NaN
-    or infinite; this also holds for p = 1 and for gradients. The backward pass draws the mask again
-    instead of storing it. An in-place call raises an error for every tensor whose elements overlap
-    in memory; compiled code raises this error only where PyTorch's operators do.
+    or infinite; this also holds for p = 1 and for gradients. No mask is stored for the backward
+    pass, which draws the mask again. An in-place call raises an error for every tensor whose
+    elements overlap in memory; compiled code raises this error only where PyTorch's operators do.
 
-    If a call raises an error, `input` and the generator remain unchanged. If a signal's handler
-    raises an exception during a call, the generator is restored unless it was used in the meantime;
-    with `inplace`, a part of `input` may have been written.
+    If a call raises an error outside of compiled code, `input` and the generator remain unchanged.
+    If a signal's handler raises an exception during a call, the generator is restored unless it was
+    used in the meantime; with `inplace`, a part of `input` may have been written.
 
-    `torch.compile`, `torch.export`, `make_fx` and `aot_function` record an operator that draws a
-    new mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
-    ``fullgraph=True`` it raises an error. The other three tracers record a torch.Generator or the
-    numbers of a mask, but raise an error for a cdropout.Generator. `torch.fx` records a call of
-    this function, but raises an error for `generator` and `mask`. `torch.jit.trace` records
-    PyTorch's function, and `torch.jit.script` compiles PyTorch's function.
+    `torch.compile`, `torch.export`, `make_fx` and `aot_function` record operators that draw a new
+    mask in each run. With `generator` or `mask`, `torch.compile` breaks the graph; with
+    ``fullgraph=True``, and in a strict export, the call raises an error. The other three tracers
+    record a torch.Generator or the numbers of a mask, but raise an error for a cdropout.Generator.
+    `torch.fx` records a call of this function, but raises an error for `generator` and `mask`.
+    `torch.jit.trace` records PyTorch's function, and `torch.jit.script` compiles PyTorch's
+    function.
     """
     return apply_dropout(F.dropout, input, p, training, inplace, generator, mask)
 
@@ -133,8 +135,9 @@ def dropout2d(
 ) -> Tensor:
     """Drop whole channels of an input of shape (N, C, H, W).
 
-    Inputs with other numbers of dimensions are treated as (N, C, ...), with PyTorch's warnings. See
-    `dropout` for parameters, results and errors.
+    Inputs with other numbers of dimensions are treated as (N, C, ...), with PyTorch's warnings, but
+    inputs with fewer than two dimensions raise RuntimeError in training mode. See `dropout` for
+    parameters, results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
@@ -154,8 +157,9 @@ def dropout3d(
 ) -> Tensor:
     """Drop whole channels of an input of shape (N, C, D, H, W) or (C, D, H, W).
 
-    Inputs with other numbers of dimensions are treated as (C, ...), with PyTorch's warning. See
-    `dropout` for parameters, results and errors.
+    Inputs with other numbers of dimensions are treated as (C, ...), with PyTorch's warning, but
+    inputs without dimensions raise RuntimeError in training mode. See `dropout` for parameters,
+    results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
@@ -175,7 +179,7 @@ def _call_deprecated(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
-    """Return the result of `fallback`, which warns that the number of dimensions is deprecated."""
+    """Return the result of `fallback`, which warns; raise an error for a generator or a mask."""
     for name, value in ("generator", generator), ("mask", mask):
         if value is not None:
             raise NotImplementedError(
@@ -202,7 +206,7 @@ def alpha_dropout(
     Notes
     -----
     Klambauer et al., "Self-normalizing neural networks", NIPS 2017. With the same mask, the result
-    is identical to that of `cdropout.alpha_dropout`. If p is 1, the result is zeros.
+    is identical to that of `cdropout.alpha_dropout`. If p is 1, all elements become +0.0.
     """
     return apply_dropout(F.alpha_dropout, input, p, training, inplace, generator, mask, (), "alpha")
 
@@ -218,8 +222,8 @@ def feature_alpha_dropout(
 ) -> Tensor:
     """Apply `alpha_dropout` to whole channels of an input of shape (N, C, ...).
 
-    Inputs with fewer than two dimensions raise RuntimeError. See `dropout` for parameters, results
-    and errors.
+    Inputs with fewer than two dimensions raise RuntimeError in training mode. The default of
+    `training` is False. See `dropout` for parameters, results and errors.
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(
@@ -327,11 +331,12 @@ def bias_dropout_add(
     -----
     The forward pass and the backward pass each read and write memory once if all tensors are
     contiguous CPU tensors of one supported type, `residual` has the shape of `input`, and the shape
-    of `bias` is that of the last dimensions of `input`. In all other cases, the three
-    operations are executed one after the other. This also applies if `training` is false or p is 0,
-    under transforms of torch.func, and for a window of a mask. The result is the same, except that
-    the gradient of `bias` may be rounded differently: in one pass, it is summed in float64,
-    independently of the number of threads.
+    of `bias` is that of the last dimensions of `input`. Otherwise, the two additions and the
+    dropout are executed one after the other. This also applies if `training` is false or p is 0,
+    under transforms of torch.func, in forward-mode differentiation, and for a mask whose strides
+    are not those of C order, such as many windows. The result is the same, except that the gradient
+    of `bias` may be rounded differently: in one pass, it is summed in float64, independently of the
+    number of threads.
     """
     if has_proxy(input, bias, residual):
         return record_call(

@@ -65,14 +65,14 @@ class Dropout(_DropoutModule, nn.Dropout):
     Notes
     -----
     This is a subclass of PyTorch's module, with the same repr, empty state_dict, errors and
-    warnings. The module differs from PyTorch's as follows. If p is NaN, the constructor raises
-    ValueError. Dropped elements are +0.0 even if the input is NaN or infinite. Errors for integer,
-    complex, sparse and quantized tensors have the same type as in PyTorch, but their messages name
-    the supported tensors.
+    warnings. The module differs from PyTorch's as follows, and as described for
+    `cdropout.torch.dropout`. If p is NaN, the constructor raises ValueError. Dropped elements are
+    +0.0 even if the input is NaN or infinite. Errors for integer, complex, sparse and quantized
+    tensors have the same type as in PyTorch, but their messages name the supported tensors.
 
     `torch.fx` records the module as one node, like PyTorch's module. `torch.jit.script` and
     `torch.jit.trace` use PyTorch's implementation; both raise NotImplementedError if the module
-    has a generator.
+    has a generator, `torch.jit.trace` only in training mode.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -88,7 +88,10 @@ class Dropout(_DropoutModule, nn.Dropout):
 
 
 class Dropout1d(_DropoutModule, nn.Dropout1d):
-    """`torch.nn.Dropout1d`, which drops whole channels of (N, C, L) or (C, L). See `Dropout`."""
+    """`torch.nn.Dropout1d`, which drops whole channels. See `Dropout`.
+
+    The input has the shape (N, C, L) or (C, L).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function of `cdropout.torch` that corresponds to this module."""
@@ -103,7 +106,10 @@ class Dropout1d(_DropoutModule, nn.Dropout1d):
 
 
 class Dropout2d(_DropoutModule, nn.Dropout2d):
-    """`torch.nn.Dropout2d`, which drops whole channels of (N, C, H, W). See `Dropout`."""
+    """`torch.nn.Dropout2d`, which drops whole channels. See `Dropout`.
+
+    The input has the shape (N, C, H, W).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the function of `cdropout.torch` that corresponds to this module."""
@@ -256,7 +262,8 @@ OTHER_CLASSES = {  # (package, class, mode) of other modules, and the equivalent
     ("timm", "DropPath", None): DropPath,
     ("torchvision", "StochasticDepth", "row"): StochasticDepth,
 }
-ORIGINAL = "_cdropout_original_class"  # attribute of a converted module of OTHER_CLASSES
+# Name of the attribute of a converted module that contains its class in timm or torchvision
+ORIGINAL = "_cdropout_original_class"
 OTHER_NAMES = re.compile("Drop(Path|Block)|StochasticDepth")
 FUNCTIONS = {*REPLACEMENTS, F.scaled_dot_product_attention} | {
     getattr(torch, name + suffix)
@@ -287,9 +294,9 @@ def convert(model: nn.Module) -> Swap:
         ``(swapped, kept)``: a list of the names of the changed modules, and a dict from the names
         of other modules with dropout to the reasons why these are kept. Subclasses of PyTorch's
         dropout modules are kept, since they may change the computation. Attention modules and
-        recurrent networks, which call dropout internally, are kept, and so are modules whose
-        methods call PyTorch's functions for dropout, also if a Python function that they name calls
-        these. Use `accelerate` for such modules.
+        recurrent networks, which call dropout internally, are also kept. The same applies to
+        modules whose methods call PyTorch's functions for dropout, directly or through other Python
+        functions. Use `accelerate` for such modules.
 
     Raises
     ------
@@ -361,7 +368,7 @@ def dropout_functions(kind: type[nn.Module]) -> Iterator[str]:
 
 
 def revert(model: nn.Module) -> Swap:
-    """Undo `convert`: replace cdropout's modules in `model` by PyTorch's, in place.
+    """Undo `convert`: restore the modules of PyTorch, timm and torchvision in `model`, in place.
 
     Parameters
     ----------
@@ -370,7 +377,8 @@ def revert(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        See `convert`. Modules with a generator are kept, since PyTorch's modules have none.
+        See `convert`. Modules derived from PyTorch's modules are kept if they have a generator,
+        since PyTorch's modules have none.
 
     Raises
     ------

@@ -68,17 +68,17 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
     Within the block, the attribute `training` is True in these modules and their subclasses: the
     dropout modules of PyTorch and cdropout, `torch.nn.MultiheadAttention`, recurrent networks (RNN,
     LSTM and GRU), and `torch.nn.TransformerEncoderLayer`, which otherwise uses a fast path without
-    dropout. All other modules, such as batch norm, keep their mode. At the end of the block, all
-    modules return to their previous modes, even if an error is raised. ``model.eval()`` within the
-    block makes dropout inactive. The block affects all threads, since the mode is an attribute of a
-    module.
+    dropout. All other modules, such as batch norm, keep their mode unless `also` contains their
+    class. At the end of the block, all modules return to their previous modes, even if an error is
+    raised. ``model.eval()`` within the block makes dropout inactive. The block affects all threads,
+    since the mode is an attribute of a module.
 
     To find functional dropout, `always_on` inspects the bytecode of `forward`, and of the methods,
-    properties and Python functions that `forward` names. It warns if this code contains the name
-    `training` and the name of a function such as ``F.dropout``, ``F.scaled_dot_product_attention``
-    or ``drop_path``. Functions with other names, callables that are stored in attributes or
-    containers, and compiled or scripted code are not found. If a module with functional dropout
-    uses `training` only for dropout, pass its class in `also`.
+    properties and Python functions that `forward` uses directly or indirectly. It warns if this
+    code contains the name `training` and the name of a function such as ``F.dropout``,
+    ``F.scaled_dot_product_attention`` or ``drop_path``. Functions with other names, callables that
+    are stored in attributes or containers, and compiled or scripted code are not found. If a module
+    with functional dropout uses `training` only for dropout, pass its class in `also`.
 
     Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016.
 
@@ -108,7 +108,7 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
 
 
 def _named_modules(thing: Any, prefix: str = "") -> Iterator[tuple[nn.Module, str]]:
-    """Yield the modules in nested containers and inside of modules, with their names."""
+    """Yield (module, name) for each module in nested containers, and for each of its submodules."""
     if isinstance(thing, nn.Module):
         for name, module in thing.named_modules():
             yield module, ".".join(filter(None, (prefix, name)))

@@ -32,7 +32,7 @@ def is_transformed() -> bool:
 def move_batch_axis_first(
     info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the input x of a batch with the batch axis first, and one seed for the whole batch."""
+    """Return x with the batch axis first, and one seed for the whole batch."""
     x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     if seed is not None and in_dims[1] is not None:
         seed = seed.select(in_dims[1], 0)  # the seed of the first sample determines the whole mask
@@ -126,7 +126,7 @@ class OperatorDerivatives(_SingleLevelFunction):
     """The derivatives of an operator at one level of autograd.
 
     torch.func calls the operator once per level. `torch.autograd.Function` would restart at the
-    first level. The derivative applies the same operator with another value of the last argument.
+    first level. The derivative applies the same operator, with the last argument `last`.
     """
 
     @staticmethod

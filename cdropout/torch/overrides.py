@@ -99,20 +99,20 @@ def enable() -> None:
     feature_alpha_dropout, their in-place variants, aten::native_dropout, and
     aten::scaled_dot_product_attention if its `dropout_p` is not 0. These operators are called by
     functions and modules of torch.nn, attention, recurrent networks, scripted models and
-    third-party models. In attention with fewer than 2**19 weights, only the dropout is replaced,
-    without a change of the masks. Each call draws one seed from PyTorch's generator.
-    `torch.manual_seed` therefore makes the masks reproducible, but the masks differ from those of
-    PyTorch. A dispatch mode, such as FlopCounterMode, does not change the masks. PyTorch's kernels
-    are still used for other devices, types and layouts, for most subclasses of Tensor, and under
-    transforms of torch.func.
+    third-party models. In attention with fewer than 2**19 weights, only the dropout of the weights
+    is replaced, which takes less time and gives the same masks. The seed of each mask is drawn from
+    PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but the masks
+    differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
+    masks. PyTorch's kernels are still used for other devices, types and layouts, for most
+    subclasses of Tensor, and under transforms of torch.func.
 
-    Code that torch.compile has compiled has the same masks as code that is not compiled. The
-    replacement is a global state on which PyTorch guards compiled code, like the grad mode: a
-    function is compiled once for calls with the replacement and once for calls without it. The
-    compiler's caches also have separate files for the two cases. Compiled code must not change this
-    state. With ``fullgraph=True``, a change raises an error. Otherwise, PyTorch does not compile
-    the function that makes the change, but compiles the functions that it calls. An exported
-    program contains PyTorch's dropout, which is replaced when the program runs, or by
+    Code that torch.compile has compiled has the same masks as code that is not compiled. Whether
+    dropout is replaced is a global state. Compiled code has a guard on this state, as on the grad
+    mode: a function is compiled once for calls with the replacement and once for calls without it.
+    The compiler's caches also have separate files for the two cases. Compiled code must not change
+    this state. With ``fullgraph=True``, a change raises an error. Otherwise, PyTorch does not
+    compile the function that makes the change, but compiles the functions that it calls. An
+    exported program contains PyTorch's dropout, which is replaced when the program runs, or by
     ``run_decompositions``.
 
     Notes
@@ -161,7 +161,7 @@ def accelerate() -> _Acceleration:
 
     The result can be used as a context manager or as a decorator of functions. Contexts can be
     nested. The replacement affects all threads of the process. It ends when the last context is
-    left, even if an exception is raised.
+    left, even if an exception is raised, unless `enable` was called.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def _dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Return the result of one of OPERATORS."""
+    """Return the result of an operator in OPERATORS; `native` is PyTorch's kernel."""
     y = _replaced_dropout(form, first_axis, inplace, x, p, train)
     return native(keys, x, p, train) if y is None else y
 
@@ -262,7 +262,10 @@ def _traced_dropout_kernel(
     p: float,
     train: bool,
 ) -> Tensor:
-    """Return the result of one of OPERATORS; `original` is its Python kernel or decomposition."""
+    """Return the result of an operator in OPERATORS.
+
+    `original` is PyTorch's Python kernel or decomposition of the operator.
+    """
     y = _replaced_dropout(form, first_axis, inplace, x, p, train)
     return original(x, p, train) if y is None else y
 
@@ -270,9 +273,9 @@ def _traced_dropout_kernel(
 def _replaced_dropout(
     form: str, first_axis: int | None, inplace: bool, x: Tensor, p: float, train: bool
 ) -> Tensor | None:
-    """Return the result of one of OPERATORS, or None if PyTorch's kernel has to be called.
+    """Return the result of an operator in OPERATORS, or None if PyTorch's kernel has to be called.
 
-    All axes from `first_axis` on are broadcast axes.
+    If `first_axis` is not None, all axes from this one on are broadcast axes.
     """
     implementation = _implementation_for(x, p, train)
     if implementation is None or x.dim() < (first_axis or 0):

@@ -116,7 +116,7 @@ def test_mask_of_thinc_equals_dropout_of_ones(monkeypatch):
 
 
 def check_keras():
-    """Compare the results of the current backend of Keras for all types and layouts."""
+    """Compare Keras's dropout with the reference, on one backend, for all types and layouts."""
     import keras
 
     from cdropout.keras import Dropout

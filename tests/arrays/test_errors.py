@@ -78,7 +78,8 @@ PROBABILITIES = {
 @each_row("p, error, match", PROBABILITIES)
 def test_functions_reject_invalid_p(calls_with, p, error, match):
     for call in calls_with("p"):
-        if p is not None or "mask" not in call.arguments:  # with a mask, p=None is valid
+        # dropout_backward accepts p=None
+        if p is not None or "mask" not in call.arguments:
             assert_raises(error, match, call, p=p)
 
 
@@ -397,12 +398,12 @@ MASK_DTYPE = (
 
 
 def shape_message(shape):
-    """Return the message for a mask with this shape."""
+    """Return a pattern for the message about a mask with this shape."""
     return "^" + re.escape(f"the mask has the shape {shape}, but x has {SHAPE}") + "$"
 
 
 def bits_message(shape):
-    """Return the message for a packed mask with this shape."""
+    """Return a pattern for the message about packed bits with this shape."""
     text = f"packed bits for x of shape {SHAPE} have the shape (15,), but got {shape}"
     return "^" + re.escape(text) + "$"
 

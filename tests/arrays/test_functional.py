@@ -1,4 +1,4 @@
-"""Tests of channel dropout, drop path, alpha dropout, and Monte-Carlo dropout."""
+"""Tests of channel dropout, drop path, alpha dropout, and Monte Carlo dropout."""
 
 import pickle
 import warnings
@@ -106,7 +106,7 @@ def test_channel_dropout_has_the_error_and_warning_messages_of_torch(name, ndim)
         pytest.skip("the messages are those of PyTorch 2.13.0")
     torch_function = getattr(torch.nn.functional, name)
     x = np.ones(SHAPE[:ndim], np.float32)
-    # In evaluation mode, cdropout still requires two dimensions, but PyTorch does not.
+    # In evaluation mode, PyTorch's functions other than dropout1d accept fewer than two dimensions.
     for training in (True, False) if ndim >= 2 else (True,):
         raised = outcome(torch_function, torch.from_numpy(x), 0.4, training)[1:]
         assert raised == messages(name, ndim) == outcome(getattr(cd, name), x, 0.4, training)[1:]

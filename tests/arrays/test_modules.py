@@ -46,7 +46,8 @@ def test_train_and_eval_switch_the_mode():
     assert m(x) is x
     np.testing.assert_array_equal(m.backward(x), x)
     assert m.train() is m and m.training is True
-    np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 1, 0))  # eval() drew no mask
+    # In evaluation mode, m drew no mask
+    np.testing.assert_array_equal(m(x), reference.dropout(x, 0.5, 1, 0))
     np.testing.assert_array_equal(m.eval().backward(x), reference.dropout(x, 0.5, 1, 0))
     assert m.train(False).training is False and m.train(True).training is True
     np.testing.assert_array_equal(m.eval().train().forward(x), reference.dropout(x, 0.5, 1, 1))

@@ -224,7 +224,7 @@ def bias_shapes(shape):
 
 
 def reference_sum(x, bias, residual, keep, p):
-    """Return residual + dropout(x + bias), computed in float32 or float64 and rounded once."""
+    """Return residual + dropout(x + bias), computed in the computation dtype and then rounded."""
     real, dtype = reference.computation_dtype(x.dtype), x.dtype
     total = np.asarray(x.astype(real) + bias.astype(real))
     y = np.asarray(residual.astype(real) + reference.apply(total, keep, p))

@@ -1,8 +1,8 @@
 """Tests that the C interface is binary compatible with its recorded layout.
 
-Functions may be added at the end of the table, and codes may be added to the enums. Nothing else
-may change. Before a release, record the additions in capi_layout.json with
-`python -m tests.capi.test_layout --record`.
+Functions may be added at the end of the table, which requires a higher version number, and codes
+may be added to the enums. Nothing else may change. Before a release, record the additions in
+capi_layout.json with `python -m tests.capi.test_layout --record`.
 """
 
 import json

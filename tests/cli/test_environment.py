@@ -61,7 +61,7 @@ def test_import_with_an_invalid_variable_raises_in_other_programs(program):
 )
 @pytest.mark.parametrize("arguments", [["-m", "cdropout"], *slow(["cdropout"], ["-mcdropout"])])
 def test_import_with_an_invalid_variable_raises_in_other_modules(options, arguments, tmp_path):
-    """With -m, Python imports the module's package before it sets sys.argv."""
+    """With -m, Python imports the module's package before it sets sys.argv[0]."""
     (tmp_path / "mytool").mkdir()
     (tmp_path / "mytool" / "__init__.py").write_text("import cdropout")
     (tmp_path / "mytool" / "__main__.py").write_text("")

@@ -55,7 +55,7 @@ def mask(n, seed=SEED, call=CALL, start=0):
 
 
 def interleave(masks, rounds):
-    """Return the interleaved elements of the masks; each round has 64 elements of each mask."""
+    """Return 64 elements of each mask, then the next 64 of each, and so on, `rounds` times."""
     return np.stack([np.asarray(mask).reshape(rounds, 64) for mask in masks], axis=1).reshape(-1)
 
 
@@ -104,7 +104,7 @@ def test_block_length_equals_block_length_of_reference():
 @pytest.mark.parametrize("depth", [1, 2, 3, DEPTH])
 @pytest.mark.parametrize("n", [2, 5, 8, 11])
 def test_extract_gives_results_of_equal_length_equally_often(n, depth):
-    """Inputs with the same number of ones form one group; for every p, they are equally likely."""
+    """For every p, inputs with the same number of ones are equally likely."""
     counts = {}
     for bits in itertools.product((False, True), repeat=n):
         found = tuple(extract(np.array(bits), depth).tolist())

@@ -197,7 +197,7 @@ long long run(const cdropout_table *kernels, int every, int sparse) {
     for (current.n = 0; current.n <= MAX_LENGTH; current.n++)
       for (current.offset = 0; current.offset < OFFSETS; current.offset++) {
         if ((current.n + current.offset + current.n / 16) % sparse) continue;
-        current.start = (37 * current.n + current.offset) % GROUP; /* all positions in a lane occur */
+        current.start = (37 * current.n + current.offset) % GROUP; /* all positions in a group occur */
         if (every)
           all_kernels(masks, every);
         else

@@ -130,7 +130,7 @@ def test_an_undefined_gradient_of_bias_is_nan_without_a_warning():
 
 
 def strided(array):
-    """Return a copy with negative strides and with gaps between the items."""
+    """Return a copy with negative strides and with gaps between the elements."""
     view = np.zeros((*array.shape, 2), array.dtype)[..., 1]
     view = view[(..., *[slice(None, None, -1)] * array.ndim)]
     view[...] = array

@@ -1,4 +1,4 @@
-"""Tests of two- and three-point correlations of mask bits. A xorshift128+ stream fails them."""
+"""Tests of two- and three-point correlations of mask bits. An xorshift128+ stream fails them."""
 
 import math
 from functools import cache, partial
@@ -22,7 +22,8 @@ from ..helpers.requirements import slow
 PROBABILITIES = [0.1, 0.25, 0.3, 0.0625, 0.9]
 PAIR_SAMPLES = 1 << 19
 TRIPLE_SAMPLES = 1 << 17
-FALSE_ALARM = 1e-6  # the probability that a perfect generator fails any test of this file
+# Upper limit of the probability that a perfect generator fails any test of this file
+FALSE_ALARM = 1e-6
 TESTS = len(PROBABILITIES) * (math.comb(BITS, 2) + 63 + math.comb(BITS, 3))
 
 

@@ -70,7 +70,7 @@ HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of CPUID leaf 7 on these CPUs
         (0x7FFAFBBF, HASWELL, 0x07, SETS[:2]),
         (0x7FFEFBFF, SKYLAKE_X, 0xE7, SETS),
         (SAVED, SKYLAKE_X, 0xE6, SETS),
-        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # XCR0 without ZMM
+        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # XCR0 without AVX-512 state
         (SAVED, SKYLAKE_X, 0xC7, SETS[:2]),  # XCR0 without mask registers
         (SAVED, SKYLAKE_X, 0xE2, SETS[:1]),  # XCR0 without YMM
         (SAVED & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # no OSXSAVE

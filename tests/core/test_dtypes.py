@@ -43,7 +43,7 @@ def test_dropout_raises_for_other_types_of_1_or_2_bytes(name):
 
 
 def test_dropout_rejects_a_dtype_with_the_type_number_minus_1():
-    """Use a dtype from NumPy's own tests. Dtypes of other packages can have this number, too."""
+    """The dtype is from NumPy's own tests; dtypes of other packages can have the number -1, too."""
     core = getattr(np, "_core", None) or np.core
     kind = getattr(core._multiarray_umath, "_get_sfloat_dtype", None)
     if kind is None:

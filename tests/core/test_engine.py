@@ -37,7 +37,7 @@ def view_in(x, index, shape):
     return view
 
 
-# Each function returns a copy of an array of shape (6, 8, 10) with another layout.
+# Each function returns a copy of an array of shape (6, 8, 10) with the named layout.
 LAYOUTS = {
     "C": lambda x: x.copy(),
     "Fortran": lambda x: np.array(x, order="F"),
@@ -166,8 +166,8 @@ def test_dropout_accepts_read_only_buffers_with_any_alignment():
 
 # ---- large ------------------------------------------------------------------------------------
 
-# Large arrays are split into tiles of at least 32768 elements. The bits of each row of at least
-# 4096 elements are drawn separately.
+# Strided arrays with more than 32768 elements can be split into tiles. Bits of a tile that are
+# separated by more than 4096 other bits of the mask are drawn separately.
 LARGE = {
     "rows of 4096": lambda make: view_in(make((9, 4096)), np.s_[:, :4096], (9, 5000)),
     "rows of 4095": lambda make: view_in(make((9, 4095)), np.s_[:, 1:4096], (9, 5000)),
@@ -230,7 +230,7 @@ WINDOWS = [
 # positions apart in the mask.
 DISTANT = [
     ((3, 60, 40, 41), (0, 2, 3, 1)),  # channels last
-    ((1, 190, 40, 41), (0, 2, 3, 1)),  # more channels than the 64 rows of a transpose
+    ((1, 190, 40, 41), (0, 2, 3, 1)),  # more channels than a square of 64 x 64 bits has rows
     ((1100, 1030), (1, 0)),
     ((70, 64, 65), (2, 1, 0)),
 ]
@@ -333,7 +333,7 @@ def test_dropout_of_random_views_equals_reference(pair, p, seed, call, data):
         assert y.strides == np.empty_like(x).strides
     window = data.draw(hnp.basic_indices(x.shape, allow_newaxis=True))
     np.testing.assert_array_equal(np.asarray(mask[window]), np.asarray(mask)[window])
-    if call == 2**64 - 1:  # a generator cannot have this number of calls
+    if call == 2**64 - 1:  # generators do not use this call number
         mask.apply(x, out=x)
     else:
         generator = cd.Generator()

@@ -1,6 +1,6 @@
 """Tests of kernels on buffers next to inaccessible pages; the loops are in guard_pages.c.
 
-An access outside a buffer causes a segmentation fault. Therefore, each test runs `main` in a
+An access to such a page causes a segmentation fault. Therefore, each test runs `main` in a
 subprocess, which prints the call that caused the fault.
 """
 
@@ -23,9 +23,9 @@ from ..helpers.subprocess_runner import FIND_TESTS, run
 
 SOURCE = Path(__file__).with_name("guard_pages.c")
 LENGTHS, OFFSETS = 2101, 64
-# A position of the buffers consists of a length, an offset, and one end of the memory. Slow tests
-# use all positions, but call strided kernels, which take longer, only at one in 16 positions per
-# dtype. The following command calls strided kernels at all positions:
+# Slow tests use all lengths and offsets at both ends of the memory. However, if streaming stores
+# are disabled, strided kernels and kernels with a bias, which take longer, are called for only one
+# in 16 combinations of length, offset and dtype. This command calls them for all combinations:
 # `GUARD_PAGES_EVERY=1 pytest -m slow tests/core/test_guard_pages.py`.
 EVERY = int(os.environ.get("GUARD_PAGES_EVERY", 16))
 sparsely = pytest.mark.parametrize("sparse", [64, *slow(1)])
@@ -66,7 +66,7 @@ def test_kernels_access_only_their_buffers(library, isa, sparse):
     expected = 0
     for n, offset in positions(sparse):
         expected += 2 + 4 * 4  # bits and bools; apply and apply_bits for 4 types, also in place
-        expected += 4 * 4 * (offset == 0)  # apply and apply_bits with p = 1
+        expected += 4 * 4 * (offset == 0)  # apply with p = 1, and apply_bits again
         for dtype in range(5):
             views = 7 * 3
             if dtype < 2:  # apply_alpha_strided
@@ -99,7 +99,7 @@ def test_an_access_outside_a_buffer_is_detected(library, every, message):
 
 
 def main(library, isa, every, sparse):
-    """Make the calls in this process and print the number of calls."""
+    """Call the kernels in this process and print the number of calls."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dump of an expected crash

@@ -1,4 +1,4 @@
-"""Tests of arrays and masks with more than 2**32 elements."""
+"""Tests of arrays and masks with more than 2**32 elements, and of views of such arrays."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """Tests that kernels of each instruction set give the results of the reference implementation.
 
-The kernels are called through the C table. Strided kernels are tested in test_view.py.
+The kernels are called through the C table. Most tests of strided kernels are in test_view.py.
 """
 
 import itertools
@@ -216,7 +216,7 @@ ROWS = [(0, 3), (3, 0), (1, 1), (1, 600), (600, 1), (7, 5), (5, 31), (4, 64), (3
 
 
 def add(x, other):
-    """Return x + other, rounded once to the type of x."""
+    """Return x + other in the type of x; for half types, first round to float32."""
     real = reference.computation_dtype(x.dtype)
     with np.errstate(all="ignore"):
         total = x.astype(real) + other.astype(real)
@@ -315,7 +315,7 @@ def test_kernels_round_products_of_special_values_correctly(table, dtype, p, ker
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.5, 0.9, 1 - 2**-20])
 @every_half
 def test_apply_bits_with_every_half_precision_number(table, dtype, p):
-    """Kernels load pairs of elements. Each number is tested as first and as second element."""
+    """Some kernels load elements in pairs. Each number is tested as first and as second element."""
     x = np.arange(65536, dtype=np.uint16).view(dtype)
     want, bits = reference.apply(x, np.ones(65536, bool), p), np.full(8192, 255, np.uint8)
     for shift in (0, 1):

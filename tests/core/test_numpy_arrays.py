@@ -1,4 +1,4 @@
-"""Tests that arguments with DLPack or the buffer protocol are read and written without a copy."""
+"""Tests of arguments with DLPack or the buffer protocol: access without a copy, and errors."""
 
 import array
 import ctypes
@@ -243,7 +243,7 @@ def test_dropout_reads_read_only_exporters_and_rejects_inplace(make):
     try:
         x = make(source.copy())
         y = cd.dropout(x, 0.3, rng=SEED)
-    except BufferError:  # NumPy before 2.1 does not export read-only arrays
+    except BufferError:  # in NumPy before 2.1, DLPack does not support read-only arrays
         assert np.lib.NumpyVersion(np.__version__) < "2.1.0"
         return
     np.testing.assert_array_equal(y, reference.dropout(source, 0.3, SEED, 0))

@@ -1,6 +1,7 @@
 """Tests of NumPy generators and seed sequences that are passed as `rng`.
 
-Each call draws one seed from a generator. A SeedSequence always gives the same seed.
+A call of a function, or the creation of a module, draws at most one seed from a generator. A
+SeedSequence always gives the same seed.
 """
 
 import inspect

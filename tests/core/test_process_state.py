@@ -15,7 +15,7 @@ def signals():
         return [line for line in status if line.startswith(("SigCgt", "SigIgn", "SigBlk"))]
 
 def floating_point():
-    x = np.full(64, 1e-40, np.float32)  # subnormal numbers, which are 0 if the CPU flushes them
+    x = np.full(64, 1e-40, np.float32)  # subnormal; the results are 0 if the CPU flushes subnormals
     return (x * np.float32(0.5)).tobytes(), (x + x).tobytes(), libm.fegetround()
 
 def handlers():

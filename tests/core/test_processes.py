@@ -93,7 +93,7 @@ def fork(*_):
 
 signal.signal(signal.SIGALRM, fork)
 status = 3
-while status == 3:  # repeat if the process was forked before or after the call
+while status == 3:  # repeat until the process is forked during the call
     child = None
     signal.setitimer(signal.ITIMER_REAL, 0.03)
     try:

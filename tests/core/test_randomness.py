@@ -1,4 +1,4 @@
-"""Statistical tests of masks, and tests that a faulty generator fails each statistical test."""
+"""Statistical tests of masks, tests that faulty generators fail, and tests of the arithmetic."""
 
 import math
 from itertools import pairwise
@@ -57,7 +57,7 @@ def draw_biased(*arguments):
 
 
 def damaged(order, damage):
-    """Return a draw function that arranges bits along `order` and changes them with `damage`."""
+    """Return a draw function that applies `damage` to the bits, arranged along `order`."""
 
     def draw_damaged(*arguments):
         bits = randomness.ordered(draw(*arguments), order)

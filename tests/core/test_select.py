@@ -72,7 +72,7 @@ def test_apply_bits_multiplies_by_a_scale_of_0(isa, dtype):
     y = np.empty_like(x)
     where = x.ctypes.data, y.ctypes.data, x.size, bits.ctypes.data
     tables.tables()[isa].apply_bits(tables.DTYPES[dtype], 0, *where, 0, 0.0)
-    with np.errstate(all="ignore"):  # NumPy functions warn about NaN of type bfloat16
+    with np.errstate(all="ignore"):  # NumPy warns about signalling NaNs of type bfloat16
         finite = np.isfinite(x)
         assert np.isnan(y[~finite]).all() and not y[finite].any()
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(x[finite]))
@@ -91,7 +91,7 @@ SPECIAL = [0x0000, 0x0001, 0x03FF, 0x0400, 0x6FFF, 0x7000, 0x73FF, 0x7400, 0x77F
     [2.0**-70, 2.0**-65, 0.3, 1, 1 + 2.0**-23, 10 / 9, 2, 3.7, 8191, 8192, 16384, 2.0**40, 1e38],
 )
 def test_apply_bits_with_a_special_number_at_each_index_of_a_step(isa, dtype, scale):
-    """Kernels may have a faster path for steps of 32 ordinary numbers."""
+    """Kernels may have a faster path for steps of 32 elements without special numbers."""
     x = np.random.default_rng(2).standard_normal((2 * len(SPECIAL), 32, 32)).astype(dtype)
     x[:, ::3, ::5] = 0
     index = np.arange(32)
@@ -168,7 +168,7 @@ def test_dropout_with_a_scale_array_overflows_without_a_warning():
 
 @every_half
 def test_alpha_dropout_returns_small_numbers_for_p_close_to_1(dtype):
-    """All elements are dropped, and float16 cannot represent the constants a and b."""
+    """All elements are dropped. float16 cannot represent the constants a and b of alpha dropout."""
     for p in (1 - 2.0**-40, 1 - 2.0**-53):
         y = cd.alpha_dropout(np.full(100, np.nan, dtype), p, True, rng=1)
         assert (abs(y.astype(float)) < 1e-5).all()

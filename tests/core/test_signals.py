@@ -102,7 +102,8 @@ def test_keyboard_interrupt_ends_the_drawing_of_a_mask(alarm):
 def test_sigint_raises_keyboard_interrupt_during_a_call():
     script = (
         f"{FIND_TESTS}import numpy as np, cdropout as cd, os, signal, threading\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+        # a process that a shell starts in the background may ignore SIGINT
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.helpers.aliased_array import aliased_array\n"
         f"x, g = aliased_array(np.float32, {SIZE}), cd.Generator(1)\n"
         f"threading.Timer({DELAY}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"

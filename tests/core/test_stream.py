@@ -13,7 +13,7 @@ from ..helpers import kernel_tables as tables
 from ..helpers.arrays import pack
 from ..helpers.requirements import ISAS, slow
 
-SIGMAS = 5.2  # a correct implementation fails with a probability of 2e-7
+SIGMAS = 5.2  # two-sided tail probability: 2e-7 per test
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 

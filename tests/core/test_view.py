@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     steps: tuple
 
     def strides(self, itemsize, shape):
-        """Return the strides in bytes of an array with this itemsize."""
+        """Return the strides in bytes of an array with this itemsize and shape."""
         strides, extent = [0] * len(shape), itemsize
         for axis in reversed(self.order):
             strides[axis] = extent * self.steps[axis]
@@ -298,7 +298,7 @@ def test_strided_kernels_equal_the_reference_for_permuted_axes(table, dtype, sha
         check_all(table, [case(shape, order), case(shape, order, every[-1])], dtype)
 
 
-LARGE = [  # arrays larger than a tile; the last tile along each axis is shorter
+LARGE = [  # arrays larger than a tile; along some axes, the last tile is shorter
     case((600, 701), F_ORDER),
     case((3, 67, 61, 59), NHWC),
     case((30, 9001), steps=(2, 1)),

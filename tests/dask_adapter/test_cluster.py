@@ -67,7 +67,7 @@ def compute_checksums(y):
 
 
 def expected_checksums(rows):
-    """Return the checksum of each chunk of `rows` planes of the result for a NumPy array."""
+    """Apply dropout to a NumPy array; return the checksum of each chunk of `rows` planes."""
     x = np.ones(MASK.shape, np.float32) * np.arange(1, 65, dtype=np.float32)[:, None, None]
     y = cd.dropout(x, mask=MASK)
     return [zlib.crc32(y[i : i + rows]) for i in range(0, 64, rows)]

@@ -129,7 +129,7 @@ def test_graph_is_one_layer_that_stores_no_tasks(shape, chunks):
         assert added == {array.name} and not array.dask.layers[array.name].is_materialized()
         assert graph_bytes(array) - graph_bytes(x) < 500_000
     assert graph_bytes(mask.to_dask(1)) < 1_000_000
-    part = y[31:33]  # its graph has tasks for the needed chunks only
+    part = y[31:33]  # the optimized graph has tasks for the needed chunks only
     assert len(part.__dask_optimize__(part.dask, part.__dask_keys__())) <= 4 * part.npartitions
     np.testing.assert_array_equal(part.compute(), mask.apply(np.ones(shape, "f4"))[31:33])
 
@@ -226,7 +226,7 @@ def test_rng_provides_one_call_number_when_the_graph_is_built():
     assert generator.calls == 4  # computing the result uses no call number
     for p, array in [(0, x), (1, x), (0.5, lazy(X[:0]))]:
         cdd.dropout(array, p, rng=generator)
-        assert generator.calls == 4  # these calls need no mask
+        assert generator.calls == 4  # nothing is random in these calls
     cd.manual_seed(9)
     _, first = cdd.dropout(x, return_mask=True)
     _, second = cdd.dropout(x, return_mask=True)

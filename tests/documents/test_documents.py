@@ -1,4 +1,4 @@
-"""Tests that the code blocks of the documents run, and that all files and names in them exist."""
+"""Tests of the documents: their code blocks are valid, and all files and names in them exist."""
 
 import ast
 import importlib.util
@@ -33,7 +33,8 @@ BLOCKS = [
 ]
 
 
-# On these pages, blocks depend on earlier blocks. COMPILED pages also need a compiled program.
+# On the pages in PAGES and COMPILED, blocks depend on earlier blocks. Those in COMPILED also need
+# a compiled program.
 COMPILED = ("docs/howto/from_c.md", "docs/howto/cython.md")
 PAGES = [
     name
@@ -43,7 +44,10 @@ PAGES = [
 
 
 def blocks(language, *slow):
-    """Parametrize a test with the blocks of one language; mark those that match `slow` as slow."""
+    """Parametrize a test with the blocks of one language; mark those that match `slow` as slow.
+
+    Python blocks of PAGES and COMPILED are omitted, because they depend on other blocks.
+    """
     found = [
         pytest.param(
             code,
@@ -99,7 +103,7 @@ SLOW_PAGES = {"docs/howto/distributed.md", "docs/tutorial/pytorch.md"}
 
 @pytest.mark.parametrize("name", [*sorted({*PAGES} - SLOW_PAGES), *slow(*sorted(SLOW_PAGES))])
 def test_pages_show_the_output_of_their_code(name):
-    """Run the blocks of a page in one process; compare each output with the text block after it.
+    """Run the Python blocks of a page in one process; compare their output with the text blocks.
 
     Numbers with a decimal point may differ by 5 %, because the last bits of a matrix product
     depend on the machine.
@@ -164,14 +168,14 @@ def test_c_blocks_compile_without_warnings(compiler, block, tmp_path):
 
 
 def test_included_programs_are_in_tested_folders():
-    """Allow only the two folders whose programs are compiled by the tests in tests/capi."""
+    """All included files are in two folders, which the tests in tests/capi cover."""
     paths = re.findall(r"\{literalinclude\} (?:\.\./)+(\S+)", ALL_TEXT)
     assert {path.rpartition("/")[0] for path in paths} == {"examples/capi", "cdropout/include"}
 
 
 @blocks("sh")
 def test_shell_commands_are_valid(block):
-    """Parse the commands of cdropout, which take minutes to run; find other commands in .ci/run.
+    """Parse the commands of cdropout; find other commands in .ci/run.
 
     The tests in tests/cli run cdropout's commands with small sizes.
     """

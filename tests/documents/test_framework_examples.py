@@ -1,4 +1,4 @@
-"""Tests of the examples that train with cdropout and with the dropout of another framework."""
+"""Tests of the examples that train with cdropout and with the dropout of a framework."""
 
 import os
 import re

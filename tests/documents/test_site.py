@@ -46,7 +46,7 @@ def test_page_of_an_adapter_warns_if_the_framework_is_missing(conf, monkeypatch,
 
 
 def test_help_of_a_command_has_80_columns(conf):
-    directive = object.__new__(conf.HelpOf)  # without the parser that a directive usually has
+    directive = object.__new__(conf.HelpOf)  # does not call __init__, which needs a parser
     directive.arguments = ["bench"]
     (block,) = directive.run()
     lines = block.astext().splitlines()

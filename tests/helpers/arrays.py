@@ -39,7 +39,7 @@ def to_bytes(array, equal_nan=False):
     """Return the bytes of the elements in C order; `equal_nan` makes all NaN identical."""
     elements = np.array(array, order="C").reshape(-1)
     if equal_nan:
-        with np.errstate(invalid="ignore"):  # comparing a signalling NaN gives a warning
+        with np.errstate(invalid="ignore"):  # comparing signalling NaNs can give a warning
             elements[elements != elements] = np.nan
     return elements.tobytes()
 

@@ -1,4 +1,4 @@
-"""Calls of all functions, assertions about failing calls, and arguments that run a function."""
+"""Valid calls of functions and modules, assertions on errors, and arguments that run code."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -78,7 +78,7 @@ class ValidCall:
 
 
 def valid_calls(objects):
-    """Return a list of ValidCall, at least one per function, with arguments from `objects`."""
+    """Return a list of calls of functions, Mask and modules with arguments from `objects`."""
     calls = {**function_calls(objects), **mask_calls(objects)}
     for kind, shape in MODULES.items():
         calls.update(module_calls(objects, kind, shape))

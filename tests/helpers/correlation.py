@@ -1,9 +1,10 @@
 """Two- and three-point correlations of the mask bits that a lane draws.
 
-The comparison with the threshold combines bits at the same position in successive words. Its
-results can be correlated even if common test suites find no fault in the generator. A sample has
-128 bits: the 64 elements of a lane in an even group, and the 64 elements of the same lane in the
-next group. All pairs and triples of these bits are tested.
+A mask bit is the result of a comparison of a random number with a threshold. The upper bits of the
+number are at the same position in successive words of the lane. Mask bits can be correlated even if
+common test suites find no fault in the generator. A sample has 128 bits: the 64 elements of a lane
+in an even group, and the 64 elements of the same lane in the next group. All pairs and triples of
+these bits are tested.
 """
 
 import math
@@ -37,9 +38,10 @@ def bernstein(max_term, terms, odds):
 
 
 def samples(draw, p, n):
-    """Yield the first n samples in bool arrays of shape (CHUNK, 128); the rarer outcome is True.
+    """Yield n samples, a multiple of CHUNK, in bool arrays of shape (CHUNK, 128).
 
-    `draw(seed, call, p, start, n)` returns the packed keep bits of n elements.
+    The rarer outcome is True. `draw(seed, call, p, start, n)` returns the packed keep bits of n
+    elements.
     """
     for first in range(0, n, CHUNK):
         packed = draw(2024, 1, p, first * BITS, CHUNK * BITS)

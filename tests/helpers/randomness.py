@@ -1,7 +1,8 @@
 """Statistical tests of masks: keep rate, order, independence, avalanche.
 
-Each test computes sums that are near 0 if the elements are independent. The bits come from a
-function `draw(seed, call, p, start, n)`, so that faulty generators can be tested too.
+Each test computes sums that are near 0 if the elements are independent and are dropped with
+probability p. The bits come from a function `draw(seed, call, p, start, n)`, so that faulty
+generators can be tested too.
 """
 
 import math
@@ -57,7 +58,7 @@ def max_term(q):
 
 
 def draw(seed, call, p, start, n):
-    """Return the packed keep bits that cdropout draws: uint8 [n / 8]."""
+    """Return the packed keep bits of n elements that cdropout draws."""
     return cd.Mask(n, p, seed, call, start=start).bits()
 
 
@@ -266,7 +267,7 @@ def avalanche(draw, p, bases, start=0):
 
 
 def lane_words(draw, p, effort):
-    """Yield the scores of correlations between the bits of successive words of a lane."""
+    """Yield the scores of correlations between the mask bits of a lane in two adjacent groups."""
     q = correlation.rarer_probability(p)
     for points, measure, n in (
         (2, correlation.pair_sigmas, effort.pairs),

@@ -63,7 +63,7 @@ def why_not_runnable(isa):
 def can_limit_memory():
     """Return whether memory can be limited: on Linux without AddressSanitizer.
 
-    AddressSanitizer maps terabytes, which a limit would prevent.
+    AddressSanitizer maps terabytes in advance. A limit does not affect allocations in this memory.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -63,7 +63,7 @@ def fork_server():
     """
     command = [sys.executable, "-P", "-c", FORK_SERVER]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(process.communicate)  # closes the input of the process, which ends it
+    atexit.register(process.communicate)  # closes standard input, so that the process ends
     return process
 
 

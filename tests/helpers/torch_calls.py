@@ -53,7 +53,7 @@ GENERATORS = {
     "cdropout": lambda: cd.Generator(3),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-LAYOUTS = {  # functions that return a 4-D tensor with another layout
+LAYOUTS = {  # functions of a contiguous 4-D tensor that return a tensor with this layout
     "contiguous": lambda x: x,
     "permuted": lambda x: x.permute(2, 0, 3, 1),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -103,7 +103,7 @@ class NothingDrawn:
         self.before = self.states()
 
     def is_true(self):
-        """Return whether no generator was used since the context was entered."""
+        """Return whether no generator has been used since the context was entered."""
         return all(
             torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
             for before, after in zip(self.before, self.states(), strict=True)

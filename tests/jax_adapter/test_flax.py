@@ -399,7 +399,7 @@ def test_attention_modules_with_attention_fn(run_module, ours, theirs):
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [True, False])
 def test_recurrent_dropout_of_linen(split):
-    """A cell with a dropout module has one mask per step if keys are split, and one mask if not."""
+    """A cell draws one mask per step if keys are split, and otherwise one mask for all steps."""
 
     class Cell(linen.RNNCellBase):
         features: int = 30

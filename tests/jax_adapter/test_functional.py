@@ -213,7 +213,7 @@ def test_inplace_uses_donated_memory(shape):
 
 
 def test_inplace_allocates_no_second_array():
-    """If x and the result were not aliases, XLA would copy the result to the donated memory."""
+    """If x and the result were not aliases, XLA would allocate a temporary array."""
     x = normal_jax((1000,))
     program = jax.jit(partial(dropout, p=0.3, inplace=True), donate_argnums=1)
     memory = program.lower(KEY, x).compile().memory_analysis()

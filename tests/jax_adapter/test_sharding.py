@@ -314,7 +314,7 @@ def test_exported_program_in_shard_map(mesh):
 @needs_jax_0_7
 @pytest.mark.parametrize("manual, auto", ["ab", "ba"])
 def test_exported_program_in_shard_map_over_one_of_two_axes_raises(manual, auto, mesh):
-    """The devices of the exported program are fewer than those of the mesh."""
+    """In shard_map, XLA partitions the program for two devices, although the mesh has four."""
     x, specs = put(normal_jax(SHAPE), mesh, "a", "b"), (P(manual), P(manual))
     exported = export(put(x[:24], mesh, None, auto))
     program = map_shards(mesh, lambda x: exported(x * 1), *specs, axis_names={manual})

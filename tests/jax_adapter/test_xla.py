@@ -135,7 +135,7 @@ def shrink(*names):
 
 
 def set_fields(buffer, **fields):
-    """Return a function that changes fields of the buffer with this index in a call."""
+    """Return a function that sets fields of a buffer of a call; `buffer` is the buffer's index."""
 
     def change(call):
         for name, value in fields.items():
@@ -147,7 +147,7 @@ def set_fields(buffer, **fields):
 def set_null(names):
     """Return a function that sets a pointer in the frame of a call to NULL.
 
-    The names of the attributes that lead to the pointer are separated by dots.
+    `names` are the attribute names that lead from the frame to the pointer, separated by dots.
     """
 
     def change(call):
@@ -161,7 +161,7 @@ def set_null(names):
 
 
 def set_dims(buffer, *lengths):
-    """Return a function that changes the dimensions of the buffer with this index."""
+    """Return a function that sets the dimensions of a buffer of a call; `buffer` is its index."""
 
     def change(call):
         call.buffers[buffer].rank = len(lengths)
@@ -300,7 +300,8 @@ def test_calls_from_several_threads_give_correct_results():
 
 FORK = """
 import warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads
+# CPython 3.12 and later versions warn if a process with several threads forks.
+warnings.simplefilter("ignore", DeprecationWarning)
 large_call().run()  # starts threads
 child = os.fork()
 call = large_call()
@@ -327,7 +328,8 @@ def test_signal_handler_runs_after_call(alarm):
         raise Interrupt
 
     cd.set_num_threads(3)
-    call = large_call(n=1 << 25)  # takes longer than the 20 ms between two checks for signals
+    # The call takes longer than 20 ms, after which an interruptible call would check for signals.
+    call = large_call(n=1 << 25)
     with pytest.raises(Interrupt):
         alarm(interrupt, 0.001)
         call.run()

@@ -205,7 +205,7 @@ def make_model():
 
 
 def test_loaded_model_starts_at_call_number_0(tmp_path):
-    """Keras does not save the call numbers of a model's layers."""
+    """A loaded model draws the masks of the original, which was saved before its first call."""
     first, x = make_model(), normal((8, 6, 4))
     first.save(tmp_path / "model.keras")
     second = keras.saving.load_model(tmp_path / "model.keras")

@@ -57,7 +57,7 @@ def test_import_without_keras_raises_with_the_install_command():
 
 @pytest.mark.parametrize("module", ["jaxlib", "missing"])
 def test_import_without_the_backend_of_keras_raises_with_its_error(module, tmp_path):
-    """Block jaxlib, whose absence JAX reports in its own words, or import a missing backend."""
+    """The message contains the original error: JAX's if jaxlib is missing, otherwise Python's."""
     if module == "jaxlib":
         find_or_skip("jax")
         script, error = "import sys; sys.modules['jaxlib'] = None", "jax requires jaxlib"

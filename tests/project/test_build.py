@@ -46,7 +46,7 @@ def disassemble(path):
 
 
 def wide_instructions(code):
-    """Return the names of AVX and later instructions: all with a leading v except verr and verw."""
+    """Return the names of instructions that begin with v, as AVX names do, except verr and verw."""
     names = set(re.findall(r"^\s*[0-9a-f]+:\s+(v\w+)", code, re.MULTILINE))
     return names - {"verr", "verw"}
 

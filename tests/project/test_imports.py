@@ -1,4 +1,4 @@
-"""Tests that modules import only from lower layers, and that no folder of tests is on sys.path."""
+"""Tests of the imports of modules, of the test files of the core, and of sys.path."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdropout"
-LAYERS = [  # modules import only from lines above their own
+LAYERS = [  # lowest layer first; modules import only from lines above their own
     "include environment",  # the C interface, and errors during imports
     "_core.stream _core.view",
     "_core.bits",
@@ -33,7 +33,7 @@ LAYERS = [  # modules import only from lines above their own
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 FRAMEWORKS = {"dask", "flax", "jax", "keras", "tensorflow", "thinc", "torch"}
-# Imports inside functions, as (importing module, imported module).
+# Permitted imports from higher layers, inside functions: (importing module, imported module).
 WHEN_CALLED = {("_core.mask", "dask"), ("keras", "jax"), ("keras", "torch"), ("modules", "torch")}
 IMPORT = re.compile(r"^( *)(?:from (\S+) )?(c?)import \(?([\w., ]*)", re.MULTILINE)
 SOURCES = [path for kind in ("py", "pyx", "pxd") for path in PACKAGE.rglob(f"*.{kind}")]
@@ -48,7 +48,7 @@ def name_of(path):
 
 
 def imported(source, compiled, names):
-    """Yield the modules that `from source import names` or `import names` imports."""
+    """Yield the names in LAYERS that `from source import names` or `import names` imports."""
     for name in re.findall(r"[\w.]+", names) or [""]:  # "" if the names are on other lines
         full = f"{source}.{name}" if source else name
         if full.split(".")[0] != "cdropout":
@@ -60,7 +60,7 @@ def imported(source, compiled, names):
 
 
 def imports():
-    """Yield (importing module, imported module, whether the import is in a function)."""
+    """Yield (importing module, imported module, whether the import is indented)."""
     for path in SOURCES:
         for indent, source, compiled, names in IMPORT.findall(path.read_text()):
             for name in imported(source, compiled, names):

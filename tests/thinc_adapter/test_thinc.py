@@ -104,7 +104,7 @@ def test_ops_are_consistent_with_those_of_thinc():
     reason = "needs the tests of thinc, which this version does not install"
     thinc_tests = pytest.importorskip(module, reason=reason, exc_type=ImportError)
     thinc_tests.test_ops_consistency(CdropoutOps)
-    base = Ops.get_dropout_mask  # the test in newer versions of thinc ignores annotations
+    base = Ops.get_dropout_mask  # thinc's test ignores annotations in newer versions
     assert inspect.signature(CdropoutOps.get_dropout_mask) == inspect.signature(base)
 
 
@@ -258,7 +258,7 @@ class GpuOps(Ops):
 
 
 class OwnOps(NumpyOps):
-    """Ops with functions of the user."""
+    """Ops that a user derived from NumpyOps."""
 
 
 @pytest.mark.parametrize("ops", [GpuOps, OwnOps])

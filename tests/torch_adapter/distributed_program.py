@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import cdropout as cd
 import cdropout.torch as ct
 
-SHAPE = (7, 6, 10)  # 7 rows do not divide into 2 or 4 shards of equal size
+SHAPE = (7, 6, 10)  # 7 rows cannot be divided into 2 or 4 shards of equal size
 
 
 def whole(function, seed):
@@ -26,7 +26,7 @@ def whole(function, seed):
 
 
 def sharded(function, seed, mesh, placements):
-    """Return gathered results and gradients of a DTensor; only rank 0 has the seed of `whole`."""
+    """Return the gathered result and gradient of a DTensor; only rank 0 has the seed of `whole`."""
     torch.manual_seed(seed + 100 * dist.get_rank())
     values = torch.linspace(-1, 2, 420).reshape(SHAPE)
     x = distribute_tensor(values, mesh, placements).requires_grad_()

@@ -1,4 +1,4 @@
-"""Tests that compare scaled_dot_product_attention with the whole matrix of weights in float64."""
+"""Tests of scaled_dot_product_attention; the reference computes all weights at once in float64."""
 
 import itertools
 import math
@@ -18,7 +18,8 @@ from cdropout.torch import attention, attention_tiles  # noqa: E402
 
 F, nn = torch.nn.functional, torch.nn
 P = 0.3
-TOLERANCE = {  # largest error of an output or gradient, relative to its largest element or 1
+# Largest error of an output or gradient, relative to its largest magnitude or, if greater, to 1.
+TOLERANCE = {
     torch.float64: 1e-13,
     torch.float32: 1e-5,
     torch.bfloat16: 0.02,
@@ -259,8 +260,8 @@ q, k, v = (torch.randn(1, 2, {length}, 64, requires_grad=True) for _ in range(3)
 gy = torch.ones(q.shape)
 ct.scaled_dot_product_attention(*(t[:, :, :64] for t in (q, k, v)), dropout_p=0.1).sum().backward()
 for t in (q, k, v):
-    t.grad = torch.zeros(t.shape)  # the gradients and the output are not part of the peak
-y = torch.zeros(q.shape)
+    t.grad = torch.zeros(t.shape)
+y = torch.zeros(q.shape)  # the output, which needs the same memory, is not part of the peak
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # KiB
 before = peak()
 del y
@@ -298,7 +299,7 @@ def test_special_numbers_propagate_as_in_the_whole_matrix(number, position):
         expected = expected_attention(*tensors, mask, **options)
         seen = torch.ones(2, 3, 40, 1, dtype=torch.bool)
         if position and "is_causal" in options:
-            seen[:, :, :7] = False  # numbers of hidden keys may propagate or not
+            seen[:, :, :7] = False  # special numbers of hidden keys may or may not propagate
         torch.testing.assert_close(
             y[seen.expand_as(y)], expected.float()[seen.expand_as(y)], equal_nan=True
         )
@@ -407,7 +408,9 @@ def test_gradcheck_of_the_float_attn_mask():
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
-LARGE = {  # query, key, value and attn_mask with large scores
+# The factor of the query, the factor or offset of the keys, and the lowest number in attn_mask.
+# A factor or an offset of 1 leaves the tensor unchanged.
+LARGE = {
     "attn_mask": (1, 1, torch.finfo(torch.float32).min),
     "common offset of the keys": (1, 1000, 0),
     "scores": (30, 30, 0),

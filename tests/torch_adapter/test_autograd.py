@@ -131,7 +131,7 @@ def test_vmap_randomness_determines_the_masks():
 def test_vmap_of_operator_shifts_broadcast_axes():
     dropout, x = torch.ops.cdropout.dropout.default, torch.ones(3, 50, 8)
     y = torch.vmap(lambda x, seed: dropout(x, seed, 0, 0.5, [1], "scale"))(x, torch.arange(3))
-    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # the first sample has seed 0
+    mask = cd.Mask((3, 50, 8), 0.5, seed=0, strides=(50, 1, 0))  # seed of the first sample, for all
     assert torch.equal(y, torch.from_numpy(mask.to_scale()))
 
 

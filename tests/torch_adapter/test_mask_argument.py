@@ -59,7 +59,7 @@ def test_mask_gives_the_same_result_as_the_generator_that_created_it(name, dtype
     want = function(x, p, True, generator=cd.Generator(9))
     with NothingDrawn():
         assert torch.equal(function(x, mask=mask, training=True), want)
-        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # p = 0.5 counts as omitted
+        assert torch.equal(function(x, 0.5, True, mask=mask), want)  # 0.5 is the default
         assert function(x, training=False, mask=mask) is x
         y = x.clone()
         assert function(y, p, True, True, mask=mask) is y and torch.equal(y, want)

@@ -1,4 +1,4 @@
-"""Tests of dropout under modes that replace the functions that allocate memory."""
+"""Tests of dropout under modes that replace functions of PyTorch, and of imports under modes."""
 
 from concurrent.futures import ThreadPoolExecutor
 

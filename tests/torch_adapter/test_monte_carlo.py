@@ -228,7 +228,7 @@ class InProperty(nn.Module):
 
 
 class InPartial(Functional):
-    """A module whose forward method was replaced as by Hugging Face's accelerate."""
+    """A module whose forward method was replaced as Hugging Face's accelerate replaces it."""
 
     def __init__(self):
         super().__init__()

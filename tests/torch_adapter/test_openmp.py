@@ -206,7 +206,7 @@ def is_correct(function, x):
 
 child = None
 signal.signal(signal.SIGALRM, fork)
-while child is None:            # until the handler forks within a call
+while child is None:            # until the handler has forked
     signal.setitimer(signal.ITIMER_REAL, 0.01)
     drop(ct.dropout2d, long)
     signal.setitimer(signal.ITIMER_REAL, 0)

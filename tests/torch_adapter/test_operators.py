@@ -266,7 +266,7 @@ def test_functionalize_does_not_change_the_result(name):
     assert torch.equal(with_seed(functionalize(grad(loss)), x), expected)
     if name == "in place":
         with pytest.raises(RuntimeError, match="derivative for aten::copy is not implemented"):
-            grad(functionalize(loss))(x)  # every copy_ under functionalize raises this error
+            grad(functionalize(loss))(x)  # grad raises this error for every copy_ in functionalize
         return
     assert torch.equal(with_seed(grad(functionalize(loss)), x), expected)
     x.requires_grad_()

@@ -3,10 +3,11 @@
     python tools/mutants [--only PATTERN ...] [--jobs N] [--nearest] [--again] [--report]
 
 A mutant is killed if the package cannot be imported, or if a quick test fails, crashes or exceeds a
-time limit. The tests in NEAREST run first, then all tests. A mutant in the log is not run again
-until its function changes. The environment must contain the requirements for building and testing,
-and no cdropout except an editable install. The exit status is 1 if less than 95 % of the mutants
-that were run are killed.
+time limit. The tests in NEAREST run first, then all quick tests unless --nearest is given. A mutant
+in the log is run again only with --again, if the mutant or its function has changed, or if it
+survived the nearest tests and --nearest is not given. The environment must contain the requirements
+for building and testing, and no cdropout except an editable install. The exit status is 1 if less
+than 95 % of the mutants in the log are killed.
 """
 
 import argparse
@@ -286,7 +287,7 @@ def write_log(log):
 
 
 def report(log):
-    """Print the surviving mutants and counts per file. Return the fraction of killed mutants."""
+    """Print the mutants that ran and were not killed, and counts; return the fraction killed."""
     counts = collections.defaultdict(collections.Counter)
     for mutant in mutants():
         digest, outcome = log.get(mutant.id, ("", "not run"))[:2]

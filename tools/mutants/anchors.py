@@ -99,7 +99,7 @@ C_FIND, PYTHON_FIND = c_blocks, python_blocks
 
 
 def ends_of_names(source, at):
-    """Yield the ends of the names, with and without attributes, at a token, longest first."""
+    """Return the ends of the names, with and without attributes, at a token, longest first."""
     ends = []
     if source[at].kind == "name" and source[at].text not in KEYWORDS:
         ends.append(at + 1)
@@ -169,7 +169,7 @@ def matches(text, function, pattern, syntax=PYTHON):
 def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
     """Return the text with one match replaced: the only one, or match `number` (from 1).
 
-    Raise LookupError unless there is exactly one match, or at least `number` if this is given.
+    Raise LookupError unless there is exactly one match or, if `number` is given, at least `number`.
     """
     found = matches(text, function, pattern, syntax)
     if len(found) != 1 if number is None else len(found) < number:
@@ -182,7 +182,7 @@ def replace(text, function, pattern, replacement, number=None, syntax=PYTHON):
 
 
 def digest(text, function, change, syntax=PYTHON):
-    """Return a hash of a function's tokens and a change; formatting does not affect the hash."""
+    """Return a hash of a function and a change, without formatting, comments and docstrings."""
     words = [
         token.text
         for start, end in blocks_of(text, function, syntax)
