@@ -198,6 +198,7 @@ def test_jvp_vjp_jacobian_and_hessian_of_dropout():
 # ---- graphs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # 2.14
 def test_opcheck_of_dropout():
     x = torch.randn(3, 4, 5, requires_grad=True)
     seed = torch.tensor(5)

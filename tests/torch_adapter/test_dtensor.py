@@ -1,7 +1,6 @@
 """Tests of dropout of DTensors, in which each rank applies a window of one mask."""
 
 import contextlib
-import multiprocessing
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 
 import cdropout as cd
 
-from ..helpers.requirements import import_or_skip, slow, unix_only
+from ..helpers.requirements import import_or_skip, slow
 from ..helpers.subprocess_runner import FIND_TESTS
 from ..helpers.torch_calls import NothingDrawn
 
@@ -27,31 +26,11 @@ SHAPE = (7, 6, 10)
 # ---- processes ----------------------------------------------------------------------------------
 
 
-def run_forked(*arguments):
-    from . import distributed_program
-
-    distributed_program.run(*arguments)
-
-
-@unix_only
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_ranks_apply_windows_of_one_mask(tmp_path):
-    context = multiprocessing.get_context("fork")  # forked processes need not import PyTorch
-    processes = [
-        context.Process(target=run_forked, args=("one_shard", rank, 2, tmp_path / "store"))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case, ranks",
     [
+        ("one_shard", 2),
         ("functions", 2),
         ("functions", 3),
         ("two_dimensions", 4),

@@ -249,6 +249,7 @@ def test_operator_has_forward_mode_derivatives():
     torch.testing.assert_close(functional(x), 2 * expected(x, mask).square())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # 2.14
 def test_opcheck_of_apply_mask():
     mask_arguments = (-1, 2, 3, [120, 30, 6, 1], 0.3, 1.5)
     for alpha in (False, True):
