@@ -534,6 +534,15 @@ def test_noise_shape_with_invalid_lengths_raises(noise_shape, wrap):
         run(X)
 
 
+@pytest.mark.parametrize(
+    "noise_shape", [[[40], [1]], np.ones((2, 1)), tf.ones((2, 1)), [tf.constant([40]), [1]]]
+)
+def test_noise_shape_of_another_rank_raises(noise_shape, wrap):
+    run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=noise_shape))
+    with pytest.raises(ValueError, match=r"Shape \(2, 1\) must have rank 1"):
+        run(X)
+
+
 def test_noise_shape_with_too_many_axes_raises(wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=(2, 40, 50)))
     with pytest.raises(InvalidArgumentError, match="noise_shape must not have more axes than x"):
