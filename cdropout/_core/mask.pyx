@@ -462,7 +462,9 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
     if value == mask.scale:
         return
     if p == 1 or not MIN_SCALE <= value <= MAX_SCALE:
-        raise ValueError(f"scale has to be 0 for p = 1, otherwise positive and in the range of float32, but got {scale} for p={p}")
+        raise ValueError(
+            f"scale has to be 0 for p = 1, otherwise positive and in the range of float32, but got {scale} for p={p}"
+        )
     mask.scale = value
 
 

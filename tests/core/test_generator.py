@@ -261,7 +261,8 @@ NEXT_MASK_ERRORS = {
     "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
     "a scale of 0": ((3, 0.5), {"scale": 0}, ValueError,
-              "scale has to be 0 for p = 1, otherwise positive and in the range of float32, but got 0 for p=0.5"),
+              "scale has to be 0 for p = 1, otherwise positive and in the range of float32, "
+              "but got 0 for p=0.5"),
     "the type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
                         "scale has to be a number, but got str"),
 }  # fmt: skip

@@ -119,7 +119,9 @@ def test_result_with_noise_shape_equals_numpy(noise_shape, dims):
 @pytest.mark.parametrize("noise_shape", [(4, 2, 6), (4, 5, 6, 1)])
 def test_noise_shape_that_does_not_match_inputs_raises(noise_shape):
     layer = Dropout(0.4, noise_shape=noise_shape, seed=3)
-    with pytest.raises(ValueError, match=r"noise_shape has to contain .*, \(4, 5, 6\), but got \(4, "):
+    with pytest.raises(
+        ValueError, match=r"noise_shape has to contain .*, \(4, 5, 6\), but got \(4, "
+    ):
         train_call(layer, normal((4, 5, 6)))
     assert np.array_equal(keras.ops.convert_to_numpy(layer.seed_generator.state.value), [3, 0])
 
