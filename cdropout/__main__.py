@@ -178,7 +178,7 @@ def chosen_peers(named: list[str], error: Error) -> list[str]:
     installed = peers.installed()
     for single in "none", "all":
         if single in named and len(named) > 1:
-            error(f"argument --peer: {single} cannot be combined with other peers")
+            error(f"argument --peer: {single} cannot be combined with other names")
     if not named:
         return [name for name in installed if not peers.is_variant(name)]
     if named in (["none"], ["all"]):
@@ -219,10 +219,9 @@ def run_bench(options: argparse.Namespace, error: Error, arguments: list[str]) -
     is chosen at import.
     """
     check_bench(options, error)
-    try:
-        isa = dispatch.choose(options.isa or dispatch.isa, dispatch.built(), dispatch.runnable())
-    except ValueError as problem:
-        error(f"argument --isa: {problem}")
+    isa = options.isa or dispatch.isa
+    if reason := dispatch.obstacle(isa, dispatch.built(), dispatch.runnable()):
+        error(f"argument --isa: {reason}")
     if isa != dispatch.isa:
         statement = f"from cdropout.__main__ import main; sys.exit(main({arguments!r}))"
         with ignore_ctrl_c():  # after Ctrl-C, the new process prints its results

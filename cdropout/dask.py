@@ -229,7 +229,7 @@ def _known_shape(name: str, x: da.Array) -> tuple[int, ...]:
     """Return the shape of x; raise an error if x has chunks of unknown size."""
     if any(math.isnan(length) for length in x.shape):
         raise ValueError(
-            f"{name} has chunks of unknown size, its shape is {x.shape}: call "
+            f"{name} has chunks of unknown size (its shape is {x.shape}): call "
             f"{name}.compute_chunk_sizes() first, since the position of a chunk determines its "
             "part of the mask"
         )

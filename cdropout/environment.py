@@ -76,7 +76,7 @@ def check_version(framework: ModuleType) -> None:
 
 def release(version: str) -> list[int]:
     """Return the first three numbers of a version without trailing zeros: [2, 16] for 2.16.0rc1."""
-    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    numbers = [int(number) for number in re.split(r"[^\d.]", version)[0].split(".")[:3] if number]
     while numbers and numbers[-1] == 0:
         del numbers[-1]
     return numbers

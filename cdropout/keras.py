@@ -183,7 +183,7 @@ class Dropout(_Layer, keras.layers.Dropout):
         ]
         if len(noise_shape) != len(shape) or not all(fits):
             raise ValueError(
-                "noise_shape has to hold 1, None or the length of each axis of the inputs, "
+                "noise_shape has to contain 1, None or the length of each axis of the inputs, "
                 f"{shape}, but got {given}"
             )
         return tuple(axis for axis, length in enumerate(noise_shape) if length == 1)

@@ -109,11 +109,11 @@ def attempt(generator, arrays, function, *arguments, **options):
 
 
 def assert_same(y, expected):
-    """Assert that two arrays have the same dtype, shape and bytes; NaNs are replaced by zeros."""
+    """Assert that two arrays have the same dtype, shape and bytes; all NaNs count as equal."""
     assert (y.dtype, y.shape) == (expected.dtype, expected.shape), f"{y!r}, not {expected!r}"
     with np.errstate(all="ignore"):
         y, expected = (
-            np.where(np.isnan(array), 0, array).astype(array.dtype) for array in (y, expected)
+            np.where(np.isnan(array), np.nan, array).astype(array.dtype) for array in (y, expected)
         )
     assert y.tobytes() == expected.tobytes()
 

@@ -1,12 +1,13 @@
 /* Fuzz the kernels of every instruction set with libFuzzer; `tools/sanitize.sh fuzz-table` runs this file.
  *
  * cdropout.h allows all of the calls. Each buffer is the end of a separate allocation, so that AddressSanitizer detects
- * every access after the buffer. Up to 63 bytes precede the buffer and give it any alignment; accesses to them are not
- * detected. All instruction sets must write the same bytes. The kernels that draw a mask must write the same bytes as those
+ * every access after the buffer. Up to 63 bytes precede the buffer and give it any alignment. They are poisoned, except
+ * those in the same 8 aligned bytes as the start of the buffer, for which AddressSanitizer has no state. All instruction sets must write the same bytes. The kernels that draw a mask must write the same bytes as those
  * that read this mask as bits or bools. */
 #include <Python.h>
 
 #include <cdropout.h>
+#include <sanitizer/asan_interface.h>
 #include <stdio.h>
 
 enum { MAX_ISAS = 3, MAX_SIZE = 20000 };
@@ -61,6 +62,7 @@ static Buffer new_buffer(size_t size, int random) { /* allocate a buffer of rand
   Buffer buffer = {malloc(offset + size), NULL, size};
   require(buffer.memory != NULL, "no memory");
   buffer.first = buffer.memory + offset;
+  ASAN_POISON_MEMORY_REGION(buffer.memory, offset);
   uint32_t number = random ? (uint32_t)read_number(2) : 0;
   memset(buffer.first, 0, size);
   for (size_t i = 0; random && i < size; i++) buffer.first[i] = (char)((number = number * 1664525 + 1013904223) >> 24);

@@ -56,6 +56,15 @@ def runnable():
     return supported(cpu.leaf1, cpu.leaf7, cpu.xcr0)
 
 
+def obstacle(isa, built, runnable):
+    """Return the reason why the kernels of an instruction set cannot be used, or "" if they can be used."""
+    if isa not in built:
+        return f"cdropout was built without {isa}; it has {', '.join(built)}"
+    if isa not in runnable:
+        return f"this CPU cannot run {isa}; it runs {', '.join(runnable)}"
+    return ""
+
+
 def choose(wanted, built, runnable):
     """Return the instruction set `wanted`. If `wanted` is None or empty, return the widest set in `built` and `runnable`."""
     usable = [isa for isa in built if isa in runnable]
@@ -66,10 +75,8 @@ def choose(wanted, built, runnable):
     isa = wanted.lower()
     if isa not in INSTRUCTION_SETS:
         raise ValueError(f"CDROPOUT_ISA has to be one of {', '.join(INSTRUCTION_SETS)}, but got {wanted!r}")
-    if isa not in built:
-        raise ValueError(f"CDROPOUT_ISA={wanted}: cdropout was built without {isa}; it has {', '.join(built)}")
-    if isa not in runnable:
-        raise ValueError(f"CDROPOUT_ISA={wanted}: this CPU cannot run {isa}; it runs {', '.join(runnable)}")
+    if reason := obstacle(isa, built, runnable):
+        raise ValueError(f"CDROPOUT_ISA={wanted}: {reason}")
     return isa
 
 

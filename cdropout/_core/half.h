@@ -118,7 +118,7 @@ static inline cd_u32 cd_scale_fast_f16(cd_u32 magnitudes, int multiplier, cd_f32
   return (cd_u32)_mm_madd_epi16((__m128i)sum, _mm_set1_epi32(8 << 16 | 1)); /* the exponent, modulo 64, is added above the digits */
 }
 static inline int16_t cd_fast_limit_f16(float scale) { /* the magnitude from which cd_step_any_f16 is used; <= 2^16 / scale */
-  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent; exponent > 13 if scale is negative or NaN */
+  int exponent = (int)(cd_bits_of(cd_fill_f32(scale))[0] >> 23) - 126; /* scale < 2^exponent */
   return (int16_t)(exponent < -64 || exponent > 13 ? 0 : 0x7C00 - ((exponent > 0 ? exponent : 0) << 10));
 }
 static inline void cd_step_f16(const void *x, void *y, const uint8_t *keep, float scale) {

@@ -38,7 +38,7 @@ cdef tuple as_shape(shape):
     lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
     lengths = tuple([as_index(length, "each length in shape") for length in lengths])
     if any(length < 0 for length in lengths):
-        raise ValueError(f"shape has to hold lengths of at least 0, but got {lengths}")
+        raise ValueError(f"shape has to contain lengths of at least 0, but got {lengths}")
     return lengths
 
 
@@ -462,7 +462,9 @@ cdef set_scale(cdropout_mask* mask, double p, scale):
     if value == mask.scale:
         return
     if p == 1 or not MIN_SCALE <= value <= MAX_SCALE:
-        raise ValueError(f"scale has to be positive and finite, and 0 for p = 1, but got {scale} for p={p}")
+        raise ValueError(
+            f"scale has to be 0 for p = 1, otherwise positive and in the range of float32, but got {scale} for p={p}"
+        )
     mask.scale = value
 
 

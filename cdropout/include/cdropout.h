@@ -64,7 +64,8 @@ typedef struct {
  *   the one to the axes may be NULL.
  * - Unless its comment below says otherwise, a kernel writes +0.0 for a dropped element, for any value of x, and x * scale
  *   for a kept element. For float64, the product is computed in float64. For the other types, the scale is rounded to
- *   float32 and the product is computed in float32. For float16 and bfloat16, the product is then rounded to that type. */
+ *   float32 and the product is computed in float32. For float16 and bfloat16, the product is then rounded to that type.
+ * - A scale must not be negative, infinite or NaN, also after it is rounded to float32. Kernels do not check this. */
 typedef struct {
   uint32_t version; /* CDROPOUT_TABLE_VERSION of the installed package */
   uint32_t size;    /* size of the table in bytes */

@@ -147,8 +147,9 @@ def _make_program(inplace: bool, shapes: Any, windows: Any) -> bytes:
     operand `window`, except along broadcast axes. If `windows` is None, the operand is unchanged.
 
     The last window is not part of any mask, so that the custom call raises an error. A device has
-    this window if its number is too high. This occurs if an exported program for a few devices runs
-    inside shard_map on a larger mesh, because partition_id is the number in the whole mesh.
+    this window if its number is too high. This occurs if an exported program runs inside shard_map
+    and only some axes of the mesh are manual: XLA partitions the program over the other axes, but
+    partition_id is the number of a device in the whole mesh.
     """
     key, x, p, window = types = [_type(shape) for shape in shapes]
     layouts = [_layout(len(shape.dimensions())) for shape in shapes]

@@ -122,7 +122,7 @@ cdef void check_masks(Call* call, void** inputs) noexcept nogil:
         snprintf(call.error, sizeof(call.error), "x has to have at most 64 dimensions, but got %d", x_ndim)
         return
     if mask_id_ndim < 0 or view.ndim < 0 or tf.get_length(inputs[MASK_ID], mask_id_ndim) != 2:
-        snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to hold a seed and a call number")
+        snprintf(call.error, sizeof(call.error), "the last axis of mask_id has to contain a seed and a call number")
         return
     for i in range(x_ndim):
         call.shape[i] = tf.get_length(inputs[X], i)
@@ -169,7 +169,7 @@ cdef void check_noise_shape(Call* call, const void* noise_shape) noexcept nogil:
         if mask_length == INT64_MIN:
             mask_length = length
         if mask_length != 1 and mask_length != length:
-            snprintf(call.error, sizeof(call.error), "noise_shape has to hold 1 or the length of each axis of x, "
+            snprintf(call.error, sizeof(call.error), "noise_shape has to contain 1 or the length of each axis of x, "
                      "but got %lld for an axis of length %lld", <long long>mask_length, <long long>length)
             return
         axis.length = <size_t>length

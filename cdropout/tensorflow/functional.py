@@ -54,7 +54,7 @@ def dropout(
     ------
     ValueError
         If `rate` is a number not in [0, 1), or is neither a number nor a scalar tensor of floats,
-        if `x` is not a tensor of floats, or if a tensor `noise_shape` is not one-dimensional.
+        if `x` is not a tensor of floats, or if `noise_shape` is not one-dimensional.
     tf.errors.InvalidArgumentError
         If a tensor `rate` is not in [0, 1], `noise_shape` does not fit `x`, or `x` has more than 64
         dimensions. The error is raised when the operation runs.
@@ -202,22 +202,24 @@ def _as_float64(rate: Any) -> tf.Tensor:
 
 
 def _as_noise_shape(noise_shape: Any) -> Any:
-    """Return noise_shape as the op requires it; reject a tensor whose rank is not 1."""
+    """Return noise_shape as the op requires it; raise a ValueError if its rank is not 1."""
     if isinstance(noise_shape, tf.TensorShape):
         noise_shape = noise_shape.as_list()
     if isinstance(noise_shape, (tuple, list)):
-        noise_shape = [op.AXIS_LENGTH if length is None else length for length in noise_shape]
-        if not any(tf.is_tensor(length) for length in noise_shape):
-            return np.array(noise_shape, np.int64)
-        return tf.stack([tf.cast(length, tf.int64) for length in noise_shape])
-    noise_shape = tf.cast(noise_shape, tf.int64)
-    noise_shape.shape.assert_has_rank(1)
+        lengths = [op.AXIS_LENGTH if length is None else length for length in noise_shape]
+        if any(tf.is_tensor(length) for length in lengths):
+            noise_shape = tf.stack([tf.cast(length, tf.int64) for length in lengths])
+        else:
+            noise_shape = np.array(lengths, np.int64)
+    else:
+        noise_shape = tf.cast(noise_shape, tf.int64)
+    tf.TensorShape(noise_shape.shape).assert_has_rank(1)
     return noise_shape
 
 
 def _as_mask_id(seed: Any) -> Any:
     """Return the pair `seed` as a mask id; raise a ValueError if it is not valid."""
-    if isinstance(seed, (tuple, list)) and len(seed) == 2 and all(map(_is_int64, seed)):
+    if isinstance(seed, (tuple, list)) and len(seed) == 2 and all(map(_fits_64_bits, seed)):
         return np.array([int(number) % (1 << 64) for number in seed], np.uint64).view(np.int64)
     if not isinstance(seed, (tuple, list)) or any(tf.is_tensor(number) for number in seed):
         seed = tf.convert_to_tensor(seed)
@@ -229,7 +231,7 @@ def _as_mask_id(seed: Any) -> Any:
     )
 
 
-def _is_int64(number: Any) -> bool:
+def _fits_64_bits(number: Any) -> bool:
     """Return whether `number` is an int in [-2**63, 2**64)."""
     is_int = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
     return is_int and -(1 << 63) <= int(number) < 1 << 64

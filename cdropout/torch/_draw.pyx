@@ -123,6 +123,8 @@ cdef check_source(generator):
 def draw_from(generator):
     """Draw the next mask from an explicit generator. Return the seed, as a tensor, and the call number of the mask.
 
+    Both numbers are returned as int64, which is the type of numbers in operators of PyTorch.
+
     Raises
     ------
     TypeError, RuntimeError, NotImplementedError
@@ -134,7 +136,7 @@ def draw_from(generator):
     if not isinstance(generator, Generator):
         return torch.randint(SEED_LIMIT, (), generator=generator, device="cpu"), 0
     (<Generator>generator).next_id(&mask)
-    return torch.tensor(<int64_t>mask.seed, device="cpu"), mask.call
+    return torch.tensor(<int64_t>mask.seed, device="cpu"), <int64_t>mask.call
 
 
 def state_of(generator):
@@ -261,8 +263,8 @@ cdef class LazyMask:
         mask.form = derivative_of(self.form)
         return mask
 
-    def with_call(self, uint64_t call):
-        """Return a copy with the call number `call`, for an operator that takes the seed as a tensor."""
+    def with_call(self, int64_t call):
+        """Return a copy with the call number from `draw_from`, for an operator that takes the seed as a tensor."""
         cdef LazyMask mask = self.copy()
         mask.id.call = call
         return mask
@@ -280,8 +282,8 @@ cdef class LazyMask:
         return mask
 
     def dropout_arguments(self):
-        """Return the arguments of cdropout::dropout that follow x and the seed."""
-        return self.id.call, self.p, list(self.broadcast_axes), self.form
+        """Return the arguments of cdropout::dropout that follow x and the seed. The call number becomes int64."""
+        return <int64_t>self.id.call, self.p, list(self.broadcast_axes), self.form
 
     def apply_mask_arguments(self, tuple shape):
         """Return the arguments of cdropout::apply_mask that follow x. `shape` is that of x; uint64 numbers become int64."""
@@ -306,8 +308,8 @@ def given_mask(Mask given, str form, bint inplace=False):
     return mask
 
 
-def seeded_mask(uint64_t seed, uint64_t call, double p, tuple broadcast_axes, str form):
-    """Return a LazyMask that is drawn already, with this seed and call number."""
+def seeded_mask(uint64_t seed, int64_t call, double p, tuple broadcast_axes, str form):
+    """Return a LazyMask that is drawn already, with this seed and the call number from `draw_from`."""
     cdef LazyMask mask = LazyMask(p, broadcast_axes, form)
     mask.id.seed, mask.id.call, mask.drawn = seed, call, True
     return mask

@@ -83,7 +83,7 @@ def _agree(mesh: DeviceMesh, seed: Tensor, call: int) -> tuple[int, int]:
         for axis in range(mesh.ndim):
             if mesh.size(axis) > 1:
                 dist.broadcast(numbers, group=mesh.get_group(axis), group_src=0)
-    return int(numbers[0].item()) & UINT64_MAX, int(numbers[1].item())
+    return int(numbers[0].item()) & UINT64_MAX, int(numbers[1].item()) & UINT64_MAX
 
 
 def _apply_window(x: DTensor, mask: Mask, form: str) -> DTensor:

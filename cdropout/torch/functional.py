@@ -88,7 +88,7 @@ def dropout(
     elements overlap in memory; compiled code raises this error only where PyTorch's operators do.
 
     If a call raises an error outside of compiled code, `input` and the generator remain unchanged.
-    If a signal's handler raises an exception during a call, the generator is restored unless it was
+    If a signal handler raises an exception during a call, the generator is restored unless it was
     used in the meantime; with `inplace`, a part of `input` may have been written.
 
     `torch.compile`, `torch.export`, `make_fx` and `aot_function` record operators that draw a new
@@ -118,9 +118,9 @@ def dropout1d(
     """
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout1d, input, p, training, inplace, generator=generator, mask=mask)
-    broadcast_axes = (input.dim() - 1,)
     if input.dim() not in (2, 3):
-        return F.dropout1d(input, p, training, inplace)
+        return _call_torch(F.dropout1d, input, p, training, inplace, generator, mask)
+    broadcast_axes = (input.dim() - 1,)
     return apply_dropout(F.dropout1d, input, p, training, inplace, generator, mask, broadcast_axes)
 
 
@@ -142,7 +142,7 @@ def dropout2d(
     if type(input) is not Tensor and has_proxy(input):
         return record_call(dropout2d, input, p, training, inplace, generator=generator, mask=mask)
     if input.dim() != 4:
-        return _call_deprecated(F.dropout2d, input, p, training, inplace, generator, mask)
+        return _call_torch(F.dropout2d, input, p, training, inplace, generator, mask)
     return apply_dropout(F.dropout2d, input, p, training, inplace, generator, mask, (2, 3))
 
 
@@ -165,12 +165,12 @@ def dropout3d(
         return record_call(dropout3d, input, p, training, inplace, generator=generator, mask=mask)
     ndim = input.dim()
     if ndim not in (4, 5):
-        return _call_deprecated(F.dropout3d, input, p, training, inplace, generator, mask)
+        return _call_torch(F.dropout3d, input, p, training, inplace, generator, mask)
     broadcast_axes = tuple(range(ndim - 3, ndim))
     return apply_dropout(F.dropout3d, input, p, training, inplace, generator, mask, broadcast_axes)
 
 
-def _call_deprecated(
+def _call_torch(
     fallback: Callable[..., Tensor],
     input: Tensor,
     p: float,
@@ -179,12 +179,16 @@ def _call_deprecated(
     generator: Source,
     mask: Mask | None,
 ) -> Tensor:
-    """Return the result of `fallback`, which warns; raise an error for a generator or a mask."""
+    """Return the result of PyTorch's function for an input that has an unusual number of axes.
+
+    In training mode, raise NotImplementedError for a generator or a mask, which PyTorch's functions
+    do not take.
+    """
     for name, value in ("generator", generator), ("mask", mask):
-        if value is not None:
+        if training and value is not None:
             raise NotImplementedError(
-                f"{name}= is not supported for {input.dim()}D input, which is deprecated "
-                f"in torch.nn.functional.{fallback.__name__}"
+                f"{name}= is not supported for {input.dim()}D input, which is passed to "
+                f"torch.nn.functional.{fallback.__name__}"
             )
     return fallback(input, p, training, inplace)
 
@@ -231,7 +235,7 @@ def feature_alpha_dropout(
         )
     fallback = F.feature_alpha_dropout
     if input.dim() < 2:
-        return fallback(input, p, training, inplace)
+        return _call_torch(fallback, input, p, training, inplace, generator, mask)
     broadcast_axes = tuple(range(2, input.dim()))
     return apply_dropout(
         fallback, input, p, training, inplace, generator, mask, broadcast_axes, "alpha"

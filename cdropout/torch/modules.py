@@ -377,8 +377,8 @@ def revert(model: nn.Module) -> Swap:
     Returns
     -------
     Swap
-        See `convert`. Modules derived from PyTorch's modules are kept if they have a generator,
-        since PyTorch's modules have none.
+        See `convert`. A module with a generator is kept, since the original class has none. A
+        `DropPath` that `convert` did not create is kept, since PyTorch has no such module.
 
     Raises
     ------
@@ -388,15 +388,19 @@ def revert(model: nn.Module) -> Swap:
     swap = Swap([], {})
     for name, module in _modules_of(model, "revert"):
         kind = type(module)
-        if kind in TORCH_CLASSES and module.generator is None:
-            module.__class__ = TORCH_CLASSES[kind]
+        original = TORCH_CLASSES.get(kind) or getattr(module, ORIGINAL, None)
+        if original is None:
+            if kind is DropPath:
+                swap.kept[name] = "DropPath was not converted; PyTorch has no such module"
+        elif module.generator is not None:
+            package = original.__module__.partition(".")[0]
+            swap.kept[name] = (
+                f"{kind.__qualname__} has a generator; {package}'s {original.__name__} has none"
+            )
+        else:
+            module.__class__ = original
+            vars(module).pop(ORIGINAL, None)
             swap.swapped.append(name)
-        elif hasattr(module, ORIGINAL):
-            module.__class__ = getattr(module, ORIGINAL)
-            delattr(module, ORIGINAL)
-            swap.swapped.append(name)
-        elif kind in TORCH_CLASSES:
-            swap.kept[name] = f"{kind.__qualname__} has a generator; PyTorch's modules have none"
     return swap
 
 

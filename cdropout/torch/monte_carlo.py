@@ -107,14 +107,14 @@ def always_on(*modules: object, also: tuple[type[nn.Module], ...] = ()) -> Itera
             module.training = mode
 
 
-def _named_modules(thing: Any, prefix: str = "") -> Iterator[tuple[nn.Module, str]]:
+def _named_modules(thing: Any) -> Iterator[tuple[nn.Module, str]]:
     """Yield (module, name) for each module in nested containers, and for each of its submodules."""
     if isinstance(thing, nn.Module):
         for name, module in thing.named_modules():
-            yield module, ".".join(filter(None, (prefix, name)))
+            yield module, name
     elif isinstance(thing, (list, tuple, set, frozenset, dict)):
         for item in thing.values() if isinstance(thing, dict) else thing:
-            yield from _named_modules(item, prefix)
+            yield from _named_modules(item)
     else:
         raise TypeError(
             f"always_on requires modules and containers of modules, but got {type(thing).__name__}"

@@ -88,6 +88,7 @@ def test_cdropout_isa_and_option_isa_ignore_case(command, isa):
 VERSIONS = {  # requirement: (supported versions, unsupported versions)
     "dask[array]>=2024.12": (["2024.12.0", "2024.12.1", "2025.1.0"], ["2024.9.9", "2024.11.2"]),
     "keras>=3.0": (["3", "3.0.0", "3.10.0", "4.0.0"], ["2.15.0", "2.16.0rc1"]),
+    "thinc>=8.3.1": (["8.3.1rc1", "8.4rc1"], ["8.3rc1", "8.3.dev9", "8"]),
     "torch<3,>=2.9": (["2.9.0+cpu", "2.14.1"], ["2.8.1", "3.0.0a1+cpu"]),
     "tensorflow<3,>=2.16": (["2.16.0rc1", "2.16.2", "2.21.0"], ["2.9.3", "3.0.0", "3.0.0a1+cpu"]),
 }

@@ -113,9 +113,9 @@ def test_option_peer_rejects_a_missing_package(refuse, monkeypatch):
 
 
 @pytest.mark.parametrize("single", ["none", "all"])
-def test_option_peer_with_none_or_all_rejects_other_peers(refuse, single):
+def test_option_peer_with_none_or_all_rejects_other_names(refuse, single):
     line = refuse("bench", "--peer", single, "--peer", "numpy")
-    assert f"argument --peer: {single} cannot be combined with other peers" in line
+    assert f"argument --peer: {single} cannot be combined with other names" in line
 
 
 def test_option_dtype_rejects_bfloat16_without_ml_dtypes(refuse, monkeypatch):
@@ -133,14 +133,14 @@ def test_option_plot_is_rejected_without_matplotlib(refuse, monkeypatch, tmp_pat
 def test_option_isa_rejects_a_set_that_was_not_built(refuse, monkeypatch):
     monkeypatch.setattr(dispatch, "built", lambda: ("baseline",))
     line = refuse("bench", "--isa", "avx2")
-    assert "argument --isa: " in line and "cdropout was built without avx2; it has baseline" in line
+    assert "argument --isa: cdropout was built without avx2; it has baseline\n" in line
 
 
 def test_option_isa_rejects_a_set_that_this_cpu_cannot_run(refuse, monkeypatch):
     monkeypatch.setattr(dispatch, "built", lambda: dispatch.INSTRUCTION_SETS)
     monkeypatch.setattr(dispatch, "runnable", lambda: ("baseline", "avx2"))
     line = refuse("bench", "--isa", "avx512")
-    assert "argument --isa: " in line and "this CPU cannot run avx512" in line
+    assert "argument --isa: this CPU cannot run avx512; it runs baseline, avx2\n" in line
 
 
 def test_bench_with_another_isa_runs_in_a_new_process(monkeypatch):

@@ -59,7 +59,7 @@ def test_built_and_runnable_contain_the_baseline():
     assert set(dispatch.built()) <= set(SETS) and set(dispatch.runnable()) <= set(SETS)
 
 
-SAVED = 7 << 27  # the bits OSXSAVE, AVX and F16C in ECX of CPUID leaf 1
+LEAF_1 = 1 << 12 | 7 << 27  # the bits FMA, OSXSAVE, AVX and F16C in ECX of CPUID leaf 1
 HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of CPUID leaf 7 on these CPUs
 
 
@@ -69,15 +69,16 @@ HASWELL, SKYLAKE_X = 0x27AB, 0xD39FFFFB  # EBX of CPUID leaf 7 on these CPUs
         (0, 0, 0, SETS[:1]),  # not an x86 CPU
         (0x7FFAFBBF, HASWELL, 0x07, SETS[:2]),
         (0x7FFEFBFF, SKYLAKE_X, 0xE7, SETS),
-        (SAVED, SKYLAKE_X, 0xE6, SETS),
-        (SAVED, SKYLAKE_X, 0x07, SETS[:2]),  # XCR0 without AVX-512 state
-        (SAVED, SKYLAKE_X, 0xC7, SETS[:2]),  # XCR0 without mask registers
-        (SAVED, SKYLAKE_X, 0xE2, SETS[:1]),  # XCR0 without YMM
-        (SAVED & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # no OSXSAVE
-        (SAVED & ~(1 << 28), SKYLAKE_X, 0xE7, SETS[:1]),  # no AVX
-        (SAVED & ~(1 << 29), SKYLAKE_X, 0xE7, SETS[:1]),  # no F16C
-        (SAVED, SKYLAKE_X & ~(1 << 5), 0xE7, SETS[:1]),  # no AVX2
-        *((SAVED, SKYLAKE_X & ~(1 << bit), 0xE7, SETS[:2]) for bit in (16, 17, 30, 31)),
+        (LEAF_1, SKYLAKE_X, 0xE6, SETS),
+        (LEAF_1, SKYLAKE_X, 0x07, SETS[:2]),  # XCR0 without AVX-512 state
+        (LEAF_1, SKYLAKE_X, 0xC7, SETS[:2]),  # XCR0 without mask registers
+        (LEAF_1, SKYLAKE_X, 0xE2, SETS[:1]),  # XCR0 without YMM
+        (LEAF_1 & ~(1 << 12), SKYLAKE_X, 0xE7, SETS[:1]),  # no FMA
+        (LEAF_1 & ~(1 << 27), SKYLAKE_X, 0, SETS[:1]),  # no OSXSAVE
+        (LEAF_1 & ~(1 << 28), SKYLAKE_X, 0xE7, SETS[:1]),  # no AVX
+        (LEAF_1 & ~(1 << 29), SKYLAKE_X, 0xE7, SETS[:1]),  # no F16C
+        (LEAF_1, SKYLAKE_X & ~(1 << 5), 0xE7, SETS[:1]),  # no AVX2
+        *((LEAF_1, SKYLAKE_X & ~(1 << bit), 0xE7, SETS[:2]) for bit in (16, 17, 30, 31)),
     ],
 )
 def test_supported_returns_the_sets_for_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets):
@@ -90,7 +91,7 @@ def test_supported_returns_the_sets_for_cpuid_and_xcr0(leaf1, leaf7, xcr0, sets)
 )
 def test_runnable_agrees_with_the_cpu_flags_of_linux():
     (line,) = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    needs = {"baseline": set(), "avx2": {"avx2", "f16c"}}
+    needs = {"baseline": set(), "avx2": {"avx2", "fma", "f16c"}}
     needs["avx512"] = needs["avx2"] | {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
     assert dispatch.runnable() == tuple(isa for isa in SETS if needs[isa] <= set(line.split()))
 

@@ -248,7 +248,7 @@ NEXT_MASK_ERRORS = {
     "the type of a length": ((2.5, 0.5), {}, TypeError,
                              "each length in shape has to be an int, but got float"),
     "a negative length": (((2, -1), 0.5), {}, ValueError,
-                          r"shape has to hold lengths of at least 0, but got \(2, -1\)"),
+                          r"shape has to contain lengths of at least 0, but got \(2, -1\)"),
     "too many elements": ((2**65, 0.5), {}, ValueError,
                           r"a mask has positions 0 to 2\*\*64 - 1, but"),
     "p above 1": ((3, 2), {}, ValueError,
@@ -261,7 +261,8 @@ NEXT_MASK_ERRORS = {
     "the type of an axis": ((3, 0.5), {"broadcast_dims": 0.0}, TypeError,
                        "each of broadcast_dims has to be an int, but got float"),
     "a scale of 0": ((3, 0.5), {"scale": 0}, ValueError,
-              "scale has to be positive and finite, and 0 for p = 1, but got 0 for p=0.5"),
+              "scale has to be 0 for p = 1, otherwise positive and in the range of float32, "
+              "but got 0 for p=0.5"),
     "the type of scale": ((3, 0.5), {"scale": "x"}, TypeError,
                         "scale has to be a number, but got str"),
 }  # fmt: skip

@@ -131,14 +131,14 @@ def test_scale_argument_replaces_the_default_scale(dtype):
     np.testing.assert_array_equal(np.asarray(mask), keep)
 
 
-SCALE = "scale has to be positive and finite, and 0 for p = 1, but got "
+SCALE = "scale has to be 0 for p = 1, otherwise positive and in the range of float32, but got "
 RANGE = "a mask has positions 0 to 2**64 - 1, but this one would have positions "
 LENGTH = "each length in shape has to be an int, but got "
 INDICES_ONLY = "an index of a mask has to be an int, a slice, an ellipsis or None, but got "
 TOO_MANY = "too many indices: the mask has {} dimensions, but {} were indexed"
 ERRORS = [
     (lambda m: cd.Mask((2, -3), 0.5), ValueError,
-     "shape has to hold lengths of at least 0, but got (2, -3)"),
+     "shape has to contain lengths of at least 0, but got (2, -3)"),
     (lambda m: cd.Mask((2, 3.0), 0.5), TypeError, LENGTH + "float"),
     (lambda m: cd.Mask((2, True), 0.5), TypeError, LENGTH + "bool"),
     (lambda m: cd.Mask(None, 0.5), TypeError, LENGTH + "NoneType"),

@@ -258,7 +258,7 @@ def test_mask_argument_determines_the_result(chunks):
 # ---- errors -------------------------------------------------------------------------------------
 
 UNKNOWN_SIZE = (
-    "x has chunks of unknown size, its shape is (nan, 47, 5): call x.compute_chunk_sizes()"
+    "x has chunks of unknown size (its shape is (nan, 47, 5)): call x.compute_chunk_sizes()"
 )
 MASK = cd.Mask(SHAPE, 0.3)
 ERRORS = {
@@ -352,7 +352,7 @@ ERRORS = {
     "gy of unknown size": (
         lambda x: cdd.dropout_backward(x[x[:, 0, 0] > 0], MASK),
         ValueError,
-        "gy has chunks of unknown size, its shape is (nan, 47, 5): call gy.compute_chunk_sizes()",
+        "gy has chunks of unknown size (its shape is (nan, 47, 5)): call gy.compute_chunk_sizes()",
     ),
 }
 

@@ -127,8 +127,12 @@ def mask_calls(objects):
     def backward(x, mask, **arguments):
         return cd.dropout_backward(x, mask, **arguments)
 
+    def add_backward(x):
+        return cd.bias_dropout_add_backward(x, objects.mask)
+
     calls = {
         "Mask": (cd.Mask, {"shape": SHAPE, "p": 0.5, "seed": 1}),
+        "bias_dropout_add_backward": (add_backward, {"x": objects.x}),
         "Mask.apply": (objects.mask.apply, {"x": objects.x, "out": objects.out}),
     }
     for form, mask in forms_of(objects.mask).items():

@@ -87,7 +87,9 @@ def test_replace_msvc_uses_clang_cl(build, monkeypatch, tmp_path, folder):
         assert flags[isa][0] == "--target=x86_64-pc-windows-msvc"
         assert {"/clang:-O3", "/clang:-ffp-contract=off"} < set(flags[isa])
         assert all(flag.startswith("/clang:-") for flag in flags[isa][1:])
-    assert flags["avx2"] == [*flags["baseline"], "/clang:-mavx2", "/clang:-mf16c"]
+    avx2 = ["/clang:-mavx2", "/clang:-mfma", "/clang:-mf16c"]
+    assert flags["avx2"] == [*flags["baseline"], *avx2]
+    assert flags["avx512"][: len(flags["avx2"])] == flags["avx2"]
     assert flags["avx512"][-1] == "/clang:-mavx512vl"
 
 

@@ -530,7 +530,16 @@ def test_invalid_rng_alg_raises():
 @pytest.mark.parametrize("noise_shape", [(40, 2), (0, 50), (3,), (-1, 50)])
 def test_noise_shape_with_invalid_lengths_raises(noise_shape, wrap):
     run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=noise_shape))
-    with pytest.raises(InvalidArgumentError, match="noise_shape has to hold 1 or the length of"):
+    with pytest.raises(InvalidArgumentError, match="noise_shape has to contain 1 or the length of"):
+        run(X)
+
+
+@pytest.mark.parametrize(
+    "noise_shape", [[[40], [1]], np.ones((2, 1)), tf.ones((2, 1)), [tf.constant([40]), [1]]]
+)
+def test_noise_shape_of_another_rank_raises(noise_shape, wrap):
+    run = wrap(lambda x: stateless_dropout(x, 0.5, [1, 2], noise_shape=noise_shape))
+    with pytest.raises(ValueError, match=r"Shape \(2, 1\) must have rank 1"):
         run(X)
 
 

@@ -135,6 +135,15 @@ def test_mask_and_generator(kind, dtype, on_rank):
     assert torch.equal(y.to_local(), ct.dropout(x, mask=mask)[3:6])
 
 
+def test_call_number_can_exceed_int64(on_rank):
+    x = torch.randn(SHAPE)
+    generator = cd.Generator(4)
+    generator.state = {"seed": 4, "calls": 2**64 - 2, "spawned": 0}
+    y = ct.dropout(as_dtensor(x, on_rank(1, (3,)), [Shard(0)]), 0.3, generator=generator)
+    mask = cd.Mask(SHAPE, 0.3, seed=4, call=2**64 - 2)
+    assert torch.equal(y.to_local(), ct.dropout(x, mask=mask)[3:6])
+
+
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_input_of_a_pending_collective(needs_grad, on_rank):
     local = torch.randn(4, 6, requires_grad=needs_grad)

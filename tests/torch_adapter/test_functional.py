@@ -10,7 +10,7 @@ import cdropout as cd
 
 from .. import reference
 from ..helpers.requirements import import_or_skip
-from ..helpers.torch_calls import DTYPES, LAYOUTS, next_seed
+from ..helpers.torch_calls import DTYPES, LAYOUTS, NothingDrawn, next_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -193,8 +193,60 @@ def test_generator_argument_determines_the_mask():
         NotImplementedError, match="a Tensor of torch.float32 on meta, which is passed"
     ):
         ct.dropout(x.to("meta"), generator=generator)
-    with pytest.raises(NotImplementedError, match="5D input, which is deprecated in torch"):
-        ct.dropout2d(torch.ones(1, 1, 1, 1, 1), generator=generator)
+
+
+UNUSUAL_INPUTS = {  # the function and an input that it passes to PyTorch because of its shape
+    "dropout1d": (ct.dropout1d, torch.ones(2, 2, 2, 2)),
+    "dropout2d": (ct.dropout2d, torch.ones(2, 2, 2)),
+    "dropout3d": (ct.dropout3d, torch.ones(2, 2, 2)),
+    "feature_alpha_dropout": (ct.feature_alpha_dropout, torch.ones(3)),
+}
+
+
+@pytest.mark.parametrize("p", [0.5, 0.0])
+@pytest.mark.parametrize("name", UNUSUAL_INPUTS)
+def test_mask_and_generator_are_not_supported_for_unusual_shapes(name, p):
+    function, x = UNUSUAL_INPUTS[name]
+    generator = cd.Generator(1)
+    options = {"generator": generator, "mask": cd.Mask(tuple(x.shape), p)}
+    for option, value in options.items():
+        message = (
+            rf"^{option}= is not supported for {x.dim()}D input, "
+            rf"which is passed to torch\.nn\.functional\.{name}$"
+        )
+        with NothingDrawn(generator), pytest.raises(NotImplementedError, match=message):
+            function(x, p, True, **{option: value})
+
+
+@pytest.mark.filterwarnings("ignore:dropout[23]d")
+@pytest.mark.parametrize("name", ["dropout2d", "dropout3d", "feature_alpha_dropout"])
+def test_unusual_shapes_in_evaluation_mode_return_x(name):
+    function, x = UNUSUAL_INPUTS[name]
+    assert torch.equal(function(x, 0.5, False, generator=cd.Generator(1)), x)
+
+
+TRANSFORMS = {
+    "eager": lambda f: f,
+    "vjp": lambda f: lambda x: torch.func.vjp(f, x)[0],
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[0],
+    "vmap": lambda f: torch.vmap(f, randomness="same"),
+    "functionalize": torch.func.functionalize,
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_call_numbers_can_exceed_int64(name):
+    generator, transform = cd.Generator(3), TRANSFORMS[name]
+    zeros = torch.zeros(6, 4)
+    for function in (
+        lambda x, **options: ct.dropout(x, 0.5, **options),
+        lambda x, **options: ct.bias_dropout_add(x, zeros[0], zeros, 0.5, **options),
+    ):
+        x = torch.randn(2, 6, 4) if name == "vmap" else torch.randn(6, 4)
+        generator.state = {"seed": 3, "calls": 2**63 + 1, "spawned": 0}
+        y = transform(lambda x, f=function: f(x, generator=generator))(x)
+        mask = cd.Mask((6, 4), 0.5, seed=3, call=2**63 + 1)
+        assert torch.equal(y, transform(lambda x, f=function, m=mask: f(x, mask=m))(x))
 
 
 # ---- in place -----------------------------------------------------------------------------------

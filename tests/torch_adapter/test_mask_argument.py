@@ -305,7 +305,7 @@ ERRORS = {
     "dimensions": (
         lambda x: ct.dropout2d(x[0], mask=MASKS["mask"][0]),
         NotImplementedError,
-        "mask= is not supported for 3D input, which is deprecated in torch.nn.functional.dropout2d",
+        "mask= is not supported for 3D input, which is passed to torch.nn.functional.dropout2d",
     ),
     "overlap": (
         lambda x: ct.dropout(x[:1].expand(SHAPE), inplace=True, mask=MASKS["mask"]),

@@ -101,7 +101,7 @@ def test_convert_accepts_one_module_and_refuses_functions():
     module = nn.Dropout2d()
     assert ct.convert(module) == ([""], {}) and type(module) is ct.Dropout2d
     model = nn.Sequential(ct.Dropout(generator=cd.Generator(1)))
-    assert ct.revert(model).kept == {"0": "Dropout has a generator; PyTorch's modules have none"}
+    assert ct.revert(model).kept == {"0": "Dropout has a generator; torch's Dropout has none"}
     for function in (ct.convert, ct.revert):
         with pytest.raises(TypeError, match="takes a torch.nn.Module, but got function"):
             function(F.dropout)
@@ -147,14 +147,19 @@ def test_convert_and_revert_drop_path():
         "2": f"{StochasticDepth.__qualname__} may differ from cdropout.torch.DropPath",
         "3": f"{DropBlock2d.__qualname__} may differ from cdropout.torch.DropPath",
     }
-    assert ct.revert(model).swapped == ["0", "1"]
+    model[0].generator = cd.Generator(1)
+    assert ct.revert(model) == (["1"], {"0": "DropPath has a generator; timm's DropPath has none"})
+    model[0].generator = None
+    assert ct.revert(model).swapped == ["0"]
     assert tuple(map(type, model)) == classes
     assert ct.revert(model) == ([], {})
 
 
 def test_drop_path_module():
     x = torch.ones(300, 2)
-    y = ct.DropPath(0.25, generator=cd.Generator(3))(x)
+    module = ct.DropPath(0.25, generator=cd.Generator(3))
+    y = module(x)
+    assert ct.revert(module) == ([], {"": "DropPath was not converted; PyTorch has no such module"})
     assert torch.equal(y, ct.drop_path(x, 0.25, generator=cd.Generator(3)))
     assert set(ct.DropPath(0.25, False)(x).unique().tolist()) == {0, 1}
     assert ct.DropPath()(x) is x and ct.DropPath(0.5).eval()(x) is x

@@ -247,8 +247,10 @@ MUTANTS = {
     "_core/dispatch.pyx": {
         "choose": [
             ("widest", "return $usable[-1]", "return $usable[0]"),
-            ("not built", "if $w not in $s:", "if False:", 2),
-            ("not runnable", "if $w not in $s:", "if False:", 3),
+        ],
+        "obstacle": [
+            ("not built", "if $w not in $s:", "if False:", 1),
+            ("not runnable", "if $w not in $s:", "if False:", 2),
         ],
     },
     "_core/dtypes.pyx": {
@@ -586,7 +588,7 @@ MUTANTS = {
         "dropout1d": [("axis", "$x.dim() - 1", "$x.dim() - 2")],
         "dropout2d": [("axes", "(2, 3)", "(3,)")],
         "dropout3d": [("axes", "range($n - 3, $n)", "range($n - 2, $n)")],
-        "_call_deprecated": [("generator", "if $g is not None:", "if False:")],
+        "_call_torch": [("generator", "if $t and $g is not None:", "if False:")],
         "feature_alpha_dropout": [("axes", "range(2, $x.dim())", "range(1, $x.dim())")],
         "drop_path": [
             ("scale", '"scale" if $s else "keep"', '"scale"'),
@@ -677,7 +679,7 @@ MUTANTS = {
         "Dropout.forward": [("generator", "generator=$s.generator", "generator=None")],
         "Dropout3d.forward": [("training", "$x, $s.p, $s.training, $s.inplace", "$x, $s.p, True, $s.inplace", 2)],
         "convert": [("no dropout", "(nn.MultiheadAttention, nn.RNNBase)) and $m.dropout", "(nn.MultiheadAttention, nn.RNNBase))")],
-        "revert": [("generator", "and $m.generator is None", "and True")],
+        "revert": [("generator", "elif $m.generator is not None:", "elif False:")],
     },
     "torch/overrides.py": {
         "_Switch.change": [
