@@ -143,7 +143,7 @@ def test_how_to_from_c_runs(tmp_path, monkeypatch):
 @linux_only
 @pytest.mark.slow
 def test_how_to_cython_builds_a_package_that_runs(tmp_path):
-    find_or_skip("Cython", "setuptools", "pip")
+    find_or_skip("Cython", "setuptools")
     text = DOCUMENTS["docs/howto/cython.md"]
     (setup, _), (code, shown) = PYTHON_AND_OUTPUT.findall(text)
     (project,) = re.findall(r"^```text\n(\[build-system\].*?)^```$", text, re.MULTILINE | re.DOTALL)

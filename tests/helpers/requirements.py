@@ -47,7 +47,10 @@ def import_or_skip(module):
 
 
 def find_or_skip(*modules):
-    """Skip the test or the test file unless all modules are installed, without importing them."""
+    """Skip the test or the test file unless all modules are installed, without importing them.
+
+    Do not pass "pip": setuptools then assumes that pip is running, and does not replace distutils.
+    """
     for module in modules:
         if not find_spec(module):
             pytest.skip(skip_reason(module), allow_module_level=True)
