@@ -73,9 +73,8 @@ static inline cd_f32 cd_exp_f32(cd_f32 x) {
   return cd_float_of(cd_bits_of(y) & ~tiny);
 }
 static inline cd_f64 cd_exp_f64(cd_f64 x) {
-  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0,
-                                 1 / 40320.0,      1 / 5040.0,      1 / 720.0,      1 / 120.0,     1 / 24.0,
-                                 1 / 6.0,          0.5,             1,              1};
+  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0,
+                                 1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       0.5,          1,           1};
   cd_f64 shift = CD_FILL(cd_f64, 6755399441055744.0), y = CD_FILL(cd_f64, terms[0]), power;
   cd_f64 sum = cd_mul_add_f64(x, CD_FILL(cd_f64, 1.4426950408889634), shift), n = sum - shift;
   cd_f64 r = cd_mul_add_f64(n, CD_FILL(cd_f64, -0.693145751953125), x);
@@ -96,7 +95,7 @@ static inline cd_f64 cd_exp_f64(cd_f64 x) {
   return y;
 }
 
-#define CD_STEP 32             /* elements per step */
+#define CD_STEP 32              /* elements per step */
 #define CD_SUM_LENGTH (1 << 12) /* a sum over more elements is split, so that it has few rounding errors */
 
 /* A matrix of weights. The keep bit of column c in row r has the index r * bits_per_row + c. At least 8 bytes after the byte

@@ -33,8 +33,7 @@ static inline double CD_VECTOR_OF(cd_row_max)(const CD_REAL *x, size_t n) { /* N
   CD_V lanes[CD_STEP / CD_LENGTH];
   size_t done;
   CD_FOR_VECTORS(i) lanes[i] = CD_ALL(-INFINITY);
-  for (done = 0; done + CD_STEP <= n; done += CD_STEP)
-    CD_FOR_VECTORS(i) lanes[i] = CD_VECTOR_OF(cd_larger)(CD_LOAD(x + done, i), lanes[i]);
+  for (done = 0; done + CD_STEP <= n; done += CD_STEP) CD_FOR_VECTORS(i) lanes[i] = CD_VECTOR_OF(cd_larger)(CD_LOAD(x + done, i), lanes[i]);
   CD_VECTOR_OF(cd_copy_rest)(rest, x + done, n - done, -INFINITY);
   CD_FOR_VECTORS(i) lanes[i] = CD_VECTOR_OF(cd_larger)(CD_LOAD(rest, i), lanes[i]);
   return CD_VECTOR_OF(cd_largest_lane)(lanes);
@@ -67,8 +66,7 @@ static inline double CD_VECTOR_OF(cd_row_exp)(CD_REAL *x, size_t n, double a, do
   return total;
 }
 /* Set n elements of y to x * scale where the keep bit is set, otherwise to 0. y may be x. */
-static inline void CD_VECTOR_OF(cd_row_drop)(
-    const CD_REAL *x, CD_REAL *y, size_t n, double scale, const cd_softmax *matrix, size_t row) {
+static inline void CD_VECTOR_OF(cd_row_drop)(const CD_REAL *x, CD_REAL *y, size_t n, double scale, const cd_softmax *matrix, size_t row) {
   CD_REAL rest[CD_STEP];
   CD_V factor = CD_ALL(scale);
   uint8_t keep[4];
@@ -102,8 +100,7 @@ static inline void CD_VECTOR_OF(cd_softmax_forward)(const cd_softmax *matrix, CD
 }
 /* Set the weights, which contain scores, to softmax(scores), computed from the sums. Unless `dropped` is NULL, set it to
  * dropout(weights). */
-static inline void CD_VECTOR_OF(cd_softmax_recompute)(
-    const cd_softmax *matrix, CD_REAL *weights, const CD_REAL *sums, CD_REAL *dropped) {
+static inline void CD_VECTOR_OF(cd_softmax_recompute)(const cd_softmax *matrix, CD_REAL *weights, const CD_REAL *sums, CD_REAL *dropped) {
   for (size_t row = 0; row < matrix->rows; row++, weights += matrix->columns, sums += 2) {
     size_t n = cd_visible(matrix, row), hidden = (matrix->columns - n) * sizeof(CD_REAL);
     CD_VECTOR_OF(cd_row_exp)(weights, n, sums[1], sums[0]);
@@ -127,8 +124,7 @@ static inline void CD_VECTOR_OF(cd_softmax_backward)(const cd_softmax *matrix, c
     while (done < n) {
       size_t end = n - done < CD_SUM_LENGTH ? n : done + CD_SUM_LENGTH;
       CD_FOR_VECTORS(i) lanes[i] = CD_ALL(0);
-      for (; done + CD_STEP <= end; done += CD_STEP)
-        CD_FOR_VECTORS(i) lanes[i] += CD_LOAD(weights + done, i) * CD_LOAD(gradient + done, i);
+      for (; done + CD_STEP <= end; done += CD_STEP) CD_FOR_VECTORS(i) lanes[i] += CD_LOAD(weights + done, i) * CD_LOAD(gradient + done, i);
       if (done < end) {
         CD_VECTOR_OF(cd_copy_rest)(rest[0], weights + done, n - done, 0);
         CD_VECTOR_OF(cd_copy_rest)(rest[1], gradient + done, n - done, 0);
@@ -137,8 +133,7 @@ static inline void CD_VECTOR_OF(cd_softmax_backward)(const cd_softmax *matrix, c
       }
       total += CD_VECTOR_OF(cd_sum_of_lanes)(lanes);
     }
-    for (done = 0; done + CD_STEP <= n; done += CD_STEP)
-      CD_FOR_VECTORS(i) {
+    for (done = 0; done + CD_STEP <= n; done += CD_STEP) CD_FOR_VECTORS(i) {
         CD_V w = CD_LOAD(weights + done, i);
         CD_STORE(gradient + done, i, (CD_LOAD(gradient + done, i) - CD_ALL(total)) * w);
       }

@@ -1,6 +1,6 @@
 """Softmax with dropout of a tile of attention weights, and its gradient."""
 cimport cython
-from libc.stddef cimport ptrdiff_t, size_t
+from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 
 import torch
@@ -61,7 +61,7 @@ cdef class TileSoftmax:
         cdef int64_t head_stride = stride_along(0, strides, 0)
         cdef int64_t row_stride = stride_along(1, strides, 0)
         cdef int64_t stride = stride_along(2, strides, 0)
-        cdef size_t head, row, bytes_
+        cdef size_t _head, row, bytes_
         cdef uint8_t* bits
         self.heads, matrix.rows, matrix.columns = shape
         matrix.visible, matrix.scale = visible, mask.id.scale
@@ -74,11 +74,9 @@ cdef class TileSoftmax:
         bits = <uint8_t*>address_of(self.memory)
         matrix.bits = bits
         with nogil:
-            for head in range(self.heads):
+            for _head in range(self.heads):
                 if together:
-                    kernels.bits(
-                        bits, matrix.rows * matrix.bits_per_row, &mask.id, start
-                    )
+                    kernels.bits(bits, matrix.rows * matrix.bits_per_row, &mask.id, start)
                 else:
                     for row in range(matrix.rows):
                         draw_row(
@@ -96,8 +94,8 @@ cdef class TileSoftmax:
     def forward(self, weights, sums):
         """Set `weights`, which contains scores, to dropout(softmax(scores)). The weights of a row of -inf are 0.
 
-        Write two numbers per row to `sums`: the largest score, which was subtracted from the scores, as second number, and the
-        logarithm of the sum of the exponentials of these differences. For a row of -inf, both are 0.
+        Write two numbers per row to `sums`. The second one is the largest score, which was subtracted from the scores. The
+        first one is the logarithm of the sum of the exponentials of these differences. For a row of -inf, both are 0.
         """
         cdef char* weight = address_of(weights)
         cdef char* sum_ = address_of(sums)

@@ -245,7 +245,7 @@ def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) ->
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
     """Return the gradients that `backward` returns, with a graph for further derivatives."""
     # Views keep the gradients apart if one of the inputs was computed from another one
-    tensors = [t if t is None else t.view_as(t) for t in inputs[:4]]
+    tensors: list[Any] = [t if t is None else t.view_as(t) for t in inputs[:4]]
     y = _attention_in_steps(*tensors, *inputs[4:])
     wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, gy, create_graph=True))

@@ -225,7 +225,7 @@ class Attention:
 
 
 class Buffer:
-    """Memory for one tile. Calling the buffer returns a view of the given shape and its transpose."""
+    """Memory for one tile. A call returns a view of the given shape and its transpose."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.memory = torch.empty(0, dtype=dtype, device="cpu")

@@ -387,7 +387,7 @@ def revert(model: nn.Module) -> Swap:
     """
     swap = Swap([], {})
     for name, module in _modules_of(model, "revert"):
-        kind = type(module)
+        kind: type[Any] = type(module)
         original = TORCH_CLASSES.get(kind) or getattr(module, ORIGINAL, None)
         if original is None:
             if kind is DropPath:

@@ -157,7 +157,8 @@ class OperatorDerivatives(_SingleLevelFunction):
 def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
     last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
     with enable_single_level_autograd_function():
-        return OperatorDerivatives.apply(operator, last, keys, x, *args)
+        result: Tensor = OperatorDerivatives.apply(operator, last, keys, x, *args)  # type: ignore[attr-defined]
+    return result
 
 
 for _operator in dropout_operator, mask_operator:
