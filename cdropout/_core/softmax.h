@@ -98,10 +98,10 @@ static inline cd_f64 cd_exp_f64(cd_f64 x) {
 #define CD_STEP 32              /* elements per step */
 #define CD_SUM_LENGTH (1 << 12) /* a sum over more elements is split, so that it has few rounding errors */
 
-/* A matrix of weights. The keep bit of column c in row r has the index r * bits_per_row + c. At least 8 bytes after the byte
- * that contains the last bit are readable. Row r sees the columns 0, ..., visible - 1 + r; the other weights are 0. */
+/* The rows `begin` to `end` - 1 of a matrix of weights. The keep bit of column c in row r has the index r * bits_per_row + c.
+ * Row r sees the columns 0, ..., visible - 1 + r; the other weights are 0. */
 typedef struct {
-  size_t rows, columns, visible;
+  size_t begin, end, columns, visible;
   const uint8_t *bits;
   size_t bits_per_row;
   double scale;
@@ -110,9 +110,16 @@ typedef struct {
 static inline size_t cd_visible(const cd_softmax *matrix, size_t row) {
   return matrix->visible + row < matrix->columns ? matrix->visible + row : matrix->columns;
 }
-static inline void cd_load_keep(uint8_t *keep, const cd_softmax *matrix, size_t row, size_t column) { /* the bits of a step */
-  size_t first = row * matrix->bits_per_row + column;
-  cd_store_bits32(keep, (uint32_t)(cd_load_bits64(matrix->bits + first / 8) >> first % 8));
+/* Copy n <= 32 keep bits to 4 bytes. Only bytes that contain these bits are read. */
+static inline void cd_load_keep(uint8_t *keep, const cd_softmax *matrix, size_t row, size_t column, size_t n) {
+  size_t first = row * matrix->bits_per_row + column, shift = first % 8, bytes = (shift + n + 7) / 8;
+  const uint8_t *from = matrix->bits + first / 8;
+  uint64_t bits = 0;
+  if (n == CD_STEP)
+    bits = cd_load_bits32(from) | (uint64_t)from[bytes - 1] << 32;
+  else
+    for (size_t i = 0; i < bytes; i++) bits |= (uint64_t)from[i] << 8 * i;
+  cd_store_bits32(keep, (uint32_t)(bits >> shift));
 }
 
 #define CD_REAL float

@@ -6,7 +6,7 @@ from cdropout cimport cdropout_dtype
 
 cdef extern from "softmax.h" nogil:
     ctypedef struct Softmax "cd_softmax":
-        size_t rows, columns, visible
+        size_t begin, end, columns, visible
         const uint8_t* bits
         size_t bits_per_row
         double scale

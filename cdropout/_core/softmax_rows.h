@@ -72,12 +72,12 @@ static inline void CD_VECTOR_OF(cd_row_drop)(const CD_REAL *x, CD_REAL *y, size_
   uint8_t keep[4];
   size_t done;
   for (done = 0; done + CD_STEP <= n; done += CD_STEP) {
-    cd_load_keep(keep, matrix, row, done);
+    cd_load_keep(keep, matrix, row, done, CD_STEP);
     CD_FOR_VECTORS(i) CD_STORE(y + done, i, CD_KEPT(CD_LOAD(x + done, i) * factor, keep, i));
   }
   if (done < n) {
     CD_VECTOR_OF(cd_copy_rest)(rest, x + done, n - done, 0);
-    cd_load_keep(keep, matrix, row, done);
+    cd_load_keep(keep, matrix, row, done, n - done);
     CD_FOR_VECTORS(i) CD_STORE(rest, i, CD_KEPT(CD_LOAD(rest, i) * factor, keep, i));
     memcpy(y + done, rest, (n - done) * sizeof(CD_REAL));
   }
@@ -86,29 +86,30 @@ static inline void CD_VECTOR_OF(cd_row_drop)(const CD_REAL *x, CD_REAL *y, size_
 /* Set the weights, which contain scores, to dropout(softmax(scores)); if all scores of a row are -inf, its weights are 0. Write
  * two numbers per row to sums: the logarithm of the sum of exp(scores - largest), and largest; or 0 and 0 for a row of -inf. */
 static inline void CD_VECTOR_OF(cd_softmax_forward)(const cd_softmax *matrix, CD_REAL *weights, CD_REAL *sums) {
-  for (size_t row = 0; row < matrix->rows; row++, weights += matrix->columns, sums += 2) {
+  for (size_t row = matrix->begin; row < matrix->end; row++) {
+    CD_REAL *w = weights + row * matrix->columns;
     size_t n = cd_visible(matrix, row);
-    double largest = CD_VECTOR_OF(cd_row_max)(weights, n), total;
+    double largest = CD_VECTOR_OF(cd_row_max)(w, n), total;
     if (largest == -INFINITY) largest = 0;
-    total = CD_VECTOR_OF(cd_row_exp)(weights, n, largest, 0);
+    total = CD_VECTOR_OF(cd_row_exp)(w, n, largest, 0);
     if (total == 0) total = 1;
-    sums[0] = (CD_REAL)log(total);
-    sums[1] = (CD_REAL)largest;
-    CD_VECTOR_OF(cd_row_drop)(weights, weights, n, matrix->scale / total, matrix, row);
-    memset(weights + n, 0, (matrix->columns - n) * sizeof(CD_REAL));
+    sums[2 * row] = (CD_REAL)log(total);
+    sums[2 * row + 1] = (CD_REAL)largest;
+    CD_VECTOR_OF(cd_row_drop)(w, w, n, matrix->scale / total, matrix, row);
+    memset(w + n, 0, (matrix->columns - n) * sizeof(CD_REAL));
   }
 }
 /* Set the weights, which contain scores, to softmax(scores), computed from the sums. Unless `dropped` is NULL, set it to
  * dropout(weights). */
 static inline void CD_VECTOR_OF(cd_softmax_recompute)(const cd_softmax *matrix, CD_REAL *weights, const CD_REAL *sums, CD_REAL *dropped) {
-  for (size_t row = 0; row < matrix->rows; row++, weights += matrix->columns, sums += 2) {
+  for (size_t row = matrix->begin; row < matrix->end; row++) {
+    CD_REAL *w = weights + row * matrix->columns;
     size_t n = cd_visible(matrix, row), hidden = (matrix->columns - n) * sizeof(CD_REAL);
-    CD_VECTOR_OF(cd_row_exp)(weights, n, sums[1], sums[0]);
-    memset(weights + n, 0, hidden);
+    CD_VECTOR_OF(cd_row_exp)(w, n, sums[2 * row + 1], sums[2 * row]);
+    memset(w + n, 0, hidden);
     if (!dropped) continue;
-    CD_VECTOR_OF(cd_row_drop)(weights, dropped, n, matrix->scale, matrix, row);
-    memset(dropped + n, 0, hidden);
-    dropped += matrix->columns;
+    CD_VECTOR_OF(cd_row_drop)(w, dropped + row * matrix->columns, n, matrix->scale, matrix, row);
+    memset(dropped + row * matrix->columns + n, 0, hidden);
   }
 }
 /* Set `gradient`, the gradient with respect to dropout(weights), to the gradient with respect to the scores: that is
@@ -116,28 +117,28 @@ static inline void CD_VECTOR_OF(cd_softmax_recompute)(const cd_softmax *matrix, 
 static inline void CD_VECTOR_OF(cd_softmax_backward)(const cd_softmax *matrix, const CD_REAL *weights, CD_REAL *gradient) {
   CD_REAL rest[2][CD_STEP];
   CD_V lanes[CD_STEP / CD_LENGTH];
-  for (size_t row = 0; row < matrix->rows; row++, weights += matrix->columns, gradient += matrix->columns) {
+  for (size_t row = matrix->begin; row < matrix->end; row++) {
+    const CD_REAL *w = weights + row * matrix->columns;
+    CD_REAL *g = gradient + row * matrix->columns;
     size_t n = cd_visible(matrix, row), done = 0;
     double total = 0;
-    CD_VECTOR_OF(cd_row_drop)(gradient, gradient, n, matrix->scale, matrix, row);
-    memset(gradient + n, 0, (matrix->columns - n) * sizeof(CD_REAL));
+    CD_VECTOR_OF(cd_row_drop)(g, g, n, matrix->scale, matrix, row);
+    memset(g + n, 0, (matrix->columns - n) * sizeof(CD_REAL));
     while (done < n) {
       size_t end = n - done < CD_SUM_LENGTH ? n : done + CD_SUM_LENGTH;
       CD_FOR_VECTORS(i) lanes[i] = CD_ALL(0);
-      for (; done + CD_STEP <= end; done += CD_STEP) CD_FOR_VECTORS(i) lanes[i] += CD_LOAD(weights + done, i) * CD_LOAD(gradient + done, i);
+      for (; done + CD_STEP <= end; done += CD_STEP) CD_FOR_VECTORS(i) lanes[i] += CD_LOAD(w + done, i) * CD_LOAD(g + done, i);
       if (done < end) {
-        CD_VECTOR_OF(cd_copy_rest)(rest[0], weights + done, n - done, 0);
-        CD_VECTOR_OF(cd_copy_rest)(rest[1], gradient + done, n - done, 0);
+        CD_VECTOR_OF(cd_copy_rest)(rest[0], w + done, n - done, 0);
+        CD_VECTOR_OF(cd_copy_rest)(rest[1], g + done, n - done, 0);
         CD_FOR_VECTORS(i) lanes[i] += CD_LOAD(rest[0], i) * CD_LOAD(rest[1], i);
         done = n;
       }
       total += CD_VECTOR_OF(cd_sum_of_lanes)(lanes);
     }
-    for (done = 0; done + CD_STEP <= n; done += CD_STEP) CD_FOR_VECTORS(i) {
-        CD_V w = CD_LOAD(weights + done, i);
-        CD_STORE(gradient + done, i, (CD_LOAD(gradient + done, i) - CD_ALL(total)) * w);
-      }
-    for (; done < n; done++) gradient[done] = (gradient[done] - (CD_REAL)total) * weights[done];
+    for (done = 0; done + CD_STEP <= n; done += CD_STEP)
+      CD_FOR_VECTORS(i) CD_STORE(g + done, i, (CD_LOAD(g + done, i) - CD_ALL(total)) * CD_LOAD(w + done, i));
+    for (; done < n; done++) g[done] = (g[done] - (CD_REAL)total) * w[done];
   }
 }
 #undef CD_REAL

@@ -1,20 +1,46 @@
 """Types of torch/_attention.pyx."""
 
-import torch
 from torch import Tensor
 
 from cdropout.torch._draw import LazyMask
 
-class TileSoftmax:
-    def __init__(self, dtype: torch.dtype) -> None: ...
-    def draw(
-        self,
-        mask: LazyMask,
-        start: int,
-        strides: tuple[int, ...],
-        shape: tuple[int, ...],
-        visible: int,
-    ) -> None: ...
-    def forward(self, weights: Tensor, sums: Tensor) -> None: ...
-    def recompute(self, weights: Tensor, sums: Tensor, dropped: Tensor | None) -> None: ...
-    def backward(self, weights: Tensor, gradient: Tensor) -> None: ...
+TILE: int
+MAX_TILE: int
+MIN_ROWS: int
+CAUSAL_TILES: int
+MIN_CAUSAL_ROWS: int
+function_addresses: list[int]
+is_available: bool
+
+def find_functions(*names: str) -> list[int]: ...
+def use_functions(addresses: list[int]) -> None: ...
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    out: Tensor,
+    sums: Tensor,
+    mask: LazyMask,
+    start: int,
+    strides: tuple[int, ...],
+    is_causal: bool,
+    scale: float,
+) -> None: ...
+def backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    gy: Tensor,
+    sums: Tensor,
+    gquery: Tensor | None,
+    gkey: Tensor | None,
+    gvalue: Tensor | None,
+    gmask: Tensor | None,
+    mask: LazyMask,
+    start: int,
+    strides: tuple[int, ...],
+    is_causal: bool,
+    scale: float,
+) -> None: ...

@@ -1,9 +1,5 @@
 """Types of torch/_openmp.pyx."""
 
-from collections.abc import Callable
-
 function_addresses: list[int]
 
 def find_functions(*names: str) -> list[int]: ...
-def can_call_on_threads() -> bool: ...
-def call_on_threads(function: Callable[[], object]) -> None: ...

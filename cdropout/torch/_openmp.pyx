@@ -46,11 +46,10 @@ def find_functions(*names):
     return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
 
 
-function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
+function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 cdef Parallel parallel = <Parallel><uintptr_t>function_addresses[0]
 cdef Count thread_num = <Count><uintptr_t>function_addresses[1]
 cdef Count num_threads = <Count><uintptr_t>function_addresses[2]
-cdef Count in_parallel = <Count><uintptr_t>function_addresses[3]
 
 
 cdef void run_thread(void* range_) noexcept nogil:
@@ -93,41 +92,3 @@ cdef Executor OPENMP = Executor(run_in_openmp, MIN_PARALLEL_SIZE, True)
 cdef const Executor* executor_of_pytorch() noexcept nogil:
     """Return the executor of PyTorch's threads, or the pool if OpenMP is not found or would hang in a forked child."""
     return pool if parallel == NULL or forked else &OPENMP
-
-
-# ---- Python functions on several threads --------------------------------------------------------
-
-
-cdef void call_function(void* context) noexcept nogil:
-    """Call the function of `call_on_threads` if the limit of `cdropout.set_num_threads` permits this thread.
-
-    If the function raises an exception, append the exception to `errors`.
-    """
-    with gil:
-        function, errors = <tuple>context
-        if exchange_thread_limit(0) > <size_t>thread_num():
-            try:
-                function()
-            except BaseException as error:
-                errors.append(error)
-
-
-def can_call_on_threads():
-    """Return whether OpenMP is found, this process is not forked, and the caller is not in a parallel region."""
-    return parallel != NULL and not forked and not in_parallel()
-
-
-def call_on_threads(function):
-    """Call function() once on each of PyTorch's threads, up to the limit of `cdropout.set_num_threads`.
-
-    Wait for all calls. Within `function`, operations of PyTorch use one thread. The operations release the GIL, so that the
-    calls run at the same time. If calls raise exceptions, one of these exceptions is raised. The caller must check
-    `can_call_on_threads` first.
-    """
-    errors = []
-    context = function, errors
-    cdef void* pointer = <void*>context
-    with nogil:
-        parallel(call_function, pointer, 0, 0)
-    if errors:
-        raise errors[0]

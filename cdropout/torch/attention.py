@@ -14,9 +14,9 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from cdropout._core.mask import Mask, check_mask, check_not_given
+from cdropout.torch import _attention
 from cdropout.torch._draw import given_mask
 from cdropout.torch._tensors import runs_eagerly
-from cdropout.torch.attention_tiles import Attention
 from cdropout.torch.autograd import (
     _check_fallback,
     dropout_by_operators,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from cdropout.torch.autograd import Source
 
+MAX_DIMS = 32  # axes of a tensor
 MIN_WEIGHTS = 1 << 19  # with fewer weights, it takes less time to replace only the dropout
 
 
@@ -64,24 +65,74 @@ attention_operator = torch.ops.cdropout.attention.default
 backward_operator = torch.ops.cdropout.attention_backward.default
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    seed: Tensor,
-    call: int,
-    start: int,
-    strides: list[int] | None,
-    p: float,
-    dropout_scale: float | None,
-    is_causal: bool,
-    scale: float,
-) -> Attention:
-    mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
-    positions = mask.start, mask.strides
-    lazy = given_mask(mask, "scale")
-    return Attention(query, key, value, attn_mask, lazy, *positions, is_causal, scale)
+class Attention:
+    """The arguments of the operators with float32 or float64 tensors and with the drawn mask."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        seed: Tensor,
+        call: int,
+        start: int,
+        strides: list[int] | None,
+        p: float,
+        dropout_scale: float | None,
+        is_causal: bool,
+        scale: float,
+    ) -> None:
+        mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
+        self.inputs = query, key, value, attn_mask
+        self.dtype = torch.float32 if query.dtype.itemsize == 2 else query.dtype
+        self.shape = *query.shape[:-1], key.shape[-2]
+        if attn_mask is not None:
+            if attn_mask.dtype is not torch.bool:
+                attn_mask = attn_mask.to(self.dtype)
+            attn_mask = attn_mask.expand(self.shape)
+        self.tensors: Any = (*(t.to(self.dtype) for t in (query, key, value)), attn_mask)
+        self.mask: Any = given_mask(mask, "scale"), mask.start, mask.strides, is_causal, scale
+        self.is_causal = is_causal
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the output, and two numbers per row of the scores.
+
+        The second number was subtracted from the scores: the largest score, or 0. The first number
+        is the logarithm of the sum of the exponentials of these differences. One number, the sum of
+        both, would be less exact, because a large score would hide the digits of the logarithm.
+        """
+        query, _key, value, _attn_mask = self.inputs
+        out = query.new_empty(*self.shape[:-1], value.shape[-1])
+        sums = query.new_empty(*self.shape[:-1], 2, dtype=self.dtype)
+        wide = out if out.dtype == self.dtype else torch.empty_like(out, dtype=self.dtype)
+        arguments: Any = (*self.tensors, wide, sums, *self.mask)
+        _attention.forward(*arguments)
+        if wide is not out:
+            out.copy_(wide)
+        return out, sums
+
+    def backward(self, gy: Tensor, sums: Tensor, needed: list[bool]) -> list[Tensor]:
+        """Return the gradients of query, key, value and attn_mask. Unneeded gradients are empty."""
+        unseen = self.is_causal and self.shape[-2] < self.shape[-1]  # keys that no row sees
+        new = torch.zeros if unseen else torch.empty
+        gradients: list[Tensor | None] = [
+            new(t.shape, dtype=self.dtype, device="cpu") if need else None
+            for t, need in zip(self.inputs[:3], needed, strict=False)
+        ]
+        attn_mask, gmask, expanded = self.inputs[3], None, None
+        if needed[3] and attn_mask is not None:
+            summed = attn_mask.numel() < math.prod(self.shape)  # over axes along which it repeats
+            dtype = torch.float64 if summed else self.dtype
+            gmask = torch.zeros(attn_mask.shape, dtype=dtype, device="cpu")
+            expanded = gmask.expand(self.shape)
+        gy, sums = gy.to(self.dtype), sums.contiguous()
+        arguments: Any = (*self.tensors, gy, sums, *gradients, expanded, *self.mask)
+        _attention.backward(*arguments)
+        return [
+            gy.new_empty(0) if t is None or g is None else g.to(t.dtype)
+            for t, g in zip(self.inputs, [*gradients, gmask], strict=True)
+        ]
 
 
 def _mask(
@@ -102,7 +153,7 @@ def _mask(
 
 @torch.library.impl(library, "attention", "CPU")
 def _(*args: Any) -> tuple[Tensor, Tensor]:
-    return _attention(*args).forward()
+    return Attention(*args).forward()
 
 
 @torch.library.impl(library, "attention_backward", "CPU")
@@ -228,7 +279,7 @@ class EagerAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _attention(*inputs).forward()
+        output = Attention(*inputs).forward()
         _save(ctx, inputs, output)
         return output[0]
 
@@ -239,7 +290,7 @@ class EagerAttention(torch.autograd.Function):
 
 
 def _eager_backward(gy: Tensor, sums: Tensor, needed: list[bool], *args: Any) -> list[Tensor]:
-    return _attention(*args).backward(gy, sums, needed)
+    return Attention(*args).backward(gy, sums, needed)
 
 
 def _differentiable_gradients(gy: Tensor, needed: list[bool], *inputs: Any) -> list[Tensor | None]:
@@ -483,6 +534,8 @@ def align(
     of `query`.
     """
     tensors = query, key, value
+    if not _attention.is_available or max(t.dim() for t in tensors) > MAX_DIMS:
+        return None
     if any(t.dtype != query.dtype or t.dim() < 2 or 0 in t.shape for t in tensors):
         return None
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:

@@ -104,9 +104,8 @@ def test_modules_import_only_from_lower_layers():
 def test_each_module_of_the_core_has_a_test_file():
     modules = {path.stem for path in (PACKAGE / "_core").glob("*.p[xy]*")}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "core").glob("*.py")}
-    # test_kernels.py and test_view.py test the inline functions of `bits`, `rows` and `tiles`; the
-    # tests of attention test the kernels of `softmax`
-    assert modules - tests == {"bits", "rows", "softmax", "tiles"}
+    # test_kernels.py and test_view.py test the inline functions of `bits`, `rows` and `tiles`
+    assert modules - tests == {"bits", "rows", "tiles"}
 
 
 def packages_imported_by(path):

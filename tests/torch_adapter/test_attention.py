@@ -1,5 +1,6 @@
 """Tests of scaled_dot_product_attention; the reference computes all weights at once in float64."""
 
+import ctypes
 import itertools
 import math
 
@@ -14,7 +15,7 @@ from ..helpers.subprocess_runner import run
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
-from cdropout.torch import attention, attention_tiles  # noqa: E402
+from cdropout.torch import _attention, attention  # noqa: E402
 
 F, nn = torch.nn.functional, torch.nn
 P = 0.3
@@ -67,9 +68,9 @@ def assert_close(actual, expected, dtype):
 def count_operators(monkeypatch):
     """Return a list to which each later call of the forward pass in tiles appends an item."""
     calls = []
-    forward = attention_tiles.Attention.forward
+    forward = attention.Attention.forward
     monkeypatch.setattr(
-        attention_tiles.Attention, "forward", lambda self: calls.append(self) or forward(self)
+        attention.Attention, "forward", lambda self: calls.append(self) or forward(self)
     )
     return calls
 
@@ -142,11 +143,12 @@ def check_form(q, k, v, options, dtype):
     return y
 
 
-@pytest.mark.parametrize("tile", [attention_tiles.TILE, 700])
+@pytest.mark.parametrize("tile", [_attention.TILE, 700])
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_in_tiles_equals_the_whole_matrix_for_every_form(form, tile, monkeypatch):
-    monkeypatch.setattr(attention_tiles, "TILE", tile)
-    monkeypatch.setattr(attention_tiles, "MIN_CAUSAL_ROWS", 7)
+    monkeypatch.setattr(_attention, "TILE", tile)
+    monkeypatch.setattr(_attention, "MIN_ROWS", 1)
+    monkeypatch.setattr(_attention, "MIN_CAUSAL_ROWS", 7)
     calls = count_operators(monkeypatch)
     *shapes, options = FORMS[form]
     check_form(*random_tensors(*shapes), options, torch.float32)
@@ -655,17 +657,28 @@ def test_torchscript_refuses_or_records_the_function_of_pytorch():
     assert "aten::scaled_dot_product_attention" in str(traced.graph)
 
 
-def test_calls_without_threads_of_openmp(monkeypatch):
+@pytest.mark.parametrize("heads", [1, 5])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_do_not_depend_on_the_number_of_threads(heads, threads):
+    """With fewer heads than threads, the rows of a tile are divided among the threads."""
+    tensors = random_tensors((heads, 300, 8), (heads, 200, 8), (heads, 200, 8))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        check_form(*tensors, {"attn_mask": torch.zeros(300, 200)}, torch.float32)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_the_functions_of_pytorch_the_whole_matrix_is_computed(monkeypatch):
+    assert _attention.find_functions("aoti_torch_delete_tensor_object", "missing") == [0, 0]
     tensors = random_tensors(*[HEADS] * 3)
     mask = cdropout.Mask((2, 3, 40, 40), P, 3)
     expected = ct.scaled_dot_product_attention(*tensors, mask=mask)
-    monkeypatch.setattr(attention_tiles, "can_call_on_threads", lambda: False)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        torch.testing.assert_close(ct.scaled_dot_product_attention(*tensors, mask=mask), expected)
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(_attention, "is_available", False)
+    calls = count_operators(monkeypatch)
+    torch.testing.assert_close(ct.scaled_dot_product_attention(*tensors, mask=mask), expected)
+    assert calls == []
 
 
 @pytest.mark.parametrize("needs_grad", [False, True])
@@ -831,24 +844,24 @@ def test_unsuitable_sources_raise():
     assert run(*metas, dropout_p=P).device.type == "meta"
 
 
-def test_an_error_in_a_thread_is_raised(monkeypatch):
-    calls = []
-
-    def fail(*args):
-        calls.append(args)
-        raise KeyError("broken")
-
-    monkeypatch.setattr(attention_tiles.Group, "scores", fail)
-    state = torch.get_rng_state()
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("calls", [0, 1, 7])
+def test_a_product_that_fails_raises_an_error(calls, threads):
+    product = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 4, *[ctypes.c_double] * 2)
+    of_pytorch = product(_attention.function_addresses[2])
+    left = iter(range(calls))
+    fails = product(lambda *arguments: 1 if next(left, None) is None else of_pytorch(*arguments))
+    address = ctypes.cast(fails, ctypes.c_void_p).value
+    q, k, v = (t.requires_grad_() for t in random_tensors(*[(2, 3, 40, 8)] * 3))
+    state, before = torch.get_rng_state(), torch.get_num_threads()
     try:
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            calls.clear()
-            tensors = random_tensors(*[(2, 20, 600, 8)] * 3)  # one head per task
-            with pytest.raises(KeyError, match="broken"):
-                ct.scaled_dot_product_attention(*tensors, dropout_p=P)
-            assert len(calls) <= n  # no thread begins another task
-            assert torch.equal(torch.get_rng_state(), state)
-    finally:
         torch.set_num_threads(threads)
+        _attention.use_functions([
+            *_attention.function_addresses[:2], address, *_attention.function_addresses[3:]
+        ])  # fmt: skip
+        with pytest.raises(RuntimeError, match="PyTorch cannot compute a product of matrices"):
+            ct.scaled_dot_product_attention(q, k, v, dropout_p=P)
+    finally:
+        torch.set_num_threads(before)
+        _attention.use_functions(_attention.function_addresses)
+    assert torch.equal(torch.get_rng_state(), state)
