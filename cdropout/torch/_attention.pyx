@@ -494,7 +494,7 @@ cdef int open_attention(
 
 
 cdef int run(Attention* a, void (*work)(const void*, size_t) noexcept nogil, bint serial) except -1:
-    """Divide the heads among threads. If there are fewer heads than threads or `serial` is true, divide the rows of tiles."""
+    """Divide the heads among threads. If `serial` is true or threads outnumber the heads, divide the rows of each tile."""
     cdef size_t rows = a.query.rows
     cdef size_t size
     cdef const Executor* executor = executor_of_pytorch()
