@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cdropout.torch.autograd import Source
 
 MAX_DIMS = 32  # axes of a tensor
-MIN_WEIGHTS = 1 << 19  # with fewer weights, it takes less time to replace only the dropout
+MIN_WEIGHTS = 1 << 16  # with fewer weights, it takes less time to replace only the dropout
 
 
 # ---- operators ----------------------------------------------------------------------------------

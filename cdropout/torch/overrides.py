@@ -99,7 +99,7 @@ def enable() -> None:
     feature_alpha_dropout, their in-place variants, aten::native_dropout, and
     aten::scaled_dot_product_attention if its `dropout_p` is not 0. These operators are called by
     functions and modules of torch.nn, attention, recurrent networks, scripted models and
-    third-party models. In attention with fewer than 2**19 weights, only the dropout of the weights
+    third-party models. In attention with fewer than 2**16 weights, only the dropout of the weights
     is replaced, which takes less time and gives the same masks. The seed of each mask is drawn from
     PyTorch's generator. `torch.manual_seed` therefore makes the masks reproducible, but the masks
     differ from those of PyTorch. A dispatch mode, such as FlopCounterMode, does not change the
