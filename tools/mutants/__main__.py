@@ -39,6 +39,7 @@ KERNELS = (
     "kernels.pyx",
     "simd.h",
     "half.h",
+    "softmax.h",
 )
 ISAS = ("baseline", "avx2", "avx512")
 NEAREST = {  # for each file, the tests that are most likely to fail, in the order of execution
@@ -47,6 +48,9 @@ NEAREST = {  # for each file, the tests that are most likely to fail, in the ord
         "core/stream core/kernels core/view core/select core/bias_dropout_add core/mask "
         "capi/kernel_arguments core/guard_pages core/streaming_stores",
     ),
+    "softmax.h": "core/softmax",
+    "_attention.pyx": "torch_adapter/attention",
+    "torch/attention.py": "torch_adapter/attention",
     "dispatch.pyx": "core/dispatch",
     "numpy_arrays.pyx": (
         "core/numpy_arrays arrays/errors core/engine arrays/result_types core/dropout "

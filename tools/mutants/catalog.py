@@ -183,6 +183,25 @@ MUTANTS = {
             ("end", "$i < $bytes / CD_BYTES", "$i + 1 < $bytes / CD_BYTES"),
         ],
     },
+    "_core/softmax.h": {
+        "cd_exp_f32": [
+            ("smallest exponent", "-87.0f", "-60.0f"),
+            ("power of 2", "+ 127", "+ 126"),
+            ("terms", "$i < 8", "$i < 6"),
+            ("small part of log 2", "2.12194440e-4f", "0.0f"),
+        ],
+        "cd_exp_f64": [
+            ("power of 2", "+ 1023", "+ 1022"),
+            ("terms", "$i < 14", "$i < 11"),
+        ],
+        "cd_visible": [
+            ("row", "$m->visible + $row : $m->columns", "$m->visible : $m->columns"),
+        ],
+        "cd_load_keep": [
+            ("position", "$row * $m->bits_per_row + $column", "$row * $m->columns + $column"),
+            ("last byte", "<< 32", "<< 40"),
+        ],
+    },
     "_core/view.pxd": {
         "compute_layout": [
             ("backwards", "$d.stride[$a] = -$d.stride[$a]", "pass"),
@@ -523,6 +542,56 @@ MUTANTS = {
         ],
         "run_in_openmp": [
             ("maximum", "min(exchange_thread_limit(0), $m, $c)", "min($m, $c)"),
+        ],
+    },
+    "torch/_attention.pyx": {
+        "add_product": [
+            ("result", "== 0", "!= 1"),
+        ],
+        "rows_of": [
+            ("first row", "<int64_t>$first * $o", "0 * $o"),
+        ],
+        "mask_position": [
+            ("row", "* $row", "* 0", 2),
+            ("leading axes", "$position += ", "$position = "),
+        ],
+        "draw_row": [
+            ("part", "$start += <uint64_t>$stride * $part", "$start += $part"),
+        ],
+        "draw_rows": [
+            ("first row", "<uint64_t>$t.row_stride * $first", "0"),
+            ("stride", "if $t.stride == 1:", "if True:"),
+        ],
+        "run_rows": [
+            ("backward keeps the bits", "if $t.operation != BACKWARD:", "if False:"),
+        ],
+        "hide": [
+            ("column stride", "<int64_t>$i * $m.column_stride", "<int64_t>$i"),
+        ],
+        "add_gradient": [
+            ("sum", "+= $g[$i]", "= $g[$i]"),
+        ],
+        "open_tile": [
+            ("visible columns", "$first + 1 if", "$first + 2 if"),
+            ("columns of a causal tile", "min($first + $rows, $k)", "min($rows, $k)"),
+            ("sums", "$head * $r + $first", "$head * $r"),
+            ("gap", "$gap <= MAX_GAP", "True"),
+        ],
+        "backward_head": [
+            ("first tile", "0 if $i == 0 else 1", "0"),
+        ],
+        "backward_tile": [
+            ("scale of gquery", "&$other, 0, $a.scale", "&$other, 0, 1"),
+        ],
+        "run": [
+            ("serial", "if not $serial and", "if"),
+            ("failure", "if $a.failed:", "if False:"),
+        ],
+    },
+    "torch/attention.py": {
+        "Attention.backward": [
+            ("unseen keys", "$s.is_causal and", "False and"),
+            ("type of the sums", "torch.float64 if $summed else", "torch.float32 if $summed else"),
         ],
     },
     "jax/_xla.pyx": {
