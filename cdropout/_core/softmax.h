@@ -56,7 +56,7 @@ static inline cd_f64 cd_mul_add_f64(cd_f64 a, cd_f64 b, cd_f64 c) {
 #endif
 }
 
-/* Return exp(x) for x <= 1 with an error of at most 2 units in the last place, or 0 if exp(x) would be subnormal. NaN is kept.
+/* Return exp(x) with an error of at most 2 units in the last place, 1 if x > 0, or 0 if exp(x) would be subnormal. NaN is kept.
  *
  * x is n * log(2) + r, where n is an integer and |r| < 0.35, so that exp(x) is 2^n times the Taylor polynomial of exp(r). The
  * addition of 1.5 * 2^23 (or 2^52) rounds x / log(2) to an integer, which is in the lowest bits of the sum. log(2) is split in
@@ -64,6 +64,7 @@ static inline cd_f64 cd_mul_add_f64(cd_f64 a, cd_f64 b, cd_f64 c) {
 static inline cd_f32 cd_exp_f32(cd_f32 x) {
   static const float terms[] = {1 / 5040.0f, 1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1, 1};
   cd_f32 shift = CD_FILL(cd_f32, 12582912.0f), y = CD_FILL(cd_f32, terms[0]);
+  x = cd_float_of(cd_bits_of(x) & ~CD_LANES(x > CD_FILL(cd_f32, 0)));
   cd_f32 sum = cd_mul_add_f32(x, CD_FILL(cd_f32, 1.44269504f), shift), n = sum - shift;
   cd_f32 r = cd_mul_add_f32(n, CD_FILL(cd_f32, -0.693359375f), x);
   cd_u32 tiny = CD_LANES(x < CD_FILL(cd_f32, -87.0f));
@@ -72,27 +73,35 @@ static inline cd_f32 cd_exp_f32(cd_f32 x) {
   y *= cd_float_of((cd_bits_of(sum) + 127) << 23); /* 2^n */
   return cd_float_of(cd_bits_of(y) & ~tiny);
 }
+static inline cd_u64 cd_less_f64(cd_f64 a, cd_f64 b) { /* return all ones in lanes where a < b */
+#if CD_HAS_VECTORS
+  return (cd_u64)(a < b);
+#else
+  return 0 - (uint64_t)(a < b);
+#endif
+}
+static inline cd_f64 cd_clear_f64(cd_f64 v, cd_u64 lanes) { /* return v, with 0 in these lanes */
+  cd_u64 bits;
+  memcpy(&bits, &v, sizeof bits);
+  bits &= ~lanes;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
 static inline cd_f64 cd_exp_f64(cd_f64 x) {
-  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0,
-                                 1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       0.5,          1,           1};
+  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0,
+                                 1 / 40320.0,      1 / 5040.0,      1 / 720.0,      1 / 120.0,     1 / 24.0,
+                                 1 / 6.0,          0.5,             1,              1};
   cd_f64 shift = CD_FILL(cd_f64, 6755399441055744.0), y = CD_FILL(cd_f64, terms[0]), power;
+  cd_u64 bits;
+  x = cd_clear_f64(x, cd_less_f64(CD_FILL(cd_f64, 0), x));
   cd_f64 sum = cd_mul_add_f64(x, CD_FILL(cd_f64, 1.4426950408889634), shift), n = sum - shift;
   cd_f64 r = cd_mul_add_f64(n, CD_FILL(cd_f64, -0.693145751953125), x);
-#if CD_HAS_VECTORS
-  cd_u64 tiny = (cd_u64)(x < CD_FILL(cd_f64, -708.0)), bits;
-#else
-  cd_u64 tiny = 0 - (uint64_t)(x < -708.0), bits;
-#endif
   r = cd_mul_add_f64(n, CD_FILL(cd_f64, -1.42860682030941723212e-6), r);
   for (int i = 1; i < 14; i++) y = cd_mul_add_f64(y, r, CD_FILL(cd_f64, terms[i]));
   memcpy(&bits, &sum, sizeof bits);
   bits = (bits + 1023) << 52; /* 2^n */
   memcpy(&power, &bits, sizeof power);
-  y *= power;
-  memcpy(&bits, &y, sizeof bits);
-  bits &= ~tiny;
-  memcpy(&y, &bits, sizeof y);
-  return y;
+  return cd_clear_f64(y * power, cd_less_f64(x, CD_FILL(cd_f64, -708.0)));
 }
 
 #define CD_STEP 32              /* elements per step */

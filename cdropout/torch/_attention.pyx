@@ -164,6 +164,8 @@ cdef int read_operand(Operand* operand, t) except -1:
     if t is None:
         return 0
     operand.data = <char*><uintptr_t>t.data_ptr()
+    if operand.data == NULL:
+        raise RuntimeError("a tensor has no memory")
     operand.itemsize = t.element_size()
     *_, operand.rows, operand.columns = t.shape
     for axis, stride in enumerate(t.stride()):
@@ -506,7 +508,10 @@ cdef int run(Attention* a, void (*work)(const void*, size_t) noexcept nogil, bin
     a.chunks, a.executor = 1, executor
     if not serial and executor != pool and a.heads >= a.max_threads:
         a.chunks, a.executor = min(a.max_threads, a.heads), NULL
-    size = a.tile_rows * (a.key.rows + MAX_GAP) // 8 + 64 * a.tile_rows
+    size = (a.key.rows + 63) // 64 * 64
+    if a.strides[a.ndim + 1] == 1 and a.strides[a.ndim] <= <int64_t>(a.key.rows + MAX_GAP):
+        size = max(size, <size_t>max(a.strides[a.ndim], <int64_t>0))
+    size = (a.tile_rows * size + 63) // 64 * 8
     a.tile_bytes = (a.tile_rows * a.key.rows * a.itemsize + LINE - 1) // LINE * LINE
     a.chunk_bytes = 2 * a.tile_bytes + (size + LINE - 1) // LINE * LINE
     memory = torch.empty(a.chunk_bytes * a.chunks, dtype=torch.uint8, device="cpu")
@@ -517,7 +522,7 @@ cdef int run(Attention* a, void (*work)(const void*, size_t) noexcept nogil, bin
         else:
             executor.run(work, a, a.chunks, a.max_threads, False)
     if a.failed:
-        raise RuntimeError("PyTorch cannot compute a product of matrices, for example because there is not enough memory")
+        raise RuntimeError("PyTorch cannot compute a product of matrices; its error is printed on the standard error")
     return 0
 
 

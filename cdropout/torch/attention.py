@@ -50,7 +50,7 @@ MIN_WEIGHTS = 1 << 16  # with fewer weights, it takes less time to replace only 
 # The arguments that determine the weights. Those from `seed` to `dropout_scale` determine the mask.
 ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor seed, SymInt call, "
-    "int start, SymInt[]? strides, float p, float? dropout_scale, bool is_causal, float scale"
+    "int start, SymInt[]? strides, float p, float? dropout_scale, bool is_causal, float? scale"
 )
 library.define(
     f"attention({ARGUMENTS}) -> (Tensor, Tensor)",
@@ -81,17 +81,27 @@ class Attention:
         p: float,
         dropout_scale: float | None,
         is_causal: bool,
-        scale: float,
+        scale: float | None,
     ) -> None:
+        _check_shapes_and_types(query, key, value)
         mask = _mask(query, key, seed, call, start, strides, p, dropout_scale)
         self.inputs = query, key, value, attn_mask
         self.dtype = torch.float32 if query.dtype.itemsize == 2 else query.dtype
         self.shape = *query.shape[:-1], key.shape[-2]
+        self.empty = 0 in (*self.shape, query.shape[-1], value.shape[-1])
         if attn_mask is not None:
+            attn_mask = attn_mask.resolve_neg()
+            if attn_mask._is_zerotensor():  # it has no memory
+                attn_mask = attn_mask.clone()
             if attn_mask.dtype is not torch.bool:
                 attn_mask = attn_mask.to(self.dtype)
             attn_mask = attn_mask.expand(self.shape)
-        self.tensors: Any = (*(t.to(self.dtype) for t in (query, key, value)), attn_mask)
+        self.tensors: Any = (
+            *(_convert(t, self.dtype) for t in (query, key, value)),
+            attn_mask,
+        )
+        if scale is None:
+            scale = _default_scale(query)
         self.mask: Any = given_mask(mask, "scale"), mask.start, mask.strides, is_causal, scale
         self.is_causal = is_causal
 
@@ -103,6 +113,9 @@ class Attention:
         both, would be less exact, because a large score would hide the digits of the logarithm.
         """
         query, _key, value, _attn_mask = self.inputs
+        if self.empty:
+            out = query.new_zeros(*self.shape[:-1], value.shape[-1])
+            return out, query.new_zeros(*self.shape[:-1], 2, dtype=self.dtype)
         out = query.new_empty(*self.shape[:-1], value.shape[-1])
         sums = query.new_empty(*self.shape[:-1], 2, dtype=self.dtype)
         wide = out if out.dtype == self.dtype else torch.empty_like(out, dtype=self.dtype)
@@ -115,7 +128,7 @@ class Attention:
     def backward(self, gy: Tensor, sums: Tensor, needed: list[bool]) -> list[Tensor]:
         """Return the gradients of query, key, value and attn_mask. Unneeded gradients are empty."""
         unseen = self.is_causal and self.shape[-2] < self.shape[-1]  # keys that no row sees
-        new = torch.zeros if unseen else torch.empty
+        new = torch.zeros if unseen or self.empty else torch.empty
         gradients: list[Tensor | None] = [
             new(t.shape, dtype=self.dtype, device="cpu") if need else None
             for t, need in zip(self.inputs[:3], needed, strict=False)
@@ -128,11 +141,45 @@ class Attention:
             expanded = gmask.expand(self.shape)
         gy, sums = gy.to(self.dtype), sums.contiguous()
         arguments: Any = (*self.tensors, gy, sums, *gradients, expanded, *self.mask)
-        _attention.backward(*arguments)
+        if not self.empty:
+            _attention.backward(*arguments)
         return [
             gy.new_empty(0) if t is None or g is None else g.to(t.dtype)
             for t, g in zip(self.inputs, [*gradients, gmask], strict=True)
         ]
+
+
+def _check_shapes_and_types(query: Tensor, key: Tensor, value: Tensor) -> None:
+    tensors = query, key, value
+    if any(
+        t.dtype != query.dtype or not t.is_floating_point() or not 2 <= t.dim() <= MAX_DIMS
+        for t in tensors
+    ):
+        raise TypeError(
+            "query, key and value have to be tensors of one floating-point type, with 2 to "
+            f"{MAX_DIMS} dimensions"
+        )
+    if (
+        key.shape[:-2] != query.shape[:-2]
+        or key.shape[-1] != query.shape[-1]
+        or value.shape[:-1] != key.shape[:-1]
+    ):
+        raise ValueError(
+            "query, key and value have to be of the shapes (..., L, E), (..., S, E) and "
+            f"(..., S, Ev), but got {[tuple(t.shape) for t in tensors]}"
+        )
+
+
+def _convert(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return t in this type. Axes along which t was expanded are expanded again afterwards."""
+    if t.dtype == dtype:
+        return t
+    axes = tuple(slice(None if stride else 1) for stride in t.stride())
+    return t[axes].to(dtype).expand(t.shape)
+
+
+def _default_scale(query: Tensor) -> float:
+    return 1 / math.sqrt(query.shape[-1] or 1)
 
 
 def _mask(
@@ -315,7 +362,7 @@ def _attention_in_steps(
     p: float,
     dropout_scale: float | None,
     is_causal: bool,
-    scale: float,
+    scale: float | None,
 ) -> Tensor:
     """Return the output of the operator, computed by operations that have all derivatives."""
 
@@ -334,7 +381,7 @@ def _unfused(
     value: Tensor,
     attn_mask: Tensor | None,
     is_causal: bool,
-    scale: float,
+    scale: float | None,
     drop: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Return attention as PyTorch computes it with dropout; `drop` applies the mask to weights."""
@@ -342,6 +389,7 @@ def _unfused(
     with torch.autocast("cpu", enabled=False):
         if dtype.itemsize == 2:
             query, key, value = query.float(), key.float(), value.float()
+        scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
         scores = (query * scale) @ key.transpose(-2, -1)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device="cpu").tril()
@@ -461,9 +509,8 @@ def scaled_dot_product_attention(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (_as_autocast(t) for t in (query, key, value))
         attn_mask = None if attn_mask is None else _as_autocast(attn_mask)
-    scale = 1 / math.sqrt(query.shape[-1] or 1) if scale is None else scale
     p = dropout_p if mask is None else mask.p
-    if 0 < p < 1 and forward_ad._current_level < 0:
+    if 0 < p < 1 and forward_ad._current_level < 0 and _is_moderate(scale):
         if dropout_under_transforms not in implementations:
             aligned = align(query, key, value, attn_mask, is_causal, enable_gqa)
             if aligned is not None:
@@ -497,6 +544,11 @@ def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
         and attn_mask.device.type == "cpu"
         and attn_mask.layout is torch.strided
     )
+
+
+def _is_moderate(scale: float | None) -> bool:
+    """Return whether a product of finite tensors can be scaled without rounding to 0 or infinity."""
+    return scale is None or 1e-30 < abs(scale) < 1e30
 
 
 def _as_autocast(t: Tensor) -> Tensor:
@@ -588,7 +640,7 @@ def attend(
     aligned: Aligned,
     p: float,
     is_causal: bool,
-    scale: float,
+    scale: float | None,
     generator: Source,
     mask: Mask | None,
     traced: bool,
@@ -596,6 +648,8 @@ def attend(
     """Return the result of the operator, with a new mask or a given one."""
     *tensors, shape = aligned
     dim = aligned.query.dim()
+    if not traced and torch.is_grad_enabled():  # inference tensors cannot be saved
+        tensors = [t if t is None or not t.is_inference() else t.clone() for t in tensors]
 
     def run(*numbers: Any) -> Tensor:
         inputs = *tensors, *numbers, is_causal, scale
@@ -614,7 +668,8 @@ def attend(
         number, call, start, strides, p, dropout_scale, _shifts = numbers
         if strides is not None and dim > len(shape):
             _groups, heads = aligned.query.shape[-4:-2]
-            strides = *strides[:-3], heads * strides[-3], *strides[-3:]
+            groups = (heads * strides[-3] + 2**63) % 2**64 - 2**63  # an int64
+            strides = *strides[:-3], groups, *strides[-3:]
         seed = torch.tensor(number, dtype=torch.int64, device="cpu")
         y = run(seed, call, start, strides, p, dropout_scale)
     return y.flatten(-4, -3) if dim > len(shape) else y
@@ -632,7 +687,7 @@ def replaced_attention(
     enable_gqa: bool = False,
 ) -> Tensor | None:
     """Return the result of the operator, or None if only PyTorch's dropout is to be replaced."""
-    if not 0 < dropout_p < 1 or forward_ad._current_level >= 0:
+    if not 0 < dropout_p < 1 or forward_ad._current_level >= 0 or not _is_moderate(scale):
         return None
     implementations = {implementation_for(t) for t in (query, key, value)}
     if not implementations <= {dropout_eagerly, dropout_by_operators}:
@@ -640,9 +695,11 @@ def replaced_attention(
     if not _is_plain(attn_mask, query):
         return None
     aligned = align(query, key, value, attn_mask, is_causal, enable_gqa)
-    if aligned is None or math.prod(aligned.shape) < MIN_WEIGHTS:
+    if aligned is None:
         return None
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    size = math.prod(aligned.shape)
+    if isinstance(size, int) and size < MIN_WEIGHTS:  # not for symbols, which would need a guard
+        return None
     traced = implementations != {dropout_eagerly}
     return attend(aligned, dropout_p, is_causal, scale, None, None, traced)
 
