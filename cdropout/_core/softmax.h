@@ -88,9 +88,8 @@ static inline cd_f64 cd_clear_f64(cd_f64 v, cd_u64 lanes) { /* return v, with 0 
   return v;
 }
 static inline cd_f64 cd_exp_f64(cd_f64 x) {
-  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0,
-                                 1 / 40320.0,      1 / 5040.0,      1 / 720.0,      1 / 120.0,     1 / 24.0,
-                                 1 / 6.0,          0.5,             1,              1};
+  static const double terms[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0,
+                                 1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       0.5,          1,           1};
   cd_f64 shift = CD_FILL(cd_f64, 6755399441055744.0), y = CD_FILL(cd_f64, terms[0]), power;
   cd_u64 bits;
   x = cd_clear_f64(x, cd_less_f64(CD_FILL(cd_f64, 0), x));

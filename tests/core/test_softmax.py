@@ -191,6 +191,19 @@ def test_weights_of_every_magnitude_have_small_errors(dtype, isa):
     assert (weights[~normal] <= np.finfo(dtype).tiny * 2).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_recomputed_weights_are_at_most_1(isa, dtype):
+    """Products that are rounded differently can exceed the largest score of the forward pass."""
+    scores = np.array([[1, 1e3, 1e5, 1e30, np.nan, -1]], dtype)
+    sums, dropped = np.zeros((1, 2), dtype), np.empty_like(scores)
+    bits = np.array([255], np.uint8)
+    matrix = Softmax(0, 1, 6, ALL, bits.ctypes.data, 6, SCALE)
+    arrays = (array.ctypes.data for array in (scores, sums, dropped))
+    kernels(isa).recompute(DTYPES[dtype], ctypes.addressof(matrix), *arrays)
+    np.testing.assert_allclose(scores, [[1, 1, 1, 1, np.nan, np.exp(-1)]], rtol=1e-6)
+
+
 def address_before_a_guard_page(array, pages):
     """Copy the array to memory that ends at a page that cannot be accessed. Return the address."""
     size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE

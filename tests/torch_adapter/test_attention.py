@@ -357,6 +357,122 @@ def test_given_mask_of_one_head():
     assert_close(y, expected_attention(q, k, v, mask), torch.float32)
 
 
+def test_given_mask_of_long_rows_with_a_stride():
+    mask = cdropout.Mask((2, 3, 20000), P, 1)[:, :, ::2]
+    q, k, v = random_tensors((2, 3, 4), (2, 10000, 4), (2, 10000, 4))
+    y = ct.scaled_dot_product_attention(q, k, v, mask=mask)
+    assert_close(y, expected_attention(q, k, v, mask), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["negative", "zero"])
+def test_lazy_attn_mask(kind):
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    mask = cdropout.Mask((2, 3, 40, 30), P, 3)
+    if kind == "negative":
+        lazy, plain = torch.complex(BIAS, BIAS).conj().imag, -BIAS
+        assert lazy.is_neg()
+    else:
+        lazy, plain = torch._efficientzerotensor((40, 30)), torch.zeros(40, 30)
+    y = ct.scaled_dot_product_attention(q, k, v, lazy, mask=mask)
+    assert torch.equal(y, ct.scaled_dot_product_attention(q, k, v, plain, mask=mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_at_most_1_if_the_number_of_threads_changes(dtype):
+    """With other threads, products may be rounded differently, so that an exponent is above 0."""
+    q, k, v = random_tensors(*[(1, 3, 64, 4096)] * 3, dtype=dtype)
+    q *= 1e8 if dtype is torch.float32 else 1e17
+    k[:, :, 1::2] = k[:, :, ::2] * (1 + (1e-7 if dtype is torch.float32 else 1e-16))
+    mask = cdropout.Mask((1, 3, 64, 64), P, 7)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        y = ct.scaled_dot_product_attention(q, k, v.requires_grad_(), mask=mask)
+        torch.set_num_threads(1)
+        (gv,) = torch.autograd.grad(y.sum(), v)
+    finally:
+        torch.set_num_threads(before)
+    assert gv.abs().max() <= 64 * mask.scale
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_inference_tensors_need_not_be_saved(position):
+    tensors = [t.requires_grad_() for t in random_tensors(HEADS, KEYS, KEYS)] + [VISIBLE]
+    expected = ct.scaled_dot_product_attention(*tensors, mask=MASKS["scale"]())
+    with torch.inference_mode():
+        tensors[position] = tensors[position].clone()
+    y = ct.scaled_dot_product_attention(*tensors, mask=MASKS["scale"]())
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-39, 1e49])
+def test_extreme_scales(scale):
+    q, k, v = random_tensors(HEADS, KEYS, KEYS)
+    if scale == 1e-39:
+        q, k = q * 1e18, k * 1e19
+    mask = cdropout.Mask((2, 3, 40, 30), P, 3)
+    y = ct.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    if scale < 1:
+        assert_close(y, expected_attention(q, k, v, mask, scale=scale), torch.float32)
+    q[0, 0, 0, 0] = math.nan
+    assert ct.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)[0, 0, 0].isnan().all()
+
+
+@pytest.mark.parametrize("empty", ["query", "key and value"])
+def test_programs_with_tensors_that_are_empty_at_run_time(empty):
+    class Model(nn.Module):
+        def forward(self, q, k):
+            return ct.scaled_dot_product_attention(q, k, k, dropout_p=P)
+
+    rows, keys = (torch.export.Dim(name, min=0, max=100) for name in ("rows", "keys"))
+    inputs = random_tensors((2, 3, 40, 16), (2, 3, 30, 16))
+    program = torch.export.export(
+        Model(), tuple(inputs), dynamic_shapes={"q": {2: rows}, "k": {2: keys}}
+    ).module()
+    i = 0 if empty == "query" else 1
+    inputs[i] = inputs[i][:, :, :0]
+    torch.testing.assert_close(program(*inputs), torch.zeros(inputs[0].shape))
+    inputs = [t.requires_grad_() for t in inputs]
+    gradients = torch.autograd.grad(attention_of(*inputs).sum(), inputs)
+    assert [g.shape for g in gradients] == [t.shape for t in inputs]
+    assert not any(g.any() for g in gradients)
+
+
+def attention_of(q, k):
+    """Call the operator, which `scaled_dot_product_attention` does not call for empty tensors."""
+    seed = torch.tensor(3)
+    args = q, k, k, None, seed, 0, 0, None, P, None, False, None
+    return attention.attention_operator(*args)[0]
+
+
+def test_dynamic_lengths_and_widths_need_no_further_graph():
+    class Model(nn.Module):
+        def forward(self, q):
+            return ct.scaled_dot_product_attention(q, q, q, dropout_p=P)
+
+    (q,) = random_tensors((2, 3, 40, 16))
+    dims = {2: torch.export.Dim("length"), 3: torch.export.Dim("width")}
+    program = torch.export.export(Model(), (q,), dynamic_shapes={"q": dims}).module()
+    (q,) = random_tensors((2, 3, 7, 36))
+    torch.manual_seed(7)
+    y = program(q)
+    torch.manual_seed(7)
+    torch.testing.assert_close(y, Model()(q))
+
+
+def test_accelerate_adds_no_guard_on_dynamic_lengths():
+    class Model(nn.Module):
+        def forward(self, q):
+            return F.scaled_dot_product_attention(q, q, q, dropout_p=P)
+
+    (q,) = random_tensors((2, 8, 200, 16))
+    dims = {2: torch.export.Dim("length", min=1, max=4096)}
+    with ct.accelerate():
+        program = torch.export.export(Model(), (q,), dynamic_shapes={"q": dims}).module()
+    assert program(q[:, :, :16]).shape == (2, 8, 16, 16)
+
+
 def test_checkpoints_draw_the_same_mask():
     from torch.utils.checkpoint import checkpoint
 
@@ -842,6 +958,18 @@ def test_unsuitable_sources_raise():
     with pytest.raises(NotImplementedError, match="mask= is supported for plain CPU tensors"):
         run(*metas, mask=mask)
     assert run(*metas, dropout_p=P).device.type == "meta"
+
+
+def test_the_operator_checks_shapes_and_types():
+    (q,) = random_tensors((2, 4, 16))
+    others = None, torch.tensor(3), 0, 0, None, P, None, False, None
+    for k, v in ((q[:1], q[:1]), (q[:, :, :8], q), (q, q[:, :3]), (q, q[0])):
+        with pytest.raises(ValueError, match=r"have to be of the shapes \(..., L, E\)"):
+            attention.attention_operator(q, k, v, *others)
+    many = q.view(*[1] * 40, 2, 4, 16)
+    for tensors in ((q, q.double(), q), (q.int(), q.int(), q.int()), (many, many, many)):
+        with pytest.raises(TypeError, match="have to be tensors of one floating-point type"):
+            attention.attention_operator(*tensors, *others)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -187,6 +187,7 @@ MUTANTS = {
         "cd_exp_f32": [
             ("smallest exponent", "-87.0f", "-60.0f"),
             ("power of 2", "+ 127", "+ 126"),
+            ("positive exponents", "$x > CD_FILL(cd_f32, 0)", "$x > CD_FILL(cd_f32, 100)"),
             ("terms", "$i < 8", "$i < 6"),
             ("small part of log 2", "2.12194440e-4f", "0.0f"),
         ],
