@@ -547,7 +547,7 @@ def _is_plain(attn_mask: Tensor | None, query: Tensor) -> bool:
 
 
 def _is_moderate(scale: float | None) -> bool:
-    """Return whether a product of finite tensors can be scaled without rounding to 0 or infinity."""
+    """Return whether scaling moderate numbers in float32 neither rounds to 0 nor overflows."""
     return scale is None or 1e-30 < abs(scale) < 1e30
 
 

@@ -96,6 +96,8 @@ FORMS = {  # shapes of query, key and value, and options
     "floats": (HEADS, KEYS, KEYS, {"attn_mask": BIAS}),
     "floats per head": (HEADS, KEYS, KEYS, {"attn_mask": BIAS[0]}),
     "infinities": (HEADS, KEYS, KEYS, {"attn_mask": BIAS.masked_fill(~VISIBLE, -math.inf)}),
+    "bools with strides": (HEADS, KEYS, KEYS, {"attn_mask": VISIBLE.T.clone().T}),
+    "floats with strides": (HEADS, KEYS, KEYS, {"attn_mask": BIAS.mT.clone().mT}),
     "scale": (HEADS, KEYS, KEYS, {"scale": -0.7}),
     "large scores": (HEADS, KEYS, KEYS, {"scale": 3.0, "attn_mask": VISIBLE}),
     "2 dimensions": ((40, 8), (30, 8), (30, 8), {}),
