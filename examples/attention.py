@@ -130,24 +130,24 @@ def draw(rows, plot):
     from matplotlib import pyplot
 
     pyplot.rcParams["font.size"] = 15
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 6), dpi=90, layout="constrained")
+    figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(8, 10), dpi=90, layout="constrained")
     for kind, (colour, line, marker) in STYLES.items():
         style = {"color": colour, "linestyle": line, "marker": marker, "lw": 3, "ms": 9}
         points = [(length, *ratio) for length, name, ratio, _ in rows if name == kind]
         lengths, medians, lows, highs = (list(column) for column in zip(*points, strict=True))
-        left.plot(lengths, medians, label=kind, **style)
-        left.fill_between(lengths, lows, highs, color=colour, alpha=0.2, lw=0)
+        upper.plot(lengths, medians, label=kind, **style)
+        upper.fill_between(lengths, lows, highs, color=colour, alpha=0.2, lw=0)
         memory = [(length, mib or 0.0) for length, name, _, mib in rows if name == kind]
-        right.plot(*zip(*memory, strict=True), label=kind, **style)
-    left.set(title="Time of both passes", ylabel="ratio to no dropout, with quartiles")
-    right.set(title="Peak memory beside tensors", ylabel="MiB", yscale="symlog")
+        lower.plot(*zip(*memory, strict=True), label=kind, **style)
+    upper.set(title="Time of both passes", ylabel="ratio to no dropout, with quartiles")
+    lower.set(title="Peak memory beside tensors", ylabel="MiB", yscale="symlog")
     ticks = sorted({row[0] for row in rows})
-    for axes in (left, right):
+    for axes in (upper, lower):
         axes.set(xlabel="sequence length", xscale="log")
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
         axes.legend()
-    left.set_ylim(0, None)
+    upper.set_ylim(0, None)
     figure.savefig(plot, format="png")
     print(f"Wrote the figure to {plot}.")
 
