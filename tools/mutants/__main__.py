@@ -385,7 +385,7 @@ def main():
         nargs="+",
         default=[""],
         metavar="PATTERN",
-        help="run mutants with a match in file:function:name, such as torch/ or _core/s*:open",
+        help="match anywhere in file:function:name of a mutant: torch/ _core/s*:open",
     )
     parser.add_argument("--jobs", type=int, default=1, help="number of mutants to run at once")
     parser.add_argument("--nearest", action="store_true", help="run the nearest tests only")
