@@ -420,8 +420,8 @@ LIBRARIES = {
 }
 DESCRIPTIONS = {
     "memcpy": "a copy of the same bytes by np.copyto, with one thread",
-    "memcpy-threads": "the same copy, divided among all threads",
-    "memcpy-stream": "the same by all threads, with stores that bypass the cache",
+    "memcpy-threads": "the same copy, divided among all threads that --threads allows",
+    "memcpy-stream": "by all threads that --threads allows, with stores that bypass the cache",
     "cdropout": "cdropout.dropout, which writes to an existing array (out=)",
     "cdropout-new": "cdropout.dropout, which returns a new array",
     "cdropout-torch": "cdropout.torch.dropout, which returns a new tensor",

@@ -17,8 +17,9 @@ COLUMNS = f"{'ns/element':>10} {'GB/s':>8} {'/memcpy':>8} {'speedup':>8}"
 COLUMN_NOTES = {
     "ns/element": "time per element: the median of many rounds, in which all rows take turns",
     "GB/s": "bytes read and written per second",
-    "/memcpy": "time divided by that of memcpy in the same round",
-    "speedup": "how many times as fast cdropout is as this row",
+    "/memcpy": "time divided by that of memcpy: the median of the ratios per round, which can "
+    "differ from the ratio of the printed times",
+    "speedup": "how many times as fast cdropout is as this row: also a median of ratios",
 }
 
 # In the chart, libraries differ in color, lightness and dashes, and variants of a library differ in
@@ -69,8 +70,10 @@ def heading(results):
     if about["advice"]:
         yield f"To make it faster, {about['advice']}."
     names = ", ".join(f"{name} {number}" for name, number in results["implementations"].items())
-    bound = f"a {FALSE_ALARM:g} bound over {check.SIZE} elements"
-    yield f"Checked (keep rate within {bound}, scale, gradient): {names}."
+    yield (
+        f"Checked on {check.SIZE:,} elements: the scale, the gradient, and the keep rate "
+        f"(at most 1 of {round(1 / FALSE_ALARM):,} checks of a correct library fails): {names}."
+    )
     for name, reason in results["left_out"].items():
         yield f"Left out: {name}: {reason}."
     if absent := results["not_installed"]:
@@ -84,7 +87,10 @@ def heading(results):
         yield "Cold: the cache was emptied before each call; inputs and outputs are in memory."
     if about["cpu_usage"] < MIN_CPU_USAGE:
         used = f"{about['cpu_usage']:.0%} of a CPU"
-        yield f"BUSY MACHINE: this process used only {used}; the times of long calls are too high."
+        yield (
+            f"BUSY MACHINE: this process used only {used}; the times of long calls are too high. "
+            "The ratios are affected less."
+        )
 
 
 # ---- the tables -------------------------------------------------------------------------------
@@ -148,8 +154,15 @@ def comparison(ratio, other):
 
 
 def sentence(subject, clauses):
-    """Return a sentence with one subject and at least one clause."""
-    *others, last = clauses
+    """Return a sentence with one subject and at least one clause.
+
+    A clause omits its verb, which is its first word, if the clause before has the same verb.
+    """
+    verbs = [clause.partition(" ")[0] for clause in clauses]
+    *others, last = [
+        clause.removeprefix(f"{verb} ") if verb == previous else clause
+        for clause, verb, previous in zip(clauses, verbs, [None, *verbs[:-1]], strict=True)
+    ]
     return f"{subject} {' and '.join(filter(None, [', '.join(others), last]))}."
 
 
@@ -167,11 +180,15 @@ def mode_verdict(found):
 
 
 def verdict(measurements):
-    """Yield one paragraph per element type and mode, at the size closest to VERDICT_SIZE."""
+    """Yield one paragraph per element type and mode, at the size closest to VERDICT_SIZE.
+
+    If a smaller size was measured, the forward pass of the smallest size has a paragraph too.
+    """
     sizes = {each.size for each in measurements}
     size = min(sizes, key=lambda size: abs(math.log2(size / VERDICT_SIZE)), default=None)
-    chosen = [each for each in measurements if each.size == size]
-    for (dtype, mode), group in itertools.groupby(chosen, key=lambda each: (each.dtype, each.mode)):
+    shown = {(min(sizes, default=None), MODES[0]), *((size, mode) for mode in MODES)}
+    chosen = [each for each in measurements if (each.size, each.mode) in shown]
+    for (dtype, size, mode), group in itertools.groupby(chosen, key=lambda each: each[:3]):
         found = {each.implementation: each for each in group}
         text = "cdropout failed its check."
         if "cdropout" in found:

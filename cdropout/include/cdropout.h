@@ -1,7 +1,8 @@
 /* The C interface for C and C++: cdropout_mask and the table of kernels. The declarations must match cdropout/__init__.pxd.
  *
  * If Python.h is included before this header, cdropout_import() returns the table. A program without Python.h can receive
- * the address of the table, an int, from the Python function cdropout.get_table(). */
+ * the address of the table, an int, from the Python function cdropout.get_table(). The table is in an extension module of the
+ * package. Therefore a C program is either called from Python, or embeds Python. */
 #ifndef CDROPOUT_H
 #define CDROPOUT_H
 
@@ -12,9 +13,15 @@
 extern "C" {
 #endif
 
-/* A mask determines which elements are dropped, and the scale of the other elements. The caller owns the struct.
- * threshold is floor(p * 2^64), or 0 for p = 1. scale is 1 / (1 - p) or another number. If scale is 0, as for p = 1, all
- * elements are dropped. If threshold is 0 and scale is not 0, all elements are kept. */
+/* A mask determines which elements are dropped, and the scale of the other elements. The caller owns the struct. mask_init
+ * sets these values:
+ *
+ *   p           threshold        scale        elements
+ *   0           0                1            all are kept
+ *   1           0                0            all are dropped
+ *   otherwise   floor(p * 2^64)  1 / (1 - p)  each is dropped with probability threshold / 2^64
+ *
+ * The caller may set another scale. If it is 0, all elements are dropped, with any threshold. */
 typedef struct {
   uint64_t seed, call, threshold;
   double scale;
@@ -73,7 +80,8 @@ typedef struct {
   int (*mask_init)(cdropout_mask *mask, uint64_t seed, uint64_t call, double p);
   /* y = x * scale where the mask keeps an element, otherwise +0.0. The backward pass is the same function with the same mask. */
   int (*apply)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const cdropout_mask *mask, uint64_t start);
-  /* The same as apply, with packed bits instead of a mask. Element i is kept if the bit at position bit_start + i is 1. */
+  /* The same as apply, with packed bits instead of a mask. Element i is kept if the bit at position bit_start + i is 1. Use
+   * mask.scale of mask_init as the scale: 1 / (1 - p) is infinite for p = 1. */
   int (*apply_bits)(cdropout_dtype dtype, uint32_t flags, const void *x, void *y, size_t n, const uint8_t *bits, uint64_t bit_start,
                     double scale);
   /* Write 1 where the mask keeps an element, otherwise 0. `bits` writes packed bits (n / 8 bytes, rounded up; the unused
@@ -90,10 +98,10 @@ typedef struct {
   int (*bias_dropout_add_backward)(cdropout_dtype dtype, const void *gy, void *gx, double *gbias, size_t rows, size_t columns,
                                    const cdropout_mask *mask, uint64_t start);
   /* The same as apply and apply_bits for arrays with any strides and 0 to 64 axes, in any order. x and y point to the
-   * elements with index 0 along every axis. For this element, start is the position in the mask, bit_start is the position
-   * in the packed bits, and bools points to the byte. In apply_bools_strided, an element is kept if its byte is not 0. All
-   * bits or bytes from the first to the last element may be read, including those between elements. A call uses up to
-   * 100 KB of stack.
+   * elements with index 0 along every axis, also if a stride is negative. For this element, start is the position in the
+   * mask, bit_start is the position in the packed bits, and bools points to the byte. In apply_bools_strided, an element is
+   * kept if its byte is not 0. All bits or bytes from the first to the last element may be read, including those between
+   * elements. A call uses up to 100 KB of stack.
    *
    * If dtype is CDROPOUT_BOOL, y gets one byte per element: 1 where an element is kept, otherwise 0. Then x and the strides of x
    * are not read, x may be NULL, and the argument scale is not used. */

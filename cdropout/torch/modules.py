@@ -342,8 +342,8 @@ def convert(model: nn.Module) -> Swap:
             calls_functions = True
             swap.kept[name] = f"{kind.__qualname__} calls {function}: use accelerate()"
     if calls_functions:
-        reasons = "; ".join(reason for reason in swap.kept.values() if " calls " in reason)
-        warnings.warn(f"convert changes modules only, but {reasons}", stacklevel=2)
+        calls = dict.fromkeys(reason for reason in swap.kept.values() if " calls " in reason)
+        warnings.warn(f"convert changes modules only, but {'; '.join(calls)}", stacklevel=2)
     elif not swap.swapped and not converted_before:
         warnings.warn(
             f"convert found no dropout module that it can replace in {type(model).__qualname__}: "

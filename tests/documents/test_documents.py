@@ -1,6 +1,7 @@
 """Tests of the documents: their code blocks are valid, and all files and names in them exist."""
 
 import ast
+import ctypes
 import importlib.util
 import os
 import re
@@ -8,8 +9,10 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from ctypes import c_double, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cdropout
@@ -118,7 +121,7 @@ def test_pages_show_the_output_of_their_code(name):
 
 
 def build(folder, *command):
-    """Run a command in a folder, with this environment's programs in PATH; needs a C compiler."""
+    """Run a command in a folder, with this environment's programs in PATH; return its output."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
@@ -126,18 +129,72 @@ def build(folder, *command):
         command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+C_BLOCKS = {  # by the name of the function
+    re.search(r"^int (\w+)\(", code, re.MULTILINE)[1]: code
+    for name, _, kind, code in BLOCKS
+    if kind == "c" and name == "docs/howto/from_c.md"
+}
 
 
 @linux_only
 def test_how_to_from_c_runs(tmp_path, monkeypatch):
     text = DOCUMENTS["docs/howto/from_c.md"]
-    (source,) = re.findall(r"^```c\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "rows.c").write_text(source)
-    (command,) = re.findall(r"^cc .*$", text, re.MULTILINE)
+    (tmp_path / "rows.c").write_text(C_BLOCKS["dropout_rows"])
+    (command,) = re.findall(r"^cc .* rows\.c .*$", text, re.MULTILINE)
     build(tmp_path, "sh", "-c", command)
     ((code, shown),) = PYTHON_AND_OUTPUT.findall(text)
     monkeypatch.chdir(tmp_path)
     assert output_of(code) == shown.strip()
+
+
+class CMask(ctypes.Structure):
+    _fields_ = [*((name, c_uint64) for name in ("seed", "call", "threshold")), ("scale", c_double)]
+
+
+@linux_only
+@pytest.mark.parametrize("p, threshold, scale", [(0.25, 1 << 62, 4 / 3), (0, 0, 1), (1, 0, 0)])
+def test_functions_of_how_to_from_c_equal_mask_apply(tmp_path, p, threshold, scale):
+    (tmp_path / "block.c").write_text(C_BLOCKS["dropout_part"] + C_BLOCKS["dropout_both"])
+    include = cdropout.get_include()
+    build(tmp_path, "cc", "-shared", "-fPIC", f"-I{include}", "block.c", "-o", "block.so")
+    library = ctypes.CDLL(tmp_path / "block.so")
+    table, mask = c_void_p(cdropout.get_table()), CMask(42, 3, threshold, scale)
+
+    def pointers(*arrays):
+        return [c_void_p(array.ctypes.data) for array in arrays]
+
+    x = np.arange(1, 5001, dtype=np.float32).reshape(10, 500)
+    y = np.full_like(x, 9)
+    sizes = c_size_t(10), c_size_t(300), c_size_t(500)
+    assert library.dropout_part(table, *pointers(x, y), *sizes, ctypes.byref(mask)) == 0
+    assert np.array_equal(y[:, :300], cdropout.Mask((10, 300), p, 42, 3).apply(x[:, :300]))
+    assert np.all(y[:, 300:] == 9)
+
+    expected, y = cdropout.Mask(x.shape, p, 42, 3).apply(x), -x
+    bits = np.zeros(625, np.uint8)
+    arguments = *pointers(x, y), c_size_t(5000), *pointers(bits), ctypes.byref(mask)
+    assert library.dropout_both(table, *arguments) == 0
+    assert np.array_equal(x, expected) and np.array_equal(y, -expected)
+
+
+@linux_only
+def test_program_of_how_to_from_c_embeds_python(tmp_path):
+    """Compile and run the program with the commands on the page."""
+    bindir, libdir, library, version = map(
+        sysconfig.get_config_var, ("BINDIR", "LIBDIR", "LDLIBRARY", "LDVERSION")
+    )
+    config = Path(bindir, f"python{version}-config")
+    if not library.endswith(".so") or not Path(libdir, library).exists() or not config.exists():
+        pytest.skip("needs the shared library of Python")
+    text = DOCUMENTS["docs/howto/from_c.md"]
+    (commands,) = re.findall(r"^cc .*\n\./main$", text, re.MULTILINE)
+    (expected,) = re.findall(r"^It prints `(.*)`\.$", text, re.MULTILINE)
+    (tmp_path / "main.c").write_text(C_BLOCKS["main"])
+    commands = commands.replace("python3-config", str(config))
+    assert build(tmp_path, "sh", "-ec", commands).strip() == expected
 
 
 @linux_only

@@ -66,6 +66,20 @@ def test_nearest_tests_of_all_mutants_exist(monkeypatch):
     assert all(mutant.nearest() for mutant in command.mutants())
 
 
+@pytest.mark.parametrize(
+    "skip", ["pytest.skip(allow_module_level=True)", "pytestmark = pytest.mark.skip()"]
+)
+def test_error_if_all_nearest_tests_are_skipped(monkeypatch, tmp_path, skip):
+    monkeypatch.syspath_prepend(TOOLS / "mutants")
+    command = load_tool("mutants/__main__.py")
+    tree, runner = object.__new__(command.Tree), object.__new__(command.Runner)
+    tree.folder, runner.limits = tmp_path, {}
+    (tmp_path / "test_x.py").write_text(f"import pytest\n{skip}\ndef test_x(): pass\n")
+    message = r"\(default\): all of these tests were skipped: install the framework"
+    with pytest.raises(SystemExit, match=message):
+        runner.limit(tree, ["test_x.py"], None)
+
+
 # ---- patterns ---------------------------------------------------------------------------------
 
 

@@ -245,6 +245,14 @@ def test_convert_reports_calls_of_functions(module, function):
     assert list(swap.kept) == ["1"] and swap.kept["1"].endswith(f"{function}: use accelerate()")
 
 
+def test_convert_reports_each_class_once():
+    model = nn.Sequential(InFunction(), Nested(), InFunction())
+    with pytest.warns(UserWarning, match="changes modules only") as found:
+        assert list(ct.convert(model).kept) == ["0", "1", "2"]
+    (message,) = (str(each.message) for each in found)
+    assert message.count("InFunction calls") == message.count("Nested calls") == 1
+
+
 def test_convert_of_a_model_without_dropout_warns():
     for model in (nn.Linear(2, 2), nn.Sequential(nn.MultiheadAttention(4, 2, dropout=0.1))):
         with pytest.warns(UserWarning, match=r"found no dropout module .* use accelerate\(\)"):
