@@ -161,7 +161,9 @@ def accelerate() -> _Acceleration:
 
     The result can be used as a context manager or as a decorator of functions. Contexts can be
     nested. The replacement affects all threads of the process. It ends when the last context is
-    left, even if an exception is raised, unless `enable` was called.
+    left, even if an exception is raised, unless `enable` was called. The backward pass may run
+    outside of the context, except that of a checkpoint (torch.utils.checkpoint): it repeats the
+    forward pass, which would draw masks of PyTorch.
 
     Raises
     ------
