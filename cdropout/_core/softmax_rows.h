@@ -1,5 +1,5 @@
-/* The functions of softmax.h for one type of the weights. This file is included once per type, with CD_REAL, the type, and
- * CD_VECTOR_OF(name), which appends the suffix of the type to a name. */
+/* The functions of softmax.h for one type of the weights. Define two macros before each inclusion of this file: CD_REAL is
+ * the type, and CD_VECTOR_OF(name) appends the suffix of the type to a name. */
 #define CD_V CD_VECTOR_OF(cd)
 #define CD_LENGTH (sizeof(CD_V) / sizeof(CD_REAL)) /* elements per vector */
 #define CD_LOAD(p, i) CD_VECTOR_OF(cd_load)((p) + (i) * CD_LENGTH)

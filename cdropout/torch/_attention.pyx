@@ -1,8 +1,8 @@
 """Attention with dropout in tiles: each tile of weights is used while it is in the cache.
 
-A tile consists of whole rows of the weights of one head. PyTorch computes the products; they are called through its C
-interface for compiled programs, which needs no GIL. The heads are divided among PyTorch's threads. The forward pass saves
-two numbers per row. The backward pass computes each tile and draws its part of the mask again.
+A tile consists of whole rows of the weights of one head. PyTorch computes the matrix products, by functions of its C
+interface for compiled programs, which do not need the GIL. The heads are divided among PyTorch's threads. The forward pass
+saves two numbers per row. The backward pass computes each tile and draws its part of the mask again.
 """
 import ctypes
 import os

@@ -264,7 +264,7 @@ cdef class LazyMask:
         return mask
 
     def with_call(self, int64_t call):
-        """Return a copy with the call number from `draw_from`, for an operator that takes the seed as a tensor."""
+        """Return a copy with this call number, for an operator that takes the seed of the mask as a tensor."""
         cdef LazyMask mask = self.copy()
         mask.id.call = call
         return mask

@@ -329,7 +329,10 @@ def implementation_for(x: Tensor) -> Implementation | None:
 
 
 def _has_supported_type(x: Tensor) -> bool:
-    """Return whether x, which may be wrapped, is a strided CPU tensor of a supported type."""
+    """Return whether x is a strided CPU tensor of a supported type.
+
+    A transform of torch.func, or a tracer such as make_fx, may have wrapped x.
+    """
     return x.device.type == "cpu" and x.dtype in DTYPES and x.layout is torch.strided
 
 

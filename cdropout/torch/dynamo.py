@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_lock", "guard_on", "never_compile"]
 
-SWITCH = "__cdropout_switch"  # name of the variable for guards in the modules of compiled functions
+SWITCH = "__cdropout_switch"  # guards read this global variable in the module of compiled code
 
 
 def guard_on(switch: Any) -> None:

@@ -105,7 +105,10 @@ def tables():
 
 
 def set_streaming_threshold(isa, size):
-    """Set the smallest output size in bytes for which kernels of this set use streaming stores."""
+    """Set the smallest output size for which the kernels of `isa` use streaming stores.
+
+    The size is in bytes.
+    """
     importlib.import_module(dispatch.module_of(isa)).set_streaming_threshold(size)
 
 

@@ -337,6 +337,8 @@ MASKS = {
     "scale": lambda: cdropout.Mask((2, 3, 40, 30), P, 1, scale=2.0),
     "window": lambda: cdropout.Mask((4, 5, 50, 60), P, 1)[1:3, 1:4, 5:45, ::2],
     "broadcast": lambda: cdropout.Mask((2, 3, 40, 30), P, 1, strides=(0, 1200, 30, 1)),
+    "rows with a gap": lambda: cdropout.Mask((2, 3, 40, 30), P, strides=(1, 7, 5000, 1)),
+    "rows with a large gap": lambda: cdropout.Mask((2, 3, 40, 30), P, strides=(1, 7, 2**30, 1)),
     "large numbers": lambda: cdropout.Mask((2, 3, 40, 30), P, -1, 2**64 - 1, 2**64 - 7200),
 }
 

@@ -547,7 +547,7 @@ MUTANTS = {
     },
     "torch/_attention.pyx": {
         "add_product": [
-            ("result", "== 0", "!= 1"),
+            ("result", "== 0", ">= 0"),
         ],
         "rows_of": [
             ("first row", "<int64_t>$first * $o", "0 * $o"),
@@ -585,7 +585,6 @@ MUTANTS = {
             ("scale of gquery", "&$other, 0, $a.scale", "&$other, 0, 1"),
         ],
         "run": [
-            ("serial", "if not $serial and", "if"),
             ("failure", "if $a.failed:", "if False:"),
         ],
     },
