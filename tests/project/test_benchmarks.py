@@ -1,5 +1,6 @@
 """Tests that the scripts in benchmarks/ run, and that growth.py reports excessive growth."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -88,3 +89,14 @@ def test_output_of_calls_script_can_be_compared_with_pyperf(tmp_path):
 def test_layouts_script_prints_a_line_per_layout():
     code, printed = run("layouts.py", "--pairs", "1")
     assert code == 0 and len(printed.splitlines()) == 15
+
+
+@pytest.mark.slow
+def test_torch_steps_prints_ratios():
+    import_or_skip("torch")
+    name = "bias_dropout_add, forward"
+    code, output = run("torch_steps.py", "--only", name, "--pairs", "2", "--threads", "1")
+    assert code == 0
+    assert re.search(
+        rf"^{name}: one pass [\d.]+ ms\n    three operations: [\d.]+ times", output, re.M
+    )
