@@ -29,7 +29,7 @@ from cdropout.torch.dynamo import compile_lock, guard_on, never_compile
 from cdropout.torch.operators import dropout_operator, saved_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -67,6 +67,7 @@ class _Switch:
         self.library: torch.library.Library | None = None
         self.enabled = False
         self.depth = 0  # number of active contexts of accelerate, in all threads together
+        self.repeated: list[bool] = []  # states of the forward passes that checkpoints now repeat
         self.active = False
 
     def change(self, enabled: bool | None = None, depth_change: int = 0) -> None:
@@ -75,9 +76,26 @@ class _Switch:
             if self.library is None:
                 self.library = _register_kernels()
                 guard_on(self)
+                _keep_state_in_checkpoints(self)
             self.enabled = self.enabled if enabled is None else enabled
             self.depth += depth_change
-            self.active = self.enabled or self.depth > 0
+            self.update()
+
+    def update(self) -> None:
+        self.active = self.repeated[-1] if self.repeated else self.enabled or self.depth > 0
+
+    @contextlib.contextmanager
+    def repeat(self, active: bool) -> Iterator[None]:
+        """Set the state, in all threads, to that of a forward pass that a checkpoint repeats."""
+        with compile_lock:
+            self.repeated.append(active)
+            self.update()
+        try:
+            yield
+        finally:
+            with compile_lock:
+                self.repeated.pop()
+                self.update()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle only `active`, for the guards that PyTorch stores with compiled graphs."""
@@ -162,8 +180,8 @@ def accelerate() -> _Acceleration:
     The result can be used as a context manager or as a decorator of functions. Contexts can be
     nested. The replacement affects all threads of the process. It ends when the last context is
     left, even if an exception is raised, unless `enable` was called. The backward pass may run
-    outside of the context, except that of a checkpoint (torch.utils.checkpoint): it repeats the
-    forward pass, which would draw masks of PyTorch.
+    outside of the context. If it repeats a forward pass that ran within the context (see
+    torch.utils.checkpoint), the replacement is in effect during this repetition.
 
     Raises
     ------
@@ -172,6 +190,44 @@ def accelerate() -> _Acceleration:
         returns a generator or a coroutine.
     """
     return _Acceleration()
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+
+def _keep_state_in_checkpoints(switch: _Switch) -> None:
+    """Make checkpoints repeat each forward pass in the state of the switch in which it was run.
+
+    This changes two internal functions of torch.utils.checkpoint, one for each value of
+    `use_reentrant`. Both receive the function that is repeated.
+    """
+    from torch.utils import checkpoint
+
+    function_class: Any = checkpoint.CheckpointFunction
+
+    def with_state(function: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(_run_with_state, switch, switch.active, function)
+
+    start = checkpoint._checkpoint_without_reentrant_generator
+    forward = function_class.forward
+
+    def start_with_state(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return start(with_state(fn), *args, **kwargs)
+
+    def forward_with_state(ctx: Any, run_function: Callable[..., Any], *args: Any) -> Any:
+        return forward(ctx, with_state(run_function), *args)
+
+    checkpoint._checkpoint_without_reentrant_generator = start_with_state
+    function_class.forward = staticmethod(forward_with_state)
+
+
+def _run_with_state(
+    switch: _Switch, active: bool, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    if switch.active == active:
+        return function(*args, **kwargs)
+    with switch.repeat(active):
+        return function(*args, **kwargs)
 
 
 # ---- kernels ------------------------------------------------------------------------------------

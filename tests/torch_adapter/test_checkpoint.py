@@ -14,6 +14,9 @@ from ..helpers.torch_calls import CALLS, GENERATORS, assert_equal, ramp, with_se
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 F, nn = torch.nn.functional, torch.nn
+
+from cdropout.torch import overrides  # noqa: E402
+
 checkpoint = torch.utils.checkpoint.checkpoint
 
 FUNCTIONS = {
@@ -148,6 +151,53 @@ POLICIES = {
     "recompute": torch.utils.checkpoint.CheckpointPolicy.PREFER_RECOMPUTE,
     "save": torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE,
 }
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("backward", ["within", "outside"])
+@pytest.mark.parametrize("forward", ["within", "outside"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_are_repeated_in_the_state_of_their_forward_pass(
+    reentrant, forward, backward, compiles
+):
+    def function(x):
+        return F.dropout(x.sin()).exp()
+
+    function = torch.compile(function, backend="aot_eager") if compiles else function
+    x = torch.ones(100, requires_grad=True)
+    contexts = {"within": ct.accelerate(), "outside": contextlib.nullcontext()}
+    with ct.accelerate():  # registers the kernels
+        pass
+    results = []
+    for call in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
+        torch.manual_seed(3)
+        with contexts[forward]:
+            y = call(x)
+        with contexts[backward]:
+            x.grad = None
+            y.sum().backward()  # autograd.grad does not support reentrant checkpoints
+        assert torch.equal(x.grad != 0, y != 1)
+        results.append((y, x.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    assert not overrides._switch.repeated and not overrides._switch.active
+
+
+def test_an_error_in_a_repeated_forward_pass_restores_the_state():
+    calls = []
+
+    def function(x):
+        calls.append(overrides._switch.active)
+        if len(calls) == 2:
+            raise KeyError("broken")
+        return F.dropout(x.sin()).exp()
+
+    x = torch.ones(100, requires_grad=True)
+    with ct.accelerate():
+        y = checkpoint(function, x, use_reentrant=False)
+    with pytest.raises(KeyError, match="broken"):
+        y.sum().backward()
+    assert calls == [True, True] and not overrides._switch.active
 
 
 @pytest.mark.parametrize("policy", POLICIES)
