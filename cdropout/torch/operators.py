@@ -155,9 +155,15 @@ class OperatorDerivatives(_SingleLevelFunction):
 
 
 def _differentiable(operator: Any, keys: Any, x: Tensor, *args: Any) -> Tensor:
+    result: Tensor
+    if not (x.requires_grad and torch.is_grad_enabled()) and not is_transformed():
+        with torch._C._AutoDispatchBelowAutograd():
+            result = operator.redispatch(keys & torch._C._after_autograd_keyset, x, *args)
+        return result
     last = derivative_of(args[-1]) if isinstance(args[-1], str) else False
+    derivatives: Any = OperatorDerivatives
     with enable_single_level_autograd_function():
-        result: Tensor = OperatorDerivatives.apply(operator, last, keys, x, *args)  # type: ignore[attr-defined]
+        result = derivatives.apply(operator, last, keys, x, *args)
     return result
 
 
