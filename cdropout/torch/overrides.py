@@ -67,7 +67,8 @@ class _Switch:
         self.library: torch.library.Library | None = None
         self.enabled = False
         self.depth = 0  # number of active contexts of accelerate, in all threads together
-        self.repeated: list[bool] = []  # states of the forward passes that checkpoints now repeat
+        # For each forward pass that a checkpoint now repeats: its state, and `enabled` and `depth`
+        self.repeated: list[tuple[bool, bool, int]] = []
         self.active = False
 
     def change(self, enabled: bool | None = None, depth_change: int = 0) -> None:
@@ -82,13 +83,14 @@ class _Switch:
             self.update()
 
     def update(self) -> None:
-        self.active = self.repeated[-1] if self.repeated else self.enabled or self.depth > 0
+        active, enabled, depth = self.repeated[-1] if self.repeated else (False, False, 0)
+        self.active = active or self.enabled > enabled or self.depth > depth
 
     @contextlib.contextmanager
     def repeat(self, active: bool) -> Iterator[None]:
         """Set the state, in all threads, to that of a forward pass that a checkpoint repeats."""
         with compile_lock:
-            self.repeated.append(active)
+            self.repeated.append((active, self.enabled, self.depth))
             self.update()
         try:
             yield
@@ -203,22 +205,23 @@ def _keep_state_in_checkpoints(switch: _Switch) -> None:
     """
     from torch.utils import checkpoint
 
-    function_class: Any = checkpoint.CheckpointFunction
+    frame: Any = checkpoint._CheckpointFrame
+    reentrant: Any = checkpoint.CheckpointFunction
+    init, forward = frame.__init__, reentrant.forward
 
     def with_state(function: Callable[..., Any]) -> Callable[..., Any]:
         return partial(_run_with_state, switch, switch.active, function)
 
-    start = checkpoint._checkpoint_without_reentrant_generator
-    forward = function_class.forward
-
-    def start_with_state(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return start(with_state(fn), *args, **kwargs)
+    def init_with_state(
+        self: Any, recompute_fn: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> None:
+        init(self, with_state(recompute_fn), *args, **kwargs)
 
     def forward_with_state(ctx: Any, run_function: Callable[..., Any], *args: Any) -> Any:
         return forward(ctx, with_state(run_function), *args)
 
-    checkpoint._checkpoint_without_reentrant_generator = start_with_state
-    function_class.forward = staticmethod(forward_with_state)
+    frame.__init__ = init_with_state
+    reentrant.forward = staticmethod(forward_with_state)
 
 
 def _run_with_state(

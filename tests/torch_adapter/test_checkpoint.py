@@ -183,6 +183,27 @@ def test_checkpoints_are_repeated_in_the_state_of_their_forward_pass(
     assert not overrides._switch.repeated and not overrides._switch.active
 
 
+@pytest.mark.parametrize("backward", ["within", "outside"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_of_functions_that_use_accelerate(reentrant, backward):
+    def function(x):
+        y = F.dropout(x.sin()).exp()
+        with ct.accelerate():
+            return F.dropout(y.sin()) + F.dropout(x.cos())
+
+    x = torch.ones(100, requires_grad=True)
+    gradients = []
+    for call in (function, lambda x: checkpoint(function, x, use_reentrant=reentrant)):
+        torch.manual_seed(3)
+        y = call(x)
+        x.grad = None
+        with ct.accelerate() if backward == "within" else contextlib.nullcontext():
+            y.sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+    assert not overrides._switch.repeated and not overrides._switch.active
+
+
 def test_an_error_in_a_repeated_forward_pass_restores_the_state():
     calls = []
 
