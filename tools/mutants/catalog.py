@@ -751,8 +751,9 @@ MUTANTS = {
         "revert": [("generator", "elif $m.generator is not None:", "elif False:")],
     },
     "torch/overrides.py": {
-        "_Switch.change": [
-            ("depth", "$s.enabled or $s.depth > 0", "$s.enabled"),
+        "_Switch.update": [
+            ("depth", "or $s.depth > $d", "or False"),
+            ("state of a checkpoint", "$a or $s.enabled > $e", "$s.enabled > $e"),
         ],
         "_Acceleration.__call__": [
             ("generators", "if any($*e):", "if False:"),
