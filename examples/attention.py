@@ -134,6 +134,8 @@ def draw(rows, plot):
     for kind, (colour, line, marker) in STYLES.items():
         style = {"color": colour, "linestyle": line, "marker": marker, "lw": 3, "ms": 9}
         points = [(length, *ratio) for length, name, ratio, _ in rows if name == kind]
+        if not points:  # each length was skipped
+            continue
         lengths, medians, lows, highs = (list(column) for column in zip(*points, strict=True))
         upper.plot(lengths, medians, label=kind, **style)
         upper.fill_between(lengths, lows, highs, color=colour, alpha=0.2, lw=0)

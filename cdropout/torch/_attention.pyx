@@ -33,7 +33,7 @@ cdef enum:
 
 # The limits of a tile. The tests change them.
 TILE = 1 << 17                        # weights of a tile; two tiles fit in the second-level cache
-MAX_TILE = 1 << 18                    # weights of a tile, if a tile of TILE would have fewer than MIN_ROWS rows
+MAX_TILE = 1 << 20                    # weights of a tile, if a tile of TILE would have fewer than MIN_ROWS rows
 MIN_ROWS = 128                        # products of fewer rows are slower
 CAUSAL_TILES = 8                      # tiles per head if `is_causal`; tiles of fewer rows skip more hidden keys
 MIN_CAUSAL_ROWS = 64
