@@ -151,7 +151,7 @@ cdef class Generator:
         TypeError, ValueError
             If `Mask` raises this error for the same arguments.
         ValueError
-            If broadcast_dims contains an axis that does not exist, or the same axis twice.
+            If an axis in broadcast_dims does not exist or occurs twice.
         OverflowError
             If all 2**64 - 1 call numbers have been used.
 

@@ -154,6 +154,7 @@ cdef struct Attention:
     size_t chunks                     # the heads are divided among these work chunks
     const Executor* executor          # divides the rows of a tile among threads if there is one work chunk; otherwise NULL
     size_t max_threads
+    bint (*run_head)(const Attention* attention, size_t chunk, size_t head) noexcept nogil
     int failed
 
 
@@ -173,28 +174,25 @@ cdef int read_operand(Operand* operand, t) except -1:
     return 0
 
 
+cdef uint64_t offset_of(const Attention* attention, const int64_t* strides, size_t head, size_t row) noexcept nogil:
+    """Return the offset of a row of a head, modulo 2^64, in a tensor or mask with these strides."""
+    cdef uint64_t offset = <uint64_t>strides[attention.ndim] * row
+    cdef int axis
+    for axis in range(attention.ndim - 1, -1, -1):
+        offset += <uint64_t>strides[axis] * (head % attention.lengths[axis])
+        head //= attention.lengths[axis]
+    return offset
+
+
 cdef Matrix rows_of(
     const Attention* attention, const Operand* operand, size_t head, size_t first, size_t rows
 ) noexcept nogil:
     """Return some rows of an operand for one head."""
-    cdef int64_t offset = <int64_t>first * operand.strides[attention.ndim]
-    cdef int axis
-    for axis in range(attention.ndim - 1, -1, -1):
-        offset += <int64_t>(head % attention.lengths[axis]) * operand.strides[axis]
-        head //= attention.lengths[axis]
+    cdef int64_t offset = <int64_t>offset_of(attention, operand.strides, head, first)
     return Matrix(
         operand.data + offset * <int64_t>operand.itemsize, rows, operand.columns,
         operand.strides[attention.ndim], operand.strides[attention.ndim + 1],
     )
-
-
-cdef uint64_t mask_position(const Attention* attention, size_t head, size_t row) noexcept nogil:
-    cdef uint64_t position = attention.start + <uint64_t>attention.strides[attention.ndim] * row
-    cdef int axis
-    for axis in range(attention.ndim - 1, -1, -1):
-        position += <uint64_t>attention.strides[axis] * (head % attention.lengths[axis])
-        head //= attention.lengths[axis]
-    return position
 
 
 # ---- softmax of a tile --------------------------------------------------------------------------
@@ -287,6 +285,10 @@ ctypedef fused real:
     float
     double
 
+ctypedef fused total_type:
+    float
+    double
+
 
 cdef void add_numbers(real* weights, const Matrix* m) noexcept nogil:
     """Add the numbers of a matrix to weights in C order."""
@@ -314,25 +316,14 @@ cdef void hide(real* weights, const Matrix* m) noexcept nogil:
         row += m.row_stride
 
 
-cdef void copy_gradient(const real* gradient, const Matrix* m) noexcept nogil:
-    cdef real* row = <real*>m.data
+cdef void add_gradient(const real* gradient, total_type* total, const Matrix* m) noexcept nogil:
+    """Add the gradient, in C order, to the numbers of a matrix, in which strides may be 0."""
     cdef size_t _row, i
     for _row in range(m.rows):
         for i in range(m.columns):
-            row[<int64_t>i * m.column_stride] = gradient[i]
+            total[<int64_t>i * m.column_stride] += gradient[i]
         gradient += m.columns
-        row += m.row_stride
-
-
-cdef void add_gradient(const real* gradient, const Matrix* m) noexcept nogil:
-    """Add the gradient, in C order, to a matrix of doubles, in which strides may be 0."""
-    cdef double* row = <double*>m.data
-    cdef size_t _row, i
-    for _row in range(m.rows):
-        for i in range(m.columns):
-            row[<int64_t>i * m.column_stride] += gradient[i]
-        gradient += m.columns
-        row += m.row_stride
+        total += m.row_stride
 
 
 cdef bint open_tile(
@@ -352,7 +343,7 @@ cdef bint open_tile(
     tile.weights, tile.other = memory, memory + a.tile_bytes
     tile.bits = <uint8_t*>memory + 2 * a.tile_bytes
     tile.sums = a.sums + (head * a.query.rows + first) * 2 * a.itemsize
-    tile.start = mask_position(a, head, first)
+    tile.start = a.start + offset_of(a, a.strides, head, first)
     tile.row_stride, tile.stride = a.strides[a.ndim], a.strides[a.ndim + 1]
     gap = <uint64_t>tile.row_stride - columns
     tile.together = tile.stride == 1 and gap <= MAX_GAP
@@ -419,14 +410,12 @@ cdef bint backward_tile(const Attention* a, size_t chunk, size_t head, size_t fi
     run_tile(&tile, BACKWARD)
     if a.gmask.data != NULL:
         total = rows_of(a, &a.gmask, head, first, weights.rows)
-        if a.sums_gmask and a.is_double:
-            add_gradient(<const double*>gradient.data, &total)
+        if a.is_double:
+            add_gradient(<const double*>gradient.data, <double*>total.data, &total)
         elif a.sums_gmask:
-            add_gradient(<const float*>gradient.data, &total)
-        elif a.is_double:
-            copy_gradient(<const double*>gradient.data, &total)
+            add_gradient(<const float*>gradient.data, <double*>total.data, &total)
         else:
-            copy_gradient(<const float*>gradient.data, &total)
+            add_gradient(<const float*>gradient.data, <float*>total.data, &total)
     if a.gquery.data != NULL:
         total = rows_of(a, &a.gquery, head, first, weights.rows)
         other = rows_of(a, &a.key, head, 0, weights.columns)
@@ -449,20 +438,11 @@ cdef bint backward_head(const Attention* a, size_t chunk, size_t head) noexcept 
     return True
 
 
-cdef void forward_heads(const void* context, size_t chunk) noexcept nogil:
+cdef void run_heads(const void* context, size_t chunk) noexcept nogil:
     cdef Attention* a = <Attention*>context
     cdef size_t head
     for head in range(a.heads * chunk // a.chunks, a.heads * (chunk + 1) // a.chunks):
-        if a.failed or not forward_head(a, chunk, head):
-            a.failed = True
-            return
-
-
-cdef void backward_heads(const void* context, size_t chunk) noexcept nogil:
-    cdef Attention* a = <Attention*>context
-    cdef size_t head
-    for head in range(a.heads * chunk // a.chunks, a.heads * (chunk + 1) // a.chunks):
-        if a.failed or not backward_head(a, chunk, head):
+        if a.failed or not a.run_head(a, chunk, head):
             a.failed = True
             return
 
@@ -495,7 +475,7 @@ cdef int open_attention(
     return 0
 
 
-cdef int run(Attention* a, void (*work)(const void*, size_t) noexcept nogil, bint serial) except -1:
+cdef int run(Attention* a, bint serial) except -1:
     """Divide the heads among threads. If `serial` is true or threads outnumber the heads, divide the rows of each tile."""
     cdef size_t rows = a.query.rows
     cdef size_t size
@@ -518,9 +498,9 @@ cdef int run(Attention* a, void (*work)(const void*, size_t) noexcept nogil, bin
     a.memory = <char*><uintptr_t>memory.data_ptr()
     with nogil:
         if a.chunks == 1:
-            work(a, 0)
+            run_heads(a, 0)
         else:
-            executor.run(work, a, a.chunks, a.max_threads, False)
+            executor.run(run_heads, a, a.chunks, a.max_threads, False)
     if a.failed:
         raise RuntimeError("PyTorch cannot compute a product of matrices; its error is printed on the standard error")
     return 0
@@ -536,7 +516,8 @@ def forward(
     """
     cdef Attention a
     open_attention(&a, query, key, value, attn_mask, out, sums, mask, start, strides, is_causal, scale)
-    run(&a, forward_heads, False)
+    a.run_head = forward_head
+    run(&a, False)
 
 
 def backward(
@@ -545,7 +526,7 @@ def backward(
 ):
     """Compute the gradients that are not None from the gradient `gy` and the `sums` of `forward`.
 
-    gmask has the leading axes of the other tensors. It is float64 and zero if attn_mask was broadcast.
+    gmask has the leading axes of the other tensors and contains zeros. It is float64 if attn_mask was broadcast.
     """
     cdef Attention a
     open_attention(&a, query, key, value, attn_mask, gy, sums, mask, start, strides, is_causal, scale)
@@ -554,4 +535,5 @@ def backward(
     read_operand(&a.gvalue, gvalue)
     read_operand(&a.gmask, gmask)
     a.sums_gmask = gmask is not None and 0 in gmask.stride()
-    run(&a, backward_heads, a.sums_gmask)
+    a.run_head = backward_head
+    run(&a, a.sums_gmask)

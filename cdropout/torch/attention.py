@@ -179,7 +179,7 @@ def _convert(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _default_scale(query: Tensor) -> float:
-    return 1 / math.sqrt(query.shape[-1] or 1)
+    return max(query.shape[-1], 1) ** -0.5  # 1 / math.sqrt would make a symbol a constant
 
 
 def _mask(
@@ -389,7 +389,7 @@ def _unfused(
     with torch.autocast("cpu", enabled=False):
         if dtype.itemsize == 2:
             query, key, value = query.float(), key.float(), value.float()
-        scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+        scale = _default_scale(query) if scale is None else scale
         scores = (query * scale) @ key.transpose(-2, -1)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device="cpu").tril()

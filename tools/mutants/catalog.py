@@ -549,12 +549,9 @@ MUTANTS = {
         "add_product": [
             ("result", "== 0", ">= 0"),
         ],
-        "rows_of": [
-            ("first row", "<int64_t>$first * $o", "0 * $o"),
-        ],
-        "mask_position": [
+        "offset_of": [
             ("row", "* $row", "* 0", 2),
-            ("leading axes", "$position += ", "$position = "),
+            ("leading axes", "$offset += ", "$offset = "),
         ],
         "draw_row": [
             ("part", "$start += <uint64_t>$stride * $part", "$start += $part"),
