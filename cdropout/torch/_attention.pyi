@@ -12,7 +12,6 @@ MIN_CAUSAL_ROWS: int
 function_addresses: list[int]
 is_available: bool
 
-def find_functions(*names: str) -> list[int]: ...
 def use_functions(addresses: list[int]) -> None: ...
 def forward(
     query: Tensor,

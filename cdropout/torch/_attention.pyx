@@ -5,9 +5,6 @@ interface for compiled programs, which do not need the GIL. The heads are divide
 saves two numbers per row. The backward pass computes each tile and draws its part of the mask again.
 """
 import ctypes
-import os
-import sys
-from pathlib import Path
 
 from libc.math cimport INFINITY
 from libc.stddef cimport size_t
@@ -24,6 +21,7 @@ from cdropout._core.softmax cimport Softmax
 from cdropout._core.view cimport MAX_DIMS
 from cdropout.torch._draw cimport LazyMask
 from cdropout.torch._openmp cimport executor_of_pytorch
+from cdropout.torch._openmp import find_functions
 
 cdef enum:
     BOOLS = 1 << 12                   # elements whose bools are packed at a time
@@ -47,17 +45,6 @@ ctypedef int32_t (*NewTensor)(
 ) noexcept nogil
 ctypedef int32_t (*DeleteTensor)(Handle tensor) noexcept nogil
 ctypedef int32_t (*Product)(Handle out, Handle total, Handle a, Handle b, double beta, double alpha) noexcept nogil
-
-
-def find_functions(*names):
-    """Return the addresses of functions of PyTorch's C interface, or zeros if one of them is missing."""
-    name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
-    path = Path(torch.__file__).parent / "lib" / name
-    if path.exists():
-        library = ctypes.CDLL(os.fspath(path))
-        if all(hasattr(library, name) for name in names):
-            return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
-    return [0] * len(names)
 
 
 cdef NewTensor new_tensor = NULL

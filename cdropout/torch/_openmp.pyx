@@ -30,23 +30,20 @@ ctypedef void (*Parallel)(void (*)(void*) noexcept nogil, void*, unsigned int, u
 
 
 def find_functions(*names):
-    """Return the addresses of the functions with these names that PyTorch's library calls.
-
-    All addresses are 0 on Windows, if a function is missing, or if PyTorch does not use OpenMP.
-    """
-    functions = []
-    if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
-        folder = Path(torch.__file__).parent / "lib"
-        # On Linux, symbols of the whole process take precedence over those of PyTorch's dependencies
-        paths = [folder / "libtorch_cpu.dylib"] if sys.platform == "darwin" else [None, folder / "libtorch_cpu.so"]
-        for library in [ctypes.CDLL(path) for path in paths if path is None or path.exists()]:
-            functions = functions or [getattr(library, name) for name in names if hasattr(library, name)]
-    if len(functions) < len(names):
-        return [0] * len(names)
-    return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
+    """Return the addresses of the functions with these names in PyTorch or its dependencies, or zeros if one is missing."""
+    library = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+    path = Path(torch.__file__).parent / "lib" / library
+    # On Linux, symbols of the whole process take precedence over those of PyTorch's dependencies
+    paths = [path] if sys.platform in ("win32", "darwin") else [None, path]
+    for library in [ctypes.CDLL(path and os.fspath(path)) for path in paths if path is None or path.exists()]:
+        if all(hasattr(library, name) for name in names):
+            return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+    return [0] * len(names)
 
 
-function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+function_addresses = [0, 0, 0]        # on Windows, or if PyTorch does not use OpenMP
+if os.name == "posix" and "backend: OpenMP" in torch.__config__.parallel_info():
+    function_addresses = find_functions("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 cdef Parallel parallel = <Parallel><uintptr_t>function_addresses[0]
 cdef Count thread_num = <Count><uintptr_t>function_addresses[1]
 cdef Count num_threads = <Count><uintptr_t>function_addresses[2]

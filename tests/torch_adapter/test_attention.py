@@ -16,6 +16,7 @@ torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
 from cdropout.torch import _attention, attention  # noqa: E402
+from cdropout.torch._openmp import find_functions  # noqa: E402
 
 F, nn = torch.nn.functional, torch.nn
 P = 0.3
@@ -791,7 +792,7 @@ def test_results_do_not_depend_on_the_number_of_threads(heads, threads):
 
 
 def test_without_the_functions_of_pytorch_the_whole_matrix_is_computed(monkeypatch):
-    assert _attention.find_functions("aoti_torch_delete_tensor_object", "missing") == [0, 0]
+    assert find_functions("aoti_torch_delete_tensor_object", "missing") == [0, 0]
     tensors = random_tensors(*[HEADS] * 3)
     mask = cdropout.Mask((2, 3, 40, 40), P, 3)
     expected = ct.scaled_dot_product_attention(*tensors, mask=mask)
