@@ -119,6 +119,7 @@ def main():
     for case, steps_of in CASES.items():
         if not any(name in case for name in options.only):
             continue
+        torch._dynamo.reset()  # otherwise, the limit on recompilations would end the compilation
         base, *others = seconds = measure(steps_of(), options.pairs)
         print(f"{case}: {base} {1000 * statistics.median(seconds[base]):.2f} ms", flush=True)
         for name in others:

@@ -60,5 +60,10 @@ class LazyMask:
 
 def given_mask(given: Mask, form: str, inplace: bool = False) -> LazyMask: ...
 def seeded_mask(
-    seed: int, call: int, p: float, broadcast_axes: tuple[int, ...], form: str
+    seed: int,
+    call: int,
+    p: float,
+    broadcast_axes: tuple[int, ...],
+    form: str,
+    inplace: bool = False,
 ) -> LazyMask: ...

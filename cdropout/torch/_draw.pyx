@@ -308,8 +308,8 @@ def given_mask(Mask given, str form, bint inplace=False):
     return mask
 
 
-def seeded_mask(uint64_t seed, int64_t call, double p, tuple broadcast_axes, str form):
+def seeded_mask(uint64_t seed, int64_t call, double p, tuple broadcast_axes, str form, bint inplace=False):
     """Return a LazyMask that is drawn already, with this seed and the call number from `draw_from`."""
-    cdef LazyMask mask = LazyMask(p, broadcast_axes, form)
+    cdef LazyMask mask = LazyMask(p, broadcast_axes, form, inplace)
     mask.id.seed, mask.id.call, mask.drawn = seed, call, True
     return mask

@@ -39,7 +39,7 @@ cdef new_like(x):
 cdef Matrix matrix_of(x, y, size_t columns, LazyMask mask):
     cdef const ElementType* dtype = &types[<int>codes[x.dtype]]
     return Matrix(
-        <size_t>x.numel() // columns, columns, 0, dtype.itemsize, dtype.code, address_of(x), NULL, NULL,
+        <size_t>x.numel() // columns if columns else 0, columns, 0, dtype.itemsize, dtype.code, address_of(x), NULL, NULL,
         <char*>address_of(y), NULL, &mask.id, mask.start,
     )
 

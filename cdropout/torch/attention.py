@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn import Parameter
 
 from cdropout._core.mask import Mask, check_mask, check_not_given
@@ -633,7 +634,7 @@ def _broadcast(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] |
     )
     if any(a != b and a != 1 and b != 1 for a, b in pairs):
         return None
-    return tuple(b if a == 1 else a for a, b in pairs)
+    return tuple(a if a == b or b == 1 else b for a, b in pairs)
 
 
 def attend(
@@ -694,7 +695,10 @@ def replaced_attention(
         return None
     if not _is_plain(attn_mask, query):
         return None
-    aligned = align(query, key, value, attn_mask, is_causal, enable_gqa)
+    try:
+        aligned = align(query, key, value, attn_mask, is_causal, enable_gqa)
+    except GuardOnDataDependentSymNode:  # a size depends on data
+        return None
     if aligned is None:
         return None
     size = math.prod(aligned.shape)

@@ -16,6 +16,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.fx import Proxy
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from cdropout._core.dtypes import FLOATS, FLOATS_TEXT
 from cdropout._core.generator import Generator
@@ -295,6 +296,12 @@ def apply_given_mask(
     return x.copy_(y) if inplace else y
 
 
+def is_empty(x: Tensor) -> bool:
+    """Return whether x has no elements. Return False if this depends on data in a traced graph."""
+    empty: bool = guard_or_false(x.numel() == 0)
+    return empty
+
+
 def is_dtensor(x: Tensor) -> bool:
     """Return whether x is a DTensor, without importing torch.distributed.tensor."""
     return type(x).__name__ == "DTensor" and hasattr(x, "device_mesh")
@@ -389,7 +396,7 @@ def apply_dropout(
         check_not_given("generator", generator)
         check_mask(mask, tuple(x.shape), broadcast_axes, p)
         return apply_given_mask(implementation, x, mask, inplace, form)
-    if not training or p == 0 or (implementation is not dropout_eagerly and x.numel() == 0):
+    if not training or p == 0 or (implementation is not dropout_eagerly and is_empty(x)):
         return x
     return implementation(x, float(p), inplace, generator, broadcast_axes, form)
 

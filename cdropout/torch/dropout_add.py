@@ -16,6 +16,7 @@ from cdropout.torch.autograd import (
     TransformableDropout,
     dropout_by_operators,
     implementation_for,
+    is_empty,
     next_seed,
     restore_on_error,
 )
@@ -156,7 +157,7 @@ def _add_by_operator(
     operands = (x, residual) if bias is None else (x, bias, residual)
     if (
         any(implementation_for(tensor) is not dropout_by_operators for tensor in operands)
-        or x.numel() == 0
+        or is_empty(x)
         or not _have_equal_form(x, bias, residual)
     ):
         return None

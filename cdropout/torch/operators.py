@@ -1,6 +1,9 @@
 """PyTorch operators for dropout in graphs, and for the seed that the backward pass needs."""
 
+import importlib
 import math
+import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -41,11 +44,17 @@ def move_batch_axis_first(
 
 # ---- dropout ------------------------------------------------------------------------------------
 
-# The seed of a new mask is a tensor in the graph; the numbers of a given mask are constants
+# The seed of a new mask is a tensor in the graph; the numbers of a given mask are constants.
+# AOTInductor passes None for an empty list, so that the types of lists have to be optional.
 library = torch.library.Library("cdropout", "FRAGMENT")
 library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[] broadcast_axes, str form) "
+    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[]? broadcast_axes, str form) "
     "-> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(  # for graphs of Inductor only, since it has no derivative
+    "dropout_(Tensor(a!) x, Tensor seed, SymInt call, float p, SymInt[]? broadcast_axes, str form) "
+    "-> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
@@ -58,9 +67,15 @@ mask_operator = torch.ops.cdropout.apply_mask.default
 
 
 @torch.library.impl(library, "dropout", "CPU")
-def _(x: Tensor, seed: Tensor, call: int, p: float, broadcast_axes: list[int], form: str) -> Tensor:
+def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form: str) -> Tensor:
     unsigned = int(seed.item()) & UINT64_MAX
-    return apply_mask(x, seeded_mask(unsigned, call, p, tuple(broadcast_axes), form))
+    return apply_mask(x, seeded_mask(unsigned, call, p, tuple(axes or ()), form))
+
+
+@torch.library.impl(library, "dropout_", "CPU")
+def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form: str) -> None:
+    unsigned = int(seed.item()) & UINT64_MAX
+    apply_mask(x, seeded_mask(unsigned, call, p, tuple(axes or ()), form, True))
 
 
 @torch.library.impl(library, "apply_mask", "CPU")
@@ -84,6 +99,11 @@ def _(x: Tensor, seed: Tensor, *constants: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+@torch.library.register_fake("cdropout::dropout_", lib=library)
+def _(x: Tensor, seed: Tensor, *constants: Any) -> None:
+    pass
+
+
 @torch.library.register_fake(mask_operator)
 def _(x: Tensor, *numbers: Any) -> Tensor:
     return torch.empty_like(x)
@@ -97,11 +117,11 @@ def _(
     seed: Tensor,
     call: int,
     p: float,
-    broadcast_axes: list[int],
+    broadcast_axes: list[int] | None,
     form: str,
 ) -> tuple[Tensor, int]:
     x, one_seed = move_batch_axis_first(info, in_dims, x, seed)
-    mask = seeded_mask(0, call, p, tuple(broadcast_axes), form)
+    mask = seeded_mask(0, call, p, tuple(broadcast_axes or ()), form)
     mask = mask.with_batch_axis(in_dims[1] is None)
     return dropout_operator(x, one_seed, *mask.dropout_arguments()), 0
 
@@ -199,6 +219,9 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     With a budget of 0, the partitioner would save nothing. This function therefore replaces the
     budget of this operator by the smallest positive number.
     """
+    if "torch._inductor.compile_fx" in sys.modules:  # the import of Inductor takes seconds
+        with suppress(ImportError):  # other versions of PyTorch may differ
+            importlib.import_module("cdropout.torch.inductor")
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)
     if "recompute" in meta:  # set by a checkpoint, which restores the generator's state

@@ -21,6 +21,7 @@ from cdropout.torch.autograd import (
     dropout_by_operators,
     dropout_eagerly,
     dropout_of_dtensor,
+    is_empty,
     is_supported_dtensor,
     is_traced,
     next_seed,
@@ -296,7 +297,7 @@ def _implementation_for(x: Tensor, p: float, train: bool | None) -> Implementati
     if is_supported_dtensor(x):
         return dropout_of_dtensor
     # Here, x is empty, x is not supported, or a dispatch mode or a tracer is active
-    return dropout_by_operators if (is_supported(x) or is_traced(x)) and x.numel() != 0 else None
+    return dropout_by_operators if (is_supported(x) or is_traced(x)) and not is_empty(x) else None
 
 
 def _dropout_kernel(

@@ -12,6 +12,7 @@ from ..helpers.torch_calls import CALLS, GENERATORS, targets, with_seed
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
+F = torch.nn.functional
 DROPOUT = torch.ops.cdropout.dropout.default
 OPERATORS = {"bias_dropout_add": torch.ops.cdropout.bias_dropout_add.default}
 
@@ -146,11 +147,50 @@ def test_vmap_within_a_compiled_graph(randomness):
     assert torch.equal(y, with_seed(rows, x))
 
 
+def test_opcheck_of_the_operator_in_place():
+    arguments = torch.randn(4, 5), torch.tensor(5), 0, 0.5, [0], "scale"
+    tests = "test_schema", "test_faketensor"
+    report = torch.library.opcheck(torch.ops.cdropout.dropout_.default, arguments, test_utils=tests)
+    assert report == dict.fromkeys(tests, "SUCCESS")
+
+
 def test_opcheck_of_the_saved_seed():
     report = torch.library.opcheck(torch.ops.cdropout.saved_seed.default, (torch.tensor(5),))
     assert set(report.values()) == {"SUCCESS"}
     seeds = torch.arange(3)
     assert torch.equal(torch.vmap(torch.ops.cdropout.saved_seed)(seeds), seeds)
+
+
+# ---- sizes that depend on data ------------------------------------------------------------------
+
+
+SELECTED = {  # functions of a tensor whose first size depends on data
+    **{name: lambda x, name=name: CALLS[name](x) for name in CALLS},
+    "bias_dropout_add": lambda x: ct.bias_dropout_add(x, None, x, 0.5),
+    "dropout1d": lambda x: ct.dropout1d(x[:, 0], 0.5),
+    "attention": lambda x: ct.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    "F.dropout": lambda x: F.dropout(x, 0.5),
+    "F.dropout2d": lambda x: F.dropout2d(x, 0.5),
+    "F.alpha_dropout": lambda x: F.alpha_dropout(x, 0.5, True),
+    "F.attention": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+}
+
+
+@pytest.mark.parametrize("count", [0, *slow(1, 5)])
+@pytest.mark.parametrize("name", SELECTED)
+def test_sizes_that_depend_on_data(name, count):
+    x, selected = torch.randn(5, 3, 4, 2, requires_grad=True), torch.arange(5) < count
+    results = []
+
+    def function(x, selected):
+        return SELECTED[name](x[selected]) * 2
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True), ct.accelerate():
+        torch._dynamo.reset()
+        for run in (function, torch.compile(function, fullgraph=True, backend=PARTITION)):
+            y = with_seed(run, x, selected)
+            results.append((y, *torch.autograd.grad(y.sum(), x)))
+    torch.testing.assert_close(*results)
 
 
 # ---- make_fx, aot_function ----------------------------------------------------------------------

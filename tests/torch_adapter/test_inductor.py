@@ -1,0 +1,153 @@
+"""Tests of the optimizations of compiled graphs. They are slow because they compile."""
+
+import math
+import re
+import shutil
+
+import pytest
+
+from ..helpers.requirements import import_or_skip
+from ..helpers.torch_calls import DTYPES, LAYOUTS, with_seed
+
+torch = import_or_skip("torch")
+ct = import_or_skip("cdropout.torch")
+
+F = torch.nn.functional
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch"),
+]
+SHAPE = 3, 5, 7, 11
+
+
+@pytest.fixture(autouse=True)
+def without_caches():
+    from torch._functorch import config
+    from torch._inductor import config as inductor_config
+
+    torch._dynamo.reset()
+    with config.patch(enable_autograd_cache=False), inductor_config.patch(fx_graph_cache=False):
+        yield
+
+
+def results_of(function, x):
+    """Return the result of a function and the gradient of x, with the same seed each time."""
+    y = with_seed(function, x)
+    generator = torch.Generator().manual_seed(2)
+    gy = torch.randint(-9, 9, y.shape, dtype=y.dtype, generator=generator)  # sums are exact
+    return y, *torch.autograd.grad(y, x, gy)
+
+
+def assert_equal_bits(results, expected):
+    for a, b in zip(results, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(a.signbit() & ~a.isnan(), b.signbit() & ~b.isnan())
+
+
+def operators_of(function, x, **options):
+    """Compare a compiled function with eager mode. Return the operators called in each pass."""
+    from torch._inductor.utils import run_and_get_code
+
+    before = x.clone()
+    x = x.detach().requires_grad_()
+    compiled = torch.compile(function, fullgraph=True, **options)
+    results, codes = run_and_get_code(results_of, compiled, x)
+    expected = results_of(function, x)
+    assert_equal_bits(results, expected)
+    assert results[0].stride() == expected[0].stride()
+    assert_equal_bits(results_of(compiled, x), results)
+    assert_equal_bits([x.detach()], [before])
+    return [re.findall(r"torch\.ops\.cdropout\.(\w+)\.default\(", code) for code in codes]
+
+
+# ---- dropout in place ---------------------------------------------------------------------------
+
+
+def broadcast(x):
+    return x[:, :1].neg().expand(x.shape)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "drop_path"])
+def test_dropout_writes_to_the_memory_of_a_temporary_tensor(name, dynamic):
+    function = getattr(ct, name)
+    training = (True,) if name == "alpha_dropout" else ()
+    passes = operators_of(
+        lambda x: function(x.neg(), 0.5, *training) * 2, torch.randn(SHAPE), dynamic=dynamic
+    )
+    assert passes == [["dropout_"], ["dropout_"]]
+
+
+# Functions whose forward pass must not write to the input of dropout.
+CASES = {
+    "input": lambda x: ct.dropout(x, 0.5) * 2,
+    "view of the input": lambda x: ct.dropout(x.permute(1, 0, 3, 2), 0.5) * 2,
+    "used later": lambda x: ct.dropout(y := x.neg(), 0.5) * y.permute(0, 1, 2, 3),
+    "returned": lambda x: torch.stack([ct.dropout(y := x.neg(), 0.5), y]),
+    "broadcast": lambda x: ct.dropout(broadcast(x), 0.5) * 2,
+    "part": lambda x: ct.dropout(x.neg()[:, 1:3], 0.5) * 2,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dropout_does_not_write_to_memory_that_is_needed(name):
+    forward, _ = operators_of(CASES[name], torch.randn(SHAPE))
+    assert forward == ["dropout"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_layers_equal_eager(dtype, layout):
+    x = LAYOUTS[layout](torch.randn(SHAPE, dtype=dtype))
+
+    def function(x):
+        y = ct.dropout(ct.dropout(x.neg(), 0.3).relu(), 0.3)
+        return ct.dropout2d(y, 0.4).neg() + y
+
+    operators_of(function, x)
+
+
+# ---- gradients of dropout after ReLU ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout1d", "dropout2d", "drop_path"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_after_relu_needs_no_mask(name, dtype):
+    x = torch.randn(SHAPE[: 3 if name == "dropout1d" else 4], dtype=dtype)
+    x.view(-1)[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45], dtype=dtype)
+    passes = operators_of(lambda x: getattr(ct, name)(x.neg().relu(), 0.3).neg(), x)
+    assert passes == [["dropout_"], []]
+
+
+OTHERS = {  # functions to which the optimization does not apply
+    "p = 1": lambda x: ct.dropout(x.neg().relu(), 1.0) * 2,
+    "two masks": lambda x: ct.dropout(y := x.neg().relu(), 0.5) + ct.dropout(y, 0.5),
+    "residual": lambda x: ct.dropout(y := x.neg().relu(), 0.5) + y,
+    "view": lambda x: ct.dropout(x.neg().relu().flatten(), 0.5) * 2,
+    "where": lambda x: torch.where(x <= 0, 0.0, ct.dropout(x.neg(), 0.5)) * 2,
+    "other constant": lambda x: torch.where(x.relu() <= 0, 3.0, ct.dropout(x.neg(), 0.5)) * 2,
+    "alpha_dropout": lambda x: ct.alpha_dropout(x.neg().relu(), 0.5, True) * 2,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_gradients_equal_eager_mode(name):
+    operators_of(OTHERS[name], torch.randn(SHAPE))
+
+
+# ---- AOTInductor --------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_package_of_aotinductor_equals_eager_mode(tmp_path):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return ct.dropout(ct.dropout2d(x.neg(), 0.3).relu(), 0.3).neg()
+
+    x = torch.randn(SHAPE)
+    program = torch.export.export(Model(), (x,))
+    path = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+    package = torch._inductor.aoti_load_package(path)
+    assert_equal_bits([with_seed(package, x)], [with_seed(Model(), x)])
