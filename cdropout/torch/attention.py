@@ -24,6 +24,7 @@ from cdropout.torch.autograd import (
     dropout_eagerly,
     dropout_under_transforms,
     implementation_for,
+    is_empty,
     next_seed,
     restore_on_error,
 )
@@ -589,7 +590,7 @@ def align(
     tensors = query, key, value
     if not _attention.is_available or max(t.dim() for t in tensors) > MAX_DIMS:
         return None
-    if any(t.dtype != query.dtype or t.dim() < 2 or 0 in t.shape for t in tensors):
+    if any(t.dtype != query.dtype or t.dim() < 2 or is_empty(t) for t in tensors):
         return None
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
         return None

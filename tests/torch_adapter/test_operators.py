@@ -193,6 +193,20 @@ def test_sizes_that_depend_on_data(name, count):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
+def test_attention_of_tensors_with_several_sizes_that_depend_on_data():
+    def function(x, selected):
+        return F.scaled_dot_product_attention(x[selected], x[selected], x[selected], dropout_p=0.5)
+
+    x, selected = torch.randn(5, 3, 4, 2), torch.arange(5) < 3
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True), ct.accelerate():
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend=PARTITION)
+        torch.testing.assert_close(
+            with_seed(compiled, x, selected), with_seed(function, x, selected)
+        )
+
+
 # ---- make_fx, aot_function ----------------------------------------------------------------------
 
 
