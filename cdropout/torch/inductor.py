@@ -1,7 +1,7 @@
 """Optimizations of compiled graphs that contain dropout, for PyTorch's compiler Inductor.
 
-Neither changes a result: `dropout` writes to the memory of its input if nothing else reads the
-input later, and the gradient of `dropout(relu(x))` needs neither the mask nor a saved sign of x.
+They do not change results. Dropout writes to the memory of its input if the input is not needed
+later. The gradient of dropout(relu(x)) is computed without the mask and the signs of x.
 """
 
 from __future__ import annotations
@@ -13,32 +13,43 @@ from torch._inductor.fx_passes.joint_graph import pass_patterns
 from torch._inductor.fx_passes.reinplace import InplaceableOp, inplaceable_ops
 from torch._inductor.lowering import fallback_handler, register_lowering
 from torch._inductor.pattern_matcher import Arg, CallFunction, Match, register_graph_pattern
+from torch._inductor.virtualized import V
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true, sym_eq
 
 from cdropout._core.mask import Mask
 
 aten = torch.ops.aten
 dropout = torch.ops.cdropout.dropout.default
-dropout_in_place = torch.ops.cdropout.dropout_.default
+inplace_dropout = torch.ops.cdropout.inplace_dropout.default
+dropout_ = torch.ops.cdropout.dropout_.default
 saved_seed = torch.ops.cdropout.saved_seed.default
 
 
 # ---- dropout in place ---------------------------------------------------------------------------
 
 
-def _keeps_strides(node: Node) -> bool:
-    """Return whether the result of a dropout node has the strides of its input."""
+def _can_be_in_place(node: Node) -> bool:
+    """Return whether the input of a dropout node is temporary and has the strides of the result.
+
+    Inductor itself checks that the input is not needed later. It would accept an input of the graph
+    that is overwritten later, even if the result of dropout is needed after that.
+    """
     x: Any = node.args[0]
-    return bool(node.meta["val"].stride() == x.meta["val"].stride())
+    if x.op != "call_function":
+        return False
+    return statically_known_true(sym_eq(node.meta["val"].stride(), x.meta["val"].stride()))
 
 
-@register_lowering(dropout_in_place, type_promotion_kind=None)
+@register_lowering(inplace_dropout, type_promotion_kind=None)
 def _(x: Any, *args: Any) -> Any:
-    fallback_handler(dropout_in_place, add_to_fallback_set=False)(x, *args)
+    x.realize()
+    V.graph.mark_buffer_mutated(x.get_name())  # computes what depends on x before x changes
+    fallback_handler(dropout_, add_to_fallback_set=False)(x, *args)
     return x
 
 
-inplaceable_ops[dropout] = InplaceableOp(dropout_in_place, 0, _keeps_strides)
+inplaceable_ops[dropout] = InplaceableOp(inplace_dropout, 0, _can_be_in_place)
 
 
 @register_lowering(saved_seed, type_promotion_kind=None)

@@ -4,7 +4,7 @@ import importlib
 import math
 import sys
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,16 +47,15 @@ def move_batch_axis_first(
 # The seed of a new mask is a tensor in the graph; the numbers of a given mask are constants.
 # AOTInductor passes None for an empty list, so that the types of lists have to be optional.
 library = torch.library.Library("cdropout", "FRAGMENT")
+ARGUMENTS = "Tensor seed, SymInt call, float p, SymInt[]? broadcast_axes, str form"
 library.define(
-    "dropout(Tensor x, Tensor seed, SymInt call, float p, SymInt[]? broadcast_axes, str form) "
-    "-> Tensor",
+    f"dropout(Tensor x, {ARGUMENTS}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-library.define(  # for graphs of Inductor only, since it has no derivative
-    "dropout_(Tensor(a!) x, Tensor seed, SymInt call, float p, SymInt[]? broadcast_axes, str form) "
-    "-> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+# Only `inductor` uses the operators in place, which have no derivatives: the first one in graphs,
+# the second one in code. In some versions, Inductor cannot call operators that return their input.
+library.define(f"inplace_dropout(Tensor(a!) x, {ARGUMENTS}) -> Tensor(a!)")
+library.define(f"dropout_(Tensor(a!) x, {ARGUMENTS}) -> ()")
 library.define(
     "apply_mask(Tensor x, int seed, int call, int start, int[]? strides, float p, float scale, "
     "bool alpha) -> Tensor",
@@ -76,6 +75,12 @@ def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form
 def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form: str) -> None:
     unsigned = int(seed.item()) & UINT64_MAX
     apply_mask(x, seeded_mask(unsigned, call, p, tuple(axes or ()), form, True))
+
+
+@torch.library.impl(library, "inplace_dropout", "CPU")
+def _(x: Tensor, *args: Any) -> Tensor:
+    torch.ops.cdropout.dropout_.default(x, *args)
+    return x
 
 
 @torch.library.impl(library, "apply_mask", "CPU")
@@ -99,8 +104,13 @@ def _(x: Tensor, seed: Tensor, *constants: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+@torch.library.register_fake("cdropout::inplace_dropout", lib=library)
+def _(x: Tensor, *args: Any) -> Tensor:
+    return x
+
+
 @torch.library.register_fake("cdropout::dropout_", lib=library)
-def _(x: Tensor, seed: Tensor, *constants: Any) -> None:
+def _(x: Tensor, *args: Any) -> None:
     pass
 
 
@@ -211,6 +221,13 @@ def _(info: Any, in_dims: tuple[int | None], seed: Tensor) -> tuple[Tensor, int 
     return saved_seed(seed), in_dims[0]
 
 
+@cache
+def _optimize_inductor() -> None:
+    """Import `inductor`. Do nothing if this version of PyTorch does not have what it needs."""
+    with suppress(ImportError, AttributeError, TypeError):
+        importlib.import_module("cdropout.torch.inductor")
+
+
 @saved_seed.register_torch_dispatch(ProxyTorchDispatchMode)
 def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any = None) -> object:
     """Record the operator so that the partitioner cannot repeat it in the backward pass.
@@ -220,8 +237,7 @@ def _(mode: ProxyTorchDispatchMode, op: Any, types: Any, args: Any, kwargs: Any 
     budget of this operator by the smallest positive number.
     """
     if "torch._inductor.compile_fx" in sys.modules:  # the import of Inductor takes seconds
-        with suppress(ImportError):  # other versions of PyTorch may differ
-            importlib.import_module("cdropout.torch.inductor")
+        _optimize_inductor()
     result = mode.__torch_dispatch__(op, types, args, kwargs)
     meta = next(node.meta for node in reversed(mode.tracer.graph.nodes) if node.target is op)
     if "recompute" in meta:  # set by a checkpoint, which restores the generator's state

@@ -167,7 +167,8 @@ def test_error_under_transforms_leaves_the_generator_unchanged(name, kind):
         pytest.skip("graphs refuse a cdropout.Generator")
     with (
         NothingDrawn(generator),
-        pytest.raises(RuntimeError, match="must match the size|broadcast"),
+        # graphs of PyTorch 2.9 cannot contain a generator
+        pytest.raises(RuntimeError, match="must match the size|broadcast|argument of type: .*Gen"),
     ):
         TRANSFORMS[name](
             lambda x: ct.bias_dropout_add(x, torch.ones(4), torch.ones(5), 0.5, generator=generator)

@@ -98,6 +98,65 @@ def test_dropout_does_not_write_to_memory_that_is_needed(name):
     assert forward == ["dropout"]
 
 
+def overwrite(x, y, new):
+    x.copy_(new)
+    return y
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: overwrite(x, ct.dropout(x, 0.5), torch.zeros_like(x)),
+        lambda x: overwrite(x, ct.dropout(x.flatten(), 0.5), x + 1),
+        lambda x: overwrite(x, y := ct.dropout(x, 0.5), y * 2),
+        lambda x: ct.dropout(x, 0.5, inplace=True),
+        lambda x: ct.dropout(x[1:], 0.5, inplace=True),
+    ],
+)
+def test_inputs_that_are_overwritten(function):
+    inputs = [torch.ones(SHAPE) for _ in range(2)]
+    results = [
+        with_seed(run, x)
+        for run, x in zip((function, torch.compile(function, fullgraph=True)), inputs, strict=True)
+    ]
+    assert_equal_bits(results[:1] + inputs[:1], results[1:] + inputs[1:])
+
+
+@pytest.mark.parametrize("shape", [SHAPE, SHAPE[2:]])
+def test_earlier_uses_of_the_input_of_dropout(shape):
+    def function(x):
+        ordered = x.sort(0)[0]
+        other = ordered * 2 + 1
+        return ct.dropout(ordered, 0.5) + other
+
+    operators_of(function, torch.randn(shape))
+
+
+def branch(x):
+    return ct.dropout(x.sin(), 0.5)
+
+
+@pytest.mark.parametrize("function", [branch, lambda x: branch(x).neg()])
+def test_dropout_in_a_branch_of_cond(function):
+    def choose(x):
+        return torch.cond(x.sum() > 0, function, torch.neg, (x,))
+
+    x = torch.ones(SHAPE)
+    assert_equal_bits(
+        [with_seed(torch.compile(choose, fullgraph=True), x)], [with_seed(function, x)]
+    )
+
+
+def test_strides_that_depend_on_data():
+    def function(x):
+        return ct.dropout(x.nonzero().T.float(), 0.5) * 2
+
+    x = torch.randn(SHAPE)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        y = with_seed(torch.compile(function, fullgraph=True), x)
+    assert_equal_bits([y], [with_seed(function, x)])
+
+
 @pytest.mark.parametrize(
     "dtype, layout",
     [(dtype, "contiguous") for dtype in DTYPES] + [(torch.float32, layout) for layout in LAYOUTS],
@@ -157,4 +216,6 @@ def test_package_of_aotinductor_equals_eager_mode(tmp_path):
     path = str(tmp_path / "model.pt2")
     torch._inductor.aoti_compile_and_package(program, package_path=path)
     package = torch._inductor.aoti_load_package(path)
-    assert_equal_bits([with_seed(package, x)], [with_seed(Model(), x)])
+    y = with_seed(package, x)
+    assert_equal_bits([y], [with_seed(Model(), x)])
+    assert not torch.equal(package(x), y)

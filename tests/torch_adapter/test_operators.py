@@ -151,10 +151,11 @@ def test_vmap_within_a_compiled_graph(randomness):
     assert torch.equal(y, with_seed(rows, x))
 
 
-def test_opcheck_of_the_operator_in_place():
+@pytest.mark.parametrize("name", ["dropout_", "inplace_dropout"])
+def test_opcheck_of_operators_in_place(name):
     arguments = torch.randn(4, 5), torch.tensor(5), 0, 0.5, [0], "scale"
-    tests = "test_schema", "test_faketensor"
-    report = torch.library.opcheck(torch.ops.cdropout.dropout_.default, arguments, test_utils=tests)
+    tests, operator = ("test_schema", "test_faketensor"), getattr(torch.ops.cdropout, name)
+    report = torch.library.opcheck(operator.default, arguments, test_utils=tests)
     assert report == dict.fromkeys(tests, "SUCCESS")
 
 
