@@ -760,7 +760,7 @@ MUTANTS = {
         "_register_kernels": [("traced", "$o.py_kernels[COMPOSITE] = $t", "pass")],
         "_implementation_for": [
             ("evaluation", "$t is not False and", "True and"),
-            ("modes", "$w if (is_supported($x) or is_traced($x)) and $x.numel() != 0 else None", "None"),
+            ("modes", "$w if (is_supported($x) or is_traced($x)) and not is_empty($x) else None", "None"),
         ],
         "_replaced_dropout": [
             ("few axes", "or $x.dim() < ($f or 0)", "or False"),
