@@ -24,16 +24,17 @@ def encoder(p):
     return nn.TransformerEncoder(layer, 2), (8, 128, 256)
 
 
-def perceptron(activation, p):
-    layers = [nn.Linear(1024, 1024), activation(), nn.Dropout(p)]
+def perceptron(activation, p, shape=(256, 1024)):
+    layers = [nn.Linear(shape[-1], 1024), activation(), nn.Dropout(p)]
     layers += [nn.Linear(1024, 1024), activation(), nn.Dropout(p), nn.Linear(1024, 10)]
-    return nn.Sequential(*layers), (256, 1024)
+    return nn.Sequential(*layers), shape
 
 
 MODELS = {
     "encoder": encoder,
     "MLP with GELU": lambda p: perceptron(nn.GELU, p),
     "MLP with ReLU": lambda p: perceptron(nn.ReLU, p),
+    "MLP of sequences with ReLU": lambda p: perceptron(nn.ReLU, p, (8, 128, 256)),
 }
 
 
