@@ -21,10 +21,10 @@ from cdropout.torch.autograd import (
     restore_on_error,
 )
 from cdropout.torch.operators import (
-    UINT64_MAX,
     dropout_operator,
     is_transformed,
     library,
+    mask_of,
     move_batch_axis_first,
     saved_seed,
 )
@@ -169,23 +169,19 @@ def _add_by_operator(
     return restore_on_error(generator, lambda: next_seed(p, generator), apply)
 
 
-def _mask_of(seed: Tensor, call: int, p: float) -> LazyMask:
-    return seeded_mask(int(seed.item()) & UINT64_MAX, call, p, (), "scale")
-
-
 @torch.library.impl(library, "bias_dropout_add", "CPU")
 def _(
     x: Tensor, bias: Tensor | None, residual: Tensor, seed: Tensor, call: int, p: float
 ) -> Tensor:
     bias = None if bias is None else bias.contiguous()
-    return add_in_one_pass(x.contiguous(), bias, residual.contiguous(), _mask_of(seed, call, p))
+    return add_in_one_pass(x.contiguous(), bias, residual.contiguous(), mask_of(seed, call, p))
 
 
 @torch.library.impl(library, "bias_dropout_add_backward", "CPU")
 def _(
     gy: Tensor, seed: Tensor, call: int, p: float, bias_shape: list[int]
 ) -> tuple[Tensor, Tensor]:
-    mask = _mask_of(seed, call, p)
+    mask = mask_of(seed, call, p)
     return differentiate_in_one_pass(gy.contiguous(), Size(bias_shape), mask)
 
 

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
 from cdropout._core.mask import Mask
-from cdropout.torch._draw import derivative_of, given_mask, seeded_mask
+from cdropout.torch._draw import LazyMask, derivative_of, given_mask, seeded_mask
 from cdropout.torch._tensors import apply_mask
 
 UINT64_MAX = 2**64 - 1
@@ -65,16 +65,27 @@ dropout_operator = torch.ops.cdropout.dropout.default
 mask_operator = torch.ops.cdropout.apply_mask.default
 
 
-@torch.library.impl(library, "dropout", "CPU")
-def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form: str) -> Tensor:
+def mask_of(
+    seed: Tensor,
+    call: int,
+    p: float,
+    broadcast_axes: list[int] | None = None,
+    form: str = "scale",
+    inplace: bool = False,
+) -> LazyMask:
+    """Return the mask for the arguments of an operator. The schema passes a uint64 as int64."""
     unsigned = int(seed.item()) & UINT64_MAX
-    return apply_mask(x, seeded_mask(unsigned, call, p, tuple(axes or ()), form))
+    return seeded_mask(unsigned, call, p, tuple(broadcast_axes or ()), form, inplace)
+
+
+@torch.library.impl(library, "dropout", "CPU")
+def _(x: Tensor, *args: Any) -> Tensor:
+    return apply_mask(x, mask_of(*args))
 
 
 @torch.library.impl(library, "dropout_", "CPU")
 def _(x: Tensor, seed: Tensor, call: int, p: float, axes: list[int] | None, form: str) -> None:
-    unsigned = int(seed.item()) & UINT64_MAX
-    apply_mask(x, seeded_mask(unsigned, call, p, tuple(axes or ()), form, True))
+    apply_mask(x, mask_of(seed, call, p, axes, form, inplace=True))
 
 
 @torch.library.impl(library, "inplace_dropout", "CPU")

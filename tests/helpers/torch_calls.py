@@ -1,11 +1,20 @@
 """Functions, operators, generators and tensors that tests of cdropout.torch share."""
 
+import shutil
+from contextlib import nullcontext
+
+import pytest
+
 import cdropout as cd
 
 from .requirements import import_or_skip
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch"
+)
 
 FUNCTIONS = {  # functions of a 4-D tensor and p that accept inplace= and generator=
     "dropout": ct.dropout,
@@ -111,3 +120,18 @@ class NothingDrawn:
 
     def __exit__(self, *_):
         assert self.is_true()
+
+
+def errors_from_graphs(otherwise=None):
+    """Return a context that expects an error if graphs of PyTorch cannot contain generators.
+
+    Return `otherwise`, or a context that expects no error, if they can.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    generator = torch.Generator()
+    try:
+        make_fx(lambda: torch.randint(2, (), generator=generator))()
+    except NotImplementedError:  # for example in PyTorch 2.9
+        return pytest.raises(NotImplementedError, match="argument of type: .*Generator")
+    return otherwise or nullcontext()

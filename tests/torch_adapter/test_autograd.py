@@ -1,7 +1,6 @@
 """Tests of dropout with autograd, torch.func, compilers, dispatch modes and threads."""
 
 import functools
-import shutil
 import sys
 import threading
 
@@ -11,7 +10,7 @@ import cdropout as cd
 
 from ..helpers.requirements import import_or_skip
 from ..helpers.subprocess_runner import run_with_torch
-from ..helpers.torch_calls import ramp, with_seed
+from ..helpers.torch_calls import needs_compiler, ramp, with_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -271,7 +270,7 @@ def test_compiled_function_equals_eager(name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
+@needs_compiler
 def test_model_compiled_by_inductor_to_machine_code_equals_eager():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32), ct.Dropout(0.3), torch.nn.ReLU())
     compiled, x = torch.compile(model, fullgraph=True), torch.randn(64, 32, requires_grad=True)

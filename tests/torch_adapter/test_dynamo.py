@@ -1,7 +1,6 @@
 """Tests of accelerate and enable with torch.compile."""
 
 import copy
-import shutil
 import threading
 from functools import partial
 
@@ -9,16 +8,13 @@ import pytest
 
 from ..helpers.requirements import import_or_skip, slow
 from ..helpers.subprocess_runner import run, run_with_torch
-from ..helpers.torch_calls import OPERATORS, targets, with_seed
+from ..helpers.torch_calls import OPERATORS, needs_compiler, targets, with_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
 F, nn = torch.nn.functional, torch.nn
 DROPOUT = torch.ops.cdropout.dropout.default
-needs_compiler = pytest.mark.skipif(
-    shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch"
-)
 
 
 @pytest.fixture(autouse=True)

@@ -2,21 +2,16 @@
 
 import math
 import re
-import shutil
 
 import pytest
 
 from ..helpers.requirements import import_or_skip
-from ..helpers.torch_calls import DTYPES, LAYOUTS, with_seed
+from ..helpers.torch_calls import DTYPES, LAYOUTS, needs_compiler, with_seed
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
 
-F = torch.nn.functional
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch"),
-]
+pytestmark = [pytest.mark.slow, needs_compiler]
 SHAPE = 3, 5, 7, 11
 
 
@@ -81,8 +76,7 @@ def test_dropout_writes_to_the_memory_of_a_temporary_tensor(name, dynamic):
     assert passes == [["dropout_"], ["dropout_"]]
 
 
-# Functions whose forward pass must not write to the input of dropout.
-CASES = {
+CASES = {  # functions whose forward pass must not write to the input of dropout
     "input": lambda x: ct.dropout(x, 0.5) * 2,
     "view of the input": lambda x: ct.dropout(x.permute(1, 0, 3, 2), 0.5) * 2,
     "used later": lambda x: ct.dropout(y := x.neg(), 0.5) * y.permute(0, 1, 2, 3),

@@ -1,14 +1,18 @@
 """Tests of the operators in graphs: partitioner, make_fx, aot_function, functionalize."""
 
-import shutil
-from contextlib import nullcontext
-
 import pytest
 
 import cdropout as cd
 
 from ..helpers.requirements import import_or_skip, slow
-from ..helpers.torch_calls import CALLS, GENERATORS, targets, with_seed
+from ..helpers.torch_calls import (
+    CALLS,
+    GENERATORS,
+    errors_from_graphs,
+    needs_compiler,
+    targets,
+    with_seed,
+)
 
 torch = import_or_skip("torch")
 ct = import_or_skip("cdropout.torch")
@@ -69,7 +73,7 @@ def test_aggressive_recomputation_does_not_change_the_mask(dynamic):
         assert_compiled_equals_eager(CHAINS["two layers"], PARTITION, dynamic)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="requires a C++ compiler for PyTorch")
+@needs_compiler
 @pytest.mark.parametrize("budget", [0.5, 0])
 def test_memory_budget_does_not_change_the_mask_in_machine_code_of_inductor(budget):
     with torch._functorch.config.patch(activation_memory_budget=budget):
@@ -168,9 +172,8 @@ def test_opcheck_of_the_saved_seed():
 
 # ---- sizes that depend on data ------------------------------------------------------------------
 
-
 SELECTED = {  # functions of a tensor whose first size depends on data
-    **{name: lambda x, name=name: CALLS[name](x) for name in CALLS},
+    **CALLS,
     "bias_dropout_add": lambda x: ct.bias_dropout_add(x, None, x, 0.5),
     "dropout1d": lambda x: ct.dropout1d(x[:, 0], 0.5),
     "attention": lambda x: ct.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
@@ -215,18 +218,6 @@ def test_attention_of_tensors_with_several_sizes_that_depend_on_data():
 # ---- make_fx, aot_function ----------------------------------------------------------------------
 
 
-def errors_from_generators():
-    """Return a context that expects an error if graphs of PyTorch cannot contain generators."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    generator = torch.Generator()
-    try:
-        make_fx(lambda: torch.randint(2, (), generator=generator))()
-    except NotImplementedError:  # for example in PyTorch 2.9
-        return pytest.raises(NotImplementedError, match="argument of type: .*Generator")
-    return nullcontext()
-
-
 @pytest.mark.parametrize("mode", [*slow("real", "fake"), "symbolic"])
 @pytest.mark.parametrize("name", CALLS)
 def test_make_fx_records_the_operator(name, mode):
@@ -240,7 +231,7 @@ def test_make_fx_records_the_operator(name, mode):
     with pytest.raises(NotImplementedError, match="cdropout.Generator cannot be used while traced"):
         make_fx(lambda x: function(x, generator=cd.Generator(1)), tracing_mode=mode)(x)
     generator = torch.Generator().manual_seed(3)
-    with errors_from_generators():
+    with errors_from_graphs():
         traced = make_fx(lambda x: function(x, generator=generator), tracing_mode=mode)(x)
         generator.manual_seed(3)
         assert torch.equal(traced(x), expected)
@@ -316,7 +307,7 @@ def test_generator_with_fullgraph_or_export(kind, strict):
         ):
             torch.export.export(module, (x,), strict=False)
     else:
-        with errors_from_generators():
+        with errors_from_graphs():
             exported = torch.export.export(module, (x,), strict=False).module()
             y = [exported(x) for _ in range(2)]
             assert not torch.equal(*y) and set(y[0].tolist()) == {0, 2}
